@@ -1,7 +1,7 @@
 """Exact nearest neighbours by cosine, in blocks of bounded memory, and the weighted vote of Wu et al. (2018).
 
-A block of similarities never exceeds QUERY_BLOCK x KEY_BLOCK entries (64 MiB in float32), whatever the size of the two sets. Equal
-similarities go to the lowest index, so that a result does not depend on the sorting routine of a device.
+A block of similarities never exceeds QUERY_BLOCK x KEY_BLOCK entries (64 MiB in float32), whatever the size of the two sets.
+Equal similarities go to the lowest index, so that a result does not depend on the sorting routine of a device.
 """
 
 import torch
@@ -15,7 +15,7 @@ def top_k(queries: Tensor, keys: Tensor, k: int, exclude_self: bool = False) -> 
     """The k keys with the highest cosine to each query, best first; exact; the lower index first where cosines are equal.
 
     Args:
-        queries: (q, d), any length (rows are normalised here; a row of zeros has cosine 0 with everything); half precision is widened.
+        queries: (q, d), any length (normalised here; a row of zeros has cosine 0 with everything); half precision is widened.
         keys: (n, d), on the same device.
         k: 1 <= k <= n (n - 1 with exclude_self).
         exclude_self: query i *is* key i and must not find itself (leave-one-out); then q = n.
@@ -48,7 +48,8 @@ def vote(similarity: Tensor, labels_of_neighbours: Tensor, classes: int, tempera
     Returns:
         (q,) int64; the lowest class where votes are equal.
     """
-    weight = torch.exp((similarity - similarity.amax(1, keepdim=True)).double() / temperature)  # a common factor a row: no overflow
+    best = similarity.amax(1, keepdim=True)  # a factor common to a row changes no vote, and none overflows
+    weight = torch.exp((similarity - best).double() / temperature)
     votes = weight.new_zeros(len(similarity), classes)
     for j in range(similarity.shape[1]):  # one neighbour at a time: no two additions meet, so a GPU gives the same sum every time
         votes.scatter_add_(1, labels_of_neighbours[:, j : j + 1], weight[:, j : j + 1])
@@ -68,23 +69,23 @@ def _best_of_all(queries: Tensor, keys: Tensor, k: int, own: int | None) -> tupl
             block.diagonal(own - start).fill_(-torch.inf)  # empty where the block does not meet the diagonal
         found, where = _best_of_block(block, k)
         # What was found before has lower indices, so a stable sort of (before, now) keeps the rule for equal similarities.
-        similarity, order = torch.cat([similarity, found], 1).sort(1, descending=True, stable=True)
+        similarity, order = torch.cat([similarity, found], 1).sort(dim=1, descending=True, stable=True)
         similarity = similarity[:, :k]
         index = torch.cat([index, where + start], 1).gather(1, order)[:, :k]
     return similarity, index
 
 
 def _best_of_block(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, largest first, equal values by index. topk leaves equal values to chance: it is right as a set unless
-    the last place is shared with an entry left out, and those rare rows are sorted in full."""
+    """The k largest of each row, largest first, equal values by index. topk leaves equal values to chance: it is right as a set
+    unless the last place is shared with an entry left out, and those rare rows are sorted in full."""
     if k >= block.shape[1]:
-        return block.sort(1, descending=True, stable=True)
+        return block.sort(dim=1, descending=True, stable=True)
     value, where = block.topk(k + 1)
     shared = value[:, k - 1] == value[:, k]
     where, order = where[:, :k].sort(1)
-    value, order = value[:, :k].gather(1, order).sort(1, descending=True, stable=True)
+    value, order = value[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     where = where.gather(1, order)
     if shared.any():
-        full = block[shared].sort(1, descending=True, stable=True)
+        full = block[shared].sort(dim=1, descending=True, stable=True)
         value[shared], where[shared] = full.values[:, :k], full.indices[:, :k]
     return value, where
