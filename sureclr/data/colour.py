@@ -1,0 +1,75 @@
+"""Colour operations of SimCLR's augmentation, each with one factor per image; equal to torchvision's at the same factor to 1e-5.
+
+Everywhere: x (n, c, h, w) float32 in [0, 1], c = 3 (red, green, blue) or 1 (grey), factor (n,). Greyscale images have neither hue nor
+saturation: those operations leave them alone, as torchvision does.
+"""
+
+from torch import Tensor, maximum, minimum, where
+
+
+def grey(x: Tensor) -> Tensor:
+    """Luma of colour images, (n, 1, h, w): ITU-R 601 weights with torchvision's four digits."""
+    red, green, blue = x.split(1, dim=1)
+    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+
+
+def _luma(x: Tensor) -> Tensor:
+    return x if x.shape[1] == 1 else grey(x)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """factor x + (1 - factor) other, clamped; `other` broadcasts."""
+    f = factor.view(-1, 1, 1, 1)
+    return (f * x).add_((1 - f) * other).clamp_(0, 1)
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with black."""
+    return (factor.view(-1, 1, 1, 1) * x).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's mean luma (mean over the pixels of one image)."""
+    return _blend(x, _luma(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend with the image's own luma."""
+    return _blend(x, grey(x), factor)
+
+
+def hue(x: Tensor, factor: Tensor) -> Tensor:
+    """Turn the hue of the HSV hexcone by `factor` turns (1 = the full circle), in [-1/2, 1/2]. Exact, not the linear YIQ rotation.
+
+    With the hue H in sixths of a turn and chroma = max - min, each channel is min + chroma * t(H), where t is a trapezium wave: 1 within
+    one sixth of the channel's own hue, 0 beyond two sixths.
+    """
+    red, green, blue = x.unbind(dim=1)
+    top = maximum(maximum(red, green), blue)
+    low = minimum(minimum(red, green), blue)
+    chroma = top - low
+    sixths = where(top == green, blue - red + 2 * chroma, red - green + 4 * chroma)  # times chroma
+    sixths = where(top == red, green - blue, sixths).div_(chroma.clamp_min(1e-12))  # a grey pixel has chroma 0 and any hue will do
+    sixths = sixths.add_(6 * factor.view(-1, 1, 1)).remainder_(6)
+    turned = x.new_empty(x.shape)
+    turned[:, 0] = (sixths - 3).abs_().sub_(1).clamp_(0, 1).mul_(chroma).add_(low)
+    turned[:, 1] = (sixths - 2).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
+    turned[:, 2] = (sixths - 4).abs_().neg_().add_(2).clamp_(0, 1).mul_(chroma).add_(low)
+    return turned
+
+
+OPERATIONS = (brightness, contrast, saturation, hue)  # the columns of `factors` and the numbers in `order`
+
+
+def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    """torchvision's ColorJitter in place, each image in its own order of the four operations.
+
+    factors (n, 4) on x's device; order (n, 4) int64 on the CPU (so that no row selection waits for an accelerator): entry k is the
+    operation of step k, -1 leaves the image alone.
+    """
+    operations = OPERATIONS if x.shape[1] == 3 else OPERATIONS[:2]
+    for step in order.unbind(dim=1):
+        for number, operation in enumerate(operations):
+            rows = (step == number).nonzero().squeeze(1).to(x.device)
+            x.index_copy_(0, rows, operation(x.index_select(0, rows), factors[rows, number]))
+    return x

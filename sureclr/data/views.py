@@ -1,0 +1,226 @@
+"""SimCLR's augmentation (Chen et al. 2020, section 2.1 and appendix A), batched: uint8 images in, random views out.
+
+    crop -> flip -> colour jitter -> grey -> blur
+
+Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on the batch around it (up to float32
+rounding), nor on the device. Parameters are drawn on the CPU (a few numbers an image), so no step waits for an accelerator; pixels stay
+on the images' device. Each operation equals torchvision's at the same parameters to 1e-5.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from sureclr.data import colour
+from sureclr.data.counter_rng import uniform
+from sureclr.errors import UserError
+
+CROP_TRIES = 10  # torchvision's RandomResizedCrop: candidates before it falls back to a central crop
+_CHUNK = 2**17  # numbers worked on at once by a CPU core: 0.5 MiB of float32 stays in its cache
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """SimCLR's augmentation, complete; the defaults are the paper's. `*_p` are probabilities; off is 0."""
+
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Area of the crop as a fraction of the image's: uniform between these."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the crop: log-uniform between these."""
+    flip: float = 0.5
+    """Probability of a left-right flip. 0 for digits and letters."""
+    jitter_p: float = 0.8
+    """Probability of colour jitter."""
+    strength: float = 1.0
+    """Strength s of the jitter: multiplies the four amounts below. The paper takes 0.5 for CIFAR."""
+    brightness: float = 0.8
+    """Amount b at strength 1: the factor is uniform in [max(0, 1 - s b), 1 + s b]."""
+    contrast: float = 0.8
+    """Amount at strength 1, as for brightness."""
+    saturation: float = 0.8
+    """Amount at strength 1, as for brightness."""
+    hue: float = 0.2
+    """Amount at strength 1, in turns of the colour circle: the shift is uniform in [-s hue, s hue]; s hue is at most 0.5."""
+    grey_p: float = 0.2
+    """Probability of dropping the colour."""
+    blur_p: float = 0.5
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the blur in pixels: uniform between these."""
+    blur_kernel: float = 0.1
+    """Width of the blur's kernel as a fraction of the image's shorter side, made odd: 3 at 32 px, 9 at 96 px, none below 20 px."""
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter_p", "grey_p", "blur_p", "blur_kernel"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
+        for name in ("strength", "brightness", "contrast", "saturation", "hue"):
+            _check(self, name, 0 <= getattr(self, name) < math.inf, "must be zero (off) or positive")
+        for name in ("crop_area", "crop_aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            _check(self, name, 0 < low <= high < math.inf, "must be two positive numbers, the smaller first")
+        _check(self, "crop_area", self.crop_area[1] <= 1, "must not exceed 1, the whole image")
+        _check(self, "hue", self.hue * self.strength <= 0.5, f"times strength {self.strength} must not exceed 0.5, half a turn")
+
+    @classmethod
+    def light(cls, flip: float = 0.5) -> "ViewConfig":
+        """Half to whole crops and the flip alone: for fine-tuning with labels."""
+        return cls(crop_area=(0.5, 1.0), flip=flip, jitter_p=0, grey_p=0, blur_p=0)
+
+    def blur_radius(self, height: int, width: int) -> int:
+        """Pixels on each side of the kernel's centre; the kernel is 2 radius + 1 wide, 0 is no blur. SimCLR's own rounding."""
+        return int(self.blur_kernel * min(height, width) + 1e-9) // 2
+
+
+def _check(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
+    if not holds:
+        default = next(field.default for field in fields(config) if field.name == name)
+        raise UserError(f"views.{name} {rule}, not {getattr(config, name)}; SimCLR's value is {default}.")
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """What was drawn for one view of each of n images; all tensors on the CPU."""
+
+    box: Tensor
+    """(n, 4) int64 pixels: top, left, height, width of the crop."""
+    flip: Tensor
+    """(n,) bool."""
+    factors: Tensor
+    """(n, 4) float32: brightness, contrast, saturation, hue."""
+    order: Tensor
+    """(n, 4) int64: the operation of each step; -1 where the image is not jittered."""
+    grey: Tensor
+    """(n,) bool."""
+    sigma: Tensor
+    """(n,) float32, pixels; 0 where the image is not blurred."""
+
+    def __getitem__(self, rows: slice) -> "ViewParameters":
+        return ViewParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def draw_parameters(seeds: Tensor, view: int, height: int, width: int, config: ViewConfig) -> ViewParameters:
+    """The parameters of view number `view` of images of height x width pixels, from seeds (n,) int64."""
+    u = uniform(seeds.cpu(), view, 2 * CROP_TRIES + 15)
+    place, jitter, rest = u[:, 20:22], u[:, 22:31], u[:, 31:]
+    reach = config.strength * torch.tensor([config.brightness, config.contrast, config.saturation, config.hue]).double()
+    centre = torch.tensor([1.0, 1.0, 1.0, 0.0]).double()
+    lowest = torch.maximum(centre - reach, torch.tensor([0.0, 0.0, 0.0, -0.5]).double())
+    jittered = jitter[:, :1] < config.jitter_p
+    low, high = config.blur_sigma
+    return ViewParameters(
+        box=_draw_box(u[:, : 2 * CROP_TRIES], place, height, width, config),
+        flip=rest[:, 0] < config.flip,
+        factors=(lowest + jitter[:, 1:5] * (centre + reach - lowest)).float(),
+        order=jitter[:, 5:].argsort(dim=1).where(jittered, -1),
+        grey=rest[:, 1] < config.grey_p,
+        sigma=(low + rest[:, 3] * (high - low)).where(rest[:, 2] < config.blur_p, 0).float(),
+    )
+
+
+def _draw_box(tries: Tensor, place: Tensor, height: int, width: int, config: ViewConfig) -> Tensor:
+    """torchvision's RandomResizedCrop.get_params: the first of ten candidates that fits, else a central crop. (n, 4) int64."""
+    low, high = config.crop_area
+    area = height * width * (low + tries[:, :CROP_TRIES] * (high - low))
+    low, high = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
+    aspect = torch.exp(low + tries[:, CROP_TRIES:] * (high - low))
+    size = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=-1).long()  # (n, 10, 2)
+    whole = torch.tensor([height, width])
+    fits = ((size > 0) & (size <= whole)).all(dim=-1)
+    first = fits.long().argmax(dim=1)  # the first True
+    chosen = size[torch.arange(len(size)), first]
+    corner = (place * (whole - chosen + 1)).long()
+    central = torch.tensor(_central_size(height, width, config.crop_aspect))
+    fallback = torch.cat([(whole - central) // 2, central])
+    return torch.cat([corner, chosen], dim=1).where(fits.any(dim=1, keepdim=True), fallback)
+
+
+def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
+    """The largest height and width whose ratio is allowed."""
+    if width / height < aspect[0]:
+        return round(width / aspect[0]), width
+    if width / height > aspect[1]:
+        return height, round(height * aspect[1])
+    return height, width
+
+
+def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
+    """Crop, bilinear back to the old size, and flip, in one sampling. images (n, c, h, w) float; box (n, 4), flip (n,) on their device.
+
+    Positions are clamped to the box, so that nothing outside is seen, as if it had been cut out first. A crop is never larger than the
+    image, so this never shrinks and torchvision's `antialias` makes no difference.
+    """
+    height, width = images.shape[-2:]
+    y = _positions(box[:, 0], box[:, 2], height)
+    x = _positions(box[:, 1], box[:, 3], width)
+    x = torch.where(flip[:, None], x.flip(1), x)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)  # (n, h, w, 2)
+    return torch.nn.functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _positions(start: Tensor, length: Tensor, size: int) -> Tensor:
+    """(n, size): where each output pixel looks, in grid_sample's units: -1 and 1 are the outer edges of the image."""
+    target = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
+    start, length = start[:, None].float(), length[:, None].float()
+    source = (target * (length / size)).clamp(min=0.5).minimum(length - 0.5)  # pixel centres are at 1/2
+    return (start + source) * (2 / size) - 1
+
+
+def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Gaussian blur with a kernel of 2 radius + 1 pixels and reflected edges. x (n, c, h, w); sigma (n,) pixels, > 0."""
+    distance = torch.arange(-radius, radius + 1, device=x.device)
+    weight = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=1)[:, radius:, None, None, None]  # (n, radius + 1, 1, 1, 1)
+    padded = torch.nn.functional.pad(x, (0, 0, radius, radius), mode="reflect")
+    rows = _weighted(padded, weight, radius, 2)
+    return _weighted(torch.nn.functional.pad(rows, (radius, radius, 0, 0), mode="reflect"), weight, radius, 3)
+
+
+def _weighted(padded: Tensor, weight: Tensor, radius: int, dim: int) -> Tensor:
+    """The symmetric weighted sum of shifted copies along one dimension. Shifts, not a convolution: autocast leaves them in float32."""
+    size = padded.shape[dim] - 2 * radius
+    total = padded.narrow(dim, radius, size) * weight[:, 0]
+    for shift in range(1, radius + 1):
+        total.addcmul_(padded.narrow(dim, radius - shift, size) + padded.narrow(dim, radius + shift, size), weight[:, shift])
+    return total
+
+
+def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
+    """One view with the given parameters. images uint8 (n, c, h, w) -> float32 (n, c, h, w) in [0, 1]."""
+    device = images.device
+    x = crop_and_flip(images.float().div_(255), parameters.box.to(device), parameters.flip.to(device))
+    x = colour.jitter(x, parameters.factors.to(device), parameters.order)
+    if x.shape[1] == 3:
+        rows = parameters.grey.nonzero().squeeze(1).to(device)
+        x.index_copy_(0, rows, colour.grey(x.index_select(0, rows)).expand(-1, 3, -1, -1))
+    if radius:
+        chosen = parameters.sigma.nonzero().squeeze(1)
+        rows, sigma = chosen.to(device), parameters.sigma[chosen].to(device)
+        x.index_copy_(0, rows, blur(x.index_select(0, rows), sigma, radius))
+    return x
+
+
+def _chunks(images: Tensor) -> Iterator[slice]:
+    """Rows worked on at once: on a CPU what its cores can keep in cache, else all."""
+    n = len(images)
+    rows = n if images.device.type != "cpu" else torch.get_num_threads() * max(1, _CHUNK // images[0].numel())
+    return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+def one_view(images: Tensor, seeds: Tensor, view: int, config: ViewConfig) -> Tensor:
+    """View number `view` of each image. images uint8 (n, c, h, w), c 1 or 3; seeds int64 (n,) -> float32 (n, c, h, w) in [0, 1].
+
+    Raises UserError for images of another kind, or none.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+        raise UserError(f"views need uint8 images (n, 1 or 3, height, width), not {images.dtype} {tuple(images.shape)}; convert them first.")
+    height, width = images.shape[-2:]
+    parameters = draw_parameters(seeds, view, height, width, config)
+    radius = config.blur_radius(height, width)
+    return torch.cat([augment(images[rows], parameters[rows], radius) for rows in _chunks(images)])
+
+
+def two_views(images: Tensor, seeds: Tensor, config: ViewConfig) -> Tensor:
+    """Views 0 and 1 of each image: uint8 (n, c, h, w), seeds int64 (n,) -> float32 (2n, c, h, w) in [0, 1]; rows i and i + n are image i's."""
+    return torch.cat([one_view(images, seeds, view, config) for view in (0, 1)])
