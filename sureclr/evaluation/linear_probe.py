@@ -1,0 +1,349 @@
+"""The linear probe: multinomial logistic regression on frozen features, the strength of its penalty chosen without the test set.
+
+Objective, in nats, over n rows x standardised with the training mean and deviation:
+
+    J(W, b) = (1/n) sum_i -log softmax(W'x_i + b)[y_i] + (strength / 2) |W|^2,          b is not penalised
+
+This is scikit-learn's LogisticRegression with C = 1 / (n * strength) on the same standardised rows, for three classes or more. (For two,
+scikit-learn keeps one weight vector, the difference of our two columns, and then C = 2 / (n * strength) gives the same model.)
+
+Solver: L-BFGS (Nocedal & Wright 2006, algorithm 7.4), with three things that make it fast for this objective:
+
+* the inverse Hessian starts from the Cholesky factor of (feature covariance / K + strength I), the Hessian's own form at W = 0;
+* along a direction the logits are linear in the step, so a line search costs no matrix product: an iteration has two, X D and X'R;
+* all strengths are one batch: these two products serve all of them.
+
+Products with the features run in their own precision (float32, or float64 if given), all else in float64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sureclr.errors import UserError
+from sureclr.maths.metrics import wilson_interval
+
+STRENGTHS = tuple(10.0**p for p in range(-6, 2))
+MEMORY = 20  # L-BFGS pairs kept; each is as small as the weights
+LOGITS_AT_ONCE = 1 << 26  # rows x strengths x classes in one batch: 256 MiB in float32; more strengths are solved in turn
+COVARIANCE_ROWS = 4  # rows per feature that the preconditioner looks at
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The minimum of J for each of S strengths.
+
+    Attributes:
+        weight: (S, f, K) float64, for standardised features. bias: (S, K).
+        objective: (S,) J at the solution, nats.
+        gradient: (S,) |grad J| divided by its value at W = 0, b = 0.
+        iterations: of the whole batch. converged: (S,) whether gradient <= tolerance.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    objective: Tensor
+    gradient: Tensor
+    iterations: int
+    converged: Tensor
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A linear probe and its one look at the test set.
+
+    Attributes:
+        accuracy: on the test rows. interval: Wilson's, 95 %.
+        strength: chosen on a split of the training rows; strengths: all tried, with their validation accuracy (NaN if no class had
+            two rows to split: then the middle strength is taken).
+        iterations, converged, gradient, objective: of the last fit, on all training rows (see Solution).
+        classes: (K,) int64, the label of each column. logits: (m, K) of the test rows, float64.
+        weight: (f, K), bias: (K,): for raw features, logits = features @ weight + bias.
+    """
+
+    accuracy: float
+    interval: tuple[float, float]
+    strength: float
+    strengths: tuple[tuple[float, float], ...]
+    iterations: int
+    converged: bool
+    gradient: float
+    objective: float
+    classes: Tensor
+    logits: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(m, K), softmax of the test logits."""
+        return self.logits.softmax(1)
+
+    @property
+    def predictions(self) -> Tensor:
+        """(m,) int64 labels."""
+        return self.classes[self.logits.argmax(1)]
+
+
+def linear_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = 0,
+    validation: float = 0.2,
+    tolerance: float = 1e-4,
+    max_iterations: int = 500,
+    allow_missing: bool = False,
+) -> ProbeResult:
+    """Choose the strength on a stratified split of the training rows, refit on all of them, evaluate once on the test rows.
+
+    Args:
+        train_x: (n, f), test_x: (m, f), any float type, both on the device that shall do the work.
+        train_y: (n,), test_y: (m,) int64 labels >= 0.
+        strengths: penalties to choose from; of equally accurate ones the strongest. One alone is used as it is.
+        seed: of the split. validation: the share of each class held out (0 < share < 1).
+        tolerance: on the norm of the gradient, relative to its start. max_iterations: of L-BFGS, each fit.
+        allow_missing: test rows of classes without a training row count as wrong, instead of being an error.
+
+    Raises:
+        UserError: unlabelled rows, a single class, a test class without training rows, features that are not finite.
+    """
+    train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
+    train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
+    _check(train_x, train_y, test_x, test_y, allow_missing)
+    classes, target = train_y.unique(return_inverse=True)
+    grid = tuple(sorted(strengths))
+    scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
+    strength = _choose(grid, scores)
+    mean, scale = standardisation(train_x)
+    fit = logistic_regression(_standardise(train_x, mean, scale), target, [strength], tolerance, max_iterations)
+    weight = fit.weight[0] / scale.double()[:, None]
+    bias = fit.bias[0] - mean.double() @ weight
+    logits = _logits(test_x, weight, bias)
+    right = int((classes[logits.argmax(1)] == test_y).sum())
+    return ProbeResult(
+        accuracy=right / len(test_y),
+        interval=wilson_interval(right, len(test_y)),
+        strength=strength,
+        strengths=tuple(zip(grid, scores, strict=True)),
+        iterations=fit.iterations,
+        converged=bool(fit.converged[0]),
+        gradient=float(fit.gradient[0]),
+        objective=float(fit.objective[0]),
+        classes=classes,
+        logits=logits,
+        weight=weight,
+        bias=bias,
+    )
+
+
+def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (f,) of the rows (over n, not n - 1), float32 or wider; the deviation of a constant column is 1.
+
+    A column is constant if its deviation is below the rounding of its mean: dividing by that would turn rounding into a feature.
+    """
+    variance, mean = torch.var_mean(_wide(features), dim=0, correction=0)
+    deviation = variance.sqrt()
+    constant = deviation <= 10 * torch.finfo(deviation.dtype).eps * mean.abs()
+    return mean, torch.where(constant, torch.ones_like(deviation), deviation)
+
+
+def stratified_split(target: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """(n,) bool, True for held-out rows: of each class the rounded share, at least one and never all; none of a class with one row."""
+    held_out = torch.zeros(len(target), dtype=torch.bool)
+    for label in target.cpu().unique():
+        rows = (target.cpu() == label).nonzero().squeeze(1)
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        held_out[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    return held_out.to(target.device)
+
+
+def logistic_regression(
+    x: Tensor, target: Tensor, strengths: Sequence[float], tolerance: float = 1e-6, max_iterations: int = 500
+) -> Solution:
+    """Minimise J for every strength at once (see the module's head for the objective and the method).
+
+    Args:
+        x: (n, f) standardised features, float32 or float64; the preconditioner counts on columns of mean 0.
+        target: (n,) int64 in [0, K), each class present. strengths: S numbers > 0.
+        tolerance: stop when |grad J| <= tolerance * |grad J at 0|, for every strength.
+    """
+    at_once = max(1, LOGITS_AT_ONCE // (len(x) * int(target.max() + 1)))
+    groups = [strengths[i : i + at_once] for i in range(0, len(strengths), at_once)]
+    parts = [_minimise(_Objective(x, target, group), tolerance, max_iterations) for group in groups]
+    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("weight", "bias", "objective", "gradient", "converged")}
+    return Solution(**joined, iterations=max(p.iterations for p in parts))
+
+
+class _Objective:
+    """J for S strengths. Parameters theta are (S, f + 1, K), float64, the bias in the last row; logits z are (n, S, K), in x's type."""
+
+    def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
+        self.x, self.target, self.classes = x, target, int(target.max()) + 1
+        self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
+        self.factor = torch.linalg.cholesky(self._hessian_at_zero())
+
+    def _hessian_at_zero(self) -> Tensor:
+        """(S, f, f): covariance / K + strength I, what the Hessian is at W = 0 on weights that sum to 0 over the classes.
+
+        Evenly spaced rows suffice: the preconditioner costs time, not exactness, when it is off.
+        """
+        rows = self.x[:: max(1, len(self.x) // (COVARIANCE_ROWS * self.x.shape[1]))]
+        covariance = (rows.T @ rows).double() / len(rows)
+        return covariance / self.classes + self.strength * torch.eye(len(covariance), dtype=torch.float64, device=self.x.device)
+
+    def precondition(self, gradient: Tensor) -> Tensor:
+        """The inverse of the Hessian at 0, on (S, f + 1, K). The bias meets no other row: the columns of x have mean 0."""
+        return torch.cat([torch.cholesky_solve(gradient[:, :-1], self.factor), self.classes * gradient[:, -1:]], 1)
+
+    def logits(self, theta: Tensor) -> Tensor:
+        weight, bias = theta[:, :-1], theta[:, -1]
+        columns = weight.transpose(0, 1).flatten(1).to(self.x.dtype)  # (f, S K): one product for all strengths
+        return (self.x @ columns).unflatten(1, bias.shape) + bias.to(self.x.dtype)
+
+    def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
+        """(S, f + 1, K): X'(softmax(z) - Y) / n + strength W."""
+        residual = z.softmax(2)
+        residual[torch.arange(len(z), device=z.device), :, self.target] -= 1
+        of_weight = (self.x.T @ residual.flatten(1)).unflatten(1, z.shape[1:]).transpose(0, 1).double() / len(z)
+        of_bias = residual.sum(0, dtype=torch.float64) / len(z)
+        return torch.cat([of_weight + self.strength * theta[:, :-1], of_bias[:, None]], 1)
+
+    def value(self, theta: Tensor, z: Tensor) -> Tensor:
+        """(S,) J in nats."""
+        picked = z[torch.arange(len(z), device=z.device), :, self.target]
+        return (z.logsumexp(2) - picked).mean(0, dtype=torch.float64) + self.strength.flatten() / 2 * _dot(theta[:, :-1], theta[:, :-1])
+
+    def along(self, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative (S,) of J(theta + step direction) in step, without a product with x."""
+        p = (z + step[:, None].to(z.dtype) * dz).softmax(2)
+        picked = dz[torch.arange(len(z), device=z.device), :, self.target]
+        mean = (p * dz).sum(2)
+        slope = (mean - picked).mean(0, dtype=torch.float64)
+        curvature = ((p * dz.square()).sum(2) - mean.square()).mean(0, dtype=torch.float64)
+        w, d, strength = theta[:, :-1], direction[:, :-1], self.strength.flatten()
+        return slope + strength * (_dot(w, d) + step * _dot(d, d)), curvature + strength * _dot(d, d)
+
+
+def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
+    """Batched L-BFGS. A strength that has converged stands still while the others go on."""
+    x = objective.x
+    theta = torch.zeros(len(objective.strength), x.shape[1] + 1, objective.classes, dtype=torch.float64, device=x.device)
+    z = objective.logits(theta)
+    gradient = objective.gradient(theta, z)
+    start, norm, iterations = _norm(gradient), _norm(gradient), 0
+    pairs: list[tuple[Tensor, Tensor]] = []
+    while (moving := norm > tolerance * start).any() and iterations < max_iterations:
+        direction = -_lbfgs(objective, gradient, pairs) * moving[:, None, None]
+        dz = objective.logits(direction)
+        step = _line_search(objective, theta, direction, z, dz, _dot(gradient, direction))[:, None, None]
+        theta, z, before = theta + step * direction, z + step[:, 0].to(z.dtype) * dz, gradient
+        gradient = objective.gradient(theta, z)
+        pairs = [*pairs[1 - MEMORY :], (step * direction, gradient - before)]
+        norm, iterations = _norm(gradient), iterations + 1
+    z = objective.logits(theta)  # the sum of many steps has rounding of its own: what is reported is measured afresh
+    relative = _norm(objective.gradient(theta, z)) / start.clamp_min(torch.finfo(torch.float64).tiny)
+    value = objective.value(theta, z)
+    return Solution(theta[:, :-1], theta[:, -1], value, relative, iterations, relative <= 1.01 * tolerance)
+
+
+def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The inverse Hessian's estimate times the gradient: the two loops of Nocedal & Wright, algorithm 7.4, for each strength."""
+    weights = []
+    for s, y in reversed(pairs):
+        rho = _inverse(_dot(s, y))
+        alpha = rho * _dot(s, gradient)
+        weights.append((s, y, rho, alpha))
+        gradient = gradient - alpha[:, None, None] * y
+    result = objective.precondition(gradient)
+    for s, y, rho, alpha in reversed(weights):
+        result = result + (alpha - rho * _dot(y, result))[:, None, None] * s
+    return result
+
+
+def _line_search(objective: _Objective, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, slope_at_0: Tensor) -> Tensor:
+    """(S,) steps with |slope| <= |slope at 0| / 10, by Newton inside a bracket; J is convex, so the sign of the slope says which side.
+
+    Slopes alone decide (the approximate Wolfe conditions of Hager & Zhang 2005): near the minimum, differences of J are rounding.
+    """
+    step, low, high = torch.ones_like(slope_at_0), torch.zeros_like(slope_at_0), torch.full_like(slope_at_0, torch.inf)
+    for _ in range(30):
+        slope, curvature = objective.along(theta, direction, z, dz, step)
+        open_ = slope.abs() > 0.1 * slope_at_0.abs()
+        if not open_.any():
+            break
+        low, high = torch.where(slope < 0, step, low), torch.where(slope < 0, high, step)
+        newton = step - slope * _inverse(curvature)
+        halfway = torch.where(high.isfinite(), (low + high) / 2, 2 * step)
+        step = torch.where(open_, torch.where((newton > low) & (newton < high), newton, halfway), step)
+    return step
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum((1, 2))
+
+
+def _norm(a: Tensor) -> Tensor:
+    return _dot(a, a).sqrt()
+
+
+def _inverse(a: Tensor) -> Tensor:
+    """1 / a, and 0 where a is not positive: a strength that stands still adds nothing."""
+    return torch.where(a > 0, 1 / a, 0)
+
+
+def _wide(features: Tensor) -> Tensor:
+    return features if features.dtype == torch.float64 else features.float()
+
+
+def _on_wide_device(features: Tensor) -> Tensor:
+    return _wide(features.cpu() if features.device.type == "mps" else features)  # Apple's GPU has no float64
+
+
+def _standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    return (features - mean).div_(scale)  # one copy of the features, not two
+
+
+def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.cat([rows.double() @ weight + bias for rows in features.split(8192)])
+
+
+def _validate(
+    x: Tensor, target: Tensor, grid: tuple[float, ...], seed: int, share: float, tolerance: float, max_iterations: int
+) -> tuple[float, ...]:
+    """Accuracy of each strength on held-out training rows; NaN where there is nothing to choose or to hold out."""
+    held_out = stratified_split(target, share, torch.Generator().manual_seed(seed))
+    if len(grid) == 1 or not held_out.any():
+        return (float("nan"),) * len(grid)
+    mean, scale = standardisation(x[~held_out])
+    fit = logistic_regression(_standardise(x[~held_out], mean, scale), target[~held_out], grid, tolerance, max_iterations)
+    rows, truth = _standardise(x[held_out], mean, scale).double(), target[held_out]
+    return tuple(float(((rows @ w + b).argmax(1) == truth).double().mean()) for w, b in zip(fit.weight, fit.bias, strict=True))
+
+
+def _choose(grid: tuple[float, ...], scores: tuple[float, ...]) -> float:
+    if scores[0] != scores[0]:  # NaN: nothing was held out
+        return grid[len(grid) // 2]
+    return max(zip(scores, grid, strict=True))[1]  # of equal scores the strongest penalty
+
+
+def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, allow_missing: bool) -> None:
+    """Every rule that a user's data can break, in one sentence each."""
+    for name, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if len(x) != len(y) or len(y) == 0:
+            raise UserError(f"a linear probe needs one label for each of its {name} rows, got {len(x)} rows and {len(y)} labels.")
+        if (y < 0).any():
+            raise UserError(f"a linear probe needs labels: {int((y < 0).sum())} of {len(y)} {name} rows have none; pass labelled rows.")
+        if not x.isfinite().all():
+            bad = int((~x.isfinite().all(1)).sum())
+            raise UserError(f"features must be finite, {bad} of {len(x)} {name} rows are not; look for a diverged encoder.")
+    if len(train_y.unique()) < 2:
+        raise UserError(f"a linear probe needs two classes or more; every training row has label {int(train_y[0])}.")
+    missing = sorted(set(test_y.tolist()) - set(train_y.tolist()))
+    if missing and not allow_missing:
+        raise UserError(f"the test rows have classes without a training row: {missing}; add labelled rows or drop these classes.")
