@@ -1,7 +1,7 @@
 """Random numbers without a state: each is a hash of (seed, stream, draw), so an image's numbers do not depend on its batch.
 
-The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a Weyl sequence through
-a bijective mixer. It is written in int64, whose products wrap modulo 2^64 on every device, so the numbers are the same everywhere.
+The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a Weyl sequence
+through a bijective mixer. In int64, whose products wrap modulo 2^64 on every device, so the numbers are the same everywhere.
 """
 
 import torch
@@ -30,7 +30,7 @@ def mix(x: Tensor) -> Tensor:
 
 def hashed(seeds: Tensor, stream: int, count: int) -> Tensor:
     """(n, count) int64 words, uniform over all 2^64, from seeds (n,) int64. Another stream gives independent words."""
-    state = mix(mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64)))  # hashed before the stream enters: seeds may be 0, 1, 2...
+    state = mix(mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64)))  # seeds may be 0, 1, 2...: hashed before and after
     steps = torch.tensor([_signed((draw + 1) * GOLDEN % (1 << 64)) for draw in range(count)], device=seeds.device)
     return mix(state[:, None] + steps)
 
