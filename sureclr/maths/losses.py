@@ -1,7 +1,7 @@
 """The losses, each the formula of its paper (theory.md, sections 2-4).
 
-Conventions. ``directions`` is (2n, d), unit vectors mu; rows i and i + n are the two views of image i; p(i) is the partner of row i.
-A loss is a mean over all 2n views, in nats. Half precision is raised to float32 and autocast is off inside every loss (theory 5);
+Conventions. ``directions`` is (2n, d), unit vectors mu; rows i and i + n are the views of image i, and p(i) is row i's partner. A
+loss is a mean over all 2n views, in nats. Half precision is raised to float32 and autocast is off inside every loss (theory 5);
 float64 stays float64. A ``UserError`` is raised where the rows do not make at least two pairs or a number lies outside its range.
 """
 
@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.maths.sphere import log_kernel, pair_gap
+from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_kernel, pair_gap
 
 Inputs = ParamSpec("Inputs")
+Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
 
 
-# ---------------------------------------------------------------- what all losses share
+# What all losses share
+
 
 def full_precision(loss: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
-    """Raise half-precision arguments of ``loss`` to float32, and switch autocast off inside: it would lower the products again."""
+    """``loss`` with half-precision arguments raised to float32 and autocast off inside: it would lower the products again."""
 
     @wraps(loss)
     def in_float32(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
@@ -48,9 +50,16 @@ def above(name: str, value: float, bound: float) -> float:
 def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows i and i + n: the two views of image i, (n, ...) each; they must make at least two pairs."""
     if len(rows) % 2 or len(rows) < 4:
-        raise UserError(f"a loss needs two views of each of 2 images or more: an even number of rows, at least 4, and got {len(rows)}.")
+        raise UserError(f"a loss needs two views of each of 2 images or more, so 4, 6, 8, ... rows, not {len(rows)}; add images.")
     first, second = rows.chunk(2)
     return first, second
+
+
+def not_negative(name: str, value: float) -> float:
+    """The value, or a ``UserError`` if it is not a finite number from 0 on."""
+    if not 0 <= value < math.inf:
+        raise UserError(f"{name} must be a finite number, 0 or more, and is {value}; 0 switches its term off.")
+    return value
 
 
 def partners(evidence: Tensor) -> Tensor:
@@ -59,8 +68,14 @@ def partners(evidence: Tensor) -> Tensor:
     return torch.cat((evidence.diagonal(n, -2, -1), evidence.diagonal(-n, -2, -1)), -1)
 
 
+def without_own_image(evidence: Tensor, views: int = 2) -> Tensor:
+    """The (views * n, views * n) matrix with -inf where row and column show the same image."""
+    image = torch.arange(len(evidence), device=evidence.device) % (len(evidence) // views)
+    return evidence.masked_fill(image[:, None] == image, -math.inf)
+
+
 def info_nce(evidence: Tensor) -> Tensor:
-    """- log( exp(e_ip(i)) / sum_{j != i} exp(e_ij) ), (..., 2n, 2n) -> (..., 2n): naming the partner among all other views, nats.
+    """- log( exp(e_ip(i)) / sum_{j != i} exp(e_ij) ), (..., 2n, 2n) -> (..., 2n), nats: name the partner among all other views.
 
     van den Oord et al. 2018, eq. 4, with SimCLR's choice of negatives: both views of every other image.
     """
@@ -68,14 +83,14 @@ def info_nce(evidence: Tensor) -> Tensor:
     return evidence.masked_fill(itself, -math.inf).logsumexp(-1) - partners(evidence)
 
 
-# ---------------------------------------------------------------- NT-Xent and SURE
+# NT-Xent and SURE
+
 
 @full_precision
 def per_view_nt_xent(directions: Tensor, temperature: float) -> Tensor:
     """(2n,), the NT-Xent loss of every view before the mean, nats."""
-    above("temperature", temperature, 0)
     pairs(directions)
-    return info_nce(directions @ directions.T / temperature)
+    return info_nce(directions @ directions.T / above("temperature", temperature, 0))
 
 
 def nt_xent(directions: Tensor, temperature: float) -> Tensor:
@@ -87,7 +102,7 @@ def nt_xent(directions: Tensor, temperature: float) -> Tensor:
 
 
 @full_precision
-def radius_likelihood(directions: Tensor, radii: Tensor, dimension: float | None = None, gaps: Tensor | None = None) -> Tensor:
+def radius_likelihood(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
     """- mean_i log P_{rho_i rho_p(i)}( sg(mu_i).sg(mu_p(i)) )   (theory 3, L_sure): where on the sphere is the partner?
 
     Strictly proper for the radii; no gradient reaches the directions. Arguments as for ``sure``; scalar, nats, mean over 2n views
@@ -96,9 +111,8 @@ def radius_likelihood(directions: Tensor, radii: Tensor, dimension: float | None
     mu, other = pairs(directions.detach())
     rho, rho_other = pairs(radii)
     gap = pair_gap(*pairs(1 - radii if gaps is None else gaps))
-    cosine_gap = (mu - other).square().sum(-1) / 2  # from the difference: 1 - c loses c near 1 in float32 (theory 5)
     m = directions.shape[1] if dimension is None else dimension
-    return -log_kernel(cosine_gap, rho * rho_other, gap, m).mean()
+    return -log_kernel(cosine_gap(mu, other), rho * rho_other, gap, m).mean()
 
 
 def sure(
@@ -106,7 +120,7 @@ def sure(
     radii: Tensor,
     temperature: float,
     weight: float = 1.0,
-    dimension: float | None = None,
+    dimension: Dimension = None,
     gaps: Tensor | None = None,
 ) -> Tensor:
     """L = L_what + lambda * L_sure   (theory 3): which view shares the image, and how sure is each view of it?
@@ -126,7 +140,7 @@ def sure(
 
 @full_precision
 def mean_squared_cosine(directions: Tensor) -> Tensor:
-    """E[c^2] over the 2n (2n - 2) ordered pairs of views of *different* images, scalar; 1 / it is the kernel dimension m (theory 3).
+    """E[c^2] over the 2n (2n - 2) ordered pairs of views of *different* images, scalar; its inverse is m (theory 3).
 
     sum_ij c_ij^2 = |M^T M|^2 for the (2n, d) matrix M, so it costs O(n d^2) and no (2n, 2n) matrix.
     """
@@ -134,3 +148,103 @@ def mean_squared_cosine(directions: Tensor) -> Tensor:
     everything = (directions.T @ directions).square().sum()
     same_image = (mu.square().sum(-1).square() + other.square().sum(-1).square() + 2 * (mu * other).sum(-1).square()).sum()
     return ((everything - same_image) / (len(directions) * (len(directions) - 2))).clamp(min=0)
+
+
+# The reference losses: InfoNCE over the evidence of a pair of posteriors
+
+
+@full_precision
+def poisson_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
+    """InfoNCE over s(u_i, u_j), direction and radius together (theory 3, last point). Arguments as for ``sure``; scalar, nats."""
+    pairs(directions)
+    views = Posterior(directions, radii, gaps)
+    return info_nce(evidence_matrix(views, views, dimension)).mean()
+
+
+@full_precision
+def gaussian_evidence(directions: Tensor, radii: Tensor, dimension: float | Tensor, gaps: Tensor | None = None) -> Tensor:
+    """m ((a c - a^2) / (1 - a^2) - log(1 - a^2) / 2), a = rho_i rho_j, c = mu_i.mu_j, (N, N), nats   (issue 4; Mehler 1866).
+
+    The pointwise mutual information of two standard Gaussian vectors of m coordinates and length sqrt(m), correlated by a.
+    """
+    gaps = 1 - radii if gaps is None else gaps
+    a, gap = torch.outer(radii, radii), pair_gap(gaps[:, None], gaps)
+    one_minus_a2 = gap * (1 + a)
+    c_minus_a = gap - (1 - directions @ directions.T)
+    return dimension * (a * c_minus_a / one_minus_a2 - torch.log(one_minus_a2) / 2)
+
+
+def gaussian_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
+    """InfoNCE over the Mehler kernel, the Gaussian sister of ``poisson_nce``. Arguments as for ``sure``; scalar, nats."""
+    pairs(directions)
+    m = directions.shape[1] if dimension is None else dimension
+    return info_nce(gaussian_evidence(directions, radii, m, gaps)).mean()
+
+
+# The reference losses: variants of NT-Xent
+
+
+@full_precision
+def dcl(directions: Tensor, temperature: float) -> Tensor:
+    """- mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ): NT-Xent without the positive below.
+
+    Yeh et al. 2022 (Decoupled Contrastive Learning), L_DC. (2n, d) -> scalar, nats, mean over 2n views; it can be negative.
+    """
+    pairs(directions)
+    evidence = directions @ directions.T / above("temperature", temperature, 0)
+    return (without_own_image(evidence).logsumexp(-1) - partners(evidence)).mean()
+
+
+@full_precision
+def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
+    """- mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ): NT-Xent with a temperature an anchor.
+
+    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so that the ratio is the probability
+    of naming the partner; the original drops it there. (2n, d) and (2n,) -> scalar, nats, mean over 2n views.
+    """
+    pairs(directions)
+    return info_nce(directions @ directions.T / temperatures[:, None]).mean()
+
+
+@full_precision
+def loss_prediction(directions: Tensor, predictions: Tensor, temperature: float, weight: float = 1.0) -> Tensor:
+    """mean_i l_i + lambda mean_i (prediction_i - sg(l_i))^2, l_i the NT-Xent of view i; predictions (2n,) in nats.
+
+    Yoo & Kweon 2019 (Learning Loss for Active Learning); the squared error in place of their ranking loss is the URL benchmark's
+    (Kirchhof et al. 2023). Scalar, nats (the second term nats^2), mean over 2n views.
+    """
+    per_view = per_view_nt_xent(directions, temperature)
+    return per_view.mean() + weight * (predictions - per_view.detach()).square().mean()
+
+
+@full_precision
+def cosine_regression(directions: Tensor, radii: Tensor, temperature: float, weight: float = 1.0) -> Tensor:
+    """L_what + lambda mean_i (rho_i rho_p(i) - sg(mu_i.mu_p(i)))^2: our simplest rival, E[c | r] = r by least squares (theory 8).
+
+    Scalar, nats (the second term has no unit), mean over 2n views.
+    """
+    rho, rho_other = pairs(radii)
+    mu, other = pairs(directions.detach())
+    return nt_xent(directions, temperature) + weight * (rho * rho_other - (mu * other).sum(-1)).square().mean()
+
+
+# The diagnostic of the model
+
+
+@torch.no_grad()
+def log_mean_exp_evidence(posterior: Posterior, dimension: float, views: int = 2) -> tuple[float, float]:
+    """log E[exp s] over views of *different* images, nats: 0 if the model is true, since P integrates to 1 (theory 5).
+
+    Args:
+        posterior: of views * n rows, with a radius; rows i, i + n, ... show image i. Memory is (views * n)^2: give a sample.
+        dimension: m of the kernel.
+        views: of each image; 1 where every row shows another image.
+    Returns:
+        the estimate and its standard error. Pairs share images, so it is that of a U-statistic of order 2: 2 sd(h_i) / sqrt(n),
+        h_i image i's mean over all others. The estimate is heavy-tailed: where the error is not small, it is itself a guess.
+    """
+    n = len(posterior.direction) // views
+    s = evidence_matrix(posterior, posterior, dimension)
+    an_image = without_own_image(s, views).logsumexp(-1).reshape(views, n).logsumexp(0) - math.log(views * views * (n - 1))
+    estimate = an_image.logsumexp(0) - math.log(n)
+    return estimate.item(), (2 * (an_image - estimate).exp().std() / math.sqrt(n)).item()

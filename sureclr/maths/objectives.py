@@ -3,7 +3,7 @@
     objective = SureLoss(temperature=0.2)
     loss = objective(objective.read(projections, k))    # (2n, d) and (2n,): rows i and i + n are the two views of image i
 
-``OBJECTIVES`` names them all; ``objective(name, **options)`` builds one.
+``OBJECTIVES`` names them all; ``objective(name, **options)`` builds one. At k = 0 every loss that has a radius starts from 1/2.
 """
 
 import inspect
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
 from sureclr.maths import losses
-from sureclr.maths.losses import above, raised
-from sureclr.maths.sphere import GAP_MIN, Posterior
+from sureclr.maths.losses import above, not_negative, raised
+from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
 def bounded(k: Tensor) -> Tensor:
-    """k / sqrt(1 + (k / K)^2), inside (-K, K): so 1 - rho >= GAP_MIN, and the slope falls only as |k|^-3: no view is ever stuck."""
+    """k / sqrt(1 + (k / K)^2), inside (-K, K): so 1 - rho >= GAP_MIN; the slope falls only as |k|^-3, so no view is stuck."""
     k = raised(k)
     return k / torch.sqrt(1 + (k / K_MAX).square())
 
@@ -53,29 +53,24 @@ class Objective(nn.Module, ABC):
         """The loss of the posteriors of 2n views: scalar, at least float32, nats; the generator is for losses that sample."""
 
     def number(self, k: Tensor | None) -> Tensor:
-        """k, or a ``UserError`` where the head gave none."""
+        """k in at least float32, or a ``UserError`` where the head gave none."""
         if k is None:
-            raise UserError(f"loss {self.name} needs a number k a view beside the direction, and got none; pass k of shape (n,).")
-        return k
+            raise UserError(f"loss {self.name} needs one number a view beside the direction; pass k of shape (n,).")
+        return raised(k)
+
+    def need(self, what: str, value: Tensor | None) -> Tensor:
+        """A part of the posterior, or a ``UserError`` where it has none."""
+        if value is None:
+            raise UserError(f"loss {self.name} needs a posterior with a {what}; make it with its own read(directions, k).")
+        return value
 
 
-def with_radius(directions: Tensor, k: Tensor) -> Posterior:
-    """rho = sigmoid(k), 1 - rho = sigmoid(-k): the second is exact where the first has rounded (theory 5)."""
-    k = bounded(k)
-    return Posterior(unit(directions), torch.sigmoid(k), torch.sigmoid(-k))
+# Losses of the direction alone
 
 
-def radius_of(posterior: Posterior) -> tuple[Tensor, Tensor]:
-    """rho and 1 - rho of a posterior that has them."""
-    if posterior.radius is None or posterior.gap is None:
-        raise UserError("this loss needs a posterior with a radius, and got one without; make it with its own read(directions, k).")
-    return posterior.radius, posterior.gap
+class DirectionLoss(Objective):
+    """No notion of certainty: the posterior is a direction. ``loss(projections)`` works as well as ``loss(posterior)``."""
 
-
-class NTXentLoss(Objective):
-    """SimCLR's loss (``losses.nt_xent``): every view equally sure, so no radius and no certainty."""
-
-    name = "nt-xent"
     uses_certainty = False
 
     def __init__(self, temperature: float = 0.2) -> None:
@@ -85,21 +80,49 @@ class NTXentLoss(Objective):
     def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
         return Posterior(unit(directions))
 
+    def directions(self, views: Posterior | Tensor) -> Tensor:
+        """Unit vectors of a posterior, or of (2n, d) projections of any length."""
+        return unit(views) if isinstance(views, Tensor) else views.direction
+
+
+class NTXentLoss(DirectionLoss):
+    """SimCLR's loss (``losses.nt_xent``), in which every view is equally sure. Takes a posterior or plain (2n, d) projections."""
+
+    name = "nt-xent"
+
     def forward(self, posterior: Posterior | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """A posterior, or simply the (2n, d) projections of any length."""
-        posterior = self.read(posterior) if isinstance(posterior, Tensor) else posterior
-        return losses.nt_xent(posterior.direction, self.temperature)
+        return losses.nt_xent(self.directions(posterior), self.temperature)
 
 
-class SureLoss(Objective):
+class DCLLoss(DirectionLoss):
+    """Decoupled contrastive learning (``losses.dcl``). Takes a posterior or plain (2n, d) projections."""
+
+    name = "dcl"
+
+    def forward(self, posterior: Posterior | Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return losses.dcl(self.directions(posterior), self.temperature)
+
+
+# Losses with a radius
+
+
+class RadiusLoss(Objective):
+    """rho = sigmoid(k) and 1 - rho = sigmoid(-k), exact where 1 - sigmoid(k) has rounded (theory 5)."""
+
+    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
+        k = bounded(self.number(k))
+        return Posterior(unit(directions), torch.sigmoid(k), torch.sigmoid(-k))
+
+
+class SureLoss(RadiusLoss):
     """SURE (``losses.sure``): NT-Xent for what a view shows, a likelihood for how sure it is (theory 3).
 
     Args:
         temperature: tau of the first term.
         weight: lambda of the second; its pull on the encoder grows with lambda * m (theory 5).
         dimension: a fixed kernel dimension m; None: the running m = 1 / E[c^2] over views of different images.
-        momentum: of that running mean, in [0, 1); a batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is exact
-            enough and follows the directions as they spread.
+        momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
+            exact enough, and follows the directions as they spread.
     """
 
     name = "sure"
@@ -113,26 +136,22 @@ class SureLoss(Objective):
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
         self.weight = not_negative("weight", weight)
-        self.dimension = dimension if dimension is None else above("dimension", dimension, 1)
+        self.dimension = kernel_dimension(dimension)
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel dimension.")
         self.momentum = momentum
         for running in ("squared_cosine", "seen", "m"):
             self.register_buffer(running, torch.zeros(()))
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        return with_radius(directions, self.number(k))
-
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        rho, gap = radius_of(posterior)
+        mu, (rho, gap) = posterior.direction, radius_and_gap(posterior)
         if self.training:
-            self.update(posterior.direction)
-        m = self.kernel(posterior.direction.shape[1])
-        return losses.sure(posterior.direction, rho, self.temperature, self.weight, m, gap)
+            self.update(mu)
+        return losses.sure(mu, rho, self.temperature, self.weight, self.kernel(mu.shape[1]), gap)
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:
-        """Move the running mean of c^2 towards this batch's; ``seen`` = 1 - momentum^steps, the weight collected so far, unbiases it.
+        """Move the running mean of c^2 towards this batch's; ``seen`` = 1 - momentum^steps, the weight collected, unbiases it.
 
         m is at most the number of coordinates: few views in many coordinates can be almost orthogonal, and 1 / E[c^2] unbounded.
         """
@@ -140,24 +159,121 @@ class SureLoss(Objective):
         self.seen.lerp_(torch.ones_like(self.seen), 1 - self.momentum)
         self.m.copy_((self.seen / self.squared_cosine).clamp(max=directions.shape[1]))
 
-    def kernel(self, coordinates: int) -> Any:
-        """m: the fixed one, else the running one (a scalar tensor, so that nobody waits for the device), else the coordinates."""
+    def kernel(self, coordinates: int) -> float | Tensor:
+        """m: the fixed one, else the running one (as a tensor: a number would wait for the device), else the coordinates."""
         return torch.where(self.m > 0, self.m, coordinates) if self.dimension is None else self.dimension
 
     @property
     def kernel_dimension(self) -> float | None:
-        """m: the fixed one, else the running 1 / E[c^2], None before the first training step."""
+        """m: the fixed one, else the running 1 / E[c^2]; None before the first training step."""
         return (float(self.m) or None) if self.dimension is None else self.dimension
 
 
-def not_negative(name: str, value: float) -> float:
-    """The value, or a ``UserError`` if it is not a finite number from 0 on."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"{name} must be a finite number, 0 or more, and is {value}; 0 switches its term off.")
-    return value
+def kernel_dimension(value: float | None) -> float | None:
+    """A kernel dimension m > 1, at which the density is normalised (theory 3), or None."""
+    return value if value is None else above("dimension", value, 1)
 
 
-OBJECTIVES: dict[str, type[Objective]] = {loss.name: loss for loss in (NTXentLoss, SureLoss)}
+class PoissonNCELoss(RadiusLoss):
+    """InfoNCE over the evidence (``losses.poisson_nce``). dimension: m; None: coordinates."""
+
+    name = "poisson-nce"
+
+    def __init__(self, dimension: float | None = None) -> None:
+        super().__init__()
+        self.dimension = kernel_dimension(dimension)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        rho, gap = radius_and_gap(posterior)
+        return losses.poisson_nce(posterior.direction, rho, self.dimension, gap)
+
+
+class GaussianNCELoss(RadiusLoss):
+    """InfoNCE over the Mehler kernel (``losses.gaussian_nce``). dimension: m; None: coordinates."""
+
+    name = "gaussian-nce"
+
+    def __init__(self, dimension: float | None = None) -> None:
+        super().__init__()
+        self.dimension = kernel_dimension(dimension)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        rho, gap = radius_and_gap(posterior)
+        return losses.gaussian_nce(posterior.direction, rho, self.dimension, gap)
+
+
+class CosineRegressionLoss(RadiusLoss):
+    """NT-Xent, and the pair's radius regressed on its cosine (``losses.cosine_regression``)."""
+
+    name = "cosine-regression"
+
+    def __init__(self, temperature: float = 0.2, weight: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+        self.weight = not_negative("weight", weight)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        rho, _ = radius_and_gap(posterior)
+        return losses.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
+
+
+# Losses with another certainty
+
+
+class TauLoss(Objective):
+    """Temperature as uncertainty (``losses.tau``): tau_i = temperature / (2 sigmoid(k)), certainty 1 / tau_i.
+
+    Like the original's sigmoid, it keeps the temperature from falling to 0: tau_i > temperature / 2. k = 0 is NT-Xent.
+    """
+
+    name = "tau"
+
+    def __init__(self, temperature: float = 0.2) -> None:
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+
+    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
+        temperatures = self.temperature / (2 * torch.sigmoid(bounded(self.number(k))))
+        return Posterior(unit(directions), certainty=1 / temperatures, parameter=temperatures)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        return losses.tau(posterior.direction, self.need("temperature", posterior.parameter))
+
+
+class LossPredictionLoss(Objective):
+    """NT-Xent, and k regressed on the view's own loss in nats (``losses.loss_prediction``): certainty = - the predicted loss."""
+
+    name = "loss-prediction"
+
+    def __init__(self, temperature: float = 0.2, weight: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+        self.weight = not_negative("weight", weight)
+
+    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
+        predicted = self.number(k)
+        return Posterior(unit(directions), certainty=-predicted, parameter=predicted)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        predicted = self.need("predicted loss", posterior.parameter)
+        return losses.loss_prediction(posterior.direction, predicted, self.temperature, self.weight)
+
+
+# The registry
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    loss.name: loss
+    for loss in (
+        NTXentLoss,
+        SureLoss,
+        PoissonNCELoss,
+        GaussianNCELoss,
+        TauLoss,
+        LossPredictionLoss,
+        CosineRegressionLoss,
+        DCLLoss,
+    )
+}
 
 
 def objective(name: str, **options: Any) -> Objective:
