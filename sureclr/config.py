@@ -1,0 +1,158 @@
+"""One frozen, complete, checked configuration of a pretraining run, and the YAML file that it is kept in.
+
+Defaults stand here and nowhere else; a recipe is a function that returns a configuration (recipes.py).
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sureclr.data.view_config import ViewConfig
+from sureclr.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides what a run learns. Where it is written and on which machine it runs are arguments of `pretrain`."""
+
+    source: str
+    """Data source: digits, fashion-mnist, cifar10, cifar100, stl10, or folder:PATH."""
+    size: int | None = None
+    """Side of the images in pixels; default: the data set's own (a folder: 96)."""
+
+    encoder: str = "resnet18"
+    """`small` (trains on a CPU) or any timm model name."""
+    stem: Literal["imagenet", "cifar"] = "imagenet"
+    """First layers: imagenet, or cifar (3x3, stride 1, no max-pool; for images of about 32 px)."""
+    init: Literal["random", "timm"] = "random"
+    """Start from random weights, or from timm's pretrained ones where you have them."""
+    projection_dim: int = 128
+    """Coordinates d of the direction (output of the projection head)."""
+    projection_layers: int = 2
+    """Linear layers of the projection head, 1 to 4."""
+    projection_hidden: int | None = None
+    """Width of its hidden layers; default: the encoder's feature count."""
+
+    loss: str = "sure"
+    """sure (NT-Xent plus a likelihood for the radius), nt-xent, or a reference loss (`sureclr list`)."""
+    temperature: float | None = None
+    """Temperature tau of the loss; default: the loss's own."""
+    certainty_weight: float | None = None
+    """Weight lambda of the certainty term; default: the loss's own."""
+    kernel_dimension: float | None = None
+    """Dimension m of the likelihood's kernel; default: measured, 1/E[c^2] over different images."""
+    samples: int | None = None
+    """Monte Carlo samples a view (mc-infonce)."""
+    certainty_gradient: Literal["on", "off"] = "on"
+    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation."""
+
+    epochs: int = 200
+    """Passes over the training images."""
+    batch_size: int = 512
+    """Images a step; the loss compares all 2 x batch_size views."""
+    micro_batch: int | None = None
+    """Images in memory at once; smaller than batch_size: exact accumulation, BN statistics per micro-batch. Default: batch_size."""
+    optimizer: Literal["adam", "lars", "sgd"] = "adam"
+    """adam, lars (biases and norms excluded; for batches of 1024 and more), or sgd with Nesterov momentum."""
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 1e-6
+    """L2 on weight matrices (biases and norms are left alone)."""
+    warmup_epochs: float = 10
+    """Linear warm-up, then cosine to zero; at most half of the epochs is used."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on GPUs that have it (loss always float32), else float32."""
+    seed: int = 0
+    """Decides the initial weights, the order of the images and every view."""
+
+    monitor_every: int = 5
+    """Epochs between quality checks (kNN on held-out training images, alignment, uniformity, effective rank); 0: never."""
+    snapshot_every: int = 10
+    """Epochs between snapshots of 1,024 fixed training images, for the study of how it learned; 0: never."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints (one is always written at the end and on a signal)."""
+
+    views: ViewConfig = field(default_factory=ViewConfig)
+    """SimCLR's augmentations."""
+
+    def __post_init__(self) -> None:
+        for rule, holds, value in self._rules():
+            if not holds:
+                raise UserError(f"{rule}; got {value}.")
+        if self.micro_batch and self.batch_size % self.micro_batch:
+            nearest = max(1, round(self.batch_size / self.micro_batch)) * self.micro_batch
+            raise UserError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}; try batch_size {nearest}.")
+
+    def _rules(self) -> list[tuple[str, bool, Any]]:
+        return [
+            ("batch_size must be at least 2, because a batch of 1 has no other image to contrast with", self.batch_size >= 2,
+             self.batch_size),
+            ("micro_batch must be at least 2 (BN needs more than one image) or left out", (self.micro_batch or 2) >= 2, self.micro_batch),
+            ("epochs must be at least 1", self.epochs >= 1, self.epochs),
+            ("projection_layers must be 1 to 4", 1 <= self.projection_layers <= 4, self.projection_layers),
+            ("projection_dim must be at least 2", self.projection_dim >= 2, self.projection_dim),
+            ("projection_hidden must be positive or left out", (self.projection_hidden or 1) >= 1, self.projection_hidden),
+            ("size must be at least 4 pixels or left out", (self.size or 4) >= 4, self.size),
+            ("learning_rate must be a positive number", 0 < self.learning_rate < float("inf"), self.learning_rate),
+            ("weight_decay must not be negative", 0 <= self.weight_decay < float("inf"), self.weight_decay),
+            ("warmup_epochs must not be negative", self.warmup_epochs >= 0, self.warmup_epochs),
+            ("seed must not be negative", self.seed >= 0, self.seed),
+            ("monitor_every, snapshot_every and checkpoint_every must not be negative",
+             min(self.monitor_every, self.snapshot_every, self.checkpoint_every) >= 0,
+             (self.monitor_every, self.snapshot_every, self.checkpoint_every)),
+        ]
+
+    def objective_options(self) -> dict[str, Any]:
+        """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
+        return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
+                "samples": self.samples}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's idea of a truth value: `off` is a word, as on the command line."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; UserError where there is none."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise UserError(f"the configuration {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"the configuration {path} must be a mapping of keys to values, as `sureclr pretrain --dry-run` prints it.")
+    return content
+
+
+def config_keys() -> list[str]:
+    return [f.name for f in fields(PretrainConfig)]
+
+
+def from_dict(values: dict[str, Any]) -> PretrainConfig:
+    """A checked configuration from plain values (a file's), lists becoming tuples; unknown keys are refused by name."""
+    for key in values:
+        if key not in config_keys():
+            raise unknown("configuration key", key, config_keys())
+    views = values.get("views") or {}
+    known = [f.name for f in fields(ViewConfig)]
+    for key in views:
+        if key not in known:
+            raise unknown("configuration key", f"views.{key}", [f"views.{name}" for name in known])
+    view_values = {key: tuple(value) if isinstance(value, list) else value for key, value in views.items()}
+    return PretrainConfig(**{**values, "views": ViewConfig(**view_values)})
+
+
+def to_yaml(config: PretrainConfig) -> str:
+    """The configuration as YAML, in the order of its fields; `from_dict(read_yaml(...))` gives it back."""
+    plain = asdict(config)
+    plain["views"] = {key: list(value) if isinstance(value, tuple) else value for key, value in plain["views"].items()}
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)

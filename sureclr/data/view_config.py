@@ -1,0 +1,1 @@
+from sureclr.data.views import ViewConfig as ViewConfig

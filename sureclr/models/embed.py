@@ -1,0 +1,146 @@
+"""model + images -> Embeddings: the one table that every analysis reads."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.maths.sphere import Posterior
+from sureclr.models.simclr import SimCLR
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """n images as a model sees them (whole, not augmented), on the CPU.
+
+    Attributes:
+        features: (n, f) float32, h of the encoder.
+        direction: (n, d) float32 unit vectors.
+        radius: (n,) float32 or None (a loss without one), see ``Posterior``.
+        certainty: (n,) float32 or None.
+        labels: (n,) int64, -1 where unlabelled.
+        classes: names of the classes.
+        split: (n,) of "train", "test", "unlabelled".
+        paths: n names.
+        kernel_dimension: m of the run's loss, for evidence; None where it has none.
+    """
+
+    features: Tensor
+    direction: Tensor
+    radius: Tensor | None
+    certainty: Tensor | None
+    labels: Tensor
+    classes: tuple[str, ...]
+    split: NDArray[np.str_]
+    paths: Sequence[str]
+    kernel_dimension: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def posterior(self) -> Posterior:
+        return Posterior(self.direction, self.radius, certainty=self.certainty)
+
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Embeddings":
+        index = np.flatnonzero(rows) if rows.dtype == bool else rows
+        at = torch.from_numpy(index)
+        return replace(
+            self, features=self.features[at], direction=self.direction[at], labels=self.labels[at], split=self.split[index],
+            radius=None if self.radius is None else self.radius[at],
+            certainty=None if self.certainty is None else self.certainty[at], paths=[self.paths[i] for i in index],
+        )
+
+    def labelled(self, split: str) -> "Embeddings":
+        """The images of a split whose class is known."""
+        return self.select((self.split == split) & (self.labels.numpy() >= 0))
+
+    def save(self, path: Path) -> None:
+        """Parquet: a row an image; features and direction as fixed-size lists; classes and kernel dimension in the metadata."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        columns = {"path": pa.array(self.paths, pa.string()), "split": pa.array(self.split.tolist(), pa.string()),
+                   "label": pa.array(self.labels.numpy()), "features": _lists(self.features), "direction": _lists(self.direction)}
+        columns |= {name: pa.array(value.numpy()) for name in ("radius", "certainty") if (value := getattr(self, name)) is not None}
+        about = {"classes": json.dumps(self.classes), "kernel_dimension": json.dumps(self.kernel_dimension)}
+        draft = path.with_name(f".{path.name}")
+        parquet.write_table(pa.table(columns).replace_schema_metadata(about), draft)
+        draft.replace(path)
+
+    @staticmethod
+    def read(path: Path) -> "Embeddings":
+        """The table that `save` wrote."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            table = parquet.read_table(path)
+            about = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items() if key != b"ARROW:schema"}
+        except (OSError, pa.ArrowInvalid, ValueError) as error:
+            raise UserError(f"the embedding table {path} cannot be read ({error}); delete it and evaluate again.") from error
+        number = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("label", "radius", "certainty")
+                  if name in table.column_names}
+        return Embeddings(_matrix(table["features"]), _matrix(table["direction"]), number.get("radius"), number.get("certainty"),
+                          number["label"], tuple(about["classes"]), np.asarray(table["split"].to_pylist(), dtype=np.str_),
+                          table["path"].to_pylist(), about["kernel_dimension"])
+
+
+def _lists(rows: Tensor) -> "object":
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(rows.numpy().reshape(-1)), rows.shape[1])
+
+
+def _matrix(column: "object") -> Tensor:
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in column.chunks]  # type: ignore[attr-defined]
+    return torch.from_numpy(np.concatenate(chunks).copy())
+
+
+def embed(model: SimCLR, images: ImageSet, *, kernel_dimension: float | None = None, batch: int = 512,
+          each_batch: Callable[[int, int], None] = lambda done, total: None) -> Embeddings:
+    """Every image, whole, through the model in evaluation mode, on the model's device.
+
+    Args:
+        each_batch: called with (images done, images in all): progress, and the place to stop (raise).
+    """
+    device = model.mean.device
+    outputs: list[tuple[Tensor, Posterior]] = []
+    with evaluating(model):
+        for start in range(0, len(images), batch):
+            outputs.append(model(as_float(images.images[start : start + batch].to(device))))
+            each_batch(min(start + batch, len(images)), len(images))
+    return Embeddings(
+        torch.cat([h for h, _ in outputs]).float().cpu(), _joined([p.direction for _, p in outputs]),
+        _joined([p.radius for _, p in outputs]), _joined([p.certainty for _, p in outputs]),
+        images.labels, images.classes, images.split, images.paths, kernel_dimension,
+    )
+
+
+def _joined(parts: list) -> "Tensor":  # type: ignore[type-arg]
+    return None if not parts or parts[0] is None else torch.cat(parts).float().cpu()  # type: ignore[return-value]
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """uint8 0..255 -> float32 in [0, 1]."""
+    return pixels.float() / 255
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode it had comes back."""
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was)

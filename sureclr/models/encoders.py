@@ -1,0 +1,129 @@
+"""Encoders: any timm model by its timm name, with the ImageNet or the CIFAR stem, and one small network that trains on a CPU.
+
+An encoder maps images (n, c, h, w) to pooled features (n, num_features); it has no classifier.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+import sureclr.compat  # noqa: F401  (before timm)
+from sureclr.errors import UserError, unknown
+
+STEMS = ("imagenet", "cifar")
+SMALL = "small"
+COMMON = ("small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "convnext_tiny", "vit_small_patch16_224")
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """What the rest of the package asks of an encoder: features (n, num_features) from images (n, c, h, w)."""
+
+    num_features: int
+
+    def __call__(self, images: Tensor) -> Tensor: ...
+
+
+def encoder(name: str, stem: str = "imagenet", channels: int = 3, pretrained: bool = False) -> nn.Module:
+    """An encoder by name, without classifier; its pooled features have `.num_features` entries.
+
+    Args:
+        name: `small`, or any timm model (`resnet18`, `resnet50`, ...).
+        stem: `imagenet` as timm builds it (ResNet: 7x7, stride 2, max-pool; `small`: 3x3, stride 2), or `cifar` (3x3, stride 1, no
+            max-pool; ResNet family and `small` only), which SimCLR uses at 32 px (Chen et al. 2020, appendix B.9).
+        channels: 1 for grey, 3 for colour.
+        pretrained: load timm's weights where the user has them (or can reach the hub).
+
+    Raises:
+        UserError: unknown name or stem, a CIFAR stem on another family, or weights that cannot be had.
+
+    >>> sum(p.numel() for p in encoder("resnet50", stem="cifar").parameters())
+    23500352
+    """
+    if stem not in STEMS:
+        raise unknown("stem", stem, STEMS)
+    if name == SMALL:
+        return _small(stem, channels, pretrained)
+    network = _timm(name, channels, pretrained)
+    return _with_cifar_stem(network, name, channels) if stem == "cifar" else network
+
+
+def _small(stem: str, channels: int, pretrained: bool) -> nn.Module:
+    if pretrained:
+        raise UserError("init timm needs a timm encoder, and `small` is our own; leave out --init or choose for example resnet18.")
+    return SmallResNet(channels, stride=1 if stem == "cifar" else 2)
+
+
+def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        raise unknown("encoder", name, [SMALL, *timm.list_models()] if len(name) > 2 else COMMON)
+    try:
+        return cast(nn.Module, timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0))
+    except RuntimeError as error:
+        if not pretrained:
+            raise
+        raise UserError(f"timm has no pretrained weights for {name} ({error}); leave out --init timm.") from error
+    except OSError as error:  # what the hub's client raises offline, and what a missing cache looks like
+        raise UserError(f"the pretrained weights of {name} are neither in the local hub cache nor to be reached; "
+                        "download them once while online, or leave out --init timm.") from error
+
+
+def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:
+    """Replace a ResNet's 7x7 stride-2 stem and max-pool by one 3x3 convolution of stride 1."""
+    from timm.models.resnet import ResNet
+
+    if not isinstance(network, ResNet):
+        raise UserError(f"stem cifar is for the ResNet family, and {name} is not of it; use --stem imagenet or a resnet.")
+    width = network.bn1.num_features
+    network.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    return network
+
+
+def blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The encoder's stages in order, by name (`layer1`, ...): where a hook reads what each of them knows."""
+    for name, module in network.named_children():
+        if name.startswith(("layer", "stages", "blocks")):
+            yield name, module
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with BN, and a shortcut (He et al. 2016, basic block)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs),
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False),
+                                                                 nn.BatchNorm2d(outputs))
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.relu(self.body(x) + self.shortcut(x)))
+
+
+class SmallResNet(nn.Module):
+    """A residual network that a CPU can train: a 3x3 stem, three stages of one block, widths w, 2w, 8w; features (n, 8w).
+
+    Args:
+        stride: of the stem; 2 for images of about 28 px and more, 1 for smaller ones.
+    """
+
+    def __init__(self, channels: int, stride: int = 2, width: int = 32) -> None:
+        super().__init__()
+        self.num_features = 8 * width
+        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.layer1 = Residual(width, width, stride=1)
+        self.layer2 = Residual(width, 2 * width, stride=2)
+        self.layer3 = Residual(2 * width, 8 * width, stride=2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.stem(images))))
+        return cast(Tensor, x.mean(dim=(2, 3)))

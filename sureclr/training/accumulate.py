@@ -1,0 +1,97 @@
+"""A contrastive step of any batch size: on one graph where it fits, else exactly, micro-batch by micro-batch.
+
+The loss compares every view with every other, so gradients of small batches do not add up to that of a large one. Exact accumulation
+(GradCache, Gao et al. 2021): embed all micro-batches without a graph, take the loss and its gradient with respect to the head's outputs
+over the whole batch, then run each micro-batch again and backpropagate its part. BN statistics are those of the micro-batch, in both
+passes; running statistics are updated in the second pass alone.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sureclr.maths.objectives import Objective
+from sureclr.maths.sphere import Posterior
+from sureclr.models.simclr import SimCLR
+
+Heads = tuple[Tensor, Tensor | None]  # projections (m, d), k (m,) or None
+MakeViews = Callable[[slice], Tensor]  # images of a micro-batch -> both views of each (2m, c, h, w), always the same for the same slice
+
+
+def backward(model: SimCLR, objective: Objective, views: MakeViews, images: int, micro_batch: int | None = None,
+             generator: torch.Generator | None = None, precision: torch.dtype = torch.float32) -> tuple[Tensor, Posterior]:
+    """Add the gradient of the loss over all 2 x `images` views to the parameters; the loss (nats) and the posteriors, detached.
+
+    Args:
+        views: both views of the images of a slice, rows i and i + m of image i; called twice for each micro-batch where it
+            accumulates, and must return the same pixels.
+        images: images of the effective batch.
+        micro_batch: images on one graph; None: all of them.
+        generator: for losses that sample.
+        precision: bfloat16 runs the network in autocast; the loss is float32 always.
+    """
+    size = micro_batch or images
+    parts = [slice(start, min(start + size, images)) for start in range(0, images, size)]
+    if len(parts) == 1:
+        projections, k = _run(model, views(parts[0]), precision)
+        posterior = model.read(projections, k)
+        loss = objective(posterior, generator)
+        loss.backward()
+        return loss.detach(), _detached(posterior)
+    return _accumulated(model, objective, views, parts, generator, precision)
+
+
+def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: list[slice], generator: torch.Generator | None,
+                 precision: torch.dtype) -> tuple[Tensor, Posterior]:
+    with torch.no_grad(), frozen_statistics(model):
+        outputs = [_run(model, views(part), precision) for part in parts]
+    projections = _both_views([p for p, _ in outputs]).requires_grad_()
+    ks = [k for _, k in outputs if k is not None]
+    k = _both_views(ks).requires_grad_() if ks else None
+    posterior = model.read(projections, k)
+    loss = objective(posterior, generator)
+    leaves = [leaf for leaf in (projections, k) if leaf is not None]
+    gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+    for part in parts:
+        again = [output for output in _run(model, views(part), precision) if output is not None]
+        pairs = [(output, _rows(gradient, part)) for output, gradient in zip(again, gradients, strict=True) if gradient is not None]
+        torch.autograd.backward([output for output, _ in pairs], [gradient.to(output.dtype) for output, gradient in pairs])
+    return loss.detach(), _detached(posterior)
+
+
+def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
+    with torch.autocast(views.device.type, dtype=precision, enabled=precision != torch.float32):
+        return model.heads(model.features(views))
+
+
+def _both_views(parts: list[Tensor]) -> Tensor:
+    """Micro-batches (2m, ...) -> the whole batch (2n, ...): all first views, then all second ones; float32."""
+    halves = [part.float().chunk(2) for part in parts]
+    return torch.cat([first for first, _ in halves] + [second for _, second in halves])
+
+
+def _rows(whole: Tensor, part: slice) -> Tensor:
+    """The rows of a micro-batch's two views in the whole batch."""
+    first, second = whole.chunk(2)
+    return torch.cat([first[part], second[part]])
+
+
+def _detached(posterior: Posterior) -> Posterior:
+    values = {name: None if value is None else value.detach() for name, value in vars(posterior).items()}
+    return Posterior(**values)
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """BN normalises with its batch, as in training, and leaves its running statistics alone."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
