@@ -2,9 +2,9 @@
 
     crop -> flip -> colour jitter -> grey -> blur
 
-Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on the batch around it nor on the
-device (up to float32 rounding). Parameters are drawn on the CPU, a few numbers an image, so no step waits for an accelerator; pixels
-stay on the images' device. Each operation equals torchvision's at the same parameters to 1e-5.
+Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on the batch around it nor on
+the device (up to float32 rounding). Parameters are drawn on the CPU, a few numbers an image, so no step waits for an accelerator;
+pixels stay on the images' device. Each operation equals torchvision's at the same parameters to 1e-5.
 """
 
 import math
@@ -104,28 +104,35 @@ class ViewParameters:
 def draw_parameters(seeds: Tensor, view: int, height: int, width: int, config: ViewConfig) -> ViewParameters:
     """The parameters of view number `view` of images of height x width pixels, from seeds (n,) int64."""
     u = uniform(seeds.cpu(), view, 2 * CROP_TRIES + 15)
-    place, jitter, rest = u[:, 20:22], u[:, 22:31], u[:, 31:]
-    reach = config.strength * torch.tensor([config.brightness, config.contrast, config.saturation, config.hue]).double()
-    centre = torch.tensor([1.0, 1.0, 1.0, 0.0]).double()
-    lowest = torch.maximum(centre - reach, torch.tensor([0.0, 0.0, 0.0, -0.5]).double())
-    jittered = jitter[:, :1] < config.jitter_p
-    low, high = config.blur_sigma
+    area, aspect, place, factors, order, coins = u.split([CROP_TRIES, CROP_TRIES, 2, 4, 4, 5], dim=1)
+    flip, jitter, grey, blurred, sigma = coins.unbind(dim=1)
     return ViewParameters(
-        box=_draw_box(u[:, : 2 * CROP_TRIES], place, height, width, config),
-        flip=rest[:, 0] < config.flip,
-        factors=(lowest + jitter[:, 1:5] * (centre + reach - lowest)).float(),
-        order=jitter[:, 5:].argsort(dim=1).where(jittered, -1),
-        grey=rest[:, 1] < config.grey_p,
-        sigma=(low + rest[:, 3] * (high - low)).where(rest[:, 2] < config.blur_p, 0).float(),
+        box=_draw_box(area, aspect, place, height, width, config),
+        flip=flip < config.flip,
+        factors=_draw_factors(factors, config).float(),
+        order=order.argsort(dim=1).where(jitter[:, None] < config.jitter_p, -1),
+        grey=grey < config.grey_p,
+        sigma=_between(sigma, *config.blur_sigma).where(blurred < config.blur_p, 0).float(),
     )
 
 
-def _draw_box(tries: Tensor, place: Tensor, height: int, width: int, config: ViewConfig) -> Tensor:
+def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    return low + u * (high - low)
+
+
+def _draw_factors(u: Tensor, config: ViewConfig) -> Tensor:
+    """Brightness, contrast and saturation around 1, never negative, and hue around 0. (n, 4) float64."""
+    amounts = [config.brightness, config.contrast, config.saturation, config.hue]
+    reach = config.strength * torch.tensor(amounts, dtype=torch.float64)
+    centre = torch.tensor([1, 1, 1, 0], dtype=torch.float64)
+    lowest = torch.maximum(centre - reach, centre - 1)  # 0 for the first three; hue reaches half a turn at most
+    return _between(u, lowest, centre + reach)
+
+
+def _draw_box(area: Tensor, aspect: Tensor, place: Tensor, height: int, width: int, config: ViewConfig) -> Tensor:
     """torchvision's RandomResizedCrop.get_params: the first of ten candidates that fits, else a central crop. (n, 4) int64."""
-    low, high = config.crop_area
-    area = height * width * (low + tries[:, :CROP_TRIES] * (high - low))
-    low, high = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
-    aspect = torch.exp(low + tries[:, CROP_TRIES:] * (high - low))
+    area = height * width * _between(area, *config.crop_area)
+    aspect = _between(aspect, *map(math.log, config.crop_aspect)).exp()
     size = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=-1).long()  # (n, 10, 2)
     whole = torch.tensor([height, width])
     fits = ((size > 0) & (size <= whole)).all(dim=-1)
