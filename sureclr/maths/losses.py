@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_kernel, pair_gap
+from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_kernel, pair_gap, wide
+from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 
 Inputs = ParamSpec("Inputs")
 Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
@@ -181,6 +182,40 @@ def gaussian_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None,
     return info_nce(gaussian_evidence(directions, radii, m, gaps)).mean()
 
 
+@full_precision
+def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
+    """InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors, divided by the temperature.
+
+    s_ij = log Int vMF(z; mu_i, kappa_i) vMF(z; mu_j, kappa_j) dz
+         = log C(kappa_i) + log C(kappa_j) - log C(|kappa_i mu_i + kappa_j mu_j|)
+
+    Jebara & Kondor 2003; in a loss Kirchhof et al. 2022 (non-isotropic probabilistic metric learning) and 2023 (URL). Against the
+    uniform probability measure s is a pointwise mutual information, as in ``poisson_nce``. kappas (2n,), from 0; scalar, nats.
+    """
+    pairs(directions)
+    d, kappa = directions.shape[1], wide(kappas)  # float32 loses the difference of three log C, each of size kappa
+    squared_norm = kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (directions @ directions.T)
+    norm = squared_norm.clamp(min=torch.finfo(kappa.dtype).tiny).sqrt()
+    log_c = vmf_log_normaliser(kappa, d)
+    evidence = log_c[:, None] + log_c - vmf_log_normaliser(norm, d)
+    return info_nce(evidence.to(directions.dtype) / above("temperature", temperature, 0)).mean()
+
+
+@full_precision
+def mc_infonce(directions: Tensor, kappas: Tensor, temperature: float, samples: int, generator: torch.Generator) -> Tensor:
+    """- mean_i log mean_s ( exp(z_i.z_p(i) / tau) / sum_{j != i} exp(z_i.z_j / tau) ), z_i ~ vMF(mu_i, kappa_i) for s = 1..S.
+
+    Kirchhof et al. 2023 (Probabilistic Contrastive Learning Recovers the Correct Aleatoric Uncertainty), MC-InfoNCE, with their
+    kappa_pos = 1 / tau, and their sums over negatives without the constant 1 / M. The mean is inside the logarithm, so the loss
+    of few samples is too high on average (Jensen). kappas (2n,), from 0; scalar, nats; memory S (2n)^2.
+    """
+    pairs(directions)
+    count = int(above("samples", samples, 0))
+    z = sample_vmf(directions.expand(count, -1, -1), kappas.expand(count, -1), generator)  # (S, 2n, d)
+    log_ratio = -info_nce(z @ z.mT / above("temperature", temperature, 0))  # (S, 2n)
+    return (math.log(count) - log_ratio.logsumexp(0)).mean()
+
+
 # The reference losses: variants of NT-Xent
 
 
@@ -199,7 +234,7 @@ def dcl(directions: Tensor, temperature: float) -> Tensor:
 def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
     """- mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ): NT-Xent with a temperature an anchor.
 
-    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so that the ratio is the probability
+    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so the ratio is the probability
     of naming the partner; the original drops it there. (2n, d) and (2n,) -> scalar, nats, mean over 2n views.
     """
     pairs(directions)

@@ -18,6 +18,7 @@ from sureclr.errors import UserError, unknown
 from sureclr.maths import losses
 from sureclr.maths.losses import above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
+from sureclr.maths.vmf import vmf_mean_resultant_length
 
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
@@ -217,6 +218,50 @@ class CosineRegressionLoss(RadiusLoss):
         return losses.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
 
 
+class VonMisesFisherLoss(Objective):
+    """kappa = rho (d - rho^2) / (1 - rho^2), rho = sigmoid(k): Banerjee et al. 2005's estimate of the kappa that has radius rho.
+
+    At both ends it is an exponential of k (d e^k, (d - 1) e^k / 2), as the papers take for a number over orders of magnitude; and every
+    loss with a radius starts and ranges alike, for a fair race. Certainty is kappa, the radius its mean resultant length.
+    """
+
+    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
+        k, d = bounded(self.number(k)), directions.shape[-1]
+        rho, gap = torch.sigmoid(k), torch.sigmoid(-k)
+        kappa = rho * (d - rho.square()) / (gap * (1 + rho))
+        return Posterior(unit(directions), vmf_mean_resultant_length(kappa, d), certainty=kappa, parameter=kappa)
+
+
+class ELKLoss(VonMisesFisherLoss):
+    """InfoNCE over the expected likelihood kernel (``losses.elk``)."""
+
+    name = "elk"
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        return losses.elk(posterior.direction, self.need("kappa", posterior.parameter), self.temperature)
+
+
+class MCInfoNCELoss(VonMisesFisherLoss):
+    """InfoNCE over samples (``losses.mc_infonce``); forward needs a generator. samples: draws a view and step."""
+
+    name = "mc-infonce"
+
+    def __init__(self, temperature: float = 0.2, samples: int = 16) -> None:
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+        self.samples = int(above("samples", samples, 0))
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        if generator is None:
+            raise UserError("loss mc-infonce draws samples and got no generator; call it as loss(posterior, generator).")
+        kappa = self.need("kappa", posterior.parameter)
+        return losses.mc_infonce(posterior.direction, kappa, self.temperature, self.samples, generator)
+
+
 # Losses with another certainty
 
 
@@ -268,6 +313,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
         SureLoss,
         PoissonNCELoss,
         GaussianNCELoss,
+        MCInfoNCELoss,
+        ELKLoss,
         TauLoss,
         LossPredictionLoss,
         CosineRegressionLoss,
