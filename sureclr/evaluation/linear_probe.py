@@ -176,12 +176,16 @@ def logistic_regression(
     at_once = max(1, LOGITS_AT_ONCE // (len(x) * int(target.max() + 1)))
     groups = [strengths[i : i + at_once] for i in range(0, len(strengths), at_once)]
     parts = [_minimise(_Objective(x, target, group), tolerance, max_iterations) for group in groups]
-    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("weight", "bias", "objective", "gradient", "converged")}
-    return Solution(**joined, iterations=max(p.iterations for p in parts))
+    names = ("weight", "bias", "objective", "gradient", "converged")
+    return Solution(**{n: torch.cat([getattr(p, n) for p in parts]) for n in names}, iterations=max(p.iterations for p in parts))
 
 
 class _Objective:
-    """J for S strengths. Parameters theta are (S, f + 1, K), float64, the bias in the last row; logits z are (n, S, K), in x's type."""
+    """J for S strengths. Parameters theta are (S, K, f + 1), float64, the bias in the last column; logits z are (S, K, n), in x's type.
+
+    Rows of x come last in z: (S K, f) @ (f, n) and (S K, n) @ (n, f) run 2 and 6 times faster than their transposes at S K = 10 (measured,
+    one core), and a softmax over the second dimension 9 times faster than one over the last.
+    """
 
     def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
@@ -191,49 +195,53 @@ class _Objective:
     def _hessian_at_zero(self) -> Tensor:
         """(S, f, f): covariance / K + strength I, what the Hessian is at W = 0 on weights that sum to 0 over the classes.
 
-        Evenly spaced rows suffice: the preconditioner costs time, not exactness, when it is off.
+        Evenly spaced rows suffice: a preconditioner that is off costs time, not exactness.
         """
         rows = self.x[:: max(1, len(self.x) // (COVARIANCE_ROWS * self.x.shape[1]))]
         covariance = (rows.T @ rows).double() / len(rows)
         return covariance / self.classes + self.strength * torch.eye(len(covariance), dtype=torch.float64, device=self.x.device)
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """The inverse of the Hessian at 0, on (S, f + 1, K). The bias meets no other row: the columns of x have mean 0."""
-        return torch.cat([torch.cholesky_solve(gradient[:, :-1], self.factor), self.classes * gradient[:, -1:]], 1)
+        """The inverse of the Hessian at 0, on (S, K, f + 1). The bias meets no other column: those of x have mean 0."""
+        weight = torch.cholesky_solve(gradient[:, :, :-1].mT, self.factor).mT
+        return torch.cat([weight, self.classes * gradient[:, :, -1:]], 2)
 
     def logits(self, theta: Tensor) -> Tensor:
-        weight, bias = theta[:, :-1], theta[:, -1]
-        columns = weight.transpose(0, 1).flatten(1).to(self.x.dtype)  # (f, S K): one product for all strengths
-        return (self.x @ columns).unflatten(1, bias.shape) + bias.to(self.x.dtype)
+        theta = theta.to(self.x.dtype)
+        return (theta[:, :, :-1].flatten(0, 1) @ self.x.T).unflatten(0, theta.shape[:2]) + theta[:, :, -1:]
 
     def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
-        """(S, f + 1, K): X'(softmax(z) - Y) / n + strength W."""
-        residual = z.softmax(2)
-        residual[torch.arange(len(z), device=z.device), :, self.target] -= 1
-        of_weight = (self.x.T @ residual.flatten(1)).unflatten(1, z.shape[1:]).transpose(0, 1).double() / len(z)
-        of_bias = residual.sum(0, dtype=torch.float64) / len(z)
-        return torch.cat([of_weight + self.strength * theta[:, :-1], of_bias[:, None]], 1)
+        """(S, K, f + 1): (softmax(z) - Y) X / n + strength W."""
+        residual = z.softmax(1)
+        residual[:, self.target, self._rows] -= 1
+        of_weight = (residual.flatten(0, 1) @ self.x).unflatten(0, z.shape[:2]).double() / len(self.x)
+        of_bias = residual.mean(2, keepdim=True, dtype=torch.float64)
+        return torch.cat([of_weight + self.strength * theta[:, :, :-1], of_bias], 2)
 
     def value(self, theta: Tensor, z: Tensor) -> Tensor:
         """(S,) J in nats."""
-        picked = z[torch.arange(len(z), device=z.device), :, self.target]
-        return (z.logsumexp(2) - picked).mean(0, dtype=torch.float64) + self.strength.flatten() / 2 * _dot(theta[:, :-1], theta[:, :-1])
+        loss = z.logsumexp(1) - z[:, self.target, self._rows]
+        weight = theta[:, :, :-1]
+        return loss.mean(1, dtype=torch.float64) + self.strength.flatten() / 2 * _dot(weight, weight)
 
     def along(self, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
         """First and second derivative (S,) of J(theta + step direction) in step, without a product with x."""
-        p = (z + step[:, None].to(z.dtype) * dz).softmax(2)
-        picked = dz[torch.arange(len(z), device=z.device), :, self.target]
-        mean = (p * dz).sum(2)
-        slope = (mean - picked).mean(0, dtype=torch.float64)
-        curvature = ((p * dz.square()).sum(2) - mean.square()).mean(0, dtype=torch.float64)
-        w, d, strength = theta[:, :-1], direction[:, :-1], self.strength.flatten()
+        p = (z + step[:, None, None].to(z.dtype) * dz).softmax(1)
+        mean = (p * dz).sum(1)  # (S, n), of dz under p
+        slope = (mean - dz[:, self.target, self._rows]).mean(1, dtype=torch.float64)
+        curvature = ((p * dz.square()).sum(1) - mean.square()).mean(1, dtype=torch.float64)
+        w, d, strength = theta[:, :, :-1], direction[:, :, :-1], self.strength.flatten()
         return slope + strength * (_dot(w, d) + step * _dot(d, d)), curvature + strength * _dot(d, d)
+
+    @property
+    def _rows(self) -> Tensor:
+        return torch.arange(len(self.x), device=self.x.device)
 
 
 def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
     """Batched L-BFGS. A strength that has converged stands still while the others go on."""
     x = objective.x
-    theta = torch.zeros(len(objective.strength), x.shape[1] + 1, objective.classes, dtype=torch.float64, device=x.device)
+    theta = torch.zeros(len(objective.strength), objective.classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)
     z = objective.logits(theta)
     gradient = objective.gradient(theta, z)
     start, norm, iterations = _norm(gradient), _norm(gradient), 0
@@ -242,14 +250,14 @@ def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> S
         direction = -_lbfgs(objective, gradient, pairs) * moving[:, None, None]
         dz = objective.logits(direction)
         step = _line_search(objective, theta, direction, z, dz, _dot(gradient, direction))[:, None, None]
-        theta, z, before = theta + step * direction, z + step[:, 0].to(z.dtype) * dz, gradient
+        theta, z, before = theta + step * direction, z + step.to(z.dtype) * dz, gradient
         gradient = objective.gradient(theta, z)
         pairs = [*pairs[1 - MEMORY :], (step * direction, gradient - before)]
         norm, iterations = _norm(gradient), iterations + 1
     z = objective.logits(theta)  # the sum of many steps has rounding of its own: what is reported is measured afresh
     relative = _norm(objective.gradient(theta, z)) / start.clamp_min(torch.finfo(torch.float64).tiny)
     value = objective.value(theta, z)
-    return Solution(theta[:, :-1], theta[:, -1], value, relative, iterations, relative <= 1.01 * tolerance)
+    return Solution(theta[:, :, :-1].mT, theta[:, :, -1], value, relative, iterations, relative <= 1.01 * tolerance)
 
 
 def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
