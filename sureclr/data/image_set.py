@@ -108,23 +108,18 @@ def convert(images: ImageSet, size: int | None = None, channels: int | None = No
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
-    """(n, c, h, w) uint8 -> (n, c, size, size) uint8: the shorter side becomes `size` pixels, then the centre is cropped.
+    """(n, c, h, w) uint8 -> (n, c, size, size) uint8: the largest centred square, resized.
 
     Bilinear and antialiased (the triangle filter grows with the shrink factor), what Pillow's BILINEAR does; rounded to nearest.
     """
     height, width = pixels.shape[2:]
-    if (height, width) == (size, size):
-        return pixels
-    tall, wide = shorter_side_to(size, height, width)
-    scaled = functional.interpolate(pixels.float(), (tall, wide), mode="bilinear", antialias=True, align_corners=False)
-    top, left = (tall - size) // 2, (wide - size) // 2
-    return scaled.round_().clamp_(0, 255).to(torch.uint8)[:, :, top : top + size, left : left + size]
-
-
-def shorter_side_to(size: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) in pixels with the shorter one equal to `size` and the aspect kept to the nearest pixel."""
-    shorter = min(height, width)
-    return max(size, round(height * size / shorter)), max(size, round(width * size / shorter))
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pixels[:, :, top : top + side, left : left + side]
+    if side == size:
+        return square
+    scaled = functional.interpolate(square.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return scaled.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def recolour(pixels: Tensor, channels: int) -> Tensor:

@@ -6,14 +6,9 @@ Only what is asked for is imported, and nothing is printed to stdout.
 import contextlib
 import gzip
 import os
-import queue
-import socket
 import struct
-import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +16,61 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.downloads import downloading
+from sureclr.data.folder import read_folder
+from sureclr.data.image_set import UNLABELLED, ImageSet, convert
 from sureclr.errors import UserError, unknown
 
+FOLDER = "folder:PATH"  # how users write it, and how lists show it
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 DIGITS_TRAIN = 1000  # the first 1,000 train, the last 797 are by other writers: a random split flatters
-REACH_SECONDS = 6  # a server that does not answer by then counts as not there
-STALL_SECONDS = 30  # a download that sends nothing for so long is given up
 FASHION_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data source: one line for `sureclr list`, and its reader: the folder that holds (or will hold) its files -> ImageSet."""
+    """A data source: one line for `sureclr list`, and its reader, which takes the folder of its files."""
 
     about: str
-    read: Callable[[Path], ImageSet]
+    read: Callable[..., ImageSet]
 
 
-def load(source: str, *, root: Path | None = None, size: int | None = None, seed: int = 0, progress: bool = True) -> ImageSet:
-    """The images of a source, by its name in SOURCES.
+def load(
+    source: str,
+    *,
+    root: Path | None = None,
+    size: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ImageSet:
+    """The images of a source.
 
     Args:
-        source: "digits", "fashion-mnist", "cifar10", "cifar100", "stl10".
-        root: where the files of data sets lie or are downloaded to; None: $SURECLR_DATA, else ~/.cache/sureclr/data.
-        size: side in pixels; None: the data set's own (digits 8). Resampled as `image_set.resize` says.
+        source: a name in SOURCES; "folder:PATH" for your own images (see `folder.read_folder`).
+        root: where data sets lie or are downloaded to; None: $SURECLR_DATA, else ~/.cache/sureclr/data.
+        size: side in pixels; None: the data set's own, 96 for a folder. Resampled as `image_set.resize` says.
+        channels: 1 grey, 3 RGB; None: the data set's own, 3 for a folder.
         seed: of the test split of a folder that has none.
         progress: show on stderr how far decoding is.
 
     Raises:
         UserError: unknown name, files missing and not to be had, or damaged.
     """
-    if size is not None and size < 1:
-        raise UserError(f"an image has at least 1 pixel a side, not size {size}; give a size of 1 or more.")
-    if source not in SOURCES:
-        raise unknown("data source", source, SOURCES)
-    return convert(SOURCES[source].read(root or data_root()), size=size)
+    if (size is not None and size < 1) or channels not in (None, 1, 3):
+        raise UserError(f"images have 1 or 3 channels and at least 1 pixel a side, not {channels} and {size}; change that.")
+    if source.startswith("folder:") and source != FOLDER:
+        path = Path(source.removeprefix("folder:"))
+        return read_folder(path, size=size, channels=channels, seed=seed, progress=progress)
+    if source not in SOURCES or source == FOLDER:
+        raise _unknown_source(source)
+    return convert(SOURCES[source].read(root or data_root()), size, channels)
+
+
+def _unknown_source(source: str) -> UserError:
+    if Path(source).is_dir():
+        return UserError(f"{source!r} is a folder, and a data source is a name; write folder:{source} for the images in it.")
+    return unknown("data source", source, SOURCES)
 
 
 def data_root() -> Path:
@@ -83,9 +97,42 @@ def read_fashion_mnist(root: Path) -> ImageSet:
     return _assemble("fashion-mnist", parts, tuple(_torchvision("FashionMNIST").classes))
 
 
+def read_cifar10(root: Path) -> ImageSet:
+    """CIFAR-10: 50,000 + 10,000 photographs, (3, 32, 32), 10 classes."""
+    return _read_cifar("cifar10", "CIFAR10", root)
+
+
+def read_cifar100(root: Path) -> ImageSet:
+    """CIFAR-100: 50,000 + 10,000 photographs, (3, 32, 32), 100 fine classes."""
+    return _read_cifar("cifar100", "CIFAR100", root)
+
+
+def read_stl10(root: Path) -> ImageSet:
+    """STL-10: 5,000 train, 100,000 unlabelled, 8,000 test, (3, 96, 96), 10 classes, and its 10 training folds of 1,000.
+
+    torchvision downloads and checks the files; their pixels are then mapped and copied once, since its own reader would hold the
+    3 GB three times. 3 GB of memory, or what `size` leaves of it after loading.
+    """
+    checked = _through_torchvision("STL10", root, split="test")
+    folder = root / checked.base_folder
+    labels = {part: np.fromfile(folder / f"{part}_y.bin", np.uint8).astype(np.int64) - 1 for part in ("train", "test")}
+    pixels = {part: _map_stl10(folder / f"{part}_X.bin") for part in ("train", "unlabeled", "test")}
+    parts = {
+        "train": (pixels["train"], labels["train"]),
+        "unlabelled": (pixels["unlabeled"], np.full(len(pixels["unlabeled"]), UNLABELLED)),
+        "test": (pixels["test"], labels["test"]),
+    }
+    folds = torch.from_numpy(_damage_is_told(_read_folds, folder / checked.folds_list_file))
+    return replace(_assemble("stl10", parts, tuple(checked.classes)), folds=folds)
+
+
 SOURCES: dict[str, Source] = {
-    "digits": Source("scikit-learn's handwritten digits, 1,797 grey images of 8 pixels, embedded", read_digits),
-    "fashion-mnist": Source("Fashion-MNIST, 70,000 grey images of 28 pixels, 10 classes", read_fashion_mnist),
+    "digits": Source("scikit-learn's handwritten digits: 1,797 grey images of 8 pixels, 10 classes; embedded", read_digits),
+    "fashion-mnist": Source("Fashion-MNIST: 70,000 grey images of 28 pixels, 10 classes", read_fashion_mnist),
+    "cifar10": Source("CIFAR-10: 60,000 colour images of 32 pixels, 10 classes", read_cifar10),
+    "cifar100": Source("CIFAR-100: 60,000 colour images of 32 pixels, 100 classes", read_cifar100),
+    "stl10": Source("STL-10: 13,000 colour images of 96 pixels, 10 classes, and 100,000 unlabelled", read_stl10),
+    FOLDER: Source("your own images: any tree of files, unlabelled or a class per sub-folder", read_folder),
 }
 
 
@@ -97,6 +144,32 @@ def _torchvision(name: str) -> Any:
     from torchvision import datasets
 
     return getattr(datasets, name)
+
+
+def _read_cifar(name: str, reader: str, root: Path) -> ImageSet:
+    """torchvision unpickles only files whose md5 is the published one."""
+    sets = {split: _through_torchvision(reader, root, train=split == "train") for split in ("train", "test")}
+    parts = {split: (np.moveaxis(data.data, -1, 1), np.asarray(data.targets)) for split, data in sets.items()}
+    return _assemble(name, parts, tuple(sets["train"].classes))
+
+
+def _through_torchvision(name: str, root: Path, **part: Any) -> Any:
+    """A data set of torchvision whose files lie in root and passed their md5 check; unpacked or downloaded where they do not."""
+    reader = _torchvision(name)
+    with contextlib.suppress(RuntimeError, OSError):  # RuntimeError is torchvision's word for "missing or damaged"
+        return reader(root, **part)
+    with downloading(name, reader.filename, root, reader.url, md5=reader.tgz_md5):
+        return reader(root, download=True, **part)
+
+
+def _map_stl10(file: Path) -> NDArray[np.uint8]:
+    """(n, 3, 96, 96), mapped: STL-10 stores each channel column by column."""
+    return np.memmap(file, np.uint8, mode="r").reshape(-1, 3, 96, 96).swapaxes(2, 3)
+
+
+def _read_folds(file: Path) -> NDArray[np.int64]:
+    """(10, 1000) rows of the training images; a line a fold."""
+    return np.loadtxt(file, dtype=np.int64, ndmin=2)
 
 
 def _assemble(name: str, parts: dict[str, tuple[Any, Any]], classes: tuple[str, ...]) -> ImageSet:
@@ -117,50 +190,9 @@ def _assemble(name: str, parts: dict[str, tuple[Any, Any]], classes: tuple[str, 
 def _download_fashion(root: Path) -> list[Path]:
     """Fashion-MNIST's four files, after torchvision downloaded them into root and checked their md5."""
     reader, folder = _torchvision("FashionMNIST"), root / "FashionMNIST" / "raw"
-    with _download_is_told("Fashion-MNIST", ", ".join(f"{name}.gz" for name in FASHION_FILES), folder, reader.mirrors[-1]):
+    with downloading("Fashion-MNIST", ", ".join(f"{name}.gz" for name in FASHION_FILES), folder, reader.mirrors[-1]):
         reader(root, download=True)
     return _idx_files(folder)
-
-
-@contextlib.contextmanager
-def _download_is_told(title: str, files: str, folder: Path, url: str) -> Iterator[None]:
-    """Around a download: no long waits, nothing on stdout, and one sentence with the way out where it fails."""
-    before = socket.getdefaulttimeout()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _reach(url)
-        print(f"{title}: downloading from {url} to {folder}", file=sys.stderr)
-        socket.setdefaulttimeout(STALL_SECONDS)
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{title} is not in {folder} and could not be downloaded ({reason}); put {files} from {url} into {folder}, "
-            "or set SURECLR_DATA to the folder that has your data sets."
-        ) from error
-    finally:
-        socket.setdefaulttimeout(before)
-
-
-def _reach(url: str) -> None:
-    """Return if the server answers within REACH_SECONDS, else OSError. In a thread: no timeout covers looking up a name."""
-    answers: queue.Queue[Exception | None] = queue.Queue()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
-            answers.put(None)
-        except Exception as error:
-            answers.put(error if isinstance(error, OSError) else OSError(str(error)))
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        failure = answers.get(timeout=REACH_SECONDS)
-    except queue.Empty:
-        failure = TimeoutError(f"no answer within {REACH_SECONDS} s")
-    if failure is not None:
-        raise failure
 
 
 def _idx_files(folder: Path) -> list[Path]:
