@@ -2,15 +2,15 @@
 
 Objective, in nats, over n rows x standardised with the training mean and deviation:
 
-    J(W, b) = (1/n) sum_i -log softmax(W'x_i + b)[y_i] + (strength / 2) |W|^2,          b is not penalised
+    J(W, b) = (1/n) sum_i -log softmax(W'x_i + b)[y_i] + (strength / 2) |W|^2,     b not penalised
 
-This is scikit-learn's LogisticRegression with C = 1 / (n * strength) on the same standardised rows, for three classes or more. (For two,
-scikit-learn keeps one weight vector, the difference of our two columns, and then C = 2 / (n * strength) gives the same model.)
+This is scikit-learn's LogisticRegression with C = 1 / (n * strength) on the same standardised rows, for three classes or more.
+(For two, scikit-learn keeps one weight vector, the difference of our two columns: C = 2 / (n * strength) gives the same model.)
 
 Solver: L-BFGS (Nocedal & Wright 2006, algorithm 7.4), with three things that make it fast for this objective:
 
-* the inverse Hessian starts from the Cholesky factor of (feature covariance / K + strength I), the Hessian's own form at W = 0;
-* along a direction the logits are linear in the step, so a line search costs no matrix product: an iteration has two, X D and X'R;
+* the inverse Hessian starts from the Cholesky factor of (spread * feature covariance + strength I), its own form at W = 0;
+* along a direction the logits are linear in the step, so a line search costs no matrix product: an iteration has two, XD and X'R;
 * all strengths are one batch: these two products serve all of them.
 
 Products with the features run in their own precision (float32, or float64 if given), all else in float64.
@@ -18,6 +18,7 @@ Products with the features run in their own precision (float32, or float64 if gi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import torch
 from torch import Tensor
@@ -28,7 +29,9 @@ from sureclr.maths.metrics import wilson_interval
 STRENGTHS = tuple(10.0**p for p in range(-6, 2))
 MEMORY = 20  # L-BFGS pairs kept; each is as small as the weights
 LOGITS_AT_ONCE = 1 << 26  # rows x strengths x classes in one batch: 256 MiB in float32; more strengths are solved in turn
+ROWS_AT_ONCE = 8192  # turned into float64 at once
 COVARIANCE_ROWS = 4  # rows per feature that the preconditioner looks at
+DRIFT = 4.0  # digits, strength 1e-6: 120 iterations, more than 1,500 without following the spread; 2 or 4 is the same
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class ProbeResult:
 
     Attributes:
         accuracy: on the test rows. interval: Wilson's, 95 %.
-        strength: chosen on a split of the training rows; strengths: all tried, with their validation accuracy (NaN if no class had
-            two rows to split: then the middle strength is taken).
+        strength: chosen on a split of the training rows. strengths: all tried, with their validation accuracy (NaN if no class
+            had two rows to split: then the middle strength is taken).
         iterations, converged, gradient, objective: of the last fit, on all training rows (see Solution).
         classes: (K,) int64, the label of each column. logits: (m, K) of the test rows, float64.
         weight: (f, K), bias: (K,): for raw features, logits = features @ weight + bias.
@@ -154,7 +157,7 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stratified_split(target: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """(n,) bool, True for held-out rows: of each class the rounded share, at least one and never all; none of a class with one row."""
+    """(n,) bool, True for held-out rows: of each class the rounded share, at least one, never all (so none of a class of one row)."""
     held_out = torch.zeros(len(target), dtype=torch.bool)
     for label in target.cpu().unique():
         rows = (target.cpu() == label).nonzero().squeeze(1)
@@ -181,34 +184,46 @@ def logistic_regression(
 
 
 class _Objective:
-    """J for S strengths. Parameters theta are (S, K, f + 1), float64, the bias in the last column; logits z are (S, K, n), in x's type.
+    """J for S strengths. Parameters theta: (S, K, f + 1), float64, the bias in the last column. Logits z: (S, K, n), in x's type.
 
-    Rows of x come last in z: (S K, f) @ (f, n) and (S K, n) @ (n, f) run 2 and 6 times faster than their transposes at S K = 10 (measured,
-    one core), and a softmax over the second dimension 9 times faster than one over the last.
+    Rows of x come last in z: at S K = 10 the two products run 2 and 6 times faster than their transposes, and a softmax over the
+    second dimension 9 times faster than one over the last (measured, one core).
     """
 
     def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
         self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
-        self.factor = torch.linalg.cholesky(self._hessian_at_zero())
+        rows = x[:: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))]  # evenly spaced: it costs time, not exactness, when it is off
+        self.covariance = (rows.T @ rows).double() / len(rows)
+        self.spread = torch.full_like(self.strength, torch.inf)
+        self.aim(x.new_zeros(len(strengths), self.classes, 1))
 
-    def _hessian_at_zero(self) -> Tensor:
-        """(S, f, f): covariance / K + strength I, what the Hessian is at W = 0 on weights that sum to 0 over the classes.
+    def aim(self, z: Tensor) -> None:
+        """Factor the Hessian's estimate, spread * covariance + strength I, where the spread has moved by a factor of DRIFT.
 
-        Evenly spaced rows suffice: a preconditioner that is off costs time, not exactness.
+        The spread of p = softmax(z) is the mean over rows of sum_k p_k (1 - p_k) / (K - 1). At z = 0 it is 1 / K and the estimate is
+        exact (on weights that sum to 0 over the classes); as the model grows sure it falls by orders of magnitude.
         """
-        rows = self.x[:: max(1, len(self.x) // (COVARIANCE_ROWS * self.x.shape[1]))]
-        covariance = (rows.T @ rows).double() / len(rows)
-        return covariance / self.classes + self.strength * torch.eye(len(covariance), dtype=torch.float64, device=self.x.device)
+        spread = (1 - z.softmax(1).square().sum(1)).mean(1, dtype=torch.float64)[:, None, None] / (self.classes - 1)
+        spread = spread.clamp_min(1e-12)
+        if ((spread / self.spread).log().abs() > log(DRIFT)).any():
+            self.spread = spread
+            eye = torch.eye(len(self.covariance), dtype=torch.float64, device=z.device)
+            self.factor = torch.linalg.cholesky(spread * self.covariance + self.strength * eye)
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """The inverse of the Hessian at 0, on (S, K, f + 1). The bias meets no other column: those of x have mean 0."""
+        """The inverse of the estimate, on (S, K, f + 1). The bias meets no other column: those of x have mean 0."""
         weight = torch.cholesky_solve(gradient[:, :, :-1].mT, self.factor).mT
-        return torch.cat([weight, self.classes * gradient[:, :, -1:]], 2)
+        return torch.cat([weight, gradient[:, :, -1:] / self.spread], 2)
 
     def logits(self, theta: Tensor) -> Tensor:
         theta = theta.to(self.x.dtype)
         return (theta[:, :, :-1].flatten(0, 1) @ self.x.T).unflatten(0, theta.shape[:2]) + theta[:, :, -1:]
+
+    def exact_logits(self, theta: Tensor) -> Tensor:
+        """The logits by float64 products, rounded once."""
+        blocks = [(theta[:, :, :-1].flatten(0, 1) @ rows.double().T).to(rows.dtype) for rows in self.x.split(ROWS_AT_ONCE)]
+        return torch.cat(blocks, 1).unflatten(0, theta.shape[:2]) + theta[:, :, -1:].to(self.x.dtype)
 
     def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
         """(S, K, f + 1): (softmax(z) - Y) X / n + strength W."""
@@ -239,25 +254,34 @@ class _Objective:
 
 
 def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
-    """Batched L-BFGS. A strength that has converged stands still while the others go on."""
-    x = objective.x
-    theta = torch.zeros(len(objective.strength), objective.classes, x.shape[1] + 1, dtype=torch.float64, device=x.device)
-    z = objective.logits(theta)
+    """Batched L-BFGS. A strength that has converged stands still while the others go on.
+
+    The logits are carried along, z + step dz, and their rounding with them; so the last word on convergence is said by exact logits.
+    """
+    theta = objective.x.new_zeros(len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64)
+    z = objective.exact_logits(theta)
     gradient = objective.gradient(theta, z)
-    start, norm, iterations = _norm(gradient), _norm(gradient), 0
+    enough, iterations = tolerance * _norm(gradient), 0
     pairs: list[tuple[Tensor, Tensor]] = []
-    while (moving := norm > tolerance * start).any() and iterations < max_iterations:
+    while iterations < max_iterations:
+        moving = _norm(gradient) > enough
+        if not moving.any():
+            z = objective.exact_logits(theta)
+            gradient = objective.gradient(theta, z)
+            moving = _norm(gradient) > enough
+        if not moving.any():
+            break
         direction = -_lbfgs(objective, gradient, pairs) * moving[:, None, None]
         dz = objective.logits(direction)
         step = _line_search(objective, theta, direction, z, dz, _dot(gradient, direction))[:, None, None]
         theta, z, before = theta + step * direction, z + step.to(z.dtype) * dz, gradient
         gradient = objective.gradient(theta, z)
+        objective.aim(z)
         pairs = [*pairs[1 - MEMORY :], (step * direction, gradient - before)]
-        norm, iterations = _norm(gradient), iterations + 1
-    z = objective.logits(theta)  # the sum of many steps has rounding of its own: what is reported is measured afresh
-    relative = _norm(objective.gradient(theta, z)) / start.clamp_min(torch.finfo(torch.float64).tiny)
-    value = objective.value(theta, z)
-    return Solution(theta[:, :, :-1].mT, theta[:, :, -1], value, relative, iterations, relative <= 1.01 * tolerance)
+        iterations += 1
+    z = objective.exact_logits(theta)
+    norm, value = _norm(objective.gradient(theta, z)), objective.value(theta, z)
+    return Solution(theta[:, :, :-1].mT, theta[:, :, -1], value, norm * tolerance / enough, iterations, norm <= enough)
 
 
 def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -275,7 +299,7 @@ def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Te
 
 
 def _line_search(objective: _Objective, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, slope_at_0: Tensor) -> Tensor:
-    """(S,) steps with |slope| <= |slope at 0| / 10, by Newton inside a bracket; J is convex, so the sign of the slope says which side.
+    """(S,) steps with |slope| <= |slope at 0| / 10, by Newton in a bracket; J is convex, so the slope's sign says which side.
 
     Slopes alone decide (the approximate Wolfe conditions of Hager & Zhang 2005): near the minimum, differences of J are rounding.
     """
@@ -318,7 +342,7 @@ def _standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
 
 
 def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.cat([rows.double() @ weight + bias for rows in features.split(8192)])
+    return torch.cat([rows.double() @ weight + bias for rows in features.split(ROWS_AT_ONCE)])
 
 
 def _validate(
@@ -346,7 +370,7 @@ def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, all
         if len(x) != len(y) or len(y) == 0:
             raise UserError(f"a linear probe needs one label for each of its {name} rows, got {len(x)} rows and {len(y)} labels.")
         if (y < 0).any():
-            raise UserError(f"a linear probe needs labels: {int((y < 0).sum())} of {len(y)} {name} rows have none; pass labelled rows.")
+            raise UserError(f"a linear probe needs labels: {int((y < 0).sum())} of {len(y)} {name} rows have none; drop those.")
         if not x.isfinite().all():
             bad = int((~x.isfinite().all(1)).sum())
             raise UserError(f"features must be finite, {bad} of {len(x)} {name} rows are not; look for a diverged encoder.")
