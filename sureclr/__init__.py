@@ -1,0 +1,49 @@
+"""SureCLR: contrastive learning that knows how sure it is.
+
+    run = sureclr.pretrain(sureclr.recipe("digits"))      # a Run; its folder holds everything
+    table = sureclr.load(run.path).embed(images)          # features, direction, radius of each image
+    loss = sureclr.SureLoss(temperature=0.2)              # the loss alone, for your own loop
+
+Names are imported when first used, so that `sureclr --help` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sureclr.config import PretrainConfig as PretrainConfig
+    from sureclr.data.image_set import ImageSet as ImageSet
+    from sureclr.data.sources import load as load_images
+    from sureclr.data.view_config import ViewConfig as ViewConfig
+    from sureclr.data.views import two_views as two_views
+    from sureclr.errors import UserError as UserError
+    from sureclr.maths.objectives import NTXentLoss as NTXentLoss
+    from sureclr.maths.objectives import SureLoss as SureLoss
+    from sureclr.maths.objectives import objective as objective
+    from sureclr.maths.sphere import Posterior as Posterior
+    from sureclr.models.embed import Embeddings as Embeddings
+    from sureclr.recipes import recipe as recipe
+    from sureclr.training.pretrain import pretrain as pretrain
+    from sureclr.training.run import Run as Run
+    from sureclr.training.run import load as load
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "PretrainConfig": "config", "ViewConfig": "data.view_config", "ImageSet": "data.image_set", "load_images": "data.sources:load",
+    "two_views": "data.views", "UserError": "errors", "NTXentLoss": "maths.objectives", "SureLoss": "maths.objectives",
+    "objective": "maths.objectives", "Posterior": "maths.sphere", "Embeddings": "models.embed", "recipe": "recipes",
+    "pretrain": "training.pretrain", "Run": "training.run", "load": "training.run",
+}
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sureclr' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(f"sureclr.{module}"), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__
