@@ -1,0 +1,140 @@
+"""ImageSet: what it refuses, that selections follow every column, and resizing and recolouring against Pillow."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sureclr.data.image_set import ImageSet, convert, recolour, resize
+from sureclr.errors import UserError
+
+
+def a_set(n: int = 6, channels: int = 3, height: int = 5, width: int = 5) -> ImageSet:
+    generator = torch.Generator().manual_seed(n)
+    return ImageSet(
+        name="made",
+        images=torch.randint(0, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8),
+        labels=torch.tensor([0, 1, 0, -1, -1, 1][:n]),
+        classes=("a", "b"),
+        split=np.array(["train", "train", "train", "unlabelled", "unlabelled", "test"][:n]),
+        paths=[f"{i}.png" for i in range(n)],
+        folds=torch.tensor([[0, 2], [1, 2]]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"images": torch.zeros(6, 3, 5, 5)}, "uint8"),
+        ({"images": torch.zeros(6, 5, 5, dtype=torch.uint8)}, r"\(n, c, h, w\)"),
+        ({"images": torch.zeros(6, 4, 5, 5, dtype=torch.uint8)}, "1 or 3 channels"),
+        ({"images": torch.zeros(6, 3, 0, 5, dtype=torch.uint8)}, "some pixels"),
+        ({"images": torch.zeros(7, 3, 5, 5, dtype=torch.uint8)}, r"int64 \(7,\)"),
+        ({"labels": torch.zeros(6)}, "int64"),
+        ({"labels": torch.tensor([0, 1, 0, -1, -1, 2])}, r"-1\.\.2 but 2 classes"),
+        ({"labels": torch.tensor([0, 1, 0, -1, -2, 1])}, r"-2\.\.1"),
+        ({"split": np.array(["train"] * 5 + ["dev"])}, "'dev'"),
+        ({"split": np.array(["train"] * 5)}, "5 splits"),
+        ({"paths": ["x"]}, "1 paths"),
+        ({"folds": torch.tensor([[6]])}, "fold"),
+        ({"folds": torch.tensor([[-1]])}, "fold"),
+    ],
+)
+def test_a_wrong_column_is_refused_at_birth(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        replace(a_set(), **wrong)  # type: ignore[arg-type]
+
+
+def test_the_splits_are_the_rows_with_that_name() -> None:
+    images = a_set()
+    assert list(images.train.paths) == ["0.png", "1.png", "2.png"]
+    assert list(images.test.paths) == ["5.png"]
+    assert list(images.pretraining.paths) == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    assert images.rows("test", "train").tolist() == [0, 1, 2, 5]
+    assert images.labelled and not images.select([3, 4]).labelled
+    assert len(images.test.test.select([])) == 0 and len(images.test.train) == 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-6, 5), max_size=9))
+def test_a_selection_takes_the_same_rows_of_every_column(rows: list[int]) -> None:
+    images = a_set()
+    chosen = images.select(rows)
+    assert chosen.images.tolist() == [images.images[i].tolist() for i in rows]
+    assert chosen.labels.tolist() == [int(images.labels[i]) for i in rows]
+    assert chosen.split.tolist() == [images.split[i] for i in rows]
+    assert list(chosen.paths) == [images.paths[i] for i in rows]
+
+
+def test_a_mask_a_tensor_and_an_array_select_alike() -> None:
+    images, mask = a_set(), np.array([False, True, False, True, False, False])
+    for same in (mask, torch.from_numpy(mask), np.array([1, 3]), torch.tensor([1, 3]), [1, 3]):
+        assert list(images.select(same).paths) == ["1.png", "3.png"]
+    for outside in ([6], [-7], np.ones(5, dtype=bool)):
+        with pytest.raises(IndexError):
+            images.select(outside)
+
+
+def test_neighbouring_rows_share_memory_and_others_do_not() -> None:
+    images = a_set()
+    images.select([2, 3, 4]).images.fill_(7)
+    images.select([0, 5]).images.fill_(9)
+    assert (images.images[2:5] == 7).all()
+    assert not (images.images[0] == 9).all()
+
+
+def test_folds_name_the_same_images_after_a_selection() -> None:
+    images = a_set()
+    moved = images.select([2, 5, 1, 0])
+    assert images.folds is not None and moved.folds is not None
+    assert [[moved.paths[i] for i in fold] for fold in moved.folds] == [[images.paths[i] for i in fold] for fold in images.folds]
+    assert images.select([0, 1]).folds is None  # image 2 of both folds is gone
+
+
+@pytest.mark.parametrize("size", [3, 8, 17, 32, 51])
+def test_resizing_is_pillows_antialiased_bilinear(size: int) -> None:
+    pixels = a_set(3, 3, 32, 32).images
+    ours = resize(pixels, size)
+    for image, mine in zip(pixels, ours, strict=True):
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+        theirs = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
+        assert (mine.int() - theirs.int()).abs().max() <= 1  # Pillow rounds after each axis
+    assert torch.equal(resize(pixels, 32), pixels)
+
+
+def test_oblong_images_keep_their_centre_square() -> None:
+    wide = torch.zeros(1, 1, 4, 10, dtype=torch.uint8)
+    wide[..., 3:7] = torch.arange(4, dtype=torch.uint8)
+    assert torch.equal(resize(wide, 4)[0, 0, 0], torch.arange(4, dtype=torch.uint8))
+    assert torch.equal(resize(wide.transpose(2, 3), 4)[0, 0, :, 0], torch.arange(4, dtype=torch.uint8))
+
+
+def test_grey_is_pillows_rec_601_luma_to_the_bit() -> None:
+    pixels = a_set(3, 3, 64, 64).images
+    theirs = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in pixels]
+    assert recolour(pixels, 1).squeeze(1).tolist() == [grey.tolist() for grey in theirs]
+    assert (recolour(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), 1) == 255).all()
+
+
+def test_convert_brings_a_set_to_another_runs_shape_and_leaves_the_rest() -> None:
+    grey = a_set(channels=1)
+    colour = convert(grey, size=9, channels=3)
+    assert colour.images.shape == (6, 3, 9, 9) and colour.images.dtype == torch.uint8
+    assert torch.equal(colour.images[:, 0], colour.images[:, 2])
+    assert torch.equal(convert(grey, channels=3).images[:, 1:2], grey.images)
+    assert colour.labels is grey.labels and colour.paths is grey.paths
+    assert convert(grey, 5, 1) is grey and convert(grey) is grey
+    assert convert(grey.select([]), 9, 3).images.shape == (0, 3, 9, 9)
+    for size, channels in ((0, 1), (5, 2)):
+        with pytest.raises(UserError):
+            convert(grey, size, channels)
+
+
+def test_convert_in_chunks_equals_convert_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = convert(a_set(), 3, 1).images
+    monkeypatch.setattr("sureclr.data.image_set.CHUNK", 4)
+    assert torch.equal(convert(a_set(), 3, 1).images, whole)
