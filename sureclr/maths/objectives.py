@@ -221,8 +221,8 @@ class CosineRegressionLoss(RadiusLoss):
 class VonMisesFisherLoss(Objective):
     """kappa = rho (d - rho^2) / (1 - rho^2), rho = sigmoid(k): Banerjee et al. 2005's estimate of the kappa that has radius rho.
 
-    At both ends it is an exponential of k (d e^k, (d - 1) e^k / 2), as the papers take for a number over orders of magnitude; and every
-    loss with a radius starts and ranges alike, for a fair race. Certainty is kappa, the radius its mean resultant length.
+    At both ends it is an exponential of k (d e^k, (d - 1) e^k / 2), as the papers take for a number over orders of magnitude; and
+    every loss with a radius starts and ranges alike, for a fair race. Certainty is kappa, the radius its mean resultant length.
     """
 
     def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
