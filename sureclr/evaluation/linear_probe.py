@@ -157,7 +157,7 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def stratified_split(target: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """(n,) bool, True for held-out rows: of each class the rounded share, at least one, never all (so none of a class of one row)."""
+    """(n,) bool, True for held-out rows: of each class the rounded share, at least one, never all (a class of one: none)."""
     held_out = torch.zeros(len(target), dtype=torch.bool)
     for label in target.cpu().unique():
         rows = (target.cpu() == label).nonzero().squeeze(1)
@@ -193,7 +193,7 @@ class _Objective:
     def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
         self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
-        rows = x[:: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))]  # evenly spaced: it costs time, not exactness, when it is off
+        rows = x[:: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))]  # evenly spaced; costs time, not exactness, if off
         self.covariance = (rows.T @ rows).double() / len(rows)
         self.spread = torch.full_like(self.strength, torch.inf)
         self.aim(x.new_zeros(len(strengths), self.classes, 1))
@@ -201,8 +201,8 @@ class _Objective:
     def aim(self, z: Tensor) -> None:
         """Factor the Hessian's estimate, spread * covariance + strength I, where the spread has moved by a factor of DRIFT.
 
-        The spread of p = softmax(z) is the mean over rows of sum_k p_k (1 - p_k) / (K - 1). At z = 0 it is 1 / K and the estimate is
-        exact (on weights that sum to 0 over the classes); as the model grows sure it falls by orders of magnitude.
+        The spread of p = softmax(z) is the mean over rows of sum_k p_k (1 - p_k) / (K - 1). At z = 0 it is 1 / K and the estimate
+        is exact (on weights that sum to 0 over the classes); as the model grows sure it falls by orders of magnitude.
         """
         spread = (1 - z.softmax(1).square().sum(1)).mean(1, dtype=torch.float64)[:, None, None] / (self.classes - 1)
         spread = spread.clamp_min(1e-12)
@@ -256,7 +256,7 @@ class _Objective:
 def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
     """Batched L-BFGS. A strength that has converged stands still while the others go on.
 
-    The logits are carried along, z + step dz, and their rounding with them; so the last word on convergence is said by exact logits.
+    The logits are carried along, z + step dz, and their rounding with them; so exact logits have the last word on convergence.
     """
     theta = objective.x.new_zeros(len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64)
     z = objective.exact_logits(theta)
