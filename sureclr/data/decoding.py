@@ -57,8 +57,8 @@ def centre_square(image: Image.Image, size: int) -> Image.Image:
     """The largest centred square, resized to `size` pixels a side: antialiased bilinear, as `image_set.resize`."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.crop(box) if side == size else image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    square = image.crop((left, top, left + side, top + side))  # not resize(box=...), which mixes in pixels from outside the box
+    return square.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -81,7 +81,7 @@ def find_images(root: Path, part: str = "") -> dict[str, tuple[int, int]]:
         seen.add(real)
         for entry in _entries(root / folder):
             name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.is_dir():
+            if os.path.isdir(entry.path):  # unlike entry.is_dir(), no exception at a link to itself
                 (links if entry.is_symlink() else folders).append(name)
             elif _is_image(entry):
                 files[name] = _stamp(root / name)
@@ -173,7 +173,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _is_image(entry: os.DirEntry[str]) -> bool:
     """By its ending; pipes and devices are not (reading them could wait for ever), a link to nothing is."""
     ending = os.path.splitext(entry.name)[1].lower()
-    return ending in ENDINGS and (entry.is_file() or not os.path.exists(entry.path))
+    return ending in ENDINGS and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
