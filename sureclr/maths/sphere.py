@@ -112,7 +112,7 @@ def log_density(posterior: Posterior, z: Tensor) -> Tensor:
     tensor(0.)
     """
     radius, gap = radius_and_gap(posterior)
-    return log_kernel(cosine_gap(posterior.direction, z), radius, gap, z.shape[-1])
+    return log_kernel(cosine_gap(posterior.direction, z), radius, gap, posterior.direction.shape[-1])
 
 
 def density(posterior: Posterior, z: Tensor) -> Tensor:
@@ -127,21 +127,27 @@ def evidence(a: Posterior, b: Posterior, dimension: float | Tensor | None = None
         dimension: m of the kernel; None is the number of coordinates.
     """
     r, gap = pair_radius(a, b)
-    return log_kernel(cosine_gap(a.direction, b.direction), r, gap, dimension or a.direction.shape[-1])
+    return log_kernel(cosine_gap(a.direction, b.direction), r, gap, _kernel_dimension(a, dimension))
 
 
 def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None = None) -> Tensor:
     """s(u_i, u'_j), nats, (n, m) for n and m views (theory 2): one product, one outer product, one logarithm an entry.
 
     1 - c by product is off by some eps, which matters only where (1 - r)^2 + 2 r (1 - c) is small: close *and* sure. Those few
-    pairs are measured again from the difference: float32 stays within 5e-4 nats at d = 128 (13 without; float64 instead would
+    pairs are measured again from the difference: float32 stays within 1e-3 nats at d = 128 (13 without; float64 instead would
     exclude Apple GPUs and be slow on most others). Memory: some (n, m) arrays; with gradient, d numbers more for each such pair.
     """
     r, gap = pair_radius(_column(a), b)
     with torch.autocast(a.direction.device.type, enabled=False):  # a bfloat16 product is 24 nats wrong at rho = 0.99 (theory 5)
         by_product = 1 - a.direction @ b.direction.T
     near = squared_distance(by_product.detach().clamp_min(0), r, gap) < NEAR * torch.finfo(r.dtype).eps
-    return log_kernel(_refined(by_product, near, a.direction, b.direction), r, gap, dimension or a.direction.shape[-1])
+    return log_kernel(_refined(by_product, near, a.direction, b.direction), r, gap, _kernel_dimension(a, dimension))
+
+
+def _kernel_dimension(posterior: Posterior, dimension: float | Tensor | None) -> float | Tensor:
+    if isinstance(dimension, int | float) and dimension <= 1:  # a Tensor is not looked at: that would wait for the GPU
+        raise UserError(f"the kernel's dimension must be above 1, not {dimension}; leave it out for the number of coordinates.")
+    return posterior.direction.shape[-1] if dimension is None else dimension
 
 
 def _column(posterior: Posterior) -> Posterior:
