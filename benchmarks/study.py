@@ -1,0 +1,196 @@
+"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default loss, the same encoder and budget.
+
+    python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2] [--threads 1]
+    python -m benchmarks.study --table [--source ...]
+
+Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run is one line of study.jsonl, and a run
+that has its line is not done again, so stopping (Ctrl-C) loses one run at most. Under 4 minutes a run on one core.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from sureclr.config import PretrainConfig
+from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import load
+from sureclr.errors import UserError
+from sureclr.evaluation import ood, uncertainty
+from sureclr.recipes import recipe
+from sureclr.training.pretrain import pretrain
+from sureclr.training.progress import Silent
+from sureclr.training.run import Run
+
+LINES = Path(__file__).with_suffix(".jsonl")
+TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
+EPOCHS = {"fashion-mnist": 8, "digits": 60}
+LEVELS = slice(1, None, 2)  # of the corruptions' five strengths, those measured here
+
+# Name -> what differs from the default (loss sure, tau 0.2, 128 coordinates, weight 1, kernel dimension measured, gradient on). In the
+# order in which they are run: the two that decide first, then published references, then the factors.
+DECIDING: dict[str, dict[str, Any]] = {"sure": {}, "nt-xent": {"loss": "nt-xent"}}
+OTHERS: dict[str, dict[str, Any]] = {
+    **{loss: {"loss": loss} for loss in ("loss-prediction", "mc-infonce", "elk", "tau", "cosine-regression", "poisson-nce", "gaussian-nce")},
+    "gradient-off": {"certainty_gradient": "off"},
+    "16-coordinates": {"projection_dim": 16},
+    "kernel-128": {"kernel_dimension": 128.0},
+    "weight-0.3": {"certainty_weight": 0.3},
+    "weight-3": {"certainty_weight": 3.0},
+    "tau-0.1": {"temperature": 0.1},
+    "tau-0.5": {"temperature": 0.5},
+    "dcl": {"loss": "dcl"},
+}
+CONFIGURATIONS = DECIDING | OTHERS
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.table:
+        print(table([line for line in finished() if line["source"] == asked.source]))
+        return
+    torch.set_num_threads(asked.threads)
+    images = subset(load(asked.source))
+    for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
+        if (name, seed, asked.source) not in {(line["name"], line["seed"], line["source"]) for line in finished()}:
+            line = one_run(name, seed, images)
+            with LINES.open("a") as file:
+                file.write(json.dumps(rounded(line)) + "\n")
+            print(f"{name} seed {seed}: kNN {line['knn']:.3f} linear {line['linear']:.3f} R-AUROC {line['r_auroc_clean']} "
+                  f"crop {line['r_auroc_crop']} ({line['train_cpu_s']:.0f} + {line['evaluation_cpu_s']:.0f} CPU s)", flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONFIGURATIONS))
+    parser.add_argument("--source", default="fashion-mnist", choices=list(EPOCHS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the table of the runs that are done, and do none")
+    return parser.parse_args()
+
+
+def order(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
+    """All seeds of the two that decide, then a seed of all the others after the other."""
+    yield from ((name, seed) for seed in seeds for name in names if name in DECIDING)
+    yield from ((name, seed) for seed in seeds for name in names if name not in DECIDING)
+
+
+def finished() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
+def subset(images: ImageSet) -> ImageSet:
+    """The same images for every run: drawn once by seed 0, then in the data set's order. Digits: all."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.as_tensor(images.rows(split)) for split in ("train", "test")]
+    some = [r[torch.randperm(len(r), generator=generator)[:most]].sort().values for r, most in zip(rows, (TRAIN, TEST), strict=True)]
+    return images.select(torch.cat(some))
+
+
+def configuration(name: str, seed: int, source: str) -> PretrainConfig:
+    """The source's recipe at the study's budget, with what this name changes."""
+    base = replace(recipe(source), epochs=EPOCHS[source], seed=seed, monitor_every=0, snapshot_every=0, checkpoint_every=0)
+    return replace(base, **CONFIGURATIONS[name])
+
+
+def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
+    """Train, measure, and say it in one flat line."""
+    config = configuration(name, seed, images.name)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        run = pretrain(config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent())
+        trained = time.process_time() - start
+        numbers = measured(run, images)
+    steps = len(images.train) // config.batch_size * config.epochs
+    return {"name": name, "seed": seed, "source": images.name, "changed": CONFIGURATIONS[name], "epochs": config.epochs,
+            "n_train": len(images.train), "n_test": len(images.test), **numbers, "ms_per_step": 1000 * trained / steps,
+            "train_cpu_s": trained, "evaluation_cpu_s": time.process_time() - start - trained, "threads": torch.get_num_threads(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}", "date": date.today().isoformat()}
+
+
+def measured(run: Run, images: ImageSet) -> dict[str, Any]:
+    """The study's numbers from the package's own evaluations; None where a loss has no such thing.
+
+    R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is nearest-neighbour similarity.
+    """
+    embeddings = run.embed(images)
+    found = uncertainty.measure(run.embed, images, embeddings, run.config.views, levels=LEVELS)
+    foreign = ood.measure(run.embed, images, embeddings)
+    random = {name: c["random"] for name, c in found["corruptions"].items()}
+    calibration, evidence = found.get("calibration"), found.get("evidence")
+    return {
+        "knn": 1 - found["selective"]["knn"]["error"], "linear": 1 - found["selective"]["linear"]["error"],
+        "instance_match": found["partner"]["instance_match"], "partner_auroc": found["partner"]["auroc"].get("certainty"),
+        **{f"r_auroc_{what}": r["r_auroc"].get("certainty") for what, r in {"clean": found["clean"], **random}.items()},
+        **{f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in {"clean": found["clean"], **random}.items()},
+        **{f"spearman_{what}": r["spearman"].get("certainty") for what, r in random.items()},
+        **{f"less_certain_{what}": r["less_certain"].get("certainty") for what, r in random.items()},
+        "calibration_raw": calibration and calibration["raw"]["error"], "calibration_mapped": calibration and calibration["mapped"]["error"],
+        "mean_cosine_different": calibration and calibration["mean_cosine_different"],
+        "log_mean_exp": evidence and evidence["log_mean_exp"], "log_mean_exp_se": evidence and evidence["log_mean_exp_standard_error"],
+        "kernel_dimension": evidence and evidence["kernel_dimension"],
+        **{f"ood_{what}": r["auroc"].get("certainty") for what, r in foreign.items() if "auroc" in r},
+        **{f"nn_ood_{what}": r["auroc"]["neighbour_similarity"] for what, r in foreign.items() if "auroc" in r},
+        "detail": {"uncertainty": compact(found), "ood": foreign},
+    }
+
+
+def compact(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the curves, which make a line of 8 kB one of 12."""
+    selective = {name: {"error": r["error"], "aurc": r["aurc"]} for name, r in found.get("selective", {}).items()}
+    return {**found, "selective": selective}
+
+
+def rounded(value: Any) -> Any:
+    """Five significant digits: half the bytes."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+COLUMNS = {"kNN": ("knn",), "linear": ("linear",), "instance match": ("instance_match",), "partner AUROC": ("partner_auroc",),
+           "R-AUROC clean / crop / blur": ("r_auroc_clean", "r_auroc_crop", "r_auroc_blur"), "nn": ("nn_r_auroc_clean",),
+           "Spearman, crop": ("spearman_crop",), "crop less certain": ("less_certain_crop",),
+           "calibration raw / mapped": ("calibration_raw", "calibration_mapped"), "log E[exp s]": ("log_mean_exp",),
+           "OOD digits or fashion / noise / inverted / flipped": ("ood_other", "ood_uniform-noise", "ood_inverted", "ood_flipped"),
+           "ms a step": ("ms_per_step",)}
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: mean over seeds, ± their standard deviation where there are several."""
+    rows = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
+    for name in CONFIGURATIONS:
+        runs = [{**line, "ood_other": line.get("ood_digits", line.get("ood_fashion-mnist"))} for line in lines if line["name"] == name]
+        if runs:
+            cells = [" / ".join(spread([run[key] for run in runs]) for key in keys) for keys in COLUMNS.values()]
+            rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def spread(values: list[float | None]) -> str:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
+        return "-"
+    digits = 3 if abs(mean(numbers)) < 10 else 1
+    return f"{mean(numbers):.{digits}f}" + (f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else "")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
