@@ -1,0 +1,212 @@
+"""Witnesses: scikit-learn and scipy, closed forms, and definitions as loops."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
+
+from sureclr.maths import metrics
+
+seeds = st.integers(0, 10**6)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# Directions
+
+
+def test_alignment_is_two_minus_two_cosines() -> None:
+    a, b = (normalize(torch.randn(50, 6, generator=generator(s)).double(), dim=1) for s in (0, 1))
+    assert metrics.alignment(a, b) == pytest.approx(float((2 - 2 * (a * b).sum(1)).mean()), abs=1e-14)
+    assert metrics.alignment(a, -a) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("t", [2.0, 0.5])
+def test_uniformity_is_the_mean_over_pairs_in_blocks(t: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", 7)
+    u = normalize(torch.randn(30, 5, generator=generator(0)).double(), dim=1)
+    pairs = [math.exp(-t * float((u[i] - u[j]).square().sum())) for i, j in itertools.combinations(range(30), 2)]
+    assert metrics.uniformity(u, t) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-12)
+
+
+def test_uniformity_of_a_collapse_and_of_two_poles() -> None:
+    assert metrics.uniformity(torch.eye(4)[:1].expand(10, 4)) == pytest.approx(0, abs=1e-12)
+    assert metrics.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
+    with pytest.raises(ValueError, match="two directions"):
+        metrics.uniformity(torch.ones(1, 3))
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (6, 40)])
+def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", 9)
+    x = torch.randn(shape, generator=generator(1)).double() * torch.logspace(0, 2, shape[1])
+    p = np.linalg.svd(x.numpy(), compute_uv=False)
+    p /= p.sum()
+    assert metrics.effective_rank(x) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
+
+
+def test_effective_rank_of_equal_axes_and_of_one_direction() -> None:
+    assert metrics.effective_rank(torch.eye(5).repeat(3, 1)) == pytest.approx(5)
+    assert metrics.effective_rank(torch.ones(20, 8)) == pytest.approx(1, abs=1e-5)
+
+
+def test_instance_match_counts_both_sides() -> None:
+    """Images 0 and 1 agree; the second view of image 2 looks like image 0, its first view like nothing else."""
+    first = torch.eye(4)[:3]
+    second = torch.stack([first[0], first[1], first[0] + 0.1 * first[1]])
+    # first -> second: 0 right, 1 right, 2 finds index 0 (all cosines 0): wrong. second -> first: 0 right, 1 right, 2 finds 0: wrong.
+    assert metrics.instance_match(first, second) == pytest.approx(4 / 6)
+    assert metrics.instance_match(first, first.roll(1, 0)) == 0
+
+
+def test_instance_match_is_not_the_same_for_the_two_sides() -> None:
+    first = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
+    second = torch.tensor([[0.9, 0.2], [1.0, 0.0]])  # first: 0 finds 1, 1 finds 0; second: 0 finds 0, 1 finds 0
+    assert metrics.instance_match(first, second) == pytest.approx(1 / 4)
+
+
+# Certainty
+
+
+def test_nearest_has_class_with_and_without_keys() -> None:
+    keys, key_labels = torch.eye(3), torch.tensor([0, 1, 2])
+    queries, labels = torch.tensor([[1.0, 0.1, 0], [0, 0.9, 1.0], [3.0, 0, 0.1]]), torch.tensor([0, 1, 1])
+    correct, similarity = metrics.nearest_has_class(queries, labels, keys, key_labels)
+    assert correct.tolist() == [True, False, False]
+    assert similarity[0].item() == pytest.approx(1 / math.sqrt(1.01))
+    # Among themselves: 0 and 2 find each other (labels 0 and 1), 1 finds 0.
+    assert metrics.nearest_has_class(queries, labels)[0].tolist() == [False, False, False]
+    assert metrics.nearest_has_class(queries, torch.tensor([1, 0, 1]))[0].tolist() == [True, False, True]
+
+
+def test_r_auroc_is_the_auroc_of_that_event() -> None:
+    x, y = torch.randn(60, 3, generator=generator(3)), torch.randint(3, (60,), generator=generator(4))
+    certainty = torch.rand(60, generator=generator(5))
+    cosine = normalize(x, dim=1) @ normalize(x, dim=1).T
+    nearest = [max((j for j in range(60) if j != i), key=lambda j, i=i: float(cosine[i, j])) for i in range(60)]
+    event = [int(y[nearest[i]] == y[i]) for i in range(60)]
+    assert metrics.r_auroc(certainty, x, y) == pytest.approx(roc_auc_score(event, certainty.numpy()))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, levels=st.integers(2, 40))
+def test_auroc_equals_scikit_learn_with_ties(seed: int, levels: int) -> None:
+    score = torch.randint(levels, (50,), generator=generator(seed)).double()
+    positive = torch.rand(50, generator=generator(seed + 1)) < 0.3
+    positive[0], positive[1] = True, False
+    assert metrics.auroc(score, positive) == pytest.approx(roc_auc_score(positive.numpy(), score.numpy()), abs=1e-12)
+
+
+def test_auroc_of_one_kind_is_not_a_number_and_nan_scores_are_refused() -> None:
+    assert math.isnan(metrics.auroc(torch.rand(5), torch.ones(5, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="1 of 3 values are not finite"):
+        metrics.auroc(torch.tensor([0.1, math.nan, 0.2]), torch.tensor([True, False, True]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, levels=st.integers(2, 40))
+def test_spearman_and_ranks_equal_scipy_with_ties(seed: int, levels: int) -> None:
+    a, b = (torch.randint(levels, (30,), generator=generator(seed + i)).double() for i in (0, 1))
+    a[:2] = b[:2] = torch.tensor([-1.0, 99.0])  # never constant
+    assert metrics.ranks(a).tolist() == stats.rankdata(a.numpy()).tolist()
+    assert metrics.spearman(a, b) == pytest.approx(stats.spearmanr(a.numpy(), b.numpy()).statistic, abs=1e-12)
+
+
+def test_spearman_of_a_constant_is_not_a_number() -> None:
+    assert math.isnan(metrics.spearman(torch.ones(5), torch.arange(5.0)))
+
+
+def test_risk_coverage_without_ties_by_hand() -> None:
+    coverage, risk = metrics.risk_coverage(torch.tensor([0.9, 0.1, 0.5, 0.7]), torch.tensor([True, False, True, False]))
+    assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=seeds)
+def test_aurc_with_ties_is_the_mean_over_all_orders(seed: int) -> None:
+    certainty = torch.randint(3, (6,), generator=generator(seed)).double()
+    correct = torch.rand(6, generator=generator(seed + 1)) < 0.5
+    areas = []
+    for order in itertools.permutations(range(6)):
+        ranked = sorted(order, key=lambda i: -float(certainty[i]))  # stable: the permutation decides between equals
+        errors = np.cumsum([1 - int(correct[i]) for i in ranked])
+        areas.append(float((errors / np.arange(1, 7)).mean()))
+    assert metrics.aurc(certainty, correct) == pytest.approx(sum(areas) / len(areas), abs=1e-12)
+
+
+# Calibration
+
+
+@pytest.mark.parametrize("binning", ["count", "width"])
+def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
+    r = torch.rand(200, generator=generator(0)).double() ** 3
+    c = r + 0.1 * torch.randn(200, generator=generator(1)).double()
+    order = np.argsort(r.numpy())
+    low, high = float(r.min()), float(r.max())
+    bins = [order[20 * b : 20 * b + 20] for b in range(10)]
+    if binning == "width":
+        place = np.minimum(((r.numpy() - low) / (high - low) * 10).astype(int), 9)
+        bins = [np.flatnonzero(place == b) for b in range(10) if (place == b).any()]
+    table = metrics.calibration(r, c, binning=binning)  # type: ignore[arg-type]
+    assert table.count.tolist() == [len(b) for b in bins]
+    assert table.predicted.tolist() == pytest.approx([float(r[b].mean()) for b in bins])
+    assert table.observed.tolist() == pytest.approx([float(c[b].mean()) for b in bins])
+    assert table.error == pytest.approx(sum(len(b) * abs(float((r[b] - c[b]).mean())) for b in bins) / 200)
+
+
+def test_calibration_of_a_constant_shift_and_of_equal_predictions() -> None:
+    r = torch.linspace(0, 0.9, 100)
+    assert metrics.calibration(r, r).error == pytest.approx(0, abs=1e-7)
+    assert metrics.calibration(r, r + 0.05).error == pytest.approx(0.05, abs=1e-6)
+    for binning in ("count", "width"):
+        table = metrics.calibration(torch.full((9,), 0.3), torch.linspace(0, 1, 9), binning=binning)  # type: ignore[arg-type]
+        assert table.count.tolist() == [9] and table.error == pytest.approx(0.2, abs=1e-6)
+
+
+def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
+    r = torch.randint(5, (60,), generator=generator(0)).double() / 5
+    c, order = torch.rand(60, generator=generator(1)), torch.randperm(60, generator=generator(2))
+    assert metrics.calibration(r, c).observed.tolist() == pytest.approx(metrics.calibration(r[order], c[order]).observed.tolist())
+
+
+def test_ece_by_loops_and_at_the_ends() -> None:
+    p = torch.randn(300, 4, generator=generator(0)).double().softmax(1)
+    target = torch.randint(4, (300,), generator=generator(1))
+    confidence, guess = p.max(1)
+    total = 0.0
+    for b in range(15):
+        inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
+        if inside.any():
+            total += float(inside.sum()) * abs(float(confidence[inside].mean()) - float((guess == target)[inside].double().mean()))
+    assert metrics.ece(p, target) == pytest.approx(total / 300, abs=1e-12)
+    sure = torch.eye(3)
+    assert metrics.ece(sure, torch.arange(3)) == 0 and metrics.ece(sure, torch.tensor([1, 2, 0])) == 1
+
+
+def test_monotone_map_pools_violators_and_is_constant_outside() -> None:
+    fitted = metrics.monotone_map(torch.tensor([0.0, 1, 2, 3]), torch.tensor([0.0, 0.6, 0.4, 1.0]))
+    assert fitted(torch.tensor([-5.0, 0, 1, 2, 3, 9])).tolist() == pytest.approx([0, 0, 0.5, 0.5, 1, 1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(trials=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_equals_scipy(trials: int, share: float) -> None:
+    successes = round(share * trials)
+    expected = stats.binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    assert metrics.wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_needs_a_rate(successes: int, trials: int) -> None:
+    with pytest.raises(ValueError, match="rate"):
+        metrics.wilson_interval(successes, trials)
