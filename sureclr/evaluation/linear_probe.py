@@ -114,11 +114,14 @@ def linear_probe(
         allow_missing: test rows of classes without a training row count as wrong, instead of being an error.
 
     Raises:
-        UserError: unlabelled rows, a single class, a test class without training rows, features that are not finite.
+        UserError: unlabelled rows, a single class, a test class without training rows, features that are not finite, a
+            strength that is not above 0.
     """
     train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
     _check(train_x, train_y, test_x, test_y, allow_missing)
+    if not strengths or min(strengths) <= 0:
+        raise UserError(f"strengths of the penalty must be above 0 and at least one, got {list(strengths)}; try 0.01.")
     classes, target = train_y.unique(return_inverse=True)
     grid = tuple(sorted(strengths))
     scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)

@@ -1,0 +1,278 @@
+"""Witnesses: scikit-learn's LogisticRegression (a separate solver of the same objective), autograd, finite differences, closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sureclr.errors import UserError
+from sureclr.evaluation import linear_probe as module
+from sureclr.evaluation.linear_probe import linear_probe, logistic_regression, standardisation, stratified_split
+from sureclr.maths.metrics import wilson_interval
+
+
+def rows(n: int, f: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Correlated features on very different scales, away from 0, with a noisy linear class."""
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(7)
+    latent = torch.randn(n, f, generator=generator, dtype=torch.float64) / torch.arange(1, f + 1).sqrt()
+    mixing, teacher = (torch.randn(f, k, generator=fixed, dtype=torch.float64) for k in (f, classes))
+    noise = torch.rand(n, classes, generator=generator, dtype=torch.float64).log().neg().log().neg()
+    return (latent @ mixing) * torch.logspace(-2, 2, f) + 5, (2 * latent @ teacher + noise).argmax(1)
+
+
+def standardised(n: int, f: int = 12, classes: int = 4) -> tuple[Tensor, Tensor]:
+    x, y = rows(n, f, classes)
+    mean, scale = standardisation(x)
+    return (x - mean) / scale, y
+
+
+def written_out(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:
+    return cross_entropy(x @ weight + bias, y) + strength / 2 * weight.square().sum()
+
+
+# The solver
+
+
+@pytest.mark.parametrize("strength", [1e-4, 1e-2, 1.0])
+def test_objective_weights_and_predictions_equal_scikit_learn(strength: float) -> None:
+    x, y = standardised(400)
+    fit = logistic_regression(x, y, [strength], 1e-9)
+    witness = LogisticRegression(C=1 / (400 * strength), tol=1e-10, max_iter=10000).fit(x.numpy(), y.numpy())
+    weight, bias = torch.from_numpy(witness.coef_.T), torch.from_numpy(witness.intercept_)
+    theirs = float(written_out(x, y, weight, bias, strength))
+    assert bool(fit.converged[0])
+    assert float(fit.objective[0]) == pytest.approx(theirs, rel=1e-6)
+    assert float(written_out(x, y, fit.weight[0], fit.bias[0], strength)) == pytest.approx(theirs, rel=1e-6)
+    assert torch.allclose(fit.weight[0], weight, atol=1e-4) and torch.allclose(fit.bias[0], bias, atol=1e-4)
+    new = rows(300, seed=1)[0] / 100
+    assert np.array_equal((new @ fit.weight[0] + fit.bias[0]).argmax(1).numpy(), witness.predict(new.numpy()))
+
+
+def test_two_classes_equal_scikit_learn_at_twice_the_c() -> None:
+    x, y = standardised(300, classes=2)
+    fit = logistic_regression(x, y, [0.01], 1e-9)
+    witness = LogisticRegression(C=2 / (300 * 0.01), tol=1e-10, max_iter=10000).fit(x.numpy(), y.numpy())
+    assert torch.allclose(fit.weight[0, :, 1] - fit.weight[0, :, 0], torch.from_numpy(witness.coef_[0]), atol=1e-5)
+
+
+def test_float32_features_reach_the_same_objective_and_know_their_gradient() -> None:
+    x, y = standardised(2000)
+    fit = logistic_regression(x.float(), y, [1e-3], 1e-6)
+    exact = logistic_regression(x, y, [1e-3], 1e-10)
+    assert bool(fit.converged[0])
+    assert float(written_out(x, y, fit.weight[0], fit.bias[0], 1e-3)) == pytest.approx(float(exact.objective[0]), rel=1e-6)
+    assert float(fit.objective[0]) == pytest.approx(float(exact.objective[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def test_the_gradient_reported_is_autograds_and_below_the_tolerance(tolerance: float) -> None:
+    x, y = standardised(300)
+    strengths = [1e-5, 1e-1]
+    fit = logistic_regression(x, y, strengths, tolerance)
+
+    def norm(w: Tensor, b: Tensor, strength: float) -> float:
+        w, b = w.clone().requires_grad_(), b.clone().requires_grad_()
+        grads = torch.autograd.grad(written_out(x, y, w, b, strength), [w, b])
+        return math.sqrt(sum(float(g.square().sum()) for g in grads))
+
+    for w, b, strength, reported in zip(fit.weight, fit.bias, strengths, fit.gradient.tolist(), strict=True):
+        relative = norm(w, b, strength) / norm(torch.zeros_like(w), torch.zeros_like(b), strength)
+        assert reported == pytest.approx(relative, rel=1e-6)
+        assert relative <= tolerance
+
+
+def test_gradient_slope_and_curvature_equal_finite_differences_of_the_value() -> None:
+    x, y = standardised(50, f=5)
+    objective = module._Objective(x, y, [0.1, 0.01])
+    generator = torch.Generator().manual_seed(0)
+    theta, d = (torch.randn(2, 4, 6, generator=generator, dtype=torch.float64) for _ in range(2))
+    z, dz, step, h = objective.logits(theta), objective.logits(d), torch.tensor([0.7, 1.3]).double(), 1e-4
+
+    def value(at: Tensor) -> Tensor:
+        moved = theta + at[:, None, None] * d
+        return objective.value(moved, objective.exact_logits(moved))
+
+    below, here, above = value(step - h), value(step), value(step + h)
+    slope, curvature = objective.along(theta, d, z, dz, step)
+    assert torch.allclose(slope, (above - below) / (2 * h), rtol=1e-6)
+    assert torch.allclose(curvature, (above - 2 * here + below) / h**2, rtol=1e-5)
+    gradient = objective.gradient(theta, z)
+    zero = torch.zeros(2).double()
+    assert torch.allclose((gradient * d).sum((1, 2)), (value(zero + h) - value(zero - h)) / (2 * h), rtol=1e-6)
+
+
+def test_the_preconditioner_is_the_hessian_at_zero() -> None:
+    """With as many rows as it looks at, on weights that sum to 0 over the classes: Newton's step, by autograd's Hessian."""
+    x, y = standardised(48)
+    objective = module._Objective(x, y, [0.05])
+    zero = torch.zeros(1, 4, 13, dtype=torch.float64)
+    gradient = objective.gradient(zero, objective.logits(zero))
+    flat = torch.autograd.functional.hessian(
+        lambda t: written_out(x, y, t.view(4, 13)[:, :-1].T, t.view(4, 13)[:, -1], 0.05), zero.flatten())
+    assert torch.allclose(flat @ objective.precondition(gradient).flatten(), gradient.flatten(), atol=1e-12)
+
+
+def test_strengths_in_one_batch_equal_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = standardised(200)
+    strengths = [1e-4, 1e-2, 1.0]
+    together = logistic_regression(x, y, strengths, 1e-9)
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)  # one strength at a time
+    apart = logistic_regression(x, y, strengths, 1e-9)
+    assert together.weight.shape == apart.weight.shape == (3, 12, 4)
+    assert torch.allclose(together.weight, apart.weight, atol=1e-5) and torch.allclose(together.objective, apart.objective, rtol=1e-10)
+    assert bool(together.converged.all()) and bool(apart.converged.all())
+
+
+def test_a_strong_penalty_leaves_the_class_frequencies() -> None:
+    """W -> 0 and the unpenalised bias alone fits the frequencies: J = their entropy."""
+    x, y = standardised(300)
+    fit = logistic_regression(x, y, [1e6], 1e-9)
+    p = y.bincount().double() / 300
+    assert torch.allclose(fit.bias[0].softmax(0), p, atol=1e-5)
+    assert float(fit.objective[0]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-5)
+
+
+def test_one_feature_two_balanced_classes_has_a_closed_form() -> None:
+    """x = +-1 by class: J = log(1 + exp(-2 w)) + strength w^2 for W = (-w, w), so exp(2 w) + 1 = 1 / (strength w)."""
+    x, y = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(5, 1), torch.tensor([0, 1]).repeat(5)
+    w = float(logistic_regression(x, y, [0.1], 1e-12).weight[0, 0, 1])
+    assert math.exp(2 * w) + 1 == pytest.approx(1 / (0.1 * w), rel=1e-9)
+
+
+def test_separable_classes_at_a_weak_penalty_converge() -> None:
+    """Without following the spread of the predictions this needs thousands of iterations."""
+    x, y = standardised(40, f=30)
+    fit = logistic_regression(x, y, [1e-7], 1e-6, max_iterations=500)
+    assert bool(fit.converged[0]) and fit.iterations < 300
+    assert bool(((x @ fit.weight[0] + fit.bias[0]).argmax(1) == y).all())
+
+
+def test_too_few_iterations_are_admitted() -> None:
+    x, y = standardised(200)
+    fit = logistic_regression(x, y, [1e-4], 1e-9, max_iterations=2)
+    assert fit.iterations == 2 and not bool(fit.converged[0]) and float(fit.gradient[0]) > 1e-9
+
+
+# Its parts
+
+
+def test_standardisation_and_constant_columns() -> None:
+    x = torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 1e3]) + 7
+    x = torch.cat([x, torch.full((500, 1), 0.1), torch.zeros(500, 1)], 1)
+    mean, scale = standardisation(x)
+    z = (x - mean) / scale
+    assert torch.allclose(z[:, :3].double().std(0, correction=0), torch.ones(3).double(), atol=1e-3)
+    assert z[:, 3:].abs().max() < 1e-6
+    assert scale[3:].tolist() == [1, 1]
+
+
+def test_stratified_split_keeps_shares_and_never_takes_a_whole_class() -> None:
+    target = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    held = stratified_split(target, 0.2, torch.Generator().manual_seed(0))
+    assert [int(held[target == c].sum()) for c in range(4)] == [10, 2, 1, 0]
+    assert torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(0)))
+    assert not torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(1)))
+    assert [int(stratified_split(target, 0.99, torch.Generator())[target == c].sum()) for c in range(4)] == [49, 9, 1, 0]
+
+
+# The probe
+
+
+def test_the_probe_is_the_chosen_model_on_raw_features() -> None:
+    (x, y), (tx, ty) = rows(400), rows(300, seed=1)
+    found = linear_probe(x, y, tx, ty, tolerance=1e-8)
+    mean, scale = standardisation(x)
+    n, strength = 400, found.strength
+    witness = LogisticRegression(C=1 / (n * strength), tol=1e-10, max_iter=10000).fit(((x - mean) / scale).numpy(), y.numpy())
+    probabilities = witness.predict_proba(((tx - mean) / scale).numpy())
+    assert np.allclose(found.probabilities.numpy(), probabilities, atol=1e-5)
+    assert torch.allclose(found.logits, tx @ found.weight + found.bias)
+    right = int((found.predictions == ty).sum())
+    assert found.accuracy == right / 300 == pytest.approx(witness.score(((tx - mean) / scale).numpy(), ty.numpy()))
+    assert found.interval == wilson_interval(right, 300)
+    assert found.converged and found.gradient <= 1e-8 and 0.4 < found.accuracy < 0.95
+
+
+def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
+    x, y = rows(120, f=40, classes=3)
+    found = linear_probe(x, y, *rows(50, f=40, classes=3, seed=1), seed=5, tolerance=1e-7)
+    held = stratified_split(y, 0.2, torch.Generator().manual_seed(5))
+    mean, scale = standardisation(x[~held])
+    scores = []
+    for strength in module.STRENGTHS:
+        witness = LogisticRegression(C=1 / (int((~held).sum()) * strength), tol=1e-9, max_iter=20000)
+        witness.fit(((x - mean) / scale)[~held].numpy(), y[~held].numpy())
+        scores.append(witness.score(((x - mean) / scale)[held].numpy(), y[held].numpy()))
+    assert [s for s, _ in found.strengths] == list(module.STRENGTHS)
+    assert [a for _, a in found.strengths] == pytest.approx(scores)
+    assert len(set(scores)) > 2  # the choice is a choice
+    assert found.strength == max(s for s, a in found.strengths if a == max(scores))
+
+
+def test_the_test_rows_cannot_change_the_model() -> None:
+    x, y = rows(150)
+    a, b = (linear_probe(x, y, *rows(60, seed=s)) for s in (1, 2))
+    assert a.strength == b.strength and torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+
+
+def test_scaling_and_shifting_columns_changes_nothing() -> None:
+    """With a constant column, which standardisation must survive."""
+    (x, y), (tx, ty) = rows(200), rows(100, seed=1)
+    scale = torch.logspace(-3, 3, 12, dtype=torch.float64)
+    one = linear_probe(x, y, tx, ty, tolerance=1e-8)
+    moved, tmoved = (torch.cat([a * scale - 3, torch.full((len(a), 1), 2.5)], 1) for a in (x, tx))
+    two = linear_probe(moved, y, tmoved, ty, tolerance=1e-8)
+    assert one.strength == two.strength and torch.allclose(one.probabilities, two.probabilities, atol=1e-5)
+
+
+def test_labels_need_not_be_consecutive_and_missing_classes_can_be_wrong() -> None:
+    (x, y), (tx, ty) = rows(200), rows(100, seed=1)
+    plain, spread = linear_probe(x, y, tx, ty), linear_probe(x, 10 * y, tx, 10 * ty)
+    assert spread.classes.tolist() == [0, 10, 20, 30] and torch.equal(spread.predictions, 10 * plain.predictions)
+    seen = y != 3
+    with pytest.raises(UserError, match=r"without a training row: \[3\]"):
+        linear_probe(x[seen], y[seen], tx, ty)
+    found = linear_probe(x[seen], y[seen], tx, ty, allow_missing=True)
+    assert found.logits.shape == (100, 3)
+    assert found.accuracy == float((found.predictions == ty).double().mean()) <= float((ty != 3).double().mean())
+
+
+def test_one_row_a_class_and_one_strength_leave_nothing_to_choose() -> None:
+    x, y = torch.eye(4), torch.arange(4)
+    found = linear_probe(x, y, x, y)
+    assert found.strength == module.STRENGTHS[len(module.STRENGTHS) // 2] and found.accuracy == 1
+    assert all(math.isnan(a) for _, a in found.strengths)
+    assert linear_probe(*rows(100), *rows(20, seed=1), strengths=[0.5]).strength == 0.5
+
+
+def test_half_precision_and_integer_features_are_widened() -> None:
+    x, y = torch.randint(0, 17, (200, 6), generator=torch.Generator().manual_seed(0)), torch.arange(200) % 2
+    results = [linear_probe(x.to(t), y, x.to(t), y).accuracy for t in (torch.uint8, torch.float16, torch.float64)]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_y": torch.tensor([0, -1, 1, -1])}, "2 of 4 training rows have none"),
+        ({"train_y": torch.tensor([1, 1, 1, 1])}, "every training row has label 1"),
+        ({"train_y": torch.tensor([0, 1])}, "got 4 rows and 2 labels"),
+        ({"test_x": torch.empty(0, 2), "test_y": torch.empty(0, dtype=torch.int64)}, "test rows, got 0 rows"),
+        ({"test_y": torch.tensor([0, 5])}, "without a training row"),
+        ({"train_x": torch.tensor([[0, math.nan], [1, 1], [2, 1], [3, 2]])}, "finite, 1 of 4 training rows"),
+        ({"test_x": torch.full((2, 2), math.inf)}, "finite, 2 of 2 test rows"),
+        ({"strengths": [0.0, 1.0]}, "above 0"),
+        ({"strengths": []}, "above 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(change: dict, message: str) -> None:
+    good = {"train_x": torch.rand(4, 2), "train_y": torch.tensor([0, 1, 0, 1]), "test_x": torch.rand(2, 2), "test_y": torch.tensor([0, 1])}
+    linear_probe(**good)
+    with pytest.raises(UserError, match=message) as error:
+        linear_probe(**{**good, **change})
+    assert "\n" not in str(error.value)
