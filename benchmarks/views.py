@@ -1,0 +1,131 @@
+"""`python -m benchmarks.views [--rounds 7]`: SimCLR's two views, ours against torchvision, one thread, one process, interleaved.
+
+Every route draws views by the same law from the same noise images, from uint8 in memory to float32 in [0, 1]. That the operations
+are equal at equal parameters is checked by tests/data/test_views.py. Numbers are views per second of process CPU time, medians
+over the rounds, without the first round. The floor is the conversion from uint8 to float32 alone. kornia and lightly join where
+they are importable; nothing here installs them.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sureclr.compat  # noqa: F401
+from sureclr.data.views import ViewConfig, two_views
+
+Route = Callable[[Tensor], Any]
+SETTINGS = {"32 px colour": (3, 32, 512), "96 px colour": (3, 96, 128), "28 px grey": (1, 28, 512)}  # channels, size, images
+PER_IMAGE = 32  # images a round for the routes that take them one by one
+CONFIG = ViewConfig()
+
+
+def transforms(module: Any, size: int, last: list[Any]) -> Any:
+    """SimCLR's augmentation written with torchvision's transforms, v1 or v2."""
+    s, radius = CONFIG.strength, CONFIG.blur_radius(size, size)
+    jitter = module.ColorJitter(s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue)
+    blur = module.GaussianBlur(2 * radius + 1, CONFIG.blur_sigma)
+    return module.Compose(
+        [
+            module.RandomResizedCrop(size, CONFIG.crop_area, CONFIG.crop_aspect, antialias=True),
+            module.RandomHorizontalFlip(CONFIG.flip),
+            module.RandomApply([jitter], CONFIG.jitter_p),
+            module.RandomGrayscale(CONFIG.grey_p),
+            module.RandomApply([blur], CONFIG.blur_p),
+            *last,
+        ]
+    )
+
+
+def one_by_one(transform: Callable[[Any], Tensor], convert: Callable[[Tensor], Any]) -> Route:
+    """Two views of each image, an image at a time, as in a data set's __getitem__."""
+    return lambda images: torch.stack([transform(convert(image)) for _ in range(2) for image in images[:PER_IMAGE]])
+
+
+def torchvision_routes(size: int) -> dict[str, Route]:
+    from torchvision.transforms import functional as F
+    from torchvision.transforms import transforms as v1
+    from torchvision.transforms import v2
+
+    to_float = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    return {
+        "torchvision v1, PIL": one_by_one(transforms(v1, size, [v1.ToTensor()]), F.to_pil_image),
+        "torchvision v1, tensor": one_by_one(transforms(v1, size, []), lambda image: image / 255),
+        "torchvision v2, PIL": one_by_one(transforms(v2, size, to_float), F.to_pil_image),
+        "torchvision v2, tensor": one_by_one(transforms(v2, size, []), lambda image: image / 255),
+    }
+
+
+def kornia_route(size: int) -> Route:
+    import kornia.augmentation as K
+
+    s, kernel = CONFIG.strength, 2 * CONFIG.blur_radius(size, size) + 1
+    pipeline = torch.nn.Sequential(
+        K.RandomResizedCrop((size, size), CONFIG.crop_area, CONFIG.crop_aspect),
+        K.RandomHorizontalFlip(CONFIG.flip),
+        K.ColorJitter(s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue, p=CONFIG.jitter_p),
+        K.RandomGrayscale(p=CONFIG.grey_p),
+        K.RandomGaussianBlur((kernel, kernel), CONFIG.blur_sigma, p=CONFIG.blur_p),
+    )
+    return lambda images: pipeline(images.repeat(2, 1, 1, 1).float() / 255)
+
+
+def lightly_route(size: int) -> Route:
+    from lightly.transforms import SimCLRTransform
+    from torchvision.transforms import functional as F
+
+    both = SimCLRTransform(input_size=size, cj_strength=CONFIG.strength, normalize=None)
+    return lambda images: [both(F.to_pil_image(image)) for image in images[:PER_IMAGE]]
+
+
+def routes(channels: int, size: int) -> dict[str, tuple[Route, bool]]:
+    """Name -> (route, whether it takes the whole batch)."""
+    ours = {
+        "ours": (lambda images: two_views(images, torch.randint(2**62, (len(images),)), CONFIG), True),
+        "floor: uint8 to float32": (lambda images: images.repeat(2, 1, 1, 1).float() / 255, True),
+    }
+    peers = {name: (route, False) for name, route in torchvision_routes(size).items()}
+    if find_spec("kornia") and channels == 3:
+        peers["kornia, batched"] = (kornia_route(size), True)
+    if find_spec("lightly") and channels == 3:
+        peers["lightly, PIL"] = (lightly_route(size), False)
+    return {**ours, **peers}
+
+
+def views_per_second(route: Route, images: Tensor, whole: bool) -> float:
+    start = time.process_time()
+    route(images)
+    return 2 * (len(images) if whole else min(len(images), PER_IMAGE)) / (time.process_time() - start)
+
+
+def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
+    """Median views a CPU second of each route; A B C A B C ..., the first round dropped."""
+    images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    entrants = routes(channels, size)
+    speeds: dict[str, list[float]] = {name: [] for name in entrants}
+    for _ in range(rounds + 1):
+        for name, (route, whole) in entrants.items():
+            speeds[name].append(views_per_second(route, images, whole))
+    return {name: median(values[1:]) for name, values in speeds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    for name, (channels, size, n) in SETTINGS.items():
+        medians = race(channels, size, n, rounds)
+        base = medians["torchvision v1, PIL"]
+        print(f"{name}, n = {n}: views per CPU second, times torchvision v1 on PIL images")
+        for route, speed in medians.items():
+            print(f"  {route:26} {speed:10,.0f}  {speed / base:6.2f}x")
+
+
+if __name__ == "__main__":
+    main()
