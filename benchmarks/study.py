@@ -1,10 +1,10 @@
-"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default loss, the same encoder and budget.
+"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default, one encoder and budget.
 
     python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2] [--threads 1]
     python -m benchmarks.study --table [--source ...]
 
-Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run is one line of study.jsonl, and a run
-that has its line is not done again, so stopping (Ctrl-C) loses one run at most. Under 4 minutes a run on one core.
+Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run is one line of study.jsonl,
+and a run that has its line is not done again, so stopping (Ctrl-C) loses one run at most. Under 4 minutes a run on one core.
 """
 
 import argparse
@@ -36,13 +36,15 @@ from sureclr.training.run import Run
 LINES = Path(__file__).with_suffix(".jsonl")
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
 EPOCHS = {"fashion-mnist": 8, "digits": 60}
+SAID = ("knn", "linear", "r_auroc_clean", "r_auroc_crop", "train_cpu_s", "evaluation_cpu_s")  # when a run has finished
 LEVELS = slice(1, None, 2)  # of the corruptions' five strengths, those measured here
 
-# Name -> what differs from the default (loss sure, tau 0.2, 128 coordinates, weight 1, kernel dimension measured, gradient on). In the
-# order in which they are run: the two that decide first, then published references, then the factors.
+# Name -> what differs from the default (loss sure, tau 0.2, 128 coordinates, weight 1, kernel dimension measured, gradient on).
+# In the order in which they are run: the two that decide first, then published references, then the factors.
 DECIDING: dict[str, dict[str, Any]] = {"sure": {}, "nt-xent": {"loss": "nt-xent"}}
 OTHERS: dict[str, dict[str, Any]] = {
-    **{loss: {"loss": loss} for loss in ("loss-prediction", "mc-infonce", "elk", "tau", "cosine-regression", "poisson-nce", "gaussian-nce")},
+    **{loss: {"loss": loss} for loss in ("loss-prediction", "mc-infonce", "elk", "tau", "cosine-regression")},
+    **{loss: {"loss": loss} for loss in ("poisson-nce", "gaussian-nce")},
     "gradient-off": {"certainty_gradient": "off"},
     "16-coordinates": {"projection_dim": 16},
     "kernel-128": {"kernel_dimension": 128.0},
@@ -67,12 +69,12 @@ def main() -> None:
             line = one_run(name, seed, images)
             with LINES.open("a") as file:
                 file.write(json.dumps(rounded(line)) + "\n")
-            print(f"{name} seed {seed}: kNN {line['knn']:.3f} linear {line['linear']:.3f} R-AUROC {line['r_auroc_clean']} "
-                  f"crop {line['r_auroc_crop']} ({line['train_cpu_s']:.0f} + {line['evaluation_cpu_s']:.0f} CPU s)", flush=True)
+            print(f"{name} seed {seed}: " + "  ".join(f"{key} {line[key]}" for key in SAID), flush=True)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="benchmarks.study", description=__doc__, formatter_class=raw)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONFIGURATIONS))
     parser.add_argument("--source", default="fashion-mnist", choices=list(EPOCHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -95,8 +97,8 @@ def subset(images: ImageSet) -> ImageSet:
     """The same images for every run: drawn once by seed 0, then in the data set's order. Digits: all."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.as_tensor(images.rows(split)) for split in ("train", "test")]
-    some = [r[torch.randperm(len(r), generator=generator)[:most]].sort().values for r, most in zip(rows, (TRAIN, TEST), strict=True)]
-    return images.select(torch.cat(some))
+    chosen = [torch.randperm(len(r), generator=generator)[:most] for r, most in zip(rows, (TRAIN, TEST), strict=True)]
+    return images.select(torch.cat([r[c].sort().values for r, c in zip(rows, chosen, strict=True)]))
 
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
@@ -117,7 +119,8 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     return {"name": name, "seed": seed, "source": images.name, "changed": CONFIGURATIONS[name], "epochs": config.epochs,
             "n_train": len(images.train), "n_test": len(images.test), **numbers, "ms_per_step": 1000 * trained / steps,
             "train_cpu_s": trained, "evaluation_cpu_s": time.process_time() - start - trained, "threads": torch.get_num_threads(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}", "date": date.today().isoformat()}
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+            "date": date.today().isoformat()}
 
 
 def measured(run: Run, images: ImageSet) -> dict[str, Any]:
@@ -130,16 +133,19 @@ def measured(run: Run, images: ImageSet) -> dict[str, Any]:
     foreign = ood.measure(run.embed, images, embeddings)
     random = {name: c["random"] for name, c in found["corruptions"].items()}
     calibration, evidence = found.get("calibration"), found.get("evidence")
+    ranked = {"clean": found["clean"], **random}
     return {
         "knn": 1 - found["selective"]["knn"]["error"], "linear": 1 - found["selective"]["linear"]["error"],
         "instance_match": found["partner"]["instance_match"], "partner_auroc": found["partner"]["auroc"].get("certainty"),
-        **{f"r_auroc_{what}": r["r_auroc"].get("certainty") for what, r in {"clean": found["clean"], **random}.items()},
-        **{f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in {"clean": found["clean"], **random}.items()},
+        **{f"r_auroc_{what}": r["r_auroc"].get("certainty") for what, r in ranked.items()},
+        **{f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in ranked.items()},
         **{f"spearman_{what}": r["spearman"].get("certainty") for what, r in random.items()},
         **{f"less_certain_{what}": r["less_certain"].get("certainty") for what, r in random.items()},
-        "calibration_raw": calibration and calibration["raw"]["error"], "calibration_mapped": calibration and calibration["mapped"]["error"],
+        "calibration_raw": calibration and calibration["raw"]["error"],
+        "calibration_mapped": calibration and calibration["mapped"]["error"],
         "mean_cosine_different": calibration and calibration["mean_cosine_different"],
-        "log_mean_exp": evidence and evidence["log_mean_exp"], "log_mean_exp_se": evidence and evidence["log_mean_exp_standard_error"],
+        "log_mean_exp": evidence and evidence["log_mean_exp"],
+        "log_mean_exp_se": evidence and evidence["log_mean_exp_standard_error"],
         "kernel_dimension": evidence and evidence["kernel_dimension"],
         **{f"ood_{what}": r["auroc"].get("certainty") for what, r in foreign.items() if "auroc" in r},
         **{f"nn_ood_{what}": r["auroc"]["neighbour_similarity"] for what, r in foreign.items() if "auroc" in r},
@@ -166,7 +172,7 @@ COLUMNS = {"kNN": ("knn",), "linear": ("linear",), "instance match": ("instance_
            "R-AUROC clean / crop / blur": ("r_auroc_clean", "r_auroc_crop", "r_auroc_blur"), "nn": ("nn_r_auroc_clean",),
            "Spearman, crop": ("spearman_crop",), "crop less certain": ("less_certain_crop",),
            "calibration raw / mapped": ("calibration_raw", "calibration_mapped"), "log E[exp s]": ("log_mean_exp",),
-           "OOD digits or fashion / noise / inverted / flipped": ("ood_other", "ood_uniform-noise", "ood_inverted", "ood_flipped"),
+           "OOD other data / noise / inverted / flipped": ("ood_other", "ood_uniform-noise", "ood_inverted", "ood_flipped"),
            "ms a step": ("ms_per_step",)}
 
 
@@ -174,11 +180,15 @@ def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: mean over seeds, ± their standard deviation where there are several."""
     rows = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for name in CONFIGURATIONS:
-        runs = [{**line, "ood_other": line.get("ood_digits", line.get("ood_fashion-mnist"))} for line in lines if line["name"] == name]
-        if runs:
+        if runs := [with_other(line) for line in lines if line["name"] == name]:
             cells = [" / ".join(spread([run[key] for run in runs]) for key in keys) for keys in COLUMNS.values()]
             rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def with_other(line: dict[str, Any]) -> dict[str, Any]:
+    """The OOD value against the other data set, whichever that is, under one name."""
+    return line | {"ood_other": line.get("ood_digits", line.get("ood_fashion-mnist"))}
 
 
 def spread(values: list[float | None]) -> str:

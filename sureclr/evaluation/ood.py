@@ -1,10 +1,10 @@
-"""Is a model less sure of images from elsewhere? AUROC of its certainty, and of plain rivals, for telling test images from others.
+"""Is a model less sure of images from elsewhere? AUROC of its certainty, and of plain rivals, test images against others.
 
     digits, fashion-mnist    another data set (never the run's own), resized and recoloured to what the run takes
     uniform-noise            every pixel and channel uniform on 0..255
     inverted, flipped        the test images themselves, as negatives and upside down
 
-Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur alone may be what is noticed. It is said in the result.
+Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur alone may be what is noticed. The result says so.
 """
 
 from collections.abc import Callable
@@ -48,15 +48,15 @@ def measure(embed: Embed, images: ImageSet, table: Embeddings, root: Path | None
     """`ood` for anything that embeds images (n, c, h, w) of the size and channels that these have."""
     reference = Reference.of(table)
     own = judge(table.select(table.split == "test"), reference)
-    result = {name: told_apart(own, judge(embed(some), reference), some.note) for name, some in altered(images.test, seed).items()}
-    for name in OTHERS:
+    result: Result = {}
+    for name in (*ALTERATIONS, *OTHERS):
         try:
-            foreign = other_source(name, images, root)
+            foreign = altered(name, images.test, seed) if name in ALTERATIONS else other_source(name, images, root)
         except UserError as reason:
             result[name] = {"skipped": str(reason)}
         else:
             result[name] = told_apart(own, judge(embed(foreign), reference), foreign.note)
-    return json_able(result)
+    return dict(json_able(result))
 
 
 def told_apart(own: Judgement, foreign: Judgement, note: str) -> Result:
@@ -66,20 +66,23 @@ def told_apart(own: Judgement, foreign: Judgement, note: str) -> Result:
     return {"n": len(foreign.seen), "auroc": auroc_of(scores, is_own), "note": note}
 
 
-def altered(test: ImageSet, seed: int) -> dict[str, ImageSet]:
-    """Foreign images made of the test images' own shape, by name."""
-    pixels = test.images
-    return {
-        "uniform-noise": replace(test, images=uniform_noise(test, seed), note="every pixel uniform on 0..255"),
-        "inverted": replace(test, images=255 - pixels, note="255 minus the pixel"),
-        "flipped": replace(test, images=pixels.flip(2), note="upside down"),
-    }
+def altered(name: str, test: ImageSet, seed: int) -> ImageSet:
+    """The test images themselves, altered."""
+    note, alter = ALTERATIONS[name]
+    return replace(test, images=alter(test, seed), note=note)
 
 
 def uniform_noise(test: ImageSet, seed: int, chunk: int = 512) -> Tensor:
     """As many images of independent uniform bytes."""
     parts = [hashed(seeds, 0, test.images[0].numel()) >> 56 & 255 for seeds in image_seeds(test, seed, PIXELS).split(chunk)]
     return torch.cat([part.to(torch.uint8) for part in parts]).view(test.images.shape).to(test.images.device)
+
+
+ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
+    "uniform-noise": ("every pixel and channel uniform on 0..255", uniform_noise),
+    "inverted": ("255 minus the pixel", lambda test, seed: 255 - test.images),
+    "flipped": ("upside down", lambda test, seed: test.images.flip(2)),
+}
 
 
 def other_source(name: str, images: ImageSet, root: Path | None) -> ImageSet:
@@ -89,12 +92,12 @@ def other_source(name: str, images: ImageSet, root: Path | None) -> ImageSet:
     foreign = load(name, root=root).test
     size, channels = images.images.shape[-1], images.images.shape[1]
     before = foreign.images.shape[-1]
-    note = "" if before == size else f"resized from {before} to {size} pixels, which changes sharpness too: part of what is noticed may be that"
+    note = "" if before == size else f"resized from {before} to {size} pixels: the change of sharpness may be what is noticed"
     return replace(convert(foreign, size, channels), note=note)
 
 
 def human_entropies(path: Path) -> Tensor:
-    """(10000,) nats, of CIFAR-10H's label distributions (Peterson et al. 2019). No pickle is read. Raises UserError for another file."""
+    """(10000,) nats, of CIFAR-10H's label distributions (Peterson et al. 2019); no pickle is read, UserError for another file."""
     try:
         p = np.load(path, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError) as error:
@@ -108,6 +111,6 @@ def against_humans(images: ImageSet, table: Embeddings, entropies: Tensor) -> di
     """Spearman of every score with minus the human entropy, over CIFAR-10's test images: are we unsure where people disagree?"""
     test = table.select(table.split == "test")
     if images.name != "cifar10" or len(test) != len(entropies):
-        raise UserError(f"CIFAR-10H belongs to all 10000 test images of cifar10, not to {len(test)} of {images.name}; evaluate on cifar10.")
+        raise UserError(f"CIFAR-10H belongs to all 10000 test images of cifar10, not to {len(test)} of {images.name}.")
     scores = judge(test, Reference.of(table)).scores
     return {"n": len(test), "spearman": {name: metrics.spearman(score, -entropies) for name, score in scores.items()}}

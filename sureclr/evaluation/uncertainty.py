@@ -5,8 +5,8 @@
     feature_norm          |h|
     negative_entropy      minus the entropy of the linear probe's softmax, nats
 
-Each is a score: higher is surer. An AUROC of 1 ranks perfectly, 1/2 knows nothing. "Nearest" is the nearest training image, whole, by
-cosine of features; test images alone are judged.
+Each is a score: higher is surer. An AUROC of 1 ranks perfectly, 1/2 knows nothing. Test images alone are judged; their neighbours
+are whole training images, by cosine of features.
 """
 
 import math
@@ -14,31 +14,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.corruptions import CORRUPTIONS, Corruption, to_uint8
+from sureclr.data.corruptions import CORRUPTIONS, Corruption
 from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.view_config import ViewConfig
-from sureclr.data.views import two_views
 from sureclr.errors import UserError
+from sureclr.evaluation.calibration import Embed, Pair, Result, evidence_calibration, image_seeds, radius_calibration, view_pair
 from sureclr.evaluation.linear_probe import ProbeResult, linear_probe
-from sureclr.maths import losses, metrics
+from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence_matrix, pair_radius
+from sureclr.maths.sphere import Posterior, evidence_matrix
 from sureclr.models.embed import Embeddings
 from sureclr.training.run import Run
 
-Embed = Callable[[ImageSet], Embeddings]
-Result = dict[str, Any]
 Scores = dict[str, Tensor]
 
 NEIGHBOURS = 20  # of the kNN vote
 PAIRS = 4000  # training images at most whose views the monotone map is fitted on
-EVIDENCE_IMAGES = 1000  # images at most whose views are all compared with all: a million pairs
-BINS = 10
 CURVE = 20  # points of a risk-coverage curve in the result
 VIEWS, CORRUPTED, TRAINING_VIEWS = 2001, 2002, 2003  # streams of seeds
 
@@ -52,7 +47,7 @@ def uncertainty(run: Run, images: ImageSet, table: Embeddings, *, seed: int = 0,
         seed: of corruptions and views.
         each: called with (images done, in all) while the model runs; may raise to stop.
     Raises:
-        UserError: no test images.
+        UserError: fewer than two test or two training images.
     """
     return measure(lambda some: run.embed(some, each), convert(images, run.size, run.channels), table, run.config.views, seed)
 
@@ -61,9 +56,10 @@ def measure(embed: Embed, images: ImageSet, table: Embeddings, views: ViewConfig
             levels: slice = slice(None)) -> Result:
     """`uncertainty` for anything that embeds images. levels: which strengths of each corruption."""
     test = images.test
-    if len(test) == 0 or len(test) == len(images):
-        raise UserError(f"uncertainty is measured on test images against training images, and {images.name} has "
-                        f"{len(test)} test images of {len(images)}; give data with both.")
+    training = images.rows("train", "unlabelled")
+    if min(len(test), len(training)) < 2:
+        raise UserError(f"uncertainty is measured on test images against training images, and {images.name} has {len(test)} of "
+                        f"the one and {len(training)} of the other; give data with at least two of both.")
     reference = Reference.of(table)
     clean = judge(table.select(table.split == "test"), reference)
     result = {"n_test": len(test), "n_train": len(reference.train), "scores": list(clean.scores), "clean": ranking(clean)}
@@ -71,10 +67,10 @@ def measure(embed: Embed, images: ImageSet, table: Embeddings, views: ViewConfig
     pair = view_pair(embed, test, views, seed, VIEWS)
     result["partner"] = partner(pair, reference)
     if pair.posterior.radius is not None:
-        rows = hashed(torch.arange(len(images.train)), seed, 1)[:, 0].argsort()[:PAIRS]
-        training = view_pair(embed, images.train.select(rows), views, seed, TRAINING_VIEWS)
-        result["calibration"] = radius_calibration(pair, training)
-        result["evidence"] = evidence_calibration(pair, training)
+        some = hashed(torch.arange(len(training)), seed, 1)[:, 0].argsort()[:PAIRS]
+        held_out = view_pair(embed, images.select(training[some.numpy()]), views, seed, TRAINING_VIEWS)
+        result["calibration"] = radius_calibration(pair, held_out)
+        result["evidence"] = evidence_calibration(pair, held_out)
     if reference.probe is not None:
         result["selective"] = selective(clean, reference)
         result["probe_calibration"] = probe_calibration(table, reference)
@@ -94,7 +90,7 @@ def skipped(clean: "Judgement", reference: "Reference") -> dict[str, str]:
     """What could not be had, and why."""
     reasons = {}
     if reference.probe is None:
-        reasons["r_auroc, selective, negative_entropy, probe_calibration"] = "these need labelled training and test images"
+        reasons["r_auroc, selective, negative_entropy, probe_calibration"] = "these need images of two classes, labelled"
     if clean.seen.certainty is None:
         reasons["certainty"] = "this loss has no certainty: the baselines stand alone"
     if clean.seen.radius is None:
@@ -130,12 +126,14 @@ class Judgement:
 
     Attributes:
         scores: name -> (n,), higher is surer.
-        right: (n,) bool; None without labels.
+        known: (n,) bool, whether an image's class is known, so that one can ask.
+        right: (n,) bool, the answer where it is.
     """
 
     seen: Embeddings
     scores: Scores
-    right: Tensor | None
+    known: Tensor
+    right: Tensor
 
 
 def judge(seen: Embeddings, reference: Reference) -> Judgement:
@@ -145,8 +143,8 @@ def judge(seen: Embeddings, reference: Reference) -> Judgement:
     scores |= {"neighbour_similarity": similarity, "feature_norm": seen.features.norm(dim=1)}
     if (logits := reference.logits(seen)) is not None:
         scores["negative_entropy"] = -entropy(logits)
-    labelled = reference.probe is not None and bool((seen.labels >= 0).all())
-    return Judgement(seen, scores, reference.train.labels[index] == seen.labels if labelled else None)
+    known = (seen.labels >= 0) & (reference.probe is not None)
+    return Judgement(seen, scores, known, reference.train.labels[index] == seen.labels)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -161,10 +159,15 @@ def auroc_of(scores: Scores, positive: Tensor) -> dict[str, float]:
 
 
 def ranking(judged: Judgement) -> Result:
-    """R-AUROC (Kirchhof et al. 2023, URL benchmark): does a score predict that the nearest neighbour has the class? And its rate."""
-    if judged.right is None:
+    """R-AUROC (URL benchmark, Kirchhof et al. 2023): does a score predict that the nearest image has the class? And how often.
+
+    Of the images whose class is known; empty where there is none.
+    """
+    if not judged.known.any():
         return {}
-    return {"recall_at_1": float(judged.right.double().mean()), "r_auroc": auroc_of(judged.scores, judged.right)}
+    right = judged.right[judged.known]
+    scores = {name: score[judged.known] for name, score in judged.scores.items()}
+    return {"n": len(right), "recall_at_1": float(right.double().mean()), "r_auroc": auroc_of(scores, right)}
 
 
 # --- Corruptions ----------------------------------------------------------------------------------------------------------------
@@ -189,55 +192,8 @@ def corrupted(embed: Embed, images: ImageSet, corruption: Corruption, clean: Jud
 def against_whole(judged: Judgement, clean: Judgement) -> Result:
     """The ranking, and the share of images that are strictly less certain than they were whole, by each score."""
     less = {name: float((score < clean.scores[name]).double().mean()) for name, score in judged.scores.items()}
-    return {**ranking(judged), "less_certain": less, "mean": {name: float(s.double().mean()) for name, s in judged.scores.items()}}
-
-
-def image_seeds(images: ImageSet, seed: int, stream: int) -> Tensor:
-    """(n,) int64: the row's own."""
-    return hashed(torch.arange(len(images)) + (seed << 32), stream, 1)[:, 0]
-
-
-# --- Two views of an image ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two views of each of n images, drawn as in training. Rows i and i + n of `seen` show image i."""
-
-    seen: Embeddings
-
-    @property
-    def n(self) -> int:
-        return len(self.seen) // 2
-
-    @property
-    def posterior(self) -> Posterior:
-        return self.seen.posterior
-
-    def sides(self) -> tuple[Embeddings, Embeddings]:
-        rows = np.arange(len(self.seen))
-        return self.seen.select(rows[: self.n]), self.seen.select(rows[self.n :])
-
-    def first(self, n: int) -> "Pair":
-        """The pairs of the first n images."""
-        rows = np.arange(min(n, self.n))
-        return Pair(self.seen.select(np.concatenate([rows, rows + self.n])))
-
-    def radius_and_cosine(self) -> tuple[Tensor, Tensor]:
-        """r = rho rho' and the cosine of the two directions, (n,) each."""
-        a, b = (side.posterior for side in self.sides())
-        return pair_radius(a, b)[0], (a.direction * b.direction).sum(1)
-
-    def kernel_dimension(self) -> float:
-        """m of the run's kernel; where its loss has none, that of these views: 1 / E[c^2] over different images (theory 3)."""
-        return self.seen.kernel_dimension or 1 / float(losses.mean_squared_cosine(self.seen.direction))
-
-
-def view_pair(embed: Embed, images: ImageSet, views: ViewConfig, seed: int, stream: int) -> Pair:
-    """Embed two views of each image (through uint8, as any image would come)."""
-    both = to_uint8(two_views(images.images, image_seeds(images, seed, stream), views))
-    twice = images.select(np.tile(np.arange(len(images)), 2))
-    return Pair(embed(replace(twice, images=both)))
+    mean = {name: float(score.double().mean()) for name, score in judged.scores.items()}
+    return {**ranking(judged), "less_certain": less, "mean": mean}
 
 
 def partner(pair: Pair, reference: Reference) -> Result:
@@ -264,72 +220,14 @@ def best_evidence(a: Posterior, b: Posterior, dimension: float, block: int = 512
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
-# --- Calibration ----------------------------------------------------------------------------------------------------------------
-
-
-def radius_calibration(pair: Pair, training: Pair) -> Result:
-    """E[mu.mu' | r] = r (theory 2): ten bins of equal count, mean absolute difference; raw, and after a map fitted on training pairs.
-
-    Beside it the mean cosine of different images: where it is not 0, the radius has absorbed a base rate.
-    """
-    r, cosine = pair.radius_and_cosine()
-    mapped = metrics.monotone_map(*training.radius_and_cosine())(r)
-    return {"n": pair.n, "n_map": training.n, "raw": diagram(metrics.calibration(r, cosine, BINS)),
-            "mapped": diagram(metrics.calibration(mapped, cosine, BINS)), "mean_r": float(r.mean()), "mean_cosine": float(cosine.mean()),
-            "mean_cosine_different": mean_cosine_different(pair)}
-
-
-def mean_cosine_different(pair: Pair) -> float:
-    """Mean cosine of the two sides' directions over different images, from the sides' sums: O(n)."""
-    a, b = (side.direction.double() for side in pair.sides())
-    return float((a.sum(0) @ b.sum(0) - (a * b).sum()) / (pair.n * (pair.n - 1)))
-
-
-def evidence_calibration(pair: Pair, training: Pair) -> Result:
-    """Is s really nats? Every view of one side against every view of the other; a pair shows one image with prior odds 1 : n - 1.
-
-    posterior = sigmoid(s - log(n - 1)), raw; and by a monotone map s -> rate fitted on as many training pairs. For each a reliability
-    diagram (bins of equal width) and the mean log loss in nats, to be compared with that of knowing only the prior. And the model's
-    own diagnostic, log E[exp s] over different images, with its standard error: 0 if the model is true (theory 5).
-    """
-    n = min(pair.n, training.n, EVIDENCE_IMAGES)
-    pair, training = pair.first(n), training.first(n)
-    s, s_train = (evidence_of_all(p, p.kernel_dimension()) for p in (pair, training))
-    same = torch.eye(n, dtype=torch.bool).flatten()
-    raw = torch.sigmoid(s - math.log(n - 1))
-    mapped = metrics.monotone_map(s_train, same)(s)
-    estimate, error = losses.log_mean_exp_evidence(pair.posterior, pair.kernel_dimension())
-    return {"n": n, "kernel_dimension": pair.kernel_dimension(), "kernel_dimension_from": "the run" if pair.seen.kernel_dimension else
-            "these views", "log_mean_exp": estimate, "log_mean_exp_standard_error": error,
-            "log_loss_prior": log_loss(torch.full_like(raw, 1 / n), same),
-            "raw": {**diagram(metrics.calibration(raw, same, BINS, "width")), "log_loss": log_loss(raw, same)},
-            "mapped": {**diagram(metrics.calibration(mapped, same, BINS, "width")), "log_loss": log_loss(mapped, same)}}
-
-
-def evidence_of_all(pair: Pair, dimension: float) -> Tensor:
-    """(n n,) float64 nats: s of every first view with every second view."""
-    a, b = pair.sides()
-    return evidence_matrix(a.posterior, b.posterior, dimension).double().flatten()
-
-
-def log_loss(probability: Tensor, outcome: Tensor, smallest: float = 1e-9) -> float:
-    """- mean log(probability of what happened), nats; probabilities within `smallest` of 0 and 1 count as that."""
-    right = torch.where(outcome, probability, 1 - probability)
-    return float(-right.clamp(min=smallest).log().mean())
-
-
-def diagram(found: metrics.Calibration) -> Result:
-    """Plain lists of a reliability diagram."""
-    return {"error": found.error, **{name: getattr(found, name).tolist() for name in ("count", "predicted", "observed")}}
-
-
 def probe_calibration(table: Embeddings, reference: Reference) -> Result:
-    """ECE (15 bins) of the linear probe on features, and of one on the posterior mean u, which is averaged over what a view leaves open."""
+    """ECE (15 bins) of the linear probe on features, and of one on u, whose logits are averaged over the posterior (theory 1)."""
     assert reference.probe is not None
     train, test = reference.train, table.labelled("test")
     probes = {"features": reference.probe}
     if table.radius is not None:
-        probes["posterior_mean"] = linear_probe(train.posterior.mean, train.labels, test.posterior.mean, test.labels, allow_missing=True)
+        u, u_test = train.posterior.mean, test.posterior.mean
+        probes["posterior_mean"] = linear_probe(u, train.labels, u_test, test.labels, allow_missing=True)
     return {name: {"accuracy": probe.accuracy, "ece": metrics.ece(probe.probabilities, columns(probe, test.labels))}
             for name, probe in probes.items()}
 
@@ -346,11 +244,10 @@ def columns(probe: ProbeResult, labels: Tensor) -> Tensor:
 def selective(clean: Judgement, reference: Reference) -> Result:
     """If the classifier may abstain: error among the surest, and its area, of kNN and of the linear probe, for each score.
 
-    Beside the scores: `random` (the error rate itself) and `best` (every error last), between which they lie if they know anything.
+    Beside the scores: `random` (the error rate itself) and `best` (every error last); what knows something lies between them.
     """
-    known = torch.from_numpy(np.flatnonzero(clean.seen.labels.numpy() >= 0))
-    scores = {name: score[known] for name, score in clean.scores.items()}
-    return {name: abstaining(right[known], scores) for name, right in classified(clean.seen, reference).items()}
+    scores = {name: score[clean.known] for name, score in clean.scores.items()}
+    return {name: abstaining(right[clean.known], scores) for name, right in classified(clean.seen, reference).items()}
 
 
 def classified(seen: Embeddings, reference: Reference) -> dict[str, Tensor]:
