@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask for a stop; every loop polls the flag, saves what it has, and raises `Stopped` (exit code 128 + signal)."""
+"""SIGINT and SIGTERM ask for a stop; every loop polls the flag, saves what it has, and raises `Stopped` (exit 128 + signal)."""
 
 import signal
 import threading

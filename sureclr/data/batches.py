@@ -20,8 +20,11 @@ class Batch(NamedTuple):
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Full batches an epoch; what does not fill one waits for the next epoch's order. UserError where there is none."""
+    if images < 2:
+        raise UserError(f"there are {images} training images, and contrasting needs at least 2; give a source that has them.")
     if images < batch_size:
-        raise UserError(f"batch_size {batch_size} is more than the {images} training images; try --batch-size {max(2, images // 2)}.")
+        smaller = max(2, images // 2)
+        raise UserError(f"batch_size {batch_size} is more than the {images} training images; try --batch-size {smaller}.")
     return images // batch_size
 
 
@@ -41,5 +44,5 @@ def batch(seed: int, epoch: int, step: int, images: int, batch_size: int) -> Bat
     True
     """
     order, seeds = _epoch(seed, epoch, images)
-    indices = order[step * batch_size : (step + 1) * batch_size]
+    indices = order[step * batch_size : (step + 1) * batch_size].clone()  # the order itself is kept for the next step
     return Batch(indices, seeds[indices])

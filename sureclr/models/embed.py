@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ class Embeddings:
 
         columns = {"path": pa.array(self.paths, pa.string()), "split": pa.array(self.split.tolist(), pa.string()),
                    "label": pa.array(self.labels.numpy()), "features": _lists(self.features), "direction": _lists(self.direction)}
-        columns |= {name: pa.array(value.numpy()) for name in ("radius", "certainty") if (value := getattr(self, name)) is not None}
+        optional = {"radius": self.radius, "certainty": self.certainty}
+        columns |= {name: pa.array(value.numpy()) for name, value in optional.items() if value is not None}
         about = {"classes": json.dumps(self.classes), "kernel_dimension": json.dumps(self.kernel_dimension)}
         draft = path.with_name(f".{path.name}")
         parquet.write_table(pa.table(columns).replace_schema_metadata(about), draft)
@@ -83,25 +85,31 @@ class Embeddings:
         from pyarrow import parquet
 
         try:
-            table = parquet.read_table(path)
-            about = {key.decode(): json.loads(value) for key, value in (table.schema.metadata or {}).items() if key != b"ARROW:schema"}
-        except (OSError, pa.ArrowInvalid, ValueError) as error:
-            raise UserError(f"the embedding table {path} cannot be read ({error}); delete it and evaluate again.") from error
-        number = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("label", "radius", "certainty")
-                  if name in table.column_names}
-        return Embeddings(_matrix(table["features"]), _matrix(table["direction"]), number.get("radius"), number.get("certainty"),
-                          number["label"], tuple(about["classes"]), np.asarray(table["split"].to_pylist(), dtype=np.str_),
-                          table["path"].to_pylist(), about["kernel_dimension"])
+            return _from_table(parquet.read_table(path))
+        except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"the embedding table {path} cannot be read ({reason}); delete it and evaluate again.") from error
 
 
-def _lists(rows: Tensor) -> "object":
+def _from_table(table: Any) -> Embeddings:
+    """What `Embeddings.save` wrote. ValueError or KeyError where it was not that."""
+    about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("classes", "kernel_dimension")}
+    number = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("label", "radius", "certainty")
+              if name in table.column_names}
+    return Embeddings(_matrix(table["features"]), _matrix(table["direction"]), number.get("radius"), number.get("certainty"),
+                      number["label"], tuple(about["classes"]), np.asarray(table["split"].to_pylist(), dtype=np.str_),
+                      table["path"].to_pylist(), about["kernel_dimension"])
+
+
+def _lists(rows: Tensor) -> Any:
     import pyarrow as pa
 
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.numpy().reshape(-1)), rows.shape[1])
 
 
-def _matrix(column: "object") -> Tensor:
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in column.chunks]  # type: ignore[attr-defined]
+def _matrix(column: Any) -> Tensor:
+    """A column of fixed-size lists as (n, width)."""
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1) for chunk in column.chunks]
     return torch.from_numpy(np.concatenate(chunks).copy())
 
 
@@ -112,6 +120,8 @@ def embed(model: SimCLR, images: ImageSet, *, kernel_dimension: float | None = N
     Args:
         each_batch: called with (images done, images in all): progress, and the place to stop (raise).
     """
+    if len(images) == 0:
+        raise UserError(f"{images.name} has no images to embed; give a source that has some.")
     device = model.mean.device
     outputs: list[tuple[Tensor, Posterior]] = []
     with evaluating(model):
@@ -125,8 +135,8 @@ def embed(model: SimCLR, images: ImageSet, *, kernel_dimension: float | None = N
     )
 
 
-def _joined(parts: list) -> "Tensor":  # type: ignore[type-arg]
-    return None if not parts or parts[0] is None else torch.cat(parts).float().cpu()  # type: ignore[return-value]
+def _joined(parts: list[Any]) -> Any:
+    return None if parts[0] is None else torch.cat(parts).float().cpu()
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -4,8 +4,11 @@ An encoder maps images (n, c, h, w) to pooled features (n, num_features); it has
 """
 
 from collections.abc import Iterator
-from typing import Protocol, cast, runtime_checkable
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 import sureclr.compat  # noqa: F401  (before timm)
@@ -13,7 +16,12 @@ from sureclr.errors import UserError, unknown
 
 STEMS = ("imagenet", "cifar")
 SMALL = "small"
-COMMON = ("small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "convnext_tiny", "vit_small_patch16_224")
+COMMON = ("small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "convnext_tiny",
+          "vit_small_patch16_224")
+FREE_SIZE: tuple[dict[str, Any], ...] = (  # how families that are built for one size are told to take any
+    {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
+    {"strict_img_size": False},  # Swin
+)
 
 
 @runtime_checkable
@@ -30,8 +38,8 @@ def encoder(name: str, stem: str = "imagenet", channels: int = 3, pretrained: bo
 
     Args:
         name: `small`, or any timm model (`resnet18`, `resnet50`, ...).
-        stem: `imagenet` as timm builds it (ResNet: 7x7, stride 2, max-pool; `small`: 3x3, stride 2), or `cifar` (3x3, stride 1, no
-            max-pool; ResNet family and `small` only), which SimCLR uses at 32 px (Chen et al. 2020, appendix B.9).
+        stem: `imagenet` as timm builds it (ResNet: 7x7, stride 2, max-pool; `small`: 3x3, stride 2), or `cifar` (3x3, stride 1,
+            no max-pool; ResNet family and `small` only), which SimCLR uses at 32 px (Chen et al. 2020, appendix B.9).
         channels: 1 for grey, 3 for colour.
         pretrained: load timm's weights where the user has them (or can reach the hub).
 
@@ -51,7 +59,7 @@ def encoder(name: str, stem: str = "imagenet", channels: int = 3, pretrained: bo
 
 def _small(stem: str, channels: int, pretrained: bool) -> nn.Module:
     if pretrained:
-        raise UserError("init timm needs a timm encoder, and `small` is our own; leave out --init or choose for example resnet18.")
+        raise UserError("init timm needs a timm encoder, and `small` is our own; leave out --init or choose a timm encoder.")
     return SmallResNet(channels, stride=1 if stem == "cifar" else 2)
 
 
@@ -59,9 +67,9 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise unknown("encoder", name, [SMALL, *timm.list_models()] if len(name) > 2 else COMMON)
+        raise unknown("encoder", name, dict.fromkeys([*COMMON, *get_close_matches(name.lower(), timm.list_models(), cutoff=0.7)]))
     try:
-        return cast(nn.Module, timm.create_model(name, pretrained=pretrained, in_chans=channels, num_classes=0))
+        network = _at_any_size(name, pretrained=pretrained, in_chans=channels, num_classes=0)
     except RuntimeError as error:
         if not pretrained:
             raise
@@ -69,6 +77,33 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     except OSError as error:  # what the hub's client raises offline, and what a missing cache looks like
         raise UserError(f"the pretrained weights of {name} are neither in the local hub cache nor to be reached; "
                         "download them once while online, or leave out --init timm.") from error
+    network.num_features = getattr(network, "head_hidden_size", network.num_features)  # MobileNet, VGG: a layer follows pooling
+    return cast(nn.Module, network)
+
+
+def _at_any_size(name: str, **options: Any) -> Any:
+    """A timm model that takes images of any size where its family can: transformers are built for one size unless asked."""
+    import timm
+
+    about = timm.get_pretrained_cfg(name)
+    for asked in FREE_SIZE if about is not None and about.fixed_input_size else ():
+        with suppress(TypeError):  # another family's option
+            return timm.create_model(name, **options, **asked)
+    return timm.create_model(name, **options)
+
+
+def check_size(network: nn.Module, name: str, channels: int, size: int) -> None:
+    """UserError where an encoder cannot take images of this size: too small for its strides, or built for another."""
+    device = next(network.parameters()).device
+    was = network.training
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, channels, size, size, device=device))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"encoder {name} cannot take images of {size} pixels ({' '.join(str(error).split())[:120]}); "
+                        "give another --size or --encoder.") from error
+    finally:
+        network.train(was)
 
 
 def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:
@@ -77,10 +112,10 @@ def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:
 
     if not isinstance(network, ResNet):
         raise UserError(f"stem cifar is for the ResNet family, and {name} is not of it; use --stem imagenet or a resnet.")
-    width = network.bn1.num_features
-    network.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
-    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-    network.maxpool = nn.Identity()
+    stem = nn.Conv2d(channels, cast(int, network.bn1.num_features), 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+    network.register_module("conv1", stem)
+    network.register_module("maxpool", nn.Identity())
     return network
 
 
@@ -119,7 +154,8 @@ class SmallResNet(nn.Module):
     def __init__(self, channels: int, stride: int = 2, width: int = 32) -> None:
         super().__init__()
         self.num_features = 8 * width
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        convolution = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.stem = nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         self.layer1 = Residual(width, width, stride=1)
         self.layer2 = Residual(width, 2 * width, stride=2)
         self.layer3 = Residual(2 * width, 8 * width, stride=2)

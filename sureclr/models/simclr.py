@@ -1,10 +1,11 @@
 """SimCLR as one module: images -> features h and a Posterior (Chen et al. 2020, section 2.1; theory.md, section 5).
 
-The direction comes from the projection head; the number k, which says how sure the view is, from a small head of its own. What k means
-(a radius, kappa, a temperature, a predicted loss) is the objective's to say: the model calls its `read`.
+The direction comes from the projection head; the number k, which says how sure the view is, from a small head of its own. What k
+means (a radius, kappa, a temperature, a predicted loss) is the objective's to say: the model calls its `read`.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -17,7 +18,7 @@ Read = Callable[[Tensor, Tensor | None], Posterior]
 
 
 class ProjectionHead(nn.Sequential):
-    """MLP with BN: `layers` linear layers, BN and ReLU between them, BN after the last (as SimCLR's code; its layers have no bias).
+    """MLP with BN: `layers` linear layers, BN and ReLU between them, BN after the last (as SimCLR's code; no linear bias).
 
     Args:
         inputs, hidden, outputs: numbers of features.
@@ -27,7 +28,7 @@ class ProjectionHead(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, hidden: int | None = None, layers: int = 2) -> None:
         widths = [inputs, *[hidden or inputs] * (layers - 1), outputs]
         modules: list[nn.Module] = []
-        for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+        for before, after in pairwise(widths[:-1]):
             modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU(inplace=True)]
         super().__init__(*modules, nn.Linear(widths[-2], outputs, bias=False), nn.BatchNorm1d(outputs))
 
@@ -36,7 +37,7 @@ class CertaintyHead(nn.Module):
     """Features (n, f) -> k (n,): one hidden layer, BN, ReLU; the last layer is zero at the start, so every view starts alike.
 
     Args:
-        gradient: let the gradient of k into the encoder (theory 3), or stop it at the features: then the encoder is exactly SimCLR's.
+        gradient: let the gradient of k into the encoder (theory 3), or stop it at the features: the encoder is then SimCLR's.
     """
 
     def __init__(self, inputs: int, hidden: int = 128, gradient: bool = True) -> None:

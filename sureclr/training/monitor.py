@@ -1,10 +1,11 @@
 """Signs of quality while a run trains, from training images alone: the test set is never looked at.
 
-kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective rank (RankMe), and a warning on collapse.
+kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective rank (RankMe), a warning on collapse.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,12 +93,11 @@ class Monitor:
 
 def _whole(model: SimCLR, pixels: Tensor, batch: int = 512) -> tuple[Tensor, Posterior]:
     outputs = [model(as_float(part.to(model.mean.device))) for part in pixels.split(batch)]
-    certainty = [p.certainty for _, p in outputs]
-    radius = [p.radius for _, p in outputs]
+    certainty: list[Any] = [p.certainty for _, p in outputs]
+    radius: list[Any] = [p.radius for _, p in outputs]
     return torch.cat([h for h, _ in outputs]).float(), Posterior(
         torch.cat([p.direction for _, p in outputs]),
-        None if radius[0] is None else torch.cat(radius),  # type: ignore[arg-type]
-        certainty=None if certainty[0] is None else torch.cat(certainty),  # type: ignore[arg-type]
+        None if radius[0] is None else torch.cat(radius), certainty=None if certainty[0] is None else torch.cat(certainty),
     )
 
 
@@ -110,8 +110,8 @@ def mean_cosine_of_different(directions: Tensor) -> float:
 def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, float]:
     """NT-Xent's two parts at a fixed temperature, nats: what it says of positives, and the log-mean-exp over negatives.
 
-    Their difference, plus log(2n - 2) and a small correction for the positive in the denominator, is the loss: one pulls views of an
-    image together, the other spreads the images.
+    Their difference, plus log(2n - 2) and a small correction for the positive in the denominator, is the loss: one pulls views of
+    an image together, the other spreads the images.
     """
     logits = directions @ directions.T / temperature
     positives = losses.partners(logits)
@@ -122,6 +122,6 @@ def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, fl
 def collapse_warning(numbers: dict[str, float]) -> str | None:
     """One sentence with the remedy where the directions have collapsed."""
     if numbers.get("cosine_different", 0.0) > COLLAPSED_COSINE:
-        return (f"the representation is collapsing: different images have mean cosine {numbers['cosine_different']:.3f}; lower the "
-                "learning rate, raise the batch size, or check that the images differ.")
+        return (f"the representation is collapsing: different images have mean cosine {numbers['cosine_different']:.3f}; lower "
+                "the learning rate, raise the batch size, or check that the images differ.")
     return None

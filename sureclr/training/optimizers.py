@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+import sureclr.compat  # noqa: F401  (before timm)
 from sureclr.errors import unknown
 
 OPTIMIZERS = ("adam", "lars", "sgd")
@@ -20,14 +21,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def optimizer(name: str, model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), LARS (You et al. 2017; momentum 0.9, trust 0.001, as SimCLR), or SGD with Nesterov momentum 0.9."""
+    """Adam (Kingma and Ba 2015), LARS (You et al. 2017; momentum 0.9, trust 0.001, as SimCLR), or SGD (Nesterov, 0.9)."""
     groups = parameter_groups(model, weight_decay)
     if name == "adam":
         return torch.optim.Adam(groups, lr=learning_rate)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
     if name == "lars":
-        import sureclr.compat  # noqa: F401
         from timm.optim import Lars
 
         return Lars(groups, lr=learning_rate, momentum=0.9)

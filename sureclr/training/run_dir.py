@@ -1,7 +1,7 @@
 """The run folder: one writer, files that are whole or absent, checkpoints that know when they are damaged.
 
-A checkpoint is a folder of safetensors and JSON with a sha256 manifest, written under another name, fsynced and renamed. A flipped bit
-in a safetensors file loads silently; the manifest catches it. There is no pickle in any file of ours.
+A checkpoint is a folder of safetensors and JSON with a sha256 manifest, written under another name, fsynced and renamed. A
+flipped bit in a safetensors file loads silently; the manifest catches it. There is no pickle in any file of ours.
 """
 
 import hashlib
@@ -21,13 +21,14 @@ from torch import Tensor
 from sureclr.errors import UserError
 
 KEPT_CHECKPOINTS = 2
-OURS = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "snapshots", "encoder.safetensors", "embeddings.parquet",
-        "results.json", "report.html", "lock", "track")
+OURS = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "snapshots", "encoder.safetensors",
+        "embeddings.parquet", "results.json", "report.html", "lock", "track")
 
 
 def default_name(source: str, loss: str, encoder: str, now: datetime) -> Path:
-    """runs/SOURCE-LOSS-ENCODER-DATE; of a folder source, its last name."""
-    plain = re.sub(r"[^\w.-]+", "_", source.removeprefix("folder:").rstrip("/").split("/")[-1])
+    """runs/SOURCE-LOSS-ENCODER-DATE; of a folder source, its last name (`folder:.` has one too)."""
+    name = Path(source.removeprefix("folder:")).resolve().name if source.startswith("folder:") else source
+    plain = re.sub(r"[^\w.-]+", "_", name) or "root"
     return Path("runs") / f"{plain}-{loss}-{encoder}-{now:%Y%m%d-%H%M%S}"
 
 
@@ -49,7 +50,7 @@ class RunDir:
         """Whether a run may be written here, before anything is: never a silent second folder, nothing lost.
 
         Raises:
-            UserError: nothing to resume, a file in the way, a folder that holds something else, or a run and no word what to do with it.
+            UserError: nothing to resume, a file in the way, a folder of something else, or a run and no word what to do with it.
         """
         if resume:
             if not self.is_run():
@@ -134,7 +135,7 @@ class RunDir:
         """Write a checkpoint whole or not at all: one safetensors file a part, state.json, manifest.json; keep the newest two."""
         from safetensors.torch import save
 
-        files = {f"{name}.safetensors": save({k: v.detach().cpu().contiguous() for k, v in part.items()}) for name, part in parts.items()}
+        files = {f"{name}.safetensors": save(_plain(part)) for name, part in parts.items()}
         files["state.json"] = json.dumps(numbers).encode()
         files["manifest.json"] = json.dumps({name: hashlib.sha256(data).hexdigest() for name, data in files.items()}).encode()
         final = self.checkpoints / f"step-{step:09d}"
@@ -161,11 +162,16 @@ class RunDir:
         for path in reversed(self.saved()):
             files = verified(path)
             if files is None:
-                print(f"checkpoint {path} is damaged (its sha256 does not match its manifest); trying the one before", file=sys.stderr)
+                print(f"checkpoint {path} is damaged (it does not match its manifest); trying the one before", file=sys.stderr)
                 continue
-            parts = {name.removesuffix(".safetensors"): load(data) for name, data in files.items() if name.endswith(".safetensors")}
-            return parts, json.loads(files["state.json"])
+            numbers = json.loads(files.pop("state.json"))
+            return {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}, numbers
         raise UserError(f"{self.checkpoints} holds no undamaged checkpoint; start the run again with --overwrite.")
+
+
+def _plain(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: on the CPU, in the order of their axes."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in part.items()}
 
 
 def verified(path: Path) -> dict[str, bytes] | None:
