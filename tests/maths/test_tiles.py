@@ -1,0 +1,186 @@
+"""The losses in tiles against the whole matrix in float64 with autograd, and what tiles alone can get wrong."""
+
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sureclr.errors import UserError
+from sureclr.maths import losses, tiles
+
+TEMPERATURES = (1e-3, 3e-3, 0.016, 0.017, 0.05, 0.2, 1.0, 30.0, 1e3)  # both sides of 1 / FLAT
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", 32)
+
+
+def views(n: int, d: int = 16, noise: float = 0.5, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    latent, blur = (torch.randn(k * n, d, generator=generator, dtype=torch.float64) for k in (1, 2))
+    return normalize(latent.repeat(2, 1) + noise * blur, dim=1).to(dtype).requires_grad_()
+
+
+def with_gradient(loss: Tensor, *inputs: Tensor) -> tuple[float, list[Tensor]]:
+    return loss.item(), [g.double() for g in torch.autograd.grad(loss, inputs)]
+
+
+def whole(directions: Tensor, temperature: float) -> tuple[float, Tensor]:
+    """The witness: the plain loss and its autograd gradient, float64, on the same numbers."""
+    exact = directions.detach().double().requires_grad_()
+    loss, (gradient,) = with_gradient(losses.nt_xent(exact, temperature), exact)
+    return loss, gradient
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.8, 10.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_float32_is_within_1e_5_of_float64_from_temperature_1e_3_to_1e3(temperature: float, noise: float) -> None:
+    x = views(77, noise=noise)
+    expected, slope = whole(x, temperature)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    assert abs(loss - expected) < 1e-5 * max(1, expected)
+    # where the loss is nearly solved, the pulls on a row cancel: an error in units of a single pull, 1 / (2n tau)
+    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(slope.norm(dim=1).max().item(), 1 / (len(x) * temperature))
+
+
+@pytest.mark.parametrize("n", [2, 3, 15, 16, 17, 31, 32, 33, 80])  # around, at and at no multiple of the tile
+@pytest.mark.parametrize("temperature", [0.005, 0.2])
+def test_float64_equals_the_whole_matrix_at_any_batch(n: int, temperature: float) -> None:
+    x = views(n, noise=3, dtype=torch.float64)
+    expected, slope = whole(x, temperature)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    assert loss == pytest.approx(expected, rel=1e-13)
+    assert gradient.dtype == torch.float64 and relative(gradient, slope) < 1e-11
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.2])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_the_tile_does_not_matter(size: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", size)
+    x = views(9, noise=3, dtype=torch.float64)
+    expected, slope = whole(x, temperature)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.2])
+@pytest.mark.parametrize("tiles_kept", [0, 1, 3, 100])
+def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = views(50, noise=3, dtype=torch.float64)
+    monkeypatch.setattr(tiles, "KEPT", tiles_kept * 32 * 32 * 8)
+    _, slope = whole(x, temperature)
+    _, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    assert relative(gradient, slope) < 1e-12
+
+
+def test_each_pair_of_rows_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = torch.zeros(77, 77)
+    for i, j in tiles.upper_tiles(77):
+        seen[i, j] += 1
+    assert seen.max() == 1 and (seen + seen.T).min() == 1
+
+
+def test_opposite_and_equal_views_are_finite_at_every_temperature() -> None:
+    """The extremes of a logit, -1/tau and 1/tau, whole rows of them."""
+    one = normalize(torch.ones(1, 8), dim=1)
+    for x in (one.repeat(40, 1), torch.cat([one.repeat(20, 1), -one.repeat(20, 1)])):
+        for temperature in TEMPERATURES:
+            expected, slope = whole(x, temperature)
+            loss, (gradient,) = with_gradient(tiles.nt_xent(y := x.clone().requires_grad_(), temperature), y)
+            assert loss == pytest.approx(expected, rel=1e-5)
+            assert (gradient - slope).abs().max() < 1e-5 / (len(x) * temperature)
+
+
+def test_sure_is_the_plain_one_in_value_and_in_both_gradients() -> None:
+    x, radii = views(40, dtype=torch.float64), torch.rand(80, dtype=torch.float64).mul(0.9).requires_grad_()
+    options = dict(temperature=0.2, weight=0.7, dimension=5.5, gaps=1 - radii.detach() * 0.99)
+    loss, ours = with_gradient(tiles.sure(x, radii, **options), x, radii)
+    expected, plain = with_gradient(losses.sure(x, radii, **options), x, radii)
+    assert loss == pytest.approx(expected, rel=1e-13)
+    assert all(relative(a, b) < 1e-11 for a, b in zip(ours, plain, strict=True))
+
+
+def test_the_gradient_scales_with_what_follows_and_half_precision_is_raised() -> None:
+    x = views(40)
+    _, (once,) = with_gradient(tiles.nt_xent(x, 0.2), x)
+    _, (tripled,) = with_gradient(3 * tiles.nt_xent(x, 0.2), x)
+    assert relative(tripled, 3 * once) < 1e-6
+    half = x.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = tiles.nt_xent(half, 0.2)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(whole(half, 0.2)[0], abs=1e-5)
+    loss.backward()
+    assert half.grad is not None and half.grad.dtype == torch.bfloat16
+
+
+def test_without_need_of_a_gradient_there_is_no_second_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = views(40)
+    expected = tiles.nt_xent(x, 0.2).item()
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("the gradient was computed")
+
+    monkeypatch.setattr(tiles, "attract", forbidden)
+    with torch.no_grad():
+        assert tiles.nt_xent(x, 0.2).item() == expected
+    assert tiles.nt_xent(x.detach(), 0.2).item() == expected
+    with pytest.raises(AssertionError):
+        tiles.nt_xent(x, 0.2)
+
+
+def test_a_second_derivative_is_refused_not_wrong() -> None:
+    x = views(4)
+    (gradient,) = torch.autograd.grad(tiles.nt_xent(x, 0.2), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() -> None:
+    x, radii = views(20), torch.rand(40).mul(0.9).requires_grad_()
+    for wanted in (True, False):
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(tiles.nt_xent_and_gradient, (x, 0.2, wanted), test_utils=checks)
+
+    def step(raw: Tensor, radii: Tensor) -> Tensor:
+        return tiles.sure(normalize(raw, dim=1), radii, 0.2)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    loss, gradients = with_gradient(compiled(2 * x, radii), x, radii)
+    expected, plain = with_gradient(step(2 * x, radii), x, radii)
+    assert loss == pytest.approx(expected, rel=1e-6)
+    assert all(relative(a, b) < 1e-6 for a, b in zip(gradients, plain, strict=True))
+
+
+@pytest.mark.parametrize("rows, temperature", [(2, 0.2), (5, 0.2), (8, 0.0), (8, -1.0), (8, math.nan), (8, math.inf)])
+def test_bad_input_is_told(rows: int, temperature: float) -> None:
+    with pytest.raises(UserError):
+        tiles.nt_xent(torch.eye(8)[:rows], temperature)
+
+
+STEP = """
+import resource, torch
+from sureclr.maths import tiles
+torch.set_num_threads(1)
+x = torch.nn.functional.normalize(torch.randn(8192, 32), dim=1).requires_grad_()
+tiles.nt_xent(x[:8], 0.2).backward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+tiles.nt_xent(x, 0.2).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def test_no_matrix_is_ever_in_memory() -> None:
+    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192 views."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True, env=environment)
+    assert float(run.stdout) < 60
