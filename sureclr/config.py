@@ -3,9 +3,11 @@
 Defaults stand here and nowhere else; a recipe is a function that returns a configuration (recipes.py).
 """
 
-from dataclasses import asdict, dataclass, field, fields
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -78,6 +80,7 @@ class PretrainConfig:
     """SimCLR's augmentations."""
 
     def __post_init__(self) -> None:
+        typed(type(self), {name: value for name, value in vars(self).items() if name != "views"})
         for rule, holds, value in self._rules():
             if not holds:
                 raise UserError(f"{rule}; got {value}.")
@@ -119,6 +122,8 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; UserError where there is none."""
@@ -133,22 +138,41 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def config_keys() -> list[str]:
-    return [f.name for f in fields(PretrainConfig)]
-
-
 def from_dict(values: dict[str, Any]) -> PretrainConfig:
-    """A checked configuration from plain values (a file's), lists becoming tuples; unknown keys are refused by name."""
-    for key in values:
-        if key not in config_keys():
-            raise unknown("configuration key", key, config_keys())
+    """A checked configuration from plain values (a file's); unknown keys and values of another type are refused by name."""
+    plain = typed(PretrainConfig, {key: value for key, value in values.items() if key != "views"})
     views = values.get("views") or {}
-    known = [f.name for f in fields(ViewConfig)]
-    for key in views:
-        if key not in known:
-            raise unknown("configuration key", f"views.{key}", [f"views.{name}" for name in known])
-    view_values = {key: tuple(value) if isinstance(value, list) else value for key, value in views.items()}
-    return PretrainConfig(**{**values, "views": ViewConfig(**view_values)})
+    if not isinstance(views, dict):
+        raise UserError(f"configuration key views must be a mapping of its own keys to values, not {views!r}.")
+    return PretrainConfig(**plain, views=ViewConfig(**typed(ViewConfig, views, "views.")))
+
+
+def typed(config: type, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values as the fields of a configuration class want them: a whole number where a float is wanted, a tuple for a list."""
+    hints = get_type_hints(config)
+    for key in values:
+        if key not in hints:
+            raise unknown("configuration key", f"{prefix}{key}", [prefix + name for name in hints])
+    return {key: _as(hints[key], value, prefix + key) for key, value in values.items()}
+
+
+def _as(hint: Any, value: Any, key: str) -> Any:
+    """One value as its type hint wants it, or a UserError."""
+    choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for choice in choices:
+        if get_origin(choice) is Literal:
+            if value in get_args(choice):
+                return value
+            raise UserError(f"configuration key {key} must be one of {', '.join(map(str, get_args(choice)))}; got {value!r}.")
+        if get_origin(choice) is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(choice)):
+            return tuple(_as(part, entry, key) for part, entry in zip(get_args(choice), value, strict=True))
+        if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if choice in (int, str, NoneType) and type(value) is choice:
+            return value
+    wanted = " or ".join("nothing" if choice is NoneType else str(choice) if get_origin(choice) else choice.__name__
+                         for choice in choices)
+    raise UserError(f"configuration key {key} must be {wanted}; got {value!r}.")
 
 
 def to_yaml(config: PretrainConfig) -> str:
