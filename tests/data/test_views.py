@@ -4,10 +4,12 @@ import dataclasses
 import math
 from collections.abc import Callable
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 from torch import Tensor
 from torchvision.transforms import functional as F
@@ -16,6 +18,7 @@ from sureclr.data import colour, views
 from sureclr.data.counter_rng import hashed, mix, uniform
 from sureclr.data.views import ViewConfig, augment, blur, crop_and_flip, draw_parameters, one_view, two_views
 from sureclr.errors import UserError
+from sureclr.reporting.figures import augmented_pairs
 
 N = 40_000  # draws for the laws
 SEEDS = torch.arange(N)
@@ -184,6 +187,22 @@ def test_images_that_are_not_contiguous() -> None:
     images, seeds = pictures(20), torch.arange(20)
     flipped_twice = images.to(memory_format=torch.channels_last)
     close(two_views(flipped_twice, seeds, ViewConfig()), two_views(images, seeds, ViewConfig()), 0)
+
+
+def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None:
+    images, seeds, config = pictures(7)[3:], torch.arange(4), ViewConfig()
+    augmented_pairs(images, config, seeds, tmp_path / "new" / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
+    for picture in (*images, *two_views(images, seeds, config).mul(255).round().byte()):
+        cell = picture.permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)  # 96 pixels a side
+        corners = np.argwhere((sheet[:-95, :-95] == cell[0, 0]).all(axis=2))
+        assert any((sheet[y : y + 96, x : x + 96] == cell).all() for y, x in corners)
+
+
+def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        augmented_pairs(pictures(2), ViewConfig(), torch.arange(2), tmp_path / "file" / "sheet.png")
 
 
 # ---- the laws of the parameters

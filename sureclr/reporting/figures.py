@@ -1,0 +1,85 @@
+"""Figures, drawn from arrays and numbers; matplotlib is imported when one is drawn."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sureclr.data.views import ViewConfig, two_views
+from sureclr.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_HEADS = ("image", "view 1", "view 2")
+_CELL, _GAP = 96, 8  # pixels: the least side of a drawn image, the gap between two
+_MARGIN, _TOP = 16, 84  # pixels: around the sheet, and above it for title and column heads
+_DPI = 100
+_FRAME = 217  # light grey: white images end somewhere
+
+
+def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Path) -> None:
+    """A sheet of images with two random views of each: uint8 (n, c, h, w), int64 (n,) -> a PNG.
+
+    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees. UserError where the file cannot
+    be written.
+    """
+    from matplotlib.figure import Figure
+
+    sheet, centres = _sheet(_triples(images, config, seeds))
+    height, width = sheet.shape[0] + _TOP + _MARGIN, sheet.shape[1] + 2 * _MARGIN
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    figure.figimage(sheet, xo=_MARGIN, yo=_MARGIN)
+    figure.text(_MARGIN / width, 1 - 14 / height, "Two random views of each image", fontsize=13, weight="bold", va="top")
+    figure.text(_MARGIN / width, 1 - 38 / height, _settings(config, *images.shape[1:]), fontsize=8, color="0.35", va="top")
+    for centre, head in zip(centres, _HEADS * len(centres), strict=False):
+        figure.text((_MARGIN + centre) / width, 1 - (_TOP - 6) / height, head, fontsize=9, ha="center", va="bottom")
+    _save(figure, path)
+
+
+def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.uint8]:
+    """Image, view 0 and view 1 of each: (n, 3, h, w, 3)."""
+    views = two_views(images, seeds, config).mul(255).round().byte()
+    rows = np.stack([part.cpu().numpy() for part in (images, *views.chunk(2))], axis=1)
+    return np.broadcast_to(np.moveaxis(rows, 2, -1), (*rows.shape[:2], *rows.shape[3:], 3))
+
+
+def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
+    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and where each column has its middle."""
+    n, per_row = len(triples), max(1, round((len(triples) / 3) ** 0.5))
+    factor = max(1, -(-_CELL // max(triples.shape[2:4])))
+    cells = triples.repeat(factor, axis=2).repeat(factor, axis=3)
+    cells = np.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=_FRAME)
+    h, w = cells.shape[2:4]
+    stride = 3 * (w + _GAP) + 2 * _GAP  # a wider gap between triples
+    sheet = np.full((-(-n // per_row) * (h + _GAP) - _GAP, per_row * stride - 3 * _GAP, 3), 255, dtype=np.uint8)
+    left = [group * stride + column * (w + _GAP) for group in range(per_row) for column in range(3)]
+    for i, triple in enumerate(cells):
+        top = i // per_row * (h + _GAP)
+        for column, cell in enumerate(triple):
+            x = left[i % per_row * 3 + column]
+            sheet[top : top + h, x : x + w] = cell
+    return sheet, [x + w / 2 for x in left]
+
+
+def _settings(config: ViewConfig, channels: int, height: int, width: int) -> str:
+    """The augmentation in one line; what is off is not named."""
+    kernel = 2 * config.blur_radius(height, width) + 1
+    parts = [
+        (True, f"crop {config.crop_area[0]:g} to {config.crop_area[1]:g} of the area"),
+        (config.flip, f"flip {config.flip:g}"),
+        (config.jitter_p * config.strength, f"jitter {config.jitter_p:g}, strength {config.strength:g}"),
+        (config.grey_p * (channels > 1), f"grey {config.grey_p:g}"),
+        (config.blur_p * (kernel > 1), f"blur {config.blur_p:g}, kernel {kernel} px"),
+    ]
+    return " · ".join(text for on, text in parts if on)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DPI, format="png")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with --out.") from error
