@@ -282,6 +282,8 @@ def test_information_table_error(d):
     assert (table(radius) - sphere.information(radius, d)).abs().max() < 1e-10
     assert table(radius.float()).dtype == torch.float32
     assert table(torch.zeros(2, 3)).shape == (2, 3)
+    with torch.inference_mode():
+        assert torch.equal(InformationTable(d)(radius), table(radius))
     beyond = table(f64([1 - 4e-7, 1.0]))
     assert beyond[0] == beyond[1] > table(f64(1 - 1e-6))
 
