@@ -23,8 +23,8 @@ _FRAME = 217  # light grey: white images end somewhere
 def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Path) -> None:
     """A sheet of images with two random views of each: uint8 (n, c, h, w), int64 (n,) -> a PNG.
 
-    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees. UserError where the file cannot
-    be written.
+    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees. UserError where the file
+    cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.ui
 
 
 def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
-    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and where each column has its middle."""
+    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and each column's middle."""
     n, per_row = len(triples), max(1, round((len(triples) / 3) ** 0.5))
     factor = max(1, -(-_CELL // max(triples.shape[2:4])))
     cells = triples.repeat(factor, axis=2).repeat(factor, axis=3)

@@ -202,7 +202,7 @@ def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None
 def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        augmented_pairs(pictures(2), ViewConfig(), torch.arange(2), tmp_path / "file" / "sheet.png")
+        augmented_pairs(pictures(3), ViewConfig(), torch.arange(3), tmp_path / "file" / "sheet.png")
 
 
 # ---- the laws of the parameters
