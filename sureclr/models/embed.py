@@ -93,7 +93,8 @@ class Embeddings:
 
 def _from_table(table: Any) -> Embeddings:
     """What `Embeddings.save` wrote. ValueError or KeyError where it was not that."""
-    about = {name: json.loads(table.schema.metadata[name.encode()]) for name in ("classes", "kernel_dimension")}
+    metadata = table.schema.metadata or {}
+    about = {name: json.loads(metadata[name.encode()]) for name in ("classes", "kernel_dimension")}
     number = {name: torch.from_numpy(table[name].to_numpy().copy()) for name in ("label", "radius", "certainty")
               if name in table.column_names}
     return Embeddings(_matrix(table["features"]), _matrix(table["direction"]), number.get("radius"), number.get("certainty"),

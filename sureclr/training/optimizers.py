@@ -30,7 +30,8 @@ def optimizer(name: str, model: nn.Module, learning_rate: float, weight_decay: f
     if name == "lars":
         from timm.optim import Lars
 
-        return Lars(groups, lr=learning_rate, momentum=0.9)
+        matrices, others = groups  # without the word timm scales no matrix where the decay is zero
+        return Lars([{**matrices, "always_adapt": True}, {**others, "always_adapt": False}], lr=learning_rate, momentum=0.9)
     raise unknown("optimizer", name, OPTIMIZERS)
 
 

@@ -122,10 +122,9 @@ class RunDir:
         if not self.results.exists():
             return {}
         try:
-            content = json.loads(self.results.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            return dict(json.loads(self.results.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:  # not JSON, not text, not a mapping
             raise UserError(f"{self.results} is damaged ({error}); move it away and evaluate again.") from error
-        return dict(content)
 
     def add_result(self, key: str, value: dict[str, Any]) -> None:
         """Set one evaluation's key of results.json; the others stay."""

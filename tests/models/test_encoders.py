@@ -1,0 +1,145 @@
+"""Encoders: published sizes, shapes at every image size, one training step, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from sureclr.errors import UserError
+from sureclr.models.encoders import SmallResNet, blocks, check_size, encoder
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def weights(inputs: int, outputs: int, kernel: int) -> int:
+    """Of a convolution without bias and its BN."""
+    return inputs * outputs * kernel * kernel + 2 * outputs
+
+
+def bottleneck_resnet(stages: tuple[int, ...], stem: int, channels: int) -> int:
+    """Parameters of a bottleneck ResNet without classifier, counted from He et al. 2016, table 1."""
+    total, inputs = weights(channels, 64, stem), 64
+    for stage, count in enumerate(stages):
+        width = 64 * 2**stage
+        for block in range(count):
+            total += weights(inputs, width, 1) + weights(width, width, 3) + weights(width, 4 * width, 1)
+            total += weights(inputs, 4 * width, 1) if block == 0 else 0
+            inputs = 4 * width
+    return total
+
+
+def basic_resnet(stages: tuple[int, ...], stem: int, channels: int) -> int:
+    total, inputs = weights(channels, 64, stem), 64
+    for stage, count in enumerate(stages):
+        width = 64 * 2**stage
+        for _ in range(count):
+            total += weights(inputs, width, 3) + weights(width, width, 3) + (weights(inputs, width, 1) if inputs != width else 0)
+            inputs = width
+    return total
+
+
+@pytest.mark.parametrize(("name", "features", "counted"), [
+    ("resnet50", 2048, bottleneck_resnet((3, 4, 6, 3), stem=3, channels=3)), ("resnet18", 512, basic_resnet((2, 2, 2, 2), 3, 3))])
+def test_cifar_resnet_has_the_papers_size_and_trains(name: str, features: int, counted: int) -> None:
+    torch.manual_seed(0)
+    network = encoder(name, stem="cifar").train()
+    assert parameters(network) == counted
+    assert name != "resnet50" or counted == 23_500_352
+    # timm starts the last norm of each block at zero: the first step reaches the stem and the shortcuts
+    followed = ("conv1.weight", "layer2.0.downsample.0.weight", "layer4.0.downsample.0.weight")
+    before = {key: network.get_parameter(key).clone() for key in followed}
+    h = network(torch.rand(2, 3, 32, 32))
+    assert h.shape == (2, features) == (2, network.num_features)
+    h.square().mean().backward()
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+    assert all(p.grad is not None for p in network.parameters())
+    assert not any(torch.equal(before[key], network.get_parameter(key)) for key in followed)
+
+
+def test_the_cifar_stem_keeps_the_resolution_and_the_imagenet_stem_quarters_it() -> None:
+    sides = {}
+    for stem in ("cifar", "imagenet"):
+        network = encoder("resnet18", stem=stem).eval()
+        network.layer1.register_forward_hook(lambda _, inputs, __, stem=stem: sides.update({stem: inputs[0].shape[-1]}))
+        network(torch.rand(2, 3, 32, 32))
+    assert sides == {"cifar": 32, "imagenet": 8}
+
+
+def test_grey_images_need_a_third_of_the_stem() -> None:
+    grey, colour = encoder("resnet18", "cifar", channels=1), encoder("resnet18", "cifar", channels=3)
+    assert parameters(colour) - parameters(grey) == 2 * 64 * 9
+    assert grey.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 512)
+
+
+@pytest.mark.parametrize(("stem", "side", "last"), [("cifar", 8, 2), ("imagenet", 28, 4)])
+def test_small_encoder_shapes(stem: str, side: int, last: int) -> None:
+    network = encoder("small", stem, channels=1)
+    maps = {}
+    network.layer3.register_forward_hook(lambda _, __, output: maps.update(last=output.shape))
+    h = network(torch.rand(5, 1, side, side))
+    assert maps["last"] == (5, 256, last, last)  # strides: stem 1 or 2, layer2 2, layer3 2
+    assert h.shape == (5, 256) == (5, network.num_features)
+
+
+def test_residual_adds_its_input() -> None:
+    """With the last norm of every body at zero the block is its shortcut, and layer1's shortcut is the identity."""
+    block = SmallResNet(channels=3).eval().layer1
+    nn.init.zeros_(block.body[4].weight)
+    x = torch.rand(2, 32, 6, 6)
+    assert torch.equal(block(x), x)
+
+
+def test_stages_have_names() -> None:
+    assert [name for name, _ in blocks(encoder("small"))] == ["layer1", "layer2", "layer3"]
+    assert [name for name, _ in blocks(encoder("resnet18"))] == ["layer1", "layer2", "layer3", "layer4"]
+    assert [name for name, _ in blocks(encoder("convnext_atto"))] == ["stages"]
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("side", [32, 40])
+def test_timm_families_say_their_true_width_at_any_size(name: str, side: int) -> None:
+    """MobileNet puts a layer behind the pooling; a ViT is built for 224 px unless told otherwise."""
+    network = encoder(name, channels=1).eval()
+    assert network(torch.rand(2, 1, side, side)).shape == (2, network.num_features)
+
+
+def test_no_encoder_has_a_classifier() -> None:
+    for name in ("resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"):
+        assert encoder(name).get_classifier().__class__ is nn.Identity
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"name": "convnext_atto", "stem": "cifar"}, ["stem cifar", "ResNet family", "convnext_atto"]),
+    ({"name": "resnet18", "stem": "cifra"}, ["unknown stem 'cifra'", "did you mean cifar"]),
+    ({"name": "resnet81"}, ["unknown encoder 'resnet81'", "did you mean resnet18"]),
+    ({"name": "xy"}, ["unknown encoder 'xy'", "small", "resnet50"]),
+    ({"name": "small", "pretrained": True}, ["init timm", "small"]),
+])
+def test_refused_in_one_short_sentence(options: dict, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        encoder(**options)
+    text = str(caught.value)
+    assert all(word in text for word in words)
+    assert "\n" not in text and len(text) < 400
+
+
+def test_an_image_too_small_for_the_encoder_is_told() -> None:
+    network = encoder("convnext_atto", channels=1).train()
+    statistics = {key: value.clone() for key, value in network.state_dict().items()}
+    check_size(network, "convnext_atto", 1, 64)
+    with pytest.raises(UserError, match="convnext_atto cannot take images of 8 pixels"):
+        check_size(network, "convnext_atto", 1, 8)
+    assert network.training
+    assert all(torch.equal(value, network.state_dict()[key]) for key, value in statistics.items())
+
+
+def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def offline(*_: object, **__: object) -> None:
+        raise FileNotFoundError("the hub's client, offline")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(UserError, match="resnet18 are neither in the local hub cache"):
+        encoder("resnet18", pretrained=True)
