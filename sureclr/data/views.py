@@ -216,7 +216,7 @@ def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
         chosen = parameters.sigma.nonzero().squeeze(1)
         rows, sigma = chosen.to(device), parameters.sigma[chosen].to(device)
         x.index_copy_(0, rows, blur(x.index_select(0, rows), sigma, radius))
-    return x.clamp_(max=1)  # weights sum to one up to rounding
+    return x.clamp_(0, 1)  # the blur's weights sum to one, and hues turn, up to rounding
 
 
 def _chunks(images: Tensor) -> Iterator[slice]:
