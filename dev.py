@@ -80,7 +80,8 @@ JOBS = {"setup": setup, "demo": demo, "test": test, "test-slow": test_slow, "lin
 
 def main():
     if sys.version_info < OLDEST:
-        sys.exit("SureCLR needs Python %d.%d or newer; this is %d.%d. Install one and run it with that." % (OLDEST + sys.version_info[:2]))
+        found, needed = (".".join(map(str, version)) for version in (sys.version_info[:2], OLDEST))
+        sys.exit("SureCLR needs Python " + needed + " or newer; this is " + found + ". Install one and run it with that.")
     if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
         sys.exit((__doc__ or "").strip())
     JOBS[sys.argv[1]](*sys.argv[2:])

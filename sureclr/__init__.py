@@ -35,7 +35,7 @@ _HOMES = {
     "objective": "maths.objectives", "Posterior": "maths.sphere", "Embeddings": "models.embed", "recipe": "recipes",
     "pretrain": "training.pretrain", "Run": "training.run", "load": "training.run",
 }
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

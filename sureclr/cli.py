@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
@@ -15,17 +14,19 @@ from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml
 from sureclr.data.view_config import ViewConfig
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe, recipe_for
-from sureclr.stopping import Stopped, StopFlag, stop_on_signals
+from sureclr.stopping import StopFlag, Stopped, stop_on_signals
 
 if TYPE_CHECKING:
     from sureclr.evaluation.material import Material
     from sureclr.training.run import Run
 
-app = App(name="sureclr", version=__version__, help="Contrastive learning that knows how sure it is: one command to train, one to evaluate.")
+app = App(name="sureclr", version=__version__,
+          help="Contrastive learning that knows how sure it is: one command to train, one to evaluate.")
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on stdout, all else on stderr.")]
 Device = Annotated[str, Parameter(help="auto, cuda, mps or cpu.")]
-Root = Annotated[Path | None, Parameter(help="Where data sets lie or are downloaded to. Default: $SURECLR_DATA, else ~/.cache/sureclr/data.")]
+Root = Annotated[Path | None, Parameter(help="Where data sets lie or are downloaded to; default: $SURECLR_DATA, else "
+                                             "~/.cache/sureclr/data.")]
 Data = Annotated[str | None, Parameter(help="Other labelled data for transfer: digits, fashion-mnist, ..., folder:PATH.")]
 
 
@@ -35,7 +36,8 @@ def flags(config: type, skip: tuple[str, ...] = ()) -> type:
     hints = get_type_hints(config)
     made = [(f.name, Annotated[hints[f.name] | None, Parameter(help=_with_default(help_of.get(f.name, ""), f.default), negative="")], None)
             for f in fields(config) if f.name not in skip]
-    return make_dataclass(f"{config.__name__}Flags", made, namespace={"__module__": __name__})  # cyclopts takes module `types` for a builtin
+    home = {"__module__": __name__}  # else it is `types`, which cyclopts takes for a builtin and does not open
+    return make_dataclass(f"{config.__name__}Flags", made, namespace=home)
 
 
 def _with_default(text: str, default: Any) -> str:
@@ -45,6 +47,7 @@ def _with_default(text: str, default: Any) -> str:
 
 ConfigFlags: Any = flags(PretrainConfig, skip=("source", "views"))
 ViewFlags: Any = flags(ViewConfig)
+NO_CONFIG, NO_VIEWS = ConfigFlags(), ViewFlags()
 
 
 def said(given: Any) -> dict[str, Any]:
@@ -52,14 +55,15 @@ def said(given: Any) -> dict[str, Any]:
     return {name: value for name, value in vars(given).items() if value is not None}
 
 
-def resolve(source: str | None, recipe_name: str | None, file: Path | None, given: dict[str, Any], views: dict[str, Any]) -> PretrainConfig:
+def resolve(source: str | None, recipe_name: str | None, file: Path | None, given: dict[str, Any],
+            views: dict[str, Any]) -> PretrainConfig:
     """Command line over file over recipe over default. The recipe is the named one, else the source's own (unless a file is given)."""
     from_file = read_yaml(file) if file else {}
     source = source or from_file.get("source") or (recipe(recipe_name).source if recipe_name else None)
     if source is None:
         raise UserError("pretrain needs a data source; for example: sureclr pretrain digits (`sureclr list` names them all).")
     name = recipe_name or (None if file else recipe_for(source))
-    base = recipe(name) if name in RECIPES or recipe_name else PretrainConfig(source)
+    base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
     plain = {f.name: getattr(base, f.name) for f in fields(PretrainConfig)}
     plain["views"] = {**vars(base.views), **(from_file.pop("views", None) or {}), **views}
     return from_dict({**plain, **from_file, **given, "source": source})
@@ -80,8 +84,8 @@ def pretrain(
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
-    given: Annotated[ConfigFlags, Parameter(name="*")] = ConfigFlags(),
-    views: Annotated[ViewFlags, Parameter(name="views")] = ViewFlags(),
+    given: Annotated[ConfigFlags, Parameter(name="*")] = NO_CONFIG,
+    views: Annotated[ViewFlags, Parameter(name="views")] = NO_VIEWS,
 ) -> None:
     """Pretrain an encoder by contrasting augmented views; then `sureclr evaluate RUN`."""
     if resume and source is None and config is None and out is not None:
@@ -133,6 +137,18 @@ def knn(run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root 
 
 
 @app.command
+def uncertainty(
+    run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False,
+    human: Annotated[Path | None, Parameter(help="CIFAR-10H's probabilities (.npy, 10,000 x 10), for a CIFAR-10 run.")] = None,
+) -> None:
+    """How sure the model is of each image, and whether it is right: against crops, blur, noise, occlusion, other data, and plain rivals."""
+    with Opened(run, data, device, root, human) as opened:
+        found = {name: opened.result(name, again=True) for name in ("uncertainty", "ood")}
+    text = "\n".join(summary(name, result) for name, result in found.items())
+    answer(json, found, f"{text}\nmore in {run / 'results.json'}", f"sureclr evaluate {run}")
+
+
+@app.command
 def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False) -> None:
     """Run every evaluation that results.json lacks."""
     from sureclr.evaluation.evaluate import EVALUATIONS
@@ -147,7 +163,7 @@ def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: 
     if not results:
         raise UserError(f"nothing could be evaluated on {run}; the lines above say why.")
     text = "\n".join(summary(name, result) for name, result in results.items())
-    answer(json, results, f"{text}\nin {run / 'results.json'}", "sureclr list  (sources for --data OTHER: how well do the features transfer?)")
+    answer(json, results, f"{text}\nin {run / 'results.json'}", f"sureclr linear {run} --data OTHER  (transfer)")
 
 
 def evaluate_one(name: str, run: Path, data: str | None, device: str, root: Path | None, as_json: bool, following: str) -> None:
@@ -159,11 +175,11 @@ def evaluate_one(name: str, run: Path, data: str | None, device: str, root: Path
 class Opened:
     """A run opened for evaluation: its material is made when first asked for, its results are kept in results.json."""
 
-    def __init__(self, path: Path, data: str | None, device: str, root: Path | None) -> None:
+    def __init__(self, path: Path, data: str | None, device: str, root: Path | None, human: Path | None = None) -> None:
         from sureclr.training.run import load
 
         self.run: Run = load(path, device)
-        self.data, self.root = data, root
+        self.data, self.root, self.human = data, root, human
         self.made: Material | None = None
 
     def __enter__(self) -> "Opened":
@@ -184,10 +200,11 @@ class Opened:
 
         if self.made is None:
             config, kept = self.run.config, self.run.path / "embeddings.parquet"
-            images = load_source(self.data or config.source, root=self.root, size=self.run.size, channels=self.run.channels, seed=config.seed)
+            images = load_source(self.data or config.source, root=self.root, size=self.run.size, channels=self.run.channels,
+                                 seed=config.seed)
             own = self.data is None
             table = Embeddings.read(kept) if own and kept.exists() else None
-            self.made = material(self.run, images, table, self.progress)
+            self.made = material(self.run, images, table, root=self.root, human=self.human, each_batch=self.progress)
             if own and self.made.table is not table:
                 self.made.table.save(kept)
         return self.made
@@ -212,12 +229,39 @@ class Opened:
 
 def summary(name: str, result: dict[str, Any]) -> str:
     """A result in a few words for people."""
-    if "accuracy" not in result:
-        return f"{name}: {', '.join(f'{key} {value:.3f}' for key, value in result.items() if isinstance(value, float))}"
+    return {"uncertainty": _uncertainty, "ood": _ood}.get(name, _accuracy)(name, result)
+
+
+def _accuracy(name: str, result: dict[str, Any]) -> str:
     low, high = result["interval"]
     baselines = result["baselines"]
     return (f"{name:7s} accuracy {result['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f}, {result['n_test']:,} test images)  "
             f"raw pixels {baselines['raw_pixels']:.4f}  untrained encoder {baselines['untrained']:.4f}")
+
+
+def _uncertainty(name: str, result: dict[str, Any]) -> str:
+    """A row a score, the learned certainty first: R-AUROC on whole and cropped images, and how often a crop looks less certain."""
+    crop = result["corruptions"]["crop"]["random"]
+    rows = ["uncertainty (1 ranks perfectly, 0.5 knows nothing)     nearest image has the class: whole / crops    crop less certain"]
+    for score in result["scores"]:
+        whole, cropped = (_number(part.get("r_auroc", {}).get(score)) for part in (result["clean"], crop))
+        rows.append(f"  {score:24s}{whole:>42s} / {cropped}{_number(crop['less_certain'][score]):>21s}")
+    if calibration := result.get("calibration"):
+        rows.append(f"  radius against observed cosine of two views: off by {calibration['raw']['error']:.3f} on average")
+    return "\n".join(rows + [f"  no {what}: {why}" for what, why in result["skipped"].items()])
+
+
+def _ood(name: str, result: dict[str, Any]) -> str:
+    """A row a kind of foreign images, a column a score."""
+    told = {kind: found["auroc"] for kind, found in result.items() if "auroc" in found}
+    scores = list(next(iter(told.values()), {}))
+    rows = ["told from foreign images (AUROC)" + "".join(f"{score:>22s}" for score in scores)]
+    rows += [f"  {kind:30s}" + "".join(f"{_number(found[score]):>22s}" for score in scores) for kind, found in told.items()]
+    return "\n".join(rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 @app.command
@@ -231,7 +275,7 @@ def views(
     size: int | None = None,
     root: Root = None,
     json: Json = False,
-    given: Annotated[ViewFlags, Parameter(name="*")] = ViewFlags(),
+    given: Annotated[ViewFlags, Parameter(name="*")] = NO_VIEWS,
 ) -> None:
     """Draw original images beside two augmented views of each."""
     from sureclr.data.sources import load as load_source
@@ -274,7 +318,8 @@ def list_(*, json: Json = False) -> None:
              "losses": {name: _first_line(loss) for name, loss in OBJECTIVES.items()},
              "encoders": {name: "" for name in COMMON} | {"...": "any other timm model name"},
              "recipes": {name: _first_line(made) for name, made in RECIPES.items()}}
-    lines = [line for kind, names in found.items() for line in (f"{kind}:", *(f"  {n:24s} {about}".rstrip() for n, about in names.items()))]
+    lines = [line for kind, names in found.items()
+             for line in (f"{kind}:", *(f"  {name:24s} {about}".rstrip() for name, about in names.items()))]
     answer(json, found, "\n".join(lines), "sureclr pretrain digits")
 
 
@@ -292,7 +337,7 @@ def demo(*, out: Path = Path("runs/demo"), device: Device = "auto", json: Json =
     run = train(recipe("digits"), out=out, overwrite=(out / "config.yaml").is_file(), device=device)
     with Opened(run.path, None, device, None) as opened:
         results = {name: opened.result(name, again=True) for name in EVALUATIONS}
-    answer(json, {"run": str(run.path), **results}, demo_text(run.path, results), f"sureclr pretrain fashion-mnist  (or folder:YOUR/IMAGES)")
+    answer(json, {"run": str(run.path), **results}, demo_text(run.path, results), "sureclr pretrain fashion-mnist  (or folder:YOUR/IMAGES)")
 
 
 def demo_text(path: Path, results: dict[str, Any]) -> str:
@@ -307,7 +352,8 @@ their labels, reads {linear['n_test']} digits by other writers:
     untrained encoder   {baselines['untrained']:.3f}
 
 Everything is in {path}/:  config.yaml (repeat it with `sureclr pretrain -c`), metrics.jsonl (a line a step), results.json (these
-numbers), embeddings.parquet (an image a row: features, direction, radius), encoder.safetensors (the weights), snapshots/ (how it learned)."""
+numbers), embeddings.parquet (an image a row: features, direction, radius), encoder.safetensors (the weights), snapshots/ (how it
+learned)."""
 
 
 def fail(text: str, code: int) -> NoReturn:

@@ -6,6 +6,8 @@ from typing import Any
 from sureclr.evaluation.knn import knn_accuracy
 from sureclr.evaluation.linear_probe import linear_probe
 from sureclr.evaluation.material import Material, labelled_split
+from sureclr.evaluation.ood import ood as ood_of
+from sureclr.evaluation.uncertainty import uncertainty as uncertainty_of
 from sureclr.models.embed import Embeddings
 
 Result = dict[str, Any]
@@ -40,4 +42,14 @@ def _beside_baselines(material: Material, one: Callable[[Embeddings], Result]) -
             "baseline_intervals": {"raw_pixels": raw["interval"], "untrained": untrained["interval"]}}
 
 
-EVALUATIONS: dict[str, Callable[[Material], Result]] = {"knn": knn, "linear": linear}
+def uncertainty(material: Material) -> Result:
+    """How sure the model is, and whether it is right to be: see uncertainty.py."""
+    return uncertainty_of(material.run, material.images, material.table, each=material.each_batch)
+
+
+def ood(material: Material) -> Result:
+    """Is it less sure of images from elsewhere? See ood.py."""
+    return ood_of(material.run, material.images, material.table, human=material.human, root=material.root, each=material.each_batch)
+
+
+EVALUATIONS: dict[str, Callable[[Material], Result]] = {"knn": knn, "linear": linear, "uncertainty": uncertainty, "ood": ood}

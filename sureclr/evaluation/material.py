@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
-import torch
 from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet, convert
@@ -24,12 +24,16 @@ class Material:
         images: at the run's size and channels.
         table: their embeddings by the run.
         each_batch: called with (images done, in all) while a model runs; may raise to stop.
+        root: where data sets lie (out-of-distribution images).
+        human: CIFAR-10H's probabilities, where the user has them.
     """
 
     run: Run
     images: ImageSet
     table: Embeddings
     each_batch: Callable[[int, int], None]
+    root: Path | None = None
+    human: Path | None = None
 
     @cached_property
     def untrained(self) -> Embeddings:
@@ -58,17 +62,10 @@ def labelled_split(table: Embeddings, what: str, name: str) -> tuple[Embeddings,
     return train, test
 
 
-def material(run: Run, images: ImageSet, table: Embeddings | None = None,
+def material(run: Run, images: ImageSet, table: Embeddings | None = None, *, root: Path | None = None, human: Path | None = None,
              each_batch: Callable[[int, int], None] = lambda done, total: None) -> Material:
     """The material of a run on these images; `table` where it has been computed before and is still of these images."""
     fitting = convert(images, run.size, run.channels)
     if table is None or list(table.paths) != list(fitting.paths):
         table = run.embed(fitting, each_batch)
-    return Material(run, fitting, table, each_batch)
-
-
-def chance(table: Embeddings) -> float:
-    """Accuracy of always naming the most frequent training class."""
-    train, test = table.labelled("train"), table.labelled("test")
-    most = torch.bincount(train.labels).argmax()
-    return float((test.labels == most).float().mean())
+    return Material(run, fitting, table, each_batch, root, human)

@@ -8,6 +8,7 @@ passes; running statistics are updated in the second pass alone.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def _rows(whole: Tensor, part: slice) -> Tensor:
 
 
 def _detached(posterior: Posterior) -> Posterior:
-    values = {name: None if value is None else value.detach() for name, value in vars(posterior).items()}
+    values: dict[str, Any] = {name: None if value is None else value.detach() for name, value in vars(posterior).items()}
     return Posterior(**values)
 
 
@@ -89,7 +90,7 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None  # type: ignore[assignment]
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:

@@ -30,7 +30,6 @@ from sureclr.training.run import Run, as_image_set, build, environment, pixel_st
 from sureclr.training.run_dir import RunDir, default_name, write_whole
 from sureclr.training.track import Tracker, check_tracker, tracker
 
-
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the uint8 images may take; larger sets stay where they are and move batch by batch
 
 
@@ -108,7 +107,7 @@ def trainer(config: PretrainConfig, images: ImageSet, device: torch.device) -> T
     steps_per_epoch(len(images), config.batch_size)
     mean, std = pixel_statistics(images, config)
     model, objective = build(config, images.images.shape[1], mean, std)
-    model, objective = model.to(device, memory_format=torch.channels_last).train(), objective.to(device).train()
+    model, objective = model.to(device).to(memory_format=torch.channels_last).train(), objective.to(device).train()
     made = optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     return Trainer(config, images, model, objective, made, choose_precision(config.precision, device))
 
@@ -179,7 +178,7 @@ def _continue(directory: RunDir, made: Trainer) -> None:
 
 
 def _loop(made: Trainer, directory: RunDir, monitor: Monitor, stop: StopFlag, told: Reporter, following: Tracker) -> None:
-    config, saved = made.config, f"continue with --resume --out {directory.path}"
+    saved = f"continue with --resume --out {directory.path}"
     told.start(made.steps, made.done)
     try:
         while made.done < made.steps:
