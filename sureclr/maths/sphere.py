@@ -218,8 +218,8 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
 class InformationTable:
     """`information` of many radii, fast: cubic Hermite interpolation in t = -log(1 - rho^2), with exact slopes.
 
-    Error under 1e-10 nats for d up to 4096 and rho up to 1 - 1e-6, where the table almost ends: surer views read as its end. 250 times
-    faster (0.03 microseconds a radius on one CPU core).
+    Error under 1e-10 nats for d up to 4096 and rho up to 1 - 1e-6, where the table almost ends: surer views read as its end.
+    250 times faster (0.03 microseconds a radius on one CPU core).
 
     >>> round(InformationTable(16)(torch.tensor(0.5)).item(), 4)
     2.3355
