@@ -107,7 +107,7 @@ def trainer(config: PretrainConfig, images: ImageSet, device: torch.device) -> T
     steps_per_epoch(len(images), config.batch_size)
     mean, std = pixel_statistics(images, config)
     model, objective = build(config, images.images.shape[1], mean, std)
-    model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  (torch's stubs lack it)
+    model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
     objective.to(device).train()
     made = optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     return Trainer(config, images, model, objective, made, choose_precision(config.precision, device))
