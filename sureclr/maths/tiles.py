@@ -56,26 +56,25 @@ def sure(directions: Tensor, radii: Tensor, temperature: float, weight: float = 
 # The operator
 
 
-@torch.library.custom_op("sureclr::nt_xent", mutates_args=())
-def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool) -> tuple[Tensor, Tensor]:
+def in_tiles(directions: Tensor, temperature: float, gradient: bool) -> tuple[Tensor, Tensor]:
     """NT-Xent in nats, and its gradient (2n, d) with respect to the directions, or an empty tensor if it is not wanted."""
     flat = 1 / temperature <= FLAT
     mu = directions.detach() if flat else wide(directions.detach())
     rows = Sums(mu) if flat else LogSums(mu)
-    kept: list[Tensor] = []
-    limit = KEPT // (TILE**2 * mu.element_size()) if gradient else 0
     entries = similarities(mu, BITS / temperature, rows)
-    for i, j, entry in sweep(len(mu), entries, kept, limit):
+    kept: list[Tensor] = []
+    for i, j, entry in sweep(len(mu), entries, kept, KEPT // (TILE**2 * mu.element_size()) if gradient else 0):
         rows.add(entry, i, j)
-    partner = mu.roll(len(mu) // 2, 0)
-    positive = (mu * partner).sum(1) * (BITS / temperature)
-    loss = (rows.logarithm() - positive).mean() / BITS
+    loss = mean_loss(mu, rows.logarithm(), temperature).to(directions.dtype)
     if not gradient:
-        return loss.to(directions.dtype), directions.new_empty(0)
-    pull = partner.mul_(-2)
-    for i, j, entry in sweep(len(mu), entries, kept, 0):
+        return loss, directions.new_empty(0)
+    pull = partner(mu).mul_(-2)
+    for i, j, entry in sweep(len(mu), entries, kept):
         attract(pull, mu, rows.probabilities(entry, i, j), i, j)
-    return loss.to(directions.dtype), pull.div_(len(mu) * temperature).to(directions.dtype)
+    return loss, pull.div_(len(mu) * temperature).to(directions.dtype)
+
+
+nt_xent_and_gradient = torch.library.custom_op("sureclr::nt_xent", in_tiles, mutates_args=())
 
 
 @nt_xent_and_gradient.register_fake
@@ -100,6 +99,16 @@ nt_xent_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_grad
 # Tiles
 
 
+def partner(mu: Tensor) -> Tensor:
+    """(2n, d): row p(i) in place of row i, a copy."""
+    return mu.roll(len(mu) // 2, 0)
+
+
+def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float) -> Tensor:
+    """mean_i ( log sum_{j != i} exp(l_ij) - l_ip(i) ), nats, of the logarithms (2n,) in bits."""
+    return logarithm.mean() / BITS - (mu * partner(mu)).sum(1).mean() / temperature
+
+
 def upper_tiles(rows: int) -> Iterator[tuple[slice, slice]]:
     """The tiles on and above the diagonal of a (rows, rows) matrix."""
     blocks = [slice(start, min(start + TILE, rows)) for start in range(0, rows, TILE)]
@@ -119,7 +128,7 @@ def similarities(mu: Tensor, scale: float, rows: "Rows") -> Entries:
     return entries
 
 
-def sweep(rows: int, entries: Entries, kept: list[Tensor], limit: int) -> Iterator[tuple[slice, slice, Tensor]]:
+def sweep(rows: int, entries: Entries, kept: list[Tensor], limit: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each upper tile once, from ``kept`` or computed anew; the first ``limit`` are kept."""
     for index, (i, j) in enumerate(upper_tiles(rows)):
         tile = kept[index] if index < len(kept) else entries(i, j)

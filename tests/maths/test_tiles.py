@@ -4,6 +4,8 @@ import math
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +169,13 @@ def test_bad_input_is_told(rows: int, temperature: float) -> None:
         tiles.nt_xent(torch.eye(8)[:rows], temperature)
 
 
+def fresh_process(code: str, **environment: str) -> str:
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
 STEP = """
 import resource, torch
 from sureclr.maths import tiles
@@ -181,6 +190,61 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def test_no_matrix_is_ever_in_memory() -> None:
     """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192 views."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True, env=environment)
-    assert float(run.stdout) < 60
+    assert float(fresh_process(STEP)) < 60
+
+
+# The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process of their own
+
+INTERPRETED = """
+import torch
+from sureclr.maths import losses, triton_tiles
+for n, d, temperature in ((2, 3, 0.2), (33, 17, 1e3), (40, 130, 0.05), (50, 40, 0.017)):
+    generator = torch.Generator().manual_seed(n)
+    latent, blur = (torch.randn(k * n, d, generator=generator) for k in (1, 2))
+    x = torch.nn.functional.normalize(latent.repeat(2, 1) + 3 * blur, dim=1)
+    exact = x.double().requires_grad_()
+    expected = losses.nt_xent(exact, temperature)
+    slope, = torch.autograd.grad(expected, exact)
+    loss, gradient = triton_tiles.nt_xent_and_gradient(x, temperature, True)
+    alone, nothing = triton_tiles.nt_xent_and_gradient(x, temperature, False)
+    assert abs(loss - expected) < 1e-5 * max(1, expected) and alone == loss and nothing.numel() == 0, (n, loss, expected)
+    assert (gradient - slope).norm() < 1e-5 * slope.norm(), (n, (gradient - slope).norm() / slope.norm())
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from sureclr.maths import triton_tiles
+sizes = dict(ROWS=triton_tiles.ROWS, COLUMNS=triton_tiles.COLUMNS, CHUNK=triton_tiles.CHUNK, WIDTH=128)
+kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="fp32")
+for kernel in (triton_tiles._logarithms, triton_tiles._pulls):
+    names = kernel.arg_names
+    source = triton.compiler.ASTSource(kernel, {name: kinds.get(name, "constexpr") for name in names},
+                                       {(names.index(name),): size for name, size in sizes.items()})
+    binary = triton.compile(source, GPUTarget("cuda", 80, 32), options=dict(num_warps=triton_tiles.WARPS))
+    assert binary.metadata.shared <= 48 * 1024 and binary.asm["cubin"], binary.metadata
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
+def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
+    fresh_process(INTERPRETED, TRITON_INTERPRET="1")
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
+def test_triton_kernels_compile_for_a_gpu_in_the_shared_memory_that_every_gpu_has(tmp_path: Path) -> None:
+    fresh_process(COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_switched_on_the_operator_is_the_kernels_on_a_gpu_alone() -> None:
+    pytest.importorskip("triton", reason="triton is not installed (pip install --no-deps triton)")
+    code = """
+import torch
+from sureclr.maths import tiles, triton_tiles
+x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+before = tiles.nt_xent(x, 0.2)
+triton_tiles.switch_on()
+assert tiles.nt_xent(x, 0.2) == before
+assert torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
+"""
+    fresh_process(code)
