@@ -102,7 +102,8 @@ def test_resizing_is_pillows_antialiased_bilinear(size: int) -> None:
     for image, mine in zip(pixels, ours, strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
         theirs = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
-        assert (mine.int() - theirs.int()).abs().max() <= 1  # Pillow rounds after each axis
+        difference = (mine.int() - theirs.int()).float()
+        assert difference.abs().max() <= 1 and difference.mean().abs() < 0.15  # Pillow rounds after each axis; cutting off is -0.5
     assert torch.equal(resize(pixels, 32), pixels)
 
 

@@ -276,7 +276,7 @@ def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch
 def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "REACH_SECONDS", 0.2)
     asleep = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asleep.wait(20) and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asleep.wait(2) and [])
     with pytest.raises(TimeoutError, match="no answer within"):
         downloads.reach("http://nowhere.invalid/")
     asleep.set()
@@ -316,6 +316,13 @@ def test_what_is_missing_is_downloaded_checked_and_kept(
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/")
     assert len(load("cifar10")) == 24
     assert socket.getdefaulttimeout() is None
+
+
+def test_what_a_reader_prints_goes_to_stderr(tmp_path: Path, capfd: Any, server: tuple[str, Path]) -> None:
+    with downloads.downloading("Chatter", "file", tmp_path, server[0]):
+        print("100 %")  # older torchvision did
+    told = capfd.readouterr()
+    assert told.out == "" and "100 %" in told.err
 
 
 def test_a_download_that_is_not_the_published_file_is_refused(
