@@ -60,7 +60,7 @@ def take(name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01) -> t
 
 
 def test_lars_by_hand() -> None:
-    """You et al. 2017: momentum of g + wd w, for matrices times 0.001 |w| / (|g| + wd |w|); biases and norms plain momentum SGD."""
+    """You et al. 2017: momentum of g + wd w, matrices times 0.001 |w| / (|g| + wd |w|); biases, norms plain SGD."""
     before, gradients, after = take("lars")
     for place, weight in enumerate(before):
         w, momentum = weight.clone(), torch.zeros_like(weight)
