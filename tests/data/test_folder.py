@@ -139,6 +139,8 @@ def test_wide_values_outside_every_scale_go_from_their_least_to_their_greatest(t
         assert np.abs(pixels[0] - np.linspace(0, 255, 64).reshape(8, 8)).max() <= 0.51
     flat = saved(tmp_path / "flat.tif", Image.new("F", (8, 8), -1.0))
     assert pixel(flat) == (0, 0, 0)
+    with np.errstate(all="raise"):  # nothing is divided by its range of 0
+        assert decoding.scaled(np.full((2, 2), -1.0), "F").tolist() == [[0, 0], [0, 0]]
 
 
 def test_a_16_bit_ramp_keeps_its_order_and_its_ends(tmp_path: Path) -> None:
