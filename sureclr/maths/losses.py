@@ -193,8 +193,8 @@ def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
     uniform probability measure s is a pointwise mutual information, as in ``poisson_nce``. kappas (2n,), from 0; scalar, nats.
     """
     pairs(directions)
-    d, kappa = directions.shape[1], wide(kappas)  # float32 loses the difference of three log C, each of size kappa
-    squared_norm = kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (directions @ directions.T)
+    d, mu, kappa = directions.shape[1], wide(directions), wide(kappas)  # float32 loses the difference of log C's, of size kappa
+    squared_norm = kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (mu @ mu.T)
     norm = squared_norm.clamp(min=torch.finfo(kappa.dtype).tiny).sqrt()
     log_c = vmf_log_normaliser(kappa, d)
     evidence = log_c[:, None] + log_c - vmf_log_normaliser(norm, d)

@@ -14,7 +14,19 @@ from sureclr.maths.sphere import GAP_MIN, Posterior
 
 WITH_RADIUS = ["sure", "poisson-nce", "gaussian-nce", "mc-infonce", "elk", "cosine-regression"]
 ASKING_K = [*WITH_RADIUS, "tau", "loss-prediction"]
-WITH_TEMPERATURE = sorted(set(OBJECTIVES) - {"poisson-nce", "gaussian-nce"})
+OPTIONS = {
+    "nt-xent": ["temperature"],
+    "dcl": ["temperature"],
+    "sure": ["temperature", "weight", "dimension", "momentum"],
+    "poisson-nce": ["dimension"],
+    "gaussian-nce": ["dimension"],
+    "mc-infonce": ["temperature", "samples"],
+    "elk": ["temperature"],
+    "tau": ["temperature"],
+    "loss-prediction": ["temperature", "weight"],
+    "cosine-regression": ["temperature", "weight"],
+}
+WITH_TEMPERATURE = [name for name, options in OPTIONS.items() if "temperature" in options]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -33,7 +45,7 @@ def read(loss: Objective, z: Tensor, k: Tensor) -> Posterior:
 
 
 def test_the_registry() -> None:
-    assert set(OBJECTIVES) == {"nt-xent", "dcl", *ASKING_K}
+    assert set(OBJECTIVES) == {"nt-xent", "dcl", *ASKING_K} == set(OPTIONS)
     for name, kind in OBJECTIVES.items():
         assert kind.name == name
         assert kind.uses_certainty == (name in ASKING_K)
@@ -80,26 +92,31 @@ def test_half_precision_heads(name: str) -> None:
     assert value.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_loss_equals_its_function(name: str) -> None:
+def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
+    """At its defaults (temperature None), and with every option another."""
     z, k = (x.double() for x in projections())
-    loss = objective(name)
+    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "samples": 5}
+    loss = objective(name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {}))
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
-    m = 1 / losses.mean_squared_cosine(mu).item()
+    t, w, m, s = (temperature, 0.7, 3.5, 5) if temperature else (0.2, 1.0, 8, 16)
+    running = 1 / losses.mean_squared_cosine(mu).item()
     expected = {
-        "nt-xent": lambda: losses.nt_xent(mu, 0.2),
-        "dcl": lambda: losses.dcl(mu, 0.2),
-        "sure": lambda: losses.sure(mu, rho, 0.2, 1.0, m),
-        "poisson-nce": lambda: losses.poisson_nce(mu, rho, 8),
-        "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, 8),
-        "mc-infonce": lambda: losses.mc_infonce(mu, x, 0.2, 16, generator()),
-        "elk": lambda: losses.elk(mu, x, 1.0),
+        "nt-xent": lambda: losses.nt_xent(mu, t),
+        "dcl": lambda: losses.dcl(mu, t),
+        "sure": lambda: losses.sure(mu, rho, t, w, 3.5 if temperature else running),
+        "poisson-nce": lambda: losses.poisson_nce(mu, rho, m),
+        "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, m),
+        "mc-infonce": lambda: losses.mc_infonce(mu, x, t, s, generator()),
+        "elk": lambda: losses.elk(mu, x, temperature or 1.0),
         "tau": lambda: losses.tau(mu, x),
-        "loss-prediction": lambda: losses.loss_prediction(mu, k, 0.2, 1.0),
-        "cosine-regression": lambda: losses.cosine_regression(mu, rho, 0.2, 1.0),
+        "loss-prediction": lambda: losses.loss_prediction(mu, k, t, w),
+        "cosine-regression": lambda: losses.cosine_regression(mu, rho, t, w),
     }[name]
-    assert loss(posterior, generator=generator()).item() == pytest.approx(expected().item(), rel=1e-6)  # m is kept in float32
+    value = loss(posterior, generator=generator()).item()
+    assert value == pytest.approx(expected().item(), rel=1e-6)  # m is kept in float32
 
 
 # How k is read
