@@ -212,9 +212,13 @@ for n, d, temperature in ((2, 3, 0.2), (33, 17, 1e3), (40, 130, 0.05), (50, 40, 
 """
 
 COMPILED = """
-import triton
+import torch, triton
 from triton.backends.compiler import GPUTarget
-from sureclr.maths import triton_tiles
+from sureclr.maths import tiles, triton_tiles
+x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
+before = tiles.nt_xent(x, 0.2)
+triton_tiles.switch_on()
+assert tiles.nt_xent(x, 0.2) == before and torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
 sizes = dict(ROWS=triton_tiles.ROWS, COLUMNS=triton_tiles.COLUMNS, CHUNK=triton_tiles.CHUNK, WIDTH=128)
 kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="fp32")
 for kernel in (triton_tiles._logarithms, triton_tiles._pulls):
@@ -232,19 +236,5 @@ def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
-def test_triton_kernels_compile_for_a_gpu_in_the_shared_memory_that_every_gpu_has(tmp_path: Path) -> None:
+def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(tmp_path: Path) -> None:
     fresh_process(COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-
-
-def test_switched_on_the_operator_is_the_kernels_on_a_gpu_alone() -> None:
-    pytest.importorskip("triton", reason="triton is not installed (pip install --no-deps triton)")
-    code = """
-import torch
-from sureclr.maths import tiles, triton_tiles
-x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
-before = tiles.nt_xent(x, 0.2)
-triton_tiles.switch_on()
-assert tiles.nt_xent(x, 0.2) == before
-assert torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
-"""
-    fresh_process(code)
