@@ -11,12 +11,13 @@ Solver: L-BFGS (Nocedal & Wright 2006, algorithm 7.4), with three things that ma
 
 * the inverse Hessian starts from the Cholesky factor of (spread * feature covariance + strength I), its own form at W = 0;
 * along a direction the logits are linear in the step, so a line search costs no matrix product: an iteration has two, XD and X'R;
-* all strengths are one batch: these two products serve all of them.
+* all strengths are one batch, which they leave as they converge: the two products serve all of them.
 
 Products with the features run in their own precision (float32, or float64 if given), all else in float64.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from math import log
 
@@ -214,6 +215,12 @@ class _Objective:
             eye = torch.eye(len(self.covariance), dtype=torch.float64, device=z.device)
             self.factor = torch.linalg.cholesky(spread * self.covariance + self.strength * eye)
 
+    def only(self, keep: Tensor) -> "_Objective":
+        """The same for some of the strengths; keep: (S,) bool."""
+        part = copy(self)
+        part.strength, part.spread, part.factor = self.strength[keep], self.spread[keep], self.factor[keep]
+        return part
+
     def precondition(self, gradient: Tensor) -> Tensor:
         """The inverse of the estimate, on (S, K, f + 1). The bias meets no other column: those of x have mean 0."""
         weight = torch.cholesky_solve(gradient[:, :, :-1].mT, self.factor).mT
@@ -256,32 +263,53 @@ class _Objective:
         return torch.arange(len(self.x), device=self.x.device)
 
 
-def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
-    """Batched L-BFGS. A strength that has converged stands still while the others go on.
+@dataclass
+class _Descent:
+    """L-BFGS under way, for the strengths that are still open. pairs: the last MEMORY (step, change of gradient), (S, K, f + 1) each.
 
     The logits are carried along, z + step dz, and their rounding with them; so exact logits have the last word on convergence.
     """
+
+    objective: _Objective
+    theta: Tensor
+    z: Tensor
+    gradient: Tensor
+    pairs: list[tuple[Tensor, Tensor]]
+
+    def step(self) -> None:
+        direction = -_lbfgs(self.objective, self.gradient, self.pairs)
+        dz = self.objective.logits(direction)
+        length = _line_search(self.objective, self.theta, direction, self.z, dz, _dot(self.gradient, direction))[:, None, None]
+        self.theta, self.z, before = self.theta + length * direction, self.z + length.to(dz.dtype) * dz, self.gradient
+        self.gradient = self.objective.gradient(self.theta, self.z)
+        self.objective.aim(self.z)
+        self.pairs = [*self.pairs[1 - MEMORY :], (length * direction, self.gradient - before)]
+
+    def refresh(self) -> None:
+        self.z = self.objective.exact_logits(self.theta)
+        self.gradient = self.objective.gradient(self.theta, self.z)
+
+    def only(self, keep: Tensor) -> "_Descent":
+        pairs = [(s[keep], y[keep]) for s, y in self.pairs]
+        return _Descent(self.objective.only(keep), self.theta[keep], self.z[keep], self.gradient[keep], pairs)
+
+
+def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
+    """Batched L-BFGS. A strength that has converged leaves the batch, so that the slowest does not make all the others work."""
     theta = objective.x.new_zeros(len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64)
-    z = objective.exact_logits(theta)
-    gradient = objective.gradient(theta, z)
-    enough, iterations = tolerance * _norm(gradient), 0
-    pairs: list[tuple[Tensor, Tensor]] = []
-    while iterations < max_iterations:
-        moving = _norm(gradient) > enough
-        if not moving.any():
-            z = objective.exact_logits(theta)
-            gradient = objective.gradient(theta, z)
-            moving = _norm(gradient) > enough
-        if not moving.any():
-            break
-        direction = -_lbfgs(objective, gradient, pairs) * moving[:, None, None]
-        dz = objective.logits(direction)
-        step = _line_search(objective, theta, direction, z, dz, _dot(gradient, direction))[:, None, None]
-        theta, z, before = theta + step * direction, z + step.to(z.dtype) * dz, gradient
-        gradient = objective.gradient(theta, z)
-        objective.aim(z)
-        pairs = [*pairs[1 - MEMORY :], (step * direction, gradient - before)]
-        iterations += 1
+    run, left, iterations = _Descent(objective, theta.clone(), theta, theta, []), torch.arange(len(theta), device=theta.device), 0
+    run.refresh()
+    enough = tolerance * _norm(run.gradient)
+    while len(left) and iterations < max_iterations:
+        if (_norm(run.gradient) <= enough[left]).any():
+            run.refresh()
+            keep = _norm(run.gradient) > enough[left]
+            theta[left[~keep]] = run.theta[~keep]
+            run, left = run.only(keep), left[keep]
+        if len(left):
+            run.step()
+            iterations += 1
+    theta[left] = run.theta
     z = objective.exact_logits(theta)
     norm, value = _norm(objective.gradient(theta, z)), objective.value(theta, z)
     return Solution(theta[:, :, :-1].mT, theta[:, :, -1], value, norm * tolerance / enough, iterations, norm <= enough)
@@ -328,7 +356,7 @@ def _norm(a: Tensor) -> Tensor:
 
 
 def _inverse(a: Tensor) -> Tensor:
-    """1 / a, and 0 where a is not positive: a strength that stands still adds nothing."""
+    """1 / a, and 0 where rounding has made a curvature of the convex J not positive: such a pair is left out."""
     return torch.where(a > 0, 1 / a, 0)
 
 

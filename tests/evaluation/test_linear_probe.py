@@ -1,4 +1,4 @@
-"""Witnesses: scikit-learn's LogisticRegression (a separate solver of the same objective), autograd, finite differences, closed forms."""
+"""Witnesses: scikit-learn's LogisticRegression (another solver of the same objective), autograd, differences, closed forms."""
 
 import math
 
@@ -124,8 +124,16 @@ def test_strengths_in_one_batch_equal_each_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)  # one strength at a time
     apart = logistic_regression(x, y, strengths, 1e-9)
     assert together.weight.shape == apart.weight.shape == (3, 12, 4)
-    assert torch.allclose(together.weight, apart.weight, atol=1e-5) and torch.allclose(together.objective, apart.objective, rtol=1e-10)
+    assert torch.allclose(together.weight, apart.weight, atol=1e-5)
+    assert torch.allclose(together.objective, apart.objective, rtol=1e-10)
     assert bool(together.converged.all()) and bool(apart.converged.all())
+
+
+def test_a_converged_strength_leaves_and_the_others_go_on() -> None:
+    x, y = standardised(200)
+    alone, batch = logistic_regression(x, y, [1.0], 1e-2), logistic_regression(x, y, [1.0, 1e-5], 1e-2)
+    assert batch.iterations > alone.iterations
+    assert torch.allclose(batch.weight[0], alone.weight[0], rtol=0, atol=1e-12)
 
 
 def test_a_strong_penalty_leaves_the_class_frequencies() -> None:
@@ -214,6 +222,10 @@ def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
     assert found.strength == max(s for s, a in found.strengths if a == max(scores))
 
 
+def test_of_equally_accurate_strengths_the_strongest_is_taken() -> None:
+    assert module._choose((0.1, 1.0, 10.0), (0.7, 0.7, 0.5)) == 1.0
+
+
 def test_the_test_rows_cannot_change_the_model() -> None:
     x, y = rows(150)
     a, b = (linear_probe(x, y, *rows(60, seed=s)) for s in (1, 2))
@@ -271,7 +283,8 @@ def test_half_precision_and_integer_features_are_widened() -> None:
     ],
 )
 def test_bad_input_is_one_sentence(change: dict, message: str) -> None:
-    good = {"train_x": torch.rand(4, 2), "train_y": torch.tensor([0, 1, 0, 1]), "test_x": torch.rand(2, 2), "test_y": torch.tensor([0, 1])}
+    good = {"train_x": torch.rand(4, 2), "train_y": torch.tensor([0, 1, 0, 1]),
+            "test_x": torch.rand(2, 2), "test_y": torch.tensor([0, 1])}
     linear_probe(**good)
     with pytest.raises(UserError, match=message) as error:
         linear_probe(**{**good, **change})

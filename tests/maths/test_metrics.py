@@ -63,7 +63,7 @@ def test_instance_match_counts_both_sides() -> None:
     """Images 0 and 1 agree; the second view of image 2 looks like image 0, its first view like nothing else."""
     first = torch.eye(4)[:3]
     second = torch.stack([first[0], first[1], first[0] + 0.1 * first[1]])
-    # first -> second: 0 right, 1 right, 2 finds index 0 (all cosines 0): wrong. second -> first: 0 right, 1 right, 2 finds 0: wrong.
+    # first -> second: 0 and 1 right, 2 finds index 0 (all cosines 0): wrong. second -> first: 0 and 1 right, 2 finds 0: wrong.
     assert metrics.instance_match(first, second) == pytest.approx(4 / 6)
     assert metrics.instance_match(first, first.roll(1, 0)) == 0
 
@@ -149,7 +149,7 @@ def test_aurc_with_ties_is_the_mean_over_all_orders(seed: int) -> None:
 
 @pytest.mark.parametrize("binning", ["count", "width"])
 def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
-    r = torch.rand(200, generator=generator(0)).double() ** 3
+    r = 0.3 + 0.7 * torch.rand(200, generator=generator(0)).double() ** 3  # far from 0: equal width is of the range seen
     c = r + 0.1 * torch.randn(200, generator=generator(1)).double()
     order = np.argsort(r.numpy())
     low, high = float(r.min()), float(r.max())
@@ -187,7 +187,8 @@ def test_ece_by_loops_and_at_the_ends() -> None:
     for b in range(15):
         inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
         if inside.any():
-            total += float(inside.sum()) * abs(float(confidence[inside].mean()) - float((guess == target)[inside].double().mean()))
+            gap = float(confidence[inside].mean()) - float((guess == target)[inside].double().mean())
+            total += float(inside.sum()) * abs(gap)
     assert metrics.ece(p, target) == pytest.approx(total / 300, abs=1e-12)
     sure = torch.eye(3)
     assert metrics.ece(sure, torch.arange(3)) == 0 and metrics.ece(sure, torch.tensor([1, 2, 0])) == 1
