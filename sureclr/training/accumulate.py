@@ -3,7 +3,7 @@
 The loss compares every view with every other, so gradients of small batches do not add up to that of a large one. Exact accumulation
 (GradCache, Gao et al. 2021): embed all micro-batches without a graph, take the loss and its gradient with respect to the head's outputs
 over the whole batch, then run each micro-batch again and backpropagate its part. BN statistics are those of the micro-batch, in both
-passes; running statistics are updated in the second pass alone.
+passes; running statistics are updated in the second pass alone. Dropout draws the same masks in both.
 """
 
 from collections.abc import Callable, Iterator
@@ -46,8 +46,12 @@ def backward(model: SimCLR, objective: Objective, views: MakeViews, images: int,
 
 def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: list[slice], generator: torch.Generator | None,
                  precision: torch.dtype) -> tuple[Tensor, Posterior]:
+    states, outputs = [], []
     with torch.no_grad(), frozen_statistics(model):
-        outputs = [_run(model, views(part), precision) for part in parts]
+        for part in parts:
+            images = views(part)
+            states.append(_random_states(images.device))
+            outputs.append(_run(model, images, precision))
     projections = _both_views([p for p, _ in outputs]).requires_grad_()
     ks = [k for _, k in outputs if k is not None]
     k = _both_views(ks).requires_grad_() if ks else None
@@ -55,8 +59,10 @@ def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: l
     loss = objective(posterior, generator)
     leaves = [leaf for leaf in (projections, k) if leaf is not None]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    for part in parts:
-        again = [output for output in _run(model, views(part), precision) if output is not None]
+    for part, state in zip(parts, states, strict=True):
+        images = views(part)
+        _set_random_states(images.device, state)
+        again = [output for output in _run(model, images, precision) if output is not None]
         pairs = [(output, _rows(gradient, part)) for output, gradient in zip(again, gradients, strict=True) if gradient is not None]
         torch.autograd.backward([output for output, _ in pairs], [gradient.to(output.dtype) for output, gradient in pairs])
     return loss.detach(), _detached(posterior)
@@ -65,6 +71,17 @@ def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: l
 def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
     with torch.autocast(views.device.type, dtype=precision, enabled=precision != torch.float32):
         return model.heads(model.features(views))
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """Of torch's own generators, which dropout draws from: the CPU's and the device's."""
+    return [torch.get_rng_state()] + ([] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()])
+
+
+def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.get_device_module(device).set_rng_state(state)
 
 
 def _both_views(parts: list[Tensor]) -> Tensor:
