@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, check_dimension, radius_and_gap, wide
 
 
@@ -46,6 +47,13 @@ def uniform(n: int, generator: torch.Generator, like: Tensor) -> Tensor:
     return torch.rand(n, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
 
 
+def check_finite(x: Tensor, rule: str) -> None:
+    """Raises UserError on a number that no proposal would ever be accepted for: the rejection would run for ever."""
+    if not x.isfinite().all():
+        bad = int((~x.isfinite()).sum())
+        raise UserError(f"{rule}, but {bad} of {x.numel()} break this rule; leave them out, or look where they come from.")
+
+
 def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor | None) -> Tensor:
     dtype, device = (None, generator.device) if like is None else (like.dtype, like.device)
     return torch.randn(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
@@ -64,6 +72,7 @@ def _half_rapidity(radius: Tensor, gap: Tensor, d: int, generator: torch.Generat
     """
     check_dimension(d)
     shift = (2 * torch.log((1 + wide(radius)) / wide(gap))).flatten()  # delta = 4 artanh(rho)
+    check_finite(shift, "radii must lie in [0, 1), with a gap above 0")
     mode, height = _mode(shift, d)
     v, waiting = torch.empty_like(shift), torch.arange(len(shift), device=shift.device)
     while len(waiting):

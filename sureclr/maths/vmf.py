@@ -10,7 +10,7 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from sureclr.maths.sampling import around, uniform, uniform_directions
+from sureclr.maths.sampling import around, check_finite, uniform, uniform_directions
 from sureclr.maths.sphere import check_dimension, wide
 
 DEBYE_TERMS, DEBYE_ORDER = 8, 30  # 1e-14 relative from this order on (measured against mpmath, kappa 0.01 to 1e5)
@@ -115,6 +115,7 @@ def sample_vmf(direction: Tensor, kappa: Tensor, generator: torch.Generator) -> 
     """
     d, k = direction.shape[-1], wide(kappa)
     pull = 2 * k / (d - 1 + torch.sqrt(4 * k.square() + (d - 1) ** 2))
+    check_finite(pull, "kappas must be finite")
     c = _accepted_cosine(pull.detach().flatten(), d, generator).reshape(pull.shape)
     w, sine = (pull + c) / (1 + pull * c), torch.sqrt((1 - pull.square()) * (1 - c.square())) / (1 + pull * c)
     return around(direction, w, sine, generator)

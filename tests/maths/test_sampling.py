@@ -114,6 +114,7 @@ def test_only_the_given_generator_is_read_and_no_gradient_is_kept():
     first, again, other = (sample(posterior, seeded(s)) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (2, 5, 3) and not first.requires_grad
+    assert not sample_cosine(torch.full((4,), 0.5, requires_grad=True), 3, seeded()).requires_grad
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -121,5 +122,8 @@ def test_bad_input_is_told():
     for wrong in (lambda: sample_cosine(torch.zeros(1), 1, seeded()), lambda: uniform_directions(3, 1, seeded())):
         with pytest.raises(UserError, match="at least 2"):
             wrong()
+    for radius in (1.0, math.nan):  # would wait for ever for an accepted proposal
+        with pytest.raises(UserError, match="1 of 2"):
+            sample_cosine(torch.tensor([0.5, radius]), 3, seeded())
     with pytest.raises(UserError, match="no radius"):
         sample(Posterior(torch.eye(3)), seeded())

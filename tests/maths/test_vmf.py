@@ -124,3 +124,5 @@ def test_samples_broadcast_repeat_and_keep_their_dtype():
     assert z.shape == (4, 2, 3) and z.dtype == torch.float32
     assert torch.equal(z, sample_vmf(mu, kappa, seeded())) and not torch.equal(z[0, 0], z[1, 0])
     assert (z[:, 1] - mu[:, 1]).abs().max() < 0.01
+    with pytest.raises(UserError, match="finite"):
+        sample_vmf(mu[0], torch.tensor([1.0, math.nan]), seeded())
