@@ -265,7 +265,7 @@ class _Objective:
 
 @dataclass
 class _Descent:
-    """L-BFGS under way, for the strengths that are still open. pairs: the last MEMORY (step, change of gradient), (S, K, f + 1) each.
+    """L-BFGS under way, for the strengths still open. pairs: the last MEMORY (step, change of gradient), (S, K, f + 1) each.
 
     The logits are carried along, z + step dz, and their rounding with them; so exact logits have the last word on convergence.
     """
