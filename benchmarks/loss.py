@@ -1,7 +1,7 @@
 """`python -m benchmarks.loss [--peer-python PATH]`: NT-Xent in tiles against a tidy cross-entropy, the common mask-select code, lightly.
 
 Forward and backward of n pairs with d coordinates, one thread. Every measurement is a process of its own: one cold step gives the
-loss and the gradient's norm (they must agree) and the extra memory (how far it lifts `ru_maxrss`), a second one the process CPU
+loss and the gradient's norm (they must agree) and the extra memory (how far it lifts the process's peak), a second one the process CPU
 seconds. The configurations take turns (A B C A B C); medians are printed. The floor is that of two symmetric sweeps, 4 N^2 d flops
 for N = 2n (tiles.py), at the speed of this machine's own matrix product.
 
@@ -82,7 +82,10 @@ def inputs(n: int, d: int) -> Tensor:
 
 
 def peak() -> float:
-    """MiB, the most this process ever held."""
+    """MiB, the most this process ever held. Linux: VmHWM, since ru_maxrss starts from the peak of whoever started the process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -177,20 +177,29 @@ def fresh_process(code: str, **environment: str) -> str:
 
 
 STEP = """
-import resource, torch
+import torch
+from pathlib import Path
 from sureclr.maths import tiles
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+
 torch.set_num_threads(1)
 x = torch.nn.functional.normalize(torch.randn(8192, 32), dim=1).requires_grad_()
 tiles.nt_xent(x[:8], 0.2).backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 tiles.nt_xent(x, 0.2).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 def test_no_matrix_is_ever_in_memory() -> None:
-    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192 views."""
-    assert float(fresh_process(STEP)) < 60
+    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192 views.
+
+    Not by ru_maxrss: a process that was started by a large one (pytest) inherits its peak.
+    """
+    assert 1 < float(fresh_process(STEP)) < 60
 
 
 # The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process of their own

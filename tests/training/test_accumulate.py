@@ -100,9 +100,11 @@ def test_the_radius_reaches_certainty_head_and_encoder() -> None:
 
 def test_one_micro_batch_is_the_plain_step_bit_by_bit() -> None:
     loss, both = objective("sure"), pixels()
-    models = [model_for(loss) for _ in range(3)]
+    models, runs = [model_for(loss) for _ in range(3)], []
     for model, size in zip(models, (None, IMAGES, IMAGES + 1), strict=True):
+        model.encoder.register_forward_pre_hook(lambda _, inputs: runs.append(len(inputs[0])))
         backward(model, objective("sure"), lambda part: from_pixels(both, part), IMAGES, size)
+    assert runs == [2 * IMAGES] * 3  # and it costs one pass
     for other in models[1:]:
         assert all(torch.equal(a, b) for a, b in zip(gradients(models[0]).values(), gradients(other).values(), strict=True))
 
