@@ -131,6 +131,16 @@ def test_the_preconditioner_is_the_hessian_at_zero() -> None:
     assert torch.allclose(flat @ objective.precondition(gradient).flatten(), gradient.flatten(), atol=1e-12)
 
 
+def test_a_pair_without_positive_curvature_is_left_out() -> None:
+    """Rounding can give one near the minimum; 1 / 0 would make the direction NaN, a negative one would point uphill."""
+    x, y = standardised(48)
+    objective = module._Objective(x, y, [0.05])
+    gradient = objective.gradient(zero := torch.zeros(1, 4, 13, dtype=torch.float64), objective.logits(zero))
+    plain = module._lbfgs(objective, gradient, [])
+    for change in (torch.zeros_like(gradient), -gradient):
+        assert torch.equal(module._lbfgs(objective, gradient, [(gradient, change)]), plain)
+
+
 def test_strengths_in_one_batch_equal_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = standardised(200)
     strengths = [1.0, 1e-4, 1e-2]  # they leave the batch in another order than they came
