@@ -35,11 +35,9 @@ def test_pure() -> None:
     """Neither what was asked before nor what a caller does to its answer changes a batch."""
     first = batch(3, 5, 1, 50, 10)
     kept = (first.indices.clone(), first.seeds.clone())
-    batch(4, 0, 0, 50, 10), batch(3, 6, 0, 50, 10), batch(3, 5, 0, 51, 10)
     first.indices.zero_(), first.seeds.zero_()
-    for forget in (False, True):
-        if forget:
-            batches._epoch.cache_clear()
+    for between in (lambda: None, lambda: batch(3, 6, 0, 50, 10), lambda: batch(3, 5, 0, 51, 10), batches._epoch.cache_clear):
+        between()
         again = batch(3, 5, 1, 50, 10)
         assert torch.equal(again.indices, kept[0]) and torch.equal(again.seeds, kept[1])
     assert again.indices.dtype == again.seeds.dtype == torch.int64

@@ -126,3 +126,4 @@ def test_reading_is_float32_when_the_network_runs_in_bfloat16() -> None:
     assert raw[0].dtype == torch.bfloat16
     posterior = model.read(*raw)
     assert posterior.direction.dtype == posterior.radius.dtype == torch.float32
+    assert torch.allclose(posterior.direction, nn.functional.normalize(raw[0].float(), dim=1), atol=1e-6)

@@ -120,8 +120,9 @@ def test_replacing_a_file_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
         write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    write_whole(path, b"new")
+    with path.open("rb") as reader:
+        write_whole(path, b"new")
+        assert reader.read() == b"old"  # who reads meanwhile sees the whole old file
     assert path.read_bytes() == b"new"
 
 
