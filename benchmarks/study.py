@@ -66,10 +66,18 @@ def main() -> None:
     images = subset(load(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
         if (name, seed, asked.source) not in {(line["name"], line["seed"], line["source"]) for line in finished()}:
-            line = one_run(name, seed, images)
-            with LINES.open("a") as file:
-                file.write(json.dumps(rounded(line)) + "\n")
-            print(f"{name} seed {seed}: " + "  ".join(f"{key} {line[key]}" for key in SAID), flush=True)
+            print(f"{name} seed {seed}: {attempt(name, seed, images)}", flush=True)
+
+
+def attempt(name: str, seed: int, images: ImageSet) -> str:
+    """One run, its line kept, and what to say of it. One that fails (diverges, say) leaves no line: it is tried again."""
+    try:
+        line = rounded(one_run(name, seed, images))
+    except UserError as error:
+        return f"failed: {error}"
+    with LINES.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return "  ".join(f"{key} {line[key]}" for key in SAID)
 
 
 def arguments() -> argparse.Namespace:
@@ -129,8 +137,9 @@ def measured(run: Run, images: ImageSet) -> dict[str, Any]:
     R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is nearest-neighbour similarity.
     """
     embeddings = run.embed(images)
-    found = uncertainty.measure(run.embed, images, embeddings, run.config.views, levels=LEVELS)
-    foreign = ood.measure(run.embed, images, embeddings)
+    reference = uncertainty.Reference.of(embeddings)
+    found = uncertainty.measure(run.embed, images, embeddings, run.config.views, levels=LEVELS, reference=reference)
+    foreign = ood.measure(run.embed, images, embeddings, reference=reference)
     random = {name: c["random"] for name, c in found["corruptions"].items()}
     calibration, evidence = found.get("calibration"), found.get("evidence")
     ranked = {"clean": found["clean"], **random}

@@ -44,9 +44,10 @@ def ood(run: Run, images: ImageSet, table: Embeddings, *, human: Path | None = N
     return result if human is None else {**result, "cifar10h": json_able(against_humans(images, table, human_entropies(human)))}
 
 
-def measure(embed: Embed, images: ImageSet, table: Embeddings, root: Path | None = None, seed: int = 0) -> Result:
-    """`ood` for anything that embeds images (n, c, h, w) of the size and channels that these have."""
-    reference = Reference.of(table)
+def measure(embed: Embed, images: ImageSet, table: Embeddings, root: Path | None = None, seed: int = 0,
+            reference: Reference | None = None) -> Result:
+    """`ood` for anything that embeds images of the size and channels that these have; reference: of the table, if at hand."""
+    reference = reference or Reference.of(table)
     own = judge(table.select(table.split == "test"), reference)
     result: Result = {}
     for name in (*ALTERATIONS, *OTHERS):

@@ -53,14 +53,14 @@ def uncertainty(run: Run, images: ImageSet, table: Embeddings, *, seed: int = 0,
 
 
 def measure(embed: Embed, images: ImageSet, table: Embeddings, views: ViewConfig, seed: int = 0,
-            levels: slice = slice(None)) -> Result:
-    """`uncertainty` for anything that embeds images. levels: which strengths of each corruption."""
+            levels: slice = slice(None), reference: "Reference | None" = None) -> Result:
+    """`uncertainty` for anything that embeds images. levels: which strengths of each corruption; reference: of the table, if at hand."""
     test = images.test
     training = images.rows("train", "unlabelled")
     if min(len(test), len(training)) < 2:
         raise UserError(f"uncertainty is measured on test images against training images, and {images.name} has {len(test)} of "
                         f"the one and {len(training)} of the other; give data with at least two of both.")
-    reference = Reference.of(table)
+    reference = reference or Reference.of(table)
     clean = judge(table.select(table.split == "test"), reference)
     result = {"n_test": len(test), "n_train": len(reference.train), "scores": list(clean.scores), "clean": ranking(clean)}
     result["corruptions"] = {name: corrupted(embed, test, c, clean, reference, seed, levels) for name, c in CORRUPTIONS.items()}

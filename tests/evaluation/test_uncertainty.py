@@ -177,6 +177,13 @@ def test_the_models_own_evidence_is_in_nats_and_a_bent_one_only_after_the_map() 
     assert wrong["mapped"]["log_loss"] < wrong["raw"]["log_loss"]
 
 
+def test_the_first_pairs_are_both_views_of_the_first_images() -> None:
+    pair = world(50)
+    for few, all_ in zip(pair.first(7).sides(), pair.sides(), strict=True):
+        assert torch.equal(few.direction, all_.direction[:7])
+    assert pair.first(80).n == 50
+
+
 def test_prior_is_one_pair_in_n() -> None:
     """Radii of 0 know nothing: the posterior is the prior, and its log loss that of the rate 1/n."""
     pair = world(60)
