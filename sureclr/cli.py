@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 from docstring_parser import parse_from_object
 
 from sureclr import __version__
-from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml
+from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml, view_values
 from sureclr.data.view_config import ViewConfig
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe, recipe_for
@@ -65,8 +65,8 @@ def resolve(source: str | None, recipe_name: str | None, file: Path | None, give
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
     plain = {f.name: getattr(base, f.name) for f in fields(PretrainConfig)}
-    plain["views"] = {**vars(base.views), **(from_file.pop("views", None) or {}), **views}
-    return from_dict({**plain, **from_file, **given, "source": source})
+    merged = {**vars(base.views), **view_values(from_file), **views}
+    return from_dict({**plain, **from_file, **given, "source": source, "views": merged})
 
 
 @app.command
@@ -155,6 +155,7 @@ def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: 
 
     with Opened(run, data, device, root) as opened:
         results: dict[str, Any] = {}
+        opened.material()  # data that cannot be read is told once
         for name in EVALUATIONS:
             try:
                 results[name] = opened.result(name, again=False)

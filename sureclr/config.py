@@ -81,6 +81,8 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         typed(type(self), {name: value for name, value in vars(self).items() if name != "views"})
+        if not isinstance(self.views, ViewConfig):
+            raise UserError(f"views must be a ViewConfig, not {self.views!r}; make one with sureclr.ViewConfig(...).")
         for rule, holds, value in self._rules():
             if not holds:
                 raise UserError(f"{rule}; got {value}.")
@@ -92,16 +94,17 @@ class PretrainConfig:
         return [
             ("batch_size must be at least 2, because a batch of 1 has no other image to contrast with", self.batch_size >= 2,
              self.batch_size),
-            ("micro_batch must be at least 2 (BN needs more than one image) or left out", (self.micro_batch or 2) >= 2, self.micro_batch),
+            ("micro_batch must be at least 2 (BN needs more than one image) or left out", self.micro_batch is None or self.micro_batch >= 2, self.micro_batch),
             ("epochs must be at least 1", self.epochs >= 1, self.epochs),
             ("projection_layers must be 1 to 4", 1 <= self.projection_layers <= 4, self.projection_layers),
             ("projection_dim must be at least 2", self.projection_dim >= 2, self.projection_dim),
-            ("projection_hidden must be positive or left out", (self.projection_hidden or 1) >= 1, self.projection_hidden),
-            ("size must be at least 4 pixels or left out", (self.size or 4) >= 4, self.size),
+            ("projection_hidden must be positive or left out", self.projection_hidden is None or self.projection_hidden >= 1,
+             self.projection_hidden),
+            ("size must be at least 4 pixels or left out", self.size is None or self.size >= 4, self.size),
             ("learning_rate must be a positive number", 0 < self.learning_rate < float("inf"), self.learning_rate),
             ("weight_decay must not be negative", 0 <= self.weight_decay < float("inf"), self.weight_decay),
-            ("warmup_epochs must not be negative", self.warmup_epochs >= 0, self.warmup_epochs),
-            ("seed must not be negative", self.seed >= 0, self.seed),
+            ("warmup_epochs must not be negative, and finite", 0 <= self.warmup_epochs < float("inf"), self.warmup_epochs),
+            ("seed must not be negative, and below 2^31", 0 <= self.seed < 2**31, self.seed),
             ("monitor_every, snapshot_every and checkpoint_every must not be negative",
              min(self.monitor_every, self.snapshot_every, self.checkpoint_every) >= 0,
              (self.monitor_every, self.snapshot_every, self.checkpoint_every)),
@@ -141,10 +144,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def from_dict(values: dict[str, Any]) -> PretrainConfig:
     """A checked configuration from plain values (a file's); unknown keys and values of another type are refused by name."""
     plain = typed(PretrainConfig, {key: value for key, value in values.items() if key != "views"})
+    if "source" not in plain:
+        raise UserError("the configuration names no source; add for example `source: digits`.")
+    return PretrainConfig(**plain, views=ViewConfig(**typed(ViewConfig, view_values(values), "views.")))
+
+
+def view_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What plain values say of the views; {} where nothing."""
     views = values.get("views") or {}
     if not isinstance(views, dict):
         raise UserError(f"configuration key views must be a mapping of its own keys to values, not {views!r}.")
-    return PretrainConfig(**plain, views=ViewConfig(**typed(ViewConfig, views, "views.")))
+    return views
 
 
 def typed(config: type, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
