@@ -42,8 +42,8 @@ def hue(x: Tensor, factor: Tensor) -> Tensor:
     """Turn the hue of HSV by `factor` turns (1 = the full circle), in [-1/2, 1/2]. Exact, not the linear rotation of YIQ.
 
     With the hue H in sixths of a turn and chroma = max - min, each channel is min + chroma t(H), where the trapezium wave t is 1
-    within one sixth of the channel's own hue and 0 beyond two sixths: clamp(|H - 3|, 1, 2) - 1 for red, 2 - clamp(|H - 2|, 1, 2) for
-    green, the same around 4 for blue. May leave [0, 1] by one rounding.
+    within one sixth of the channel's own hue and 0 beyond two sixths: clamp(|H - 3|, 1, 2) - 1 for red, 2 - clamp(|H - 2|, 1, 2)
+    for green, the same around 4 for blue. May leave [0, 1] by one rounding.
     """
     red, green, blue = x.unbind(dim=1)
     top = maximum(maximum(red, green), blue)

@@ -193,10 +193,12 @@ def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None
     images, seeds, config = pictures(7)[3:], torch.arange(4), ViewConfig()
     augmented_pairs(images, config, seeds, tmp_path / "new" / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
-    for picture in (*images, *two_views(images, seeds, config).mul(255).round().byte()):
+    views_ = two_views(images, seeds, config).mul(255).round().byte()
+    for place, picture in enumerate((*images, *views_)):  # image, view 0 and view 1 from left to right
         cell = picture.permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)  # 96 pixels a side
         corners = np.argwhere((sheet[:-95, :-95] == cell[0, 0]).all(axis=2))
-        assert any((sheet[y : y + 96, x : x + 96] == cell).all() for y, x in corners)
+        lefts = {x for y, x in corners if (sheet[y : y + 96, x : x + 96] == cell).all()}
+        assert len(lefts) == 1 and lefts.pop() // 100 == place // 4
 
 
 def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
