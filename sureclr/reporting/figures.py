@@ -1,5 +1,6 @@
 """Figures, drawn from arrays and numbers; matplotlib is imported when one is drawn."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.data.view_config import ViewConfig
+from sureclr.data.views import two_views
 from sureclr.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 _HEADS = ("image", "view 1", "view 2")
 _CELL, _GAP = 96, 8  # pixels: the least side of a drawn image, the gap between two
 _MARGIN, _TOP = 16, 84  # pixels: around the sheet, and above it for title and column heads
+_WIDTH = 560  # pixels, at least: title and settings fit
 _DPI = 100
 _FRAME = 217  # light grey: white images end somewhere
 
@@ -29,7 +32,7 @@ def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Pat
     from matplotlib.figure import Figure
 
     sheet, centres = _sheet(_triples(images, config, seeds))
-    height, width = sheet.shape[0] + _TOP + _MARGIN, sheet.shape[1] + 2 * _MARGIN
+    height, width = sheet.shape[0] + _TOP + _MARGIN, max(sheet.shape[1] + 2 * _MARGIN, _WIDTH)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     figure.figimage(sheet, xo=_MARGIN, yo=_MARGIN)
     figure.text(_MARGIN / width, 1 - 14 / height, "Two random views of each image", fontsize=13, weight="bold", va="top")
@@ -48,7 +51,7 @@ def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.ui
 
 def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
     """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and each column's middle."""
-    n, per_row = len(triples), max(1, round((len(triples) / 3) ** 0.5))
+    n, per_row = len(triples), math.ceil((len(triples) / 3) ** 0.5)
     factor = max(1, -(-_CELL // max(triples.shape[2:4])))
     cells = triples.repeat(factor, axis=2).repeat(factor, axis=3)
     cells = np.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=_FRAME)

@@ -190,7 +190,7 @@ def test_images_that_are_not_contiguous() -> None:
 
 
 def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None:
-    images, seeds, config = pictures(7)[3:], torch.arange(4), ViewConfig()
+    images, seeds, config = pictures(6)[3:], torch.arange(3), ViewConfig()
     augmented_pairs(images, config, seeds, tmp_path / "new" / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png").convert("RGB"))
     views_ = two_views(images, seeds, config).mul(255).round().byte()
@@ -198,7 +198,7 @@ def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None
         cell = picture.permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)  # 96 pixels a side
         corners = np.argwhere((sheet[:-95, :-95] == cell[0, 0]).all(axis=2))
         lefts = {x for y, x in corners if (sheet[y : y + 96, x : x + 96] == cell).all()}
-        assert len(lefts) == 1 and lefts.pop() // 100 == place // 4
+        assert len(lefts) == 1 and lefts.pop() // 100 == place // 3
 
 
 def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
