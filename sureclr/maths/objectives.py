@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
-from sureclr.maths import losses
+from sureclr.maths import losses, tiles
 from sureclr.maths.losses import above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
@@ -87,12 +87,15 @@ class DirectionLoss(Objective):
 
 
 class NTXentLoss(DirectionLoss):
-    """SimCLR's loss (``losses.nt_xent``), in which every view is equally sure. Takes a posterior or plain (2n, d) projections."""
+    """SimCLR's loss (``tiles.nt_xent``: memory linear in n), in which every view is equally sure.
+
+    Takes a posterior or plain (2n, d) projections.
+    """
 
     name = "nt-xent"
 
     def forward(self, posterior: Posterior | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return losses.nt_xent(self.directions(posterior), self.temperature)
+        return tiles.nt_xent(self.directions(posterior), self.temperature)
 
 
 class DCLLoss(DirectionLoss):
@@ -116,7 +119,7 @@ class RadiusLoss(Objective):
 
 
 class SureLoss(RadiusLoss):
-    """SURE (``losses.sure``): NT-Xent for what a view shows, a likelihood for how sure it is (theory 3).
+    """SURE (``tiles.sure``: memory linear in n): NT-Xent for what a view shows, a likelihood for how sure it is (theory 3).
 
     Args:
         temperature: tau of the first term.
@@ -148,7 +151,7 @@ class SureLoss(RadiusLoss):
         mu, (rho, gap) = posterior.direction, radius_and_gap(posterior)
         if self.training:
             self.update(mu)
-        return losses.sure(mu, rho, self.temperature, self.weight, self.kernel(mu.shape[1]), gap)
+        return tiles.sure(mu, rho, self.temperature, self.weight, self.kernel(mu.shape[1]), gap)
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:
