@@ -94,7 +94,8 @@ class PretrainConfig:
         return [
             ("batch_size must be at least 2, because a batch of 1 has no other image to contrast with", self.batch_size >= 2,
              self.batch_size),
-            ("micro_batch must be at least 2 (BN needs more than one image) or left out", self.micro_batch is None or self.micro_batch >= 2, self.micro_batch),
+            ("micro_batch must be at least 2 (BN needs more than one image) or left out",
+             self.micro_batch is None or self.micro_batch >= 2, self.micro_batch),
             ("epochs must be at least 1", self.epochs >= 1, self.epochs),
             ("projection_layers must be 1 to 4", 1 <= self.projection_layers <= 4, self.projection_layers),
             ("projection_dim must be at least 2", self.projection_dim >= 2, self.projection_dim),
