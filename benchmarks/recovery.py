@@ -1,0 +1,300 @@
+"""`python -m benchmarks.recovery`: does the radius come out? Theory 7's experiment: known latents, unknown mixing.
+
+    python -m benchmarks.recovery [--only NAME ...] [--d 10 ...] [--noise poisson|vmf ...] [--latents uniform|clustered ...]
+                                  [--temperatures 0.2 ...] [--seeds 0 1 2] [--steps 1500] [--lines FILE]
+    python -m benchmarks.recovery --table
+
+A latent z on S^{d-1}; two views of it, whose radii rho are uniform in [0.1, 0.98] and independent of z; their directions mu from
+the Poisson kernel at rho z, or from von Mises-Fisher with mean resultant length rho. So rho mu is the mean of z given the view
+(for uniform latents). A fixed random injective network turns rho mu into a 32-d observation; an MLP learns a direction and k from
+pairs of observations alone. Then its radius is held against the true one, which it never saw.
+
+In a world, SURE's temperatures are swept at seed 0, and the one whose log E[exp s] is nearest 0 goes on to all seeds: no truth in
+that choice. A reference keeps the temperature of its lowest error: the truth chooses, in its favour. kappa is read as its mean
+resultant length. A finished run is one line of recovery.jsonl, and a run that has its line is not done again.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass
+from datetime import date
+from itertools import product
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.linalg import orthogonal_procrustes
+from torch import Tensor, nn
+
+from sureclr.errors import UserError
+from sureclr.maths.losses import log_mean_exp_evidence
+from sureclr.maths.metrics import calibration, spearman
+from sureclr.maths.objectives import Objective, objective
+from sureclr.maths.sampling import sample, uniform_directions
+from sureclr.maths.sphere import Posterior
+from sureclr.maths.vmf import sample_vmf, vmf_mean_resultant_length
+
+LINES = Path(__file__).with_suffix(".jsonl")
+OBSERVED, WIDTH, RATE = 32, 256, 2e-3  # coordinates of an observation; the encoder's hidden width; Adam, cosine to 0
+PAIRS, TEST, NEGATIVES = 512, 4096, 1024  # latents: a step, a test, and of the test for log E[exp s] (its memory is quadratic)
+RADII = (0.1, 0.98)
+CENTRES, CLUSTER_RADIUS = 20, 0.7  # clustered latents: Poisson kernels of this radius about uniform centres
+
+# Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
+TEMPERATURES: dict[str, tuple[float | None, ...]] = {
+    "sure": (0.2, 0.3, 0.5, 1.0), "mc-infonce": (0.05, 0.1, 0.2, 0.5), "poisson-nce": (None,), "gaussian-nce": (None,),
+    "elk": (1.0, 0.5), "cosine-regression": (0.2, 0.3, 0.5, 1.0),
+}
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What makes a run the run it is."""
+
+    name: str
+    d: int
+    noise: str
+    latents: str
+    tau: float | None
+    seed: int
+    steps: int
+
+
+# The world
+
+
+class World:
+    """Pairs of observations with their truth. One seed gives one mixing network, one set of centres and one stream of pairs."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.generator = job, torch.Generator().manual_seed(job.seed)
+        self.mixing = mixing(job.d, self.generator)
+        self.centres = uniform_directions(CENTRES, job.d, self.generator)
+        self.kappa = kappa_of_radius(job.d)
+
+    def pairs(self, n: int) -> tuple[Tensor, Posterior]:
+        """(2n, 32) observations and their true posteriors; rows i and i + n are the views of latent i."""
+        low, high = RADII
+        radius = low + (high - low) * torch.rand(2 * n, generator=self.generator)
+        truth = Posterior(self.noisy(self.latents(n).repeat(2, 1), radius), radius)
+        return self.mixing(truth.mean), truth
+
+    def latents(self, n: int) -> Tensor:
+        """(n, d) unit vectors z."""
+        if self.job.latents == "uniform":
+            return uniform_directions(n, self.job.d, self.generator)
+        which = torch.randint(CENTRES, (n,), generator=self.generator)
+        return sample(Posterior(self.centres[which], torch.full((n,), CLUSTER_RADIUS)), self.generator)
+
+    def noisy(self, z: Tensor, radius: Tensor) -> Tensor:
+        """(n, d) directions about z with E[mu | z] = rho z. Both laws are symmetric in mu and z."""
+        if self.job.noise == "poisson":
+            return sample(Posterior(z, radius), self.generator)
+        return sample_vmf(z, self.kappa(radius), self.generator)
+
+
+def mixing(d: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """A random injective map of (n, d) to (n, 32): orthogonal maps, and between them shifts and a leaky rectifier.
+
+    Without the shifts it would be homogeneous: the observation's length would give the radius away.
+    """
+    maps = [torch.linalg.qr(torch.randn(OBSERVED, OBSERVED, generator=generator))[0] for _ in range(3)]
+    shifts = [torch.randn(OBSERVED, generator=generator) / 2 for _ in range(2)]
+
+    def observe(u: Tensor) -> Tensor:
+        x = math.sqrt(OBSERVED) * u @ maps[0][:d]  # a coordinate of size rho
+        for shift, turn in zip(shifts, maps[1:], strict=True):
+            x = nn.functional.leaky_relu(x + shift, 0.2) @ turn
+        return x
+
+    return observe
+
+
+def kappa_of_radius(d: int) -> Callable[[Tensor], Tensor]:
+    """The inverse of A_d by interpolation: relative error of the radius under 1e-5 inside RADII."""
+    log_kappa = torch.linspace(math.log(1e-2), math.log(1e4), 8192, dtype=torch.float64)
+    radius = vmf_mean_resultant_length(log_kappa.exp(), d).numpy()
+    return lambda rho: torch.as_tensor(np.exp(np.interp(rho.numpy(), radius, log_kappa.numpy())), dtype=rho.dtype)
+
+
+# A run
+
+
+def encoder(d: int) -> nn.Module:
+    """(n, 32) -> (n, d + 1): a direction of any length, and k, which starts at 0."""
+    last = nn.Linear(WIDTH, d + 1)
+    nn.init.zeros_(last.weight[-1])
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(OBSERVED, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), last)
+
+
+def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
+    out = net(x)
+    return loss.read(out[:, :-1], out[:, -1])
+
+
+def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
+    """The trained loss and network, and the CPU seconds of a step without its data."""
+    torch.manual_seed(job.seed)  # of the network's start
+    loss, net = objective(job.name, temperature=job.tau), encoder(job.d)
+    optimizer = torch.optim.Adam(net.parameters(), RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
+    seconds = 0.0
+    for _ in range(job.steps):
+        x, _ = world.pairs(PAIRS)
+        start = time.process_time()
+        optimizer.zero_grad(set_to_none=True)
+        loss(read(loss, net, x), world.generator).backward()
+        optimizer.step()
+        schedule.step()
+        seconds += time.process_time() - start
+    return loss.eval(), net, seconds / job.steps
+
+
+def one_run(job: Job) -> Line:
+    """Train, measure on new pairs of the same world, and say it in one flat line."""
+    world = World(job)
+    loss, net, seconds = train(job, world)
+    x, truth = world.pairs(TEST)
+    with torch.no_grad():
+        found = read(loss, net, x)
+    m = getattr(loss, "kernel_dimension", None) or job.d
+    return {**asdict(job), **radius_numbers(found, truth), **pair_numbers(found, m), "cosine": direction_cosine(found, truth),
+            "kernel_dimension": m, "cpu_s_per_step": seconds, "date": date.today().isoformat()}
+
+
+def radius_numbers(found: Posterior, truth: Posterior) -> Line:
+    """Of predicted against true radii, over 2n test views."""
+    assert found.radius is not None and truth.radius is not None
+    error = (found.radius - truth.radius).double()
+    return {"spearman": spearman(found.radius, truth.radius), "mae": error.abs().mean().item(), "bias": error.mean().item()}
+
+
+def direction_cosine(found: Posterior, truth: Posterior) -> float:
+    """Mean over views of the cosine between the predicted direction and the true one, after the best orthogonal map."""
+    turn, _ = orthogonal_procrustes(found.direction.double().numpy(), truth.direction.double().numpy())
+    return (found.direction.double() @ torch.as_tensor(turn) * truth.direction).sum(-1).mean().item()
+
+
+def pair_numbers(found: Posterior, m: float) -> Line:
+    """What needs no truth: calibration of r = rho rho' against the pair's cosine, and log E[exp s] over different latents."""
+    assert found.radius is not None
+    (first, second), (mu, other) = found.radius.chunk(2), found.direction.chunk(2)
+    rows = torch.arange(NEGATIVES).repeat(2) + torch.tensor([0, TEST]).repeat_interleave(NEGATIVES)
+    diagnostic, error = log_mean_exp_evidence(Posterior(found.direction[rows].double(), found.radius[rows].double()), m)
+    return {"calibration": calibration(first * second, (mu * other).sum(-1)).error,
+            "log_mean_exp": diagnostic, "log_mean_exp_se": error}
+
+
+# Which runs
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.table:
+        print(table([line for line in finished(asked.lines) if line["steps"] == asked.steps]))
+        return
+    torch.set_num_threads(1)
+    for job in jobs(asked):
+        if astuple(job) not in map(key, finished(asked.lines)):
+            print(said(keep(one_run(job), asked.lines)), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="benchmarks.recovery", description=__doc__, formatter_class=raw)
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(TEMPERATURES), default=list(TEMPERATURES))
+    parser.add_argument("--d", nargs="+", type=int, default=[10, 4, 32])
+    parser.add_argument("--noise", nargs="+", choices=["poisson", "vmf"], default=["poisson", "vmf"])
+    parser.add_argument("--latents", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"])
+    parser.add_argument("--temperatures", nargs="+", type=float, help="instead of each loss's own list")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--lines", type=Path, default=LINES, help="the file of finished runs")
+    parser.add_argument("--table", action="store_true", help="print the table of the runs that are done, and do none")
+    return parser.parse_args()
+
+
+def jobs(asked: argparse.Namespace) -> Iterator[Job]:
+    """World after world, the deciding one (d = 10, our noise, uniform latents) first; in it SURE, MC-InfoNCE, the others."""
+    first, *others = asked.seeds
+    for latents, noise, d, name in product(asked.latents, asked.noise, asked.d, asked.only):
+        sweep = [Job(name, d, noise, latents, tau, first, asked.steps) for tau in temperatures(name, asked.temperatures)]
+        yield from sweep
+        tau = chosen(name, sweep, finished(asked.lines))
+        yield from (Job(name, d, noise, latents, tau, seed, asked.steps) for seed in others)
+
+
+def temperatures(name: str, asked: list[float] | None) -> tuple[float | None, ...]:
+    own = TEMPERATURES[name]
+    return own if asked is None or own == (None,) else tuple(asked)
+
+
+def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
+    """The temperature that goes on to the other seeds: SURE's without looking at the truth, a reference's by its error."""
+    runs = [line for line in lines if key(line) in map(astuple, sweep)]
+    best: Line = min(runs, key=lambda line: abs(line["log_mean_exp"]) if name == "sure" else line["mae"])
+    tau: float | None = best["tau"]
+    return tau
+
+
+def key(line: Line) -> tuple[Any, ...]:
+    return tuple(line[field] for field in Job.__dataclass_fields__)
+
+
+def finished(lines: Path) -> list[Line]:
+    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
+
+
+def keep(line: Line, lines: Path) -> Line:
+    line = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in line.items()}
+    with lines.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return line
+
+
+def said(line: Line) -> str:
+    return "  ".join(f"{name} {value}" for name, value in line.items() if name != "date")
+
+
+# The table
+
+COLUMNS = {"Spearman": "spearman", "error of the radius": "mae", "bias": "bias", "cosine of directions": "cosine",
+           "calibration of r": "calibration", "log E[exp s]": "log_mean_exp", "its standard error": "log_mean_exp_se",
+           "m": "kernel_dimension", "CPU s a step": "cpu_s_per_step"}
+
+
+def table(lines: list[Line]) -> str:
+    """Markdown: mean over seeds, ± their standard deviation where there are several; a row a loss, world and temperature."""
+    rows = ["| latents, noise, d | loss | tau | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 4) + "|"]
+    worlds: dict[tuple[Any, ...], list[Line]] = {}
+    for line in sorted(lines, key=lambda line: line["tau"] or 0):
+        worlds.setdefault((line["latents"], line["noise"], line["d"], line["name"], line["tau"]), []).append(line)
+    for (latents, noise, d, name, tau), runs in sorted(worlds.items(), key=rank):
+        cells = [spread([run[column] for run in runs]) for column in COLUMNS.values()]
+        rows.append(f"| {latents}, {noise}, {d} | {name} | {tau or '-'} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def rank(world: tuple[tuple[Any, ...], list[Line]]) -> tuple[Any, ...]:
+    (latents, noise, d, name, _), _ = world
+    return latents == "clustered", noise, d, list(TEMPERATURES).index(name)
+
+
+def spread(values: list[float]) -> str:
+    digits = 3 if abs(mean(values)) < 10 else 1
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
