@@ -41,19 +41,22 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- The step and the record ------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_is_sgd_on_the_loss_of_the_named_views() -> None:
-    """One step of plain gradient descent, redone with autograd alone."""
+@pytest.mark.parametrize(("done", "epoch", "number"), [(0, 0, 0), (4, 1, 1)])
+def test_a_step_is_sgd_on_the_loss_of_the_named_views(done: int, epoch: int, number: int) -> None:
+    """One step of gradient descent, in the first and in a later epoch, redone with autograd alone."""
     config = replace(CONFIG, optimizer="sgd", weight_decay=0.0, warmup_epochs=0, loss="nt-xent")
     made, other = (module.trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2))
+    made.done = done
     loss, posterior = made.step()
-    indices, seeds = batch(config.seed, 0, 0, 48, 16)
+    indices, seeds = batch(config.seed, epoch, number, 48, 16)
     _, seen = other.model(two_views(IMAGES[indices], seeds, config.views))
     expected = other.objective(seen)
     expected.backward()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-6) and torch.allclose(posterior.direction, seen.direction)
-    assert not posterior.direction.requires_grad and made.done == 1
+    assert not posterior.direction.requires_grad and made.done == done + 1
     for mine, start in zip(made.model.parameters(), other.model.parameters(), strict=True):
-        moved = start - config.learning_rate * 1.9 * start.grad  # Nesterov's first step: g + 0.9 g
+        rate = config.learning_rate * (1 + np.cos(np.pi * done / STEPS)) / 2
+        moved = start - rate * 1.9 * start.grad  # Nesterov's first step: g + 0.9 g
         assert torch.allclose(mine, moved, atol=1e-7)
 
 
