@@ -4,7 +4,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -59,21 +59,25 @@ class Trainer:
 
     def step(self) -> tuple[float, Posterior]:
         """One step of the optimizer over config.batch_size images; the loss in nats, and the posteriors of its 2n views."""
-        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
-        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
-        pixels = self.images.images[indices.to(self.images.images.device)].to(self.device, non_blocking=True)
         set_learning_rate(self.optimizer, self.rate())
         self.optimizer.zero_grad(set_to_none=True)
-        loss, posterior = accumulate.backward(
-            self.model, self.objective, lambda part: two_views(pixels[part], seeds[part], config.views), config.batch_size,
-            config.micro_batch, self.generator(), self.precision,
-        )
+        loss, posterior = self.gradient()
         if not math.isfinite(value := float(loss)):
             raise UserError(f"the loss is {value} at step {self.done}, so training has diverged; lower --learning-rate "
-                            f"(now {config.learning_rate}) or raise --temperature. The last checkpoint is from before.")
+                            f"(now {self.config.learning_rate}) or raise --temperature. The last checkpoint is from before.")
         self.optimizer.step()
         self.done += 1
         return value, posterior
+
+    def gradient(self) -> tuple[Tensor, Posterior]:
+        """Add the gradient of the next step's loss to the parameters; the loss and its posteriors, detached."""
+        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
+        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
+        pixels = self.images.images[indices.to(self.images.images.device)].to(self.device, non_blocking=True)
+        return accumulate.backward(
+            self.model, self.objective, lambda part: two_views(pixels[part], seeds[part], config.views), config.batch_size,
+            config.micro_batch, self.generator(), self.precision,
+        )
 
     def rate(self) -> float:
         warmup = min(round(self.config.warmup_epochs * self.per_epoch), self.steps // 2)
@@ -113,6 +117,36 @@ def trainer(config: PretrainConfig, images: ImageSet, device: torch.device) -> T
     return Trainer(config, images, model, objective, made, choose_precision(config.precision, device))
 
 
+def fitting(config: PretrainConfig, images: ImageSet, device: torch.device, told: Reporter, probe: bool) -> Trainer:
+    """A trainer at step 0 whose batch fits into memory: where micro_batch is not given, half the images at a time until one does.
+
+    Args:
+        probe: try the first gradient and see (on accelerators; a CPU swaps instead of saying no). Its traces are thrown away.
+    Raises:
+        UserError: nothing fits.
+    """
+    chosen = config
+    while probe and config.micro_batch is None and not _fits(chosen, images, device):
+        size = chosen.micro_batch or chosen.batch_size
+        if size % 2 or size < 4:
+            raise UserError(f"{size} images do not fit into the device's memory, and {size} cannot be halved; choose a batch_size that is "
+                            "a power of two, a smaller --micro-batch, encoder or size.")
+        chosen = replace(chosen, micro_batch=size // 2)
+    if chosen != config:
+        told.say(f"{config.batch_size} images do not fit into the device's memory at once: exact accumulation with --micro-batch "
+                 f"{chosen.micro_batch} (BN statistics are those of a micro-batch)")
+    return trainer(chosen, images, device)
+
+
+def _fits(config: PretrainConfig, images: ImageSet, device: torch.device) -> bool:
+    """Whether the gradient of a step can be had."""
+    try:
+        trainer(config, images, device).gradient()
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
 def pretrain(config: PretrainConfig, images: Any = None, *, out: str | Path | None = None, resume: bool = False,
              overwrite: bool = False, device: str = "auto", track: str | None = None, root: Path | None = None,
              reporter: Reporter | None = None) -> Run:
@@ -136,7 +170,10 @@ def pretrain(config: PretrainConfig, images: Any = None, *, out: str | Path | No
     check_tracker(track)
     chosen, told = choose_device(device), reporter or Lines()
     training = _training_images(config, images, root, chosen)
-    made = trainer(config, training, chosen)
+    if resume and config.micro_batch is None:  # what was found to fit when the run began
+        config = replace(config, micro_batch=from_dict(read_yaml(directory.config)).micro_batch)
+    made = fitting(config, training, chosen, told, probe=chosen.type != "cpu" and not resume)
+    config = made.config
     directory.prepare(resume, overwrite)
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
