@@ -14,11 +14,12 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml
 from sureclr.data.batches import batch, steps_per_epoch
-from sureclr.data.image_set import ImageSet
+from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
+from sureclr.models.embed import evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training import accumulate
@@ -27,7 +28,7 @@ from sureclr.training.monitor import Monitor, collapse_warning
 from sureclr.training.optimizers import learning_rate, optimizer, set_learning_rate
 from sureclr.training.progress import Lines, Reporter
 from sureclr.training.run import Run, as_image_set, build, environment, pixel_statistics
-from sureclr.training.run_dir import RunDir, default_name, write_whole
+from sureclr.training.run_dir import RunDir, default_name, remove, write_whole
 from sureclr.training.track import Tracker, check_tracker, tracker
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the uint8 images may take; larger sets stay where they are and move batch by batch
@@ -111,10 +112,21 @@ def trainer(config: PretrainConfig, images: ImageSet, device: torch.device) -> T
     steps_per_epoch(len(images), config.batch_size)
     mean, std = pixel_statistics(images, config)
     model, objective = build(config, images.images.shape[1], mean, std)
+    _check_size(model, config.encoder, images.images.shape[1:])
     model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
     objective.to(device).train()
     made = optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     return Trainer(config, images, model, objective, made, choose_precision(config.precision, device))
+
+
+def _check_size(model: SimCLR, name: str, shape: torch.Size) -> None:
+    """UserError where the encoder cannot take images of this shape (c, h, w), found by trying two black ones."""
+    try:
+        with evaluating(model):
+            model.features(torch.zeros(2, *shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"encoder {name} cannot take images of {shape[-1]} pixels ({' '.join(str(error).split())[:120]}); "
+                        "choose another --size or encoder.") from error
 
 
 def fitting(config: PretrainConfig, images: ImageSet, device: torch.device, told: Reporter, probe: bool) -> Trainer:
@@ -189,7 +201,8 @@ def _training_images(config: PretrainConfig, images: Any, root: Path | None, dev
     """What may be trained on, moved to the device once where it fits."""
     from sureclr.data.sources import load as load_source
 
-    everything = load_source(config.source, root=root, size=config.size, seed=config.seed) if images is None else as_image_set(images)
+    everything = load_source(config.source, root=root, size=config.size, seed=config.seed) if images is None \
+        else convert(as_image_set(images), config.size)
     training = everything.pretraining
     if device.type == "cuda" and training.images.nbytes < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory:
         return ImageSet(**{f.name: getattr(training, f.name) for f in fields(ImageSet)} | {"images": training.images.to(device)})
@@ -213,10 +226,13 @@ def _continue(directory: RunDir, made: Trainer) -> None:
     if directory.saved():
         made.restore(*directory.load_checkpoint())
     directory.forget_after(made.done)
+    if made.done < made.steps:  # what was evaluated half-way is of other weights
+        remove(directory.results)
+        remove(directory.path / "embeddings.parquet")
 
 
 def _loop(made: Trainer, directory: RunDir, monitor: Monitor, stop: StopFlag, told: Reporter, following: Tracker) -> None:
-    saved = f"continue with --resume --out {directory.path}"
+    config, saved = made.config, f"continue with --resume --out {directory.path}"
     told.start(made.steps, made.done)
     try:
         while made.done < made.steps:
@@ -224,13 +240,13 @@ def _loop(made: Trainer, directory: RunDir, monitor: Monitor, stop: StopFlag, to
             loss, posterior = made.step()
             numbers = step_numbers(made, loss, posterior, time.monotonic() - began)
             if made.done % made.per_epoch == 0:
-                numbers |= _end_of_epoch(made, directory, monitor, told)
-            directory.log(numbers)
+                numbers |= _look(made, directory, monitor, told)
+            directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
             following(numbers)
             told.step(numbers)
-            if stop:
+            if stop or made.done == made.steps or _due(made, config.checkpoint_every):
                 directory.save_checkpoint(made.done, *made.state())
-                stop.check(saved)
+            stop.check(saved)
     finally:
         told.end()
 
@@ -247,23 +263,23 @@ def step_numbers(made: Trainer, loss: float, posterior: Posterior, seconds: floa
     return numbers if dimension is None else {**numbers, "kernel_dimension": float(dimension)}
 
 
-def _end_of_epoch(made: Trainer, directory: RunDir, monitor: Monitor, told: Reporter) -> dict[str, float]:
-    """What is due after this epoch: a look, a snapshot, a checkpoint."""
-    epoch, config, last = made.done // made.per_epoch, made.config, made.done == made.steps
+def _due(made: Trainer, every: int) -> bool:
+    """Whether something that is done every so many epochs (0: never), and at the end, is due after this step."""
+    epoch, rest = divmod(made.done, made.per_epoch)
+    return bool(every) and rest == 0 and (epoch % every == 0 or made.done == made.steps)
 
-    def due(every: int) -> bool:
-        return bool(every) and (last or epoch % every == 0)
 
-    numbers: dict[str, float] = {}
-    if due(config.monitor_every) or due(config.snapshot_every):
-        numbers, tensors = monitor.look(made.model, config.views)
-        told.say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-        if warning := collapse_warning(numbers):
-            told.say(warning)
-        if due(config.snapshot_every):
-            save_snapshot(directory.snapshots / f"epoch-{epoch:05d}.safetensors", tensors, {"epoch": epoch, **numbers})
-    if last or due(config.checkpoint_every):
-        directory.save_checkpoint(made.done, *made.state())
+def _look(made: Trainer, directory: RunDir, monitor: Monitor, told: Reporter) -> dict[str, float]:
+    """After an epoch: the monitor's numbers and a snapshot, where they are due."""
+    config, epoch = made.config, made.done // made.per_epoch
+    if not (_due(made, config.monitor_every) or _due(made, config.snapshot_every)):
+        return {}
+    numbers, tensors = monitor.look(made.model, config.views)
+    told.say(f"epoch {epoch}  " + "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    if warning := collapse_warning(numbers):
+        told.say(warning)
+    if _due(made, config.snapshot_every):
+        save_snapshot(directory.snapshots / f"epoch-{epoch:05d}.safetensors", tensors, {"epoch": epoch, **numbers})
     return numbers
 
 

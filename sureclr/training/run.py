@@ -92,7 +92,10 @@ def as_image_set(images: Any, name: str = "images") -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, Sequence) and not isinstance(images, str) and len(images):
-        images = np.stack([np.asarray(image) for image in images])  # PIL images of one size and mode
+        arrays = [np.asarray(image) for image in images]  # PIL images
+        if len({array.shape for array in arrays}) > 1:
+            raise UserError("the images of a list must be of one size and mode; resize and convert them first, or give a folder: source.")
+        images = np.stack(arrays)
         images = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
     pixels = torch.as_tensor(images)
     if pixels.ndim == 3:
