@@ -3,6 +3,7 @@
 Defaults stand here and nowhere else; a recipe is a function that returns a configuration (recipes.py).
 """
 
+import hashlib
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -191,3 +192,11 @@ def to_yaml(config: PretrainConfig) -> str:
     plain = asdict(config)
     plain["views"] = {key: list(value) if isinstance(value, tuple) else value for key, value in plain["views"].items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def fingerprint(config: PretrainConfig) -> str:
+    """sha256 of the configuration as it reads after a round trip (1 is then 1.0 where a float is wanted).
+
+    Checkpoints carry it, so that an edited config.yaml is noticed.
+    """
+    return hashlib.sha256(to_yaml(from_dict(asdict(config))).encode()).hexdigest()

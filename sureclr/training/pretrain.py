@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml
+from sureclr.config import PretrainConfig, fingerprint, from_dict, read_yaml, to_yaml
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.views import two_views
@@ -93,7 +93,8 @@ class Trainer:
         state = self.optimizer.state_dict()["state"]
         tensors = {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()
                    if value is not None}
-        numbers = {"step": self.done, "size": self.images.images.shape[-1], "channels": self.images.images.shape[1]}
+        numbers = {"step": self.done, "size": self.images.images.shape[-1], "channels": self.images.images.shape[1],
+                   "configuration": fingerprint(self.config)}
         return {"model": self.model.state_dict(), "objective": self.objective.state_dict(), "optimizer": tensors}, numbers
 
     def restore(self, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def trainer(config: PretrainConfig, images: ImageSet, device: torch.device) -> T
     mean, std = pixel_statistics(images, config)
     model, objective = build(config, images.images.shape[1], mean, std)
     _check_size(model, config.encoder, images.images.shape[1:])
-    model.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch's stubs lack it
+    model.to(device).train()
     objective.to(device).train()
     made = optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     return Trainer(config, images, model, objective, made, choose_precision(config.precision, device))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.config import PretrainConfig, fingerprint, from_dict, read_yaml
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, objective
@@ -72,7 +72,9 @@ def build(config: PretrainConfig, channels: int, mean: Tensor, std: Tensor) -> t
         features = cast(int, network.num_features)
         projection = ProjectionHead(features, config.projection_dim, config.projection_hidden, config.projection_layers)
         certainty = CertaintyHead(features, gradient=config.certainty_gradient == "on") if criterion.uses_certainty else None
-    return SimCLR(network, projection, certainty, criterion.read, mean.cpu(), std.cpu()), criterion
+    model = SimCLR(network, projection, certainty, criterion.read, mean.cpu(), std.cpu())
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
+    return model, criterion
 
 
 def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
@@ -92,6 +94,8 @@ def as_image_set(images: Any, name: str = "images") -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, Sequence) and not isinstance(images, str) and len(images):
+        if strange := {image.mode for image in images if getattr(image, "mode", "RGB") not in ("L", "RGB")}:
+            raise UserError(f"PIL images must be grey (L) or RGB, not {', '.join(sorted(strange))}; convert them, image.convert('RGB').")
         arrays = [np.asarray(image) for image in images]  # PIL images
         if len({array.shape for array in arrays}) > 1:
             raise UserError("the images of a list must be of one size and mode; resize and convert them first, or give a folder: source.")
@@ -118,6 +122,8 @@ def load(path: str | Path, device: str = "auto") -> Run:
         raise UserError(f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr pretrain` wrote.")
     config = from_dict(read_yaml(directory.config))
     parts, numbers = directory.load_checkpoint()
+    if numbers.get("configuration") != fingerprint(config):
+        raise UserError(f"the checkpoint in {path} was made with another config.yaml; was the configuration edited? Put the original back.")
     try:
         mean, std = parts["model"]["mean"], parts["model"]["std"]
         model, criterion = build(replace(config, init="random"), numbers["channels"], mean, std)
@@ -125,7 +131,7 @@ def load(path: str | Path, device: str = "auto") -> Run:
         criterion.load_state_dict(parts["objective"])
     except (KeyError, RuntimeError) as error:
         raise UserError(f"the checkpoint in {path} does not fit its config.yaml ({' '.join(str(error).split())[:200]}); "
-                        "was the configuration edited? Put the original back.") from error
+                        "it was made by another version of SureCLR: use that one.") from error
     chosen = choose_device(device)
     return Run(directory, config, model.to(chosen).eval(), criterion.to(chosen), numbers["size"], numbers["channels"])
 

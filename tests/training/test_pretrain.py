@@ -268,7 +268,7 @@ def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
     (IMAGES[:10], {}, "batch_size 16 is more than the 10 training images"),
     (IMAGES[:0], {}, "0 training images"),
     ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], {"batch_size": 2}, "one size"),
-    ([Image.new("RGBA", (8, 8))] * 4, {"batch_size": 2}, "must be uint8"),
+    ([Image.new("RGBA", (8, 8))] * 4, {"batch_size": 2}, "must be grey"),
     (IMAGES, {"loss": "nt-xnet"}, "did you mean nt-xent"),
     (IMAGES, {"encoder": "resnet19"}, "unknown encoder"),
     (IMAGES, {"encoder": "convnext_atto", "stem": "cifar"}, "stem cifar"),
