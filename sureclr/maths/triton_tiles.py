@@ -13,18 +13,27 @@ run on a GPU**, none being at hand: that is why nothing switches them on by itse
 # mypy: disallow-untyped-defs=False
 # (a kernel's arguments are pointers and numbers of Triton's own kind)
 
+from __future__ import annotations  # where triton is missing, tl.constexpr must not be looked up
+
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from sureclr.errors import UserError
 from sureclr.maths import tiles
+
+try:
+    import triton
+    import triton.language as tl
+except ModuleNotFoundError:  # the module can be read (by doctest, by documentation), not used
+    triton = None
 
 ROWS, COLUMNS, CHUNK, WARPS = 64, 32, 32, 8  # of a block; coordinates at a time; whole-width products spill 4 to 7 KiB a thread
 WIDEST = 256  # coordinates
 
+jit = triton.jit if triton else lambda kernel: kernel
 
-@triton.jit
+
+@jit
 def _logits(mu, i, j, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
     """scale * mu_I mu_J^T, (ROWS, COLUMNS), in bits: a view with itself and columns beyond the end are -inf."""
     cosine = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -36,7 +45,7 @@ def _logits(mu, i, j, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.conste
     return tl.where((i[:, None] == j[None, :]) | (j[None, :] >= rows), float("-inf"), cosine * scale)
 
 
-@triton.jit
+@jit
 def _logarithms(
     mu, logarithm, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -52,7 +61,7 @@ def _logarithms(
     tl.store(logarithm + i, largest + tl.log2(total), mask=i < rows)
 
 
-@triton.jit
+@jit
 def _pulls(
     mu, logarithm, pull, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
 ):
@@ -93,5 +102,7 @@ def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool)
 
 
 def switch_on() -> None:
-    """Let ``tiles.nt_xent`` use the kernels on GPUs, in this process."""
+    """Let ``tiles.nt_xent`` use the kernels on GPUs, in this process. Raises UserError where triton is missing."""
+    if triton is None:
+        raise UserError("the GPU kernels of NT-Xent need triton, which is not installed; pip install triton.")
     tiles.nt_xent_and_gradient.register_kernel("cuda", nt_xent_and_gradient)

@@ -1,5 +1,6 @@
 """The losses in tiles against the whole matrix in float64 with autograd, and what tiles alone can get wrong."""
 
+import importlib
 import math
 import os
 import subprocess
@@ -247,3 +248,12 @@ def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
 def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(tmp_path: Path) -> None:
     fresh_process(COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+
+
+def test_without_triton_the_module_imports_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "sureclr.maths.triton_tiles", raising=False)
+    module = importlib.import_module("sureclr.maths.triton_tiles")
+    monkeypatch.delitem(sys.modules, "sureclr.maths.triton_tiles")
+    with pytest.raises(UserError, match="pip install triton"):
+        module.switch_on()
