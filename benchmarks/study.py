@@ -36,6 +36,7 @@ from sureclr.training.run import Run
 LINES = Path(__file__).with_suffix(".jsonl")
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
 EPOCHS = {"fashion-mnist": 8, "digits": 60}
+WARMUP_EPOCHS = {"fashion-mnist": 1.0, "digits": 5.0}
 SAID = ("knn", "linear", "r_auroc_clean", "r_auroc_crop", "train_cpu_s", "evaluation_cpu_s")  # when a run has finished
 LEVELS = slice(1, None, 2)  # of the corruptions' five strengths, those measured here
 
@@ -111,7 +112,7 @@ def subset(images: ImageSet) -> ImageSet:
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     """The source's recipe at the study's budget, with what this name changes."""
-    base = replace(recipe(source), epochs=EPOCHS[source], seed=seed, monitor_every=0, snapshot_every=0, checkpoint_every=0)
+    base = replace(recipe(source), epochs=EPOCHS[source], warmup_epochs=WARMUP_EPOCHS[source], seed=seed, monitor_every=0, snapshot_every=0, checkpoint_every=0)
     return replace(base, **CONFIGURATIONS[name])
 
 

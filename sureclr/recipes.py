@@ -12,15 +12,22 @@ from sureclr.errors import unknown
 
 
 def digits() -> PretrainConfig:
-    """scikit-learn's digits, 8x8: what `sureclr demo` runs. No flip (a mirrored 2 is no 2)."""
+    """scikit-learn's digits, 8x8: what `sureclr demo` runs. No flip (a mirrored 2 is no 2).
+
+    Measured once (seed 0): a minute on one core; linear 0.977 (95 % 0.965 to 0.986, 797 test images); raw pixels 0.935, untrained 0.900.
+    """
     return PretrainConfig("digits", encoder="small", stem="cifar", epochs=60, batch_size=250, learning_rate=2e-3, warmup_epochs=5,
                           monitor_every=10, snapshot_every=10, views=ViewConfig(flip=0.0, crop_area=(0.25, 1.0)))
 
 
 def fashion_mnist() -> PretrainConfig:
-    """Fashion-MNIST, 28x28 grey, on a CPU."""
-    return PretrainConfig("fashion-mnist", encoder="small", epochs=12, batch_size=256, learning_rate=2e-3, warmup_epochs=1,
-                          monitor_every=3, snapshot_every=3, checkpoint_every=3, views=ViewConfig(strength=0.5))
+    """Fashion-MNIST, 28x28 grey, on a CPU: `sureclr pretrain fashion-mnist`, then `sureclr linear RUN`.
+
+    Measured once (seed 0): 14.4 minutes on one core of a shared 2-core AMD EPYC (410 images/s); linear 0.8806 (95 % 0.8741 to 0.8868,
+    10,000 test images), kNN 0.858; raw pixels 0.8475, untrained encoder 0.8264.
+    """
+    return PretrainConfig("fashion-mnist", encoder="small", epochs=6, batch_size=256, learning_rate=2e-3, warmup_epochs=0.5,
+                          monitor_every=1, snapshot_every=1, checkpoint_every=1, views=ViewConfig(strength=0.5))
 
 
 def cifar10() -> PretrainConfig:
