@@ -112,7 +112,8 @@ def subset(images: ImageSet) -> ImageSet:
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     """The source's recipe at the study's budget, with what this name changes."""
-    base = replace(recipe(source), epochs=EPOCHS[source], warmup_epochs=WARMUP_EPOCHS[source], seed=seed, monitor_every=0, snapshot_every=0, checkpoint_every=0)
+    base = replace(recipe(source), epochs=EPOCHS[source], warmup_epochs=WARMUP_EPOCHS[source], seed=seed,
+                   monitor_every=0, snapshot_every=0, checkpoint_every=0)
     return replace(base, **CONFIGURATIONS[name])
 
 
