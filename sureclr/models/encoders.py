@@ -8,7 +8,6 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, Protocol, cast, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
 import sureclr.compat  # noqa: F401  (before timm)
@@ -90,20 +89,6 @@ def _at_any_size(name: str, **options: Any) -> Any:
         with suppress(TypeError):  # another family's option
             return timm.create_model(name, **options, **asked)
     return timm.create_model(name, **options)
-
-
-def check_size(network: nn.Module, name: str, channels: int, size: int) -> None:
-    """UserError where an encoder cannot take images of this size: too small for its strides, or built for another."""
-    device = next(network.parameters()).device
-    was = network.training
-    try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(2, channels, size, size, device=device))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"encoder {name} cannot take images of {size} pixels ({' '.join(str(error).split())[:120]}); "
-                        "give another --size or --encoder.") from error
-    finally:
-        network.train(was)
 
 
 def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import SmallResNet, blocks, check_size, encoder
+from sureclr.models.encoders import SmallResNet, blocks, encoder
 
 
 def parameters(network: nn.Module) -> int:
@@ -122,18 +122,6 @@ def test_refused_in_one_short_sentence(options: dict, words: list[str]) -> None:
     text = str(caught.value)
     assert all(word in text for word in words)
     assert "\n" not in text and len(text) < 400
-
-
-def test_an_image_too_small_for_the_encoder_is_told() -> None:
-    with pytest.raises(UserError, match="convnext_atto cannot take images of 8 pixels"):
-        check_size(encoder("convnext_atto", channels=1), "convnext_atto", 1, 8)
-
-
-def test_the_check_of_the_size_leaves_the_network_as_it_was() -> None:
-    network = encoder("small", channels=1).train()
-    before = {key: value.clone() for key, value in network.state_dict().items()}
-    check_size(network, "small", 1, 8)
-    assert network.training and all(torch.equal(value, network.state_dict()[key]) for key, value in before.items())
 
 
 def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
