@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
@@ -184,24 +185,26 @@ class Opened:
         self.made: Material | None = None
 
     def __enter__(self) -> "Opened":
-        self._stopping = stop_on_signals()
-        self.stop: StopFlag = self._stopping.__enter__()
-        self._lock = self.run.directory.lock()
-        self._lock.__enter__()
+        with ExitStack() as stack:
+            self.stop: StopFlag = stack.enter_context(stop_on_signals())
+            stack.enter_context(self.run.directory.lock())
+            self._held = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._lock.__exit__(None, None, None)
-        self._stopping.__exit__(None, None, None)
+        self._held.close()
 
     def material(self) -> "Material":
+        from sureclr.data.sources import is_source
         from sureclr.data.sources import load as load_source
         from sureclr.evaluation.material import material
         from sureclr.models.embed import Embeddings
 
         if self.made is None:
             config, kept = self.run.config, self.run.path / "embeddings.parquet"
-            images = load_source(self.data or config.source, root=self.root, size=self.run.size, channels=self.run.channels,
+            if self.data is None and not is_source(self.run.source):
+                raise UserError(f"this run was trained on images given in Python ({self.run.source}); name labelled data with --data.")
+            images = load_source(self.data or self.run.source, root=self.root, size=self.run.size, channels=self.run.channels,
                                  seed=config.seed)
             own = self.data is None
             table = Embeddings.read(kept) if own and kept.exists() else None

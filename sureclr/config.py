@@ -3,9 +3,8 @@
 Defaults stand here and nowhere else; a recipe is a function that returns a configuration (recipes.py).
 """
 
-import hashlib
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -194,9 +193,6 @@ def to_yaml(config: PretrainConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def fingerprint(config: PretrainConfig) -> str:
-    """sha256 of the configuration as it reads after a round trip (1 is then 1.0 where a float is wanted).
-
-    Checkpoints carry it, so that an edited config.yaml is noticed.
-    """
-    return hashlib.sha256(to_yaml(from_dict(asdict(config))).encode()).hexdigest()
+def differing(one: PretrainConfig, other: PretrainConfig) -> list[str]:
+    """The keys in which two configurations differ."""
+    return [f.name for f in fields(PretrainConfig) if getattr(one, f.name) != getattr(other, f.name)]

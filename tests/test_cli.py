@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import equal, lines
+from tiny import equal, lines, train
 
 from sureclr.cli import main
 
@@ -361,3 +361,13 @@ def test_views_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["images"] == 3
     with Image.open(tmp_path / "v.png") as sheet:
         assert min(sheet.size) > 20
+
+
+# --- Runs on images given in Python -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_own_images_asks_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config names a source that the images did not come from: nothing may be evaluated on that one silently."""
+    run = train(tmp_path / "run", source="digits", epochs=1, monitor_every=0, snapshot_every=0)
+    assert "--data" in failed(["knn", str(run.path)], capsys)
+    assert answered(["knn", str(run.path), "--data", "digits"], capsys)["n_test"] == 797

@@ -67,6 +67,11 @@ def load(
     return convert(SOURCES[source].read(root or data_root()), size, channels)
 
 
+def is_source(name: str) -> bool:
+    """Whether `load` knows a source of that name."""
+    return name != FOLDER and (name in SOURCES or name.startswith("folder:"))
+
+
 def _unknown_source(source: str) -> UserError:
     if Path(source).is_dir():
         return UserError(f"{source!r} is a folder, and a data source is a name; write folder:{source} for the images in it.")

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig, fingerprint, from_dict, read_yaml, to_yaml
+from sureclr.config import PretrainConfig, differing, from_dict, read_yaml, to_yaml
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.views import two_views
@@ -64,11 +64,19 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, posterior = self.gradient()
         if not math.isfinite(value := float(loss)):
-            raise UserError(f"the loss is {value} at step {self.done}, so training has diverged; lower --learning-rate "
-                            f"(now {self.config.learning_rate}) or raise --temperature. The last checkpoint is from before.")
+            raise self.diverged(f"the loss is {value}")
         self.optimizer.step()
         self.done += 1
         return value, posterior
+
+    def diverged(self, sign: str) -> UserError:
+        return UserError(f"{sign} at step {self.done}, so training has diverged; lower --learning-rate (now {self.config.learning_rate}) "
+                         "or raise --temperature. The last checkpoint is from before.")
+
+    def check_weights(self) -> None:
+        """Before a checkpoint: a loss can be finite when its gradient was not."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self.diverged("a weight is not finite")
 
     def gradient(self) -> tuple[Tensor, Posterior]:
         """Add the gradient of the next step's loss to the parameters; the loss and its posteriors, detached."""
@@ -94,7 +102,7 @@ class Trainer:
         tensors = {f"{index}.{key}": torch.as_tensor(value) for index, entry in state.items() for key, value in entry.items()
                    if value is not None}
         numbers = {"step": self.done, "size": self.images.images.shape[-1], "channels": self.images.images.shape[1],
-                   "configuration": fingerprint(self.config)}
+                   "source": self.images.name, "configuration": asdict(self.config)}
         return {"model": self.model.state_dict(), "objective": self.objective.state_dict(), "optimizer": tensors}, numbers
 
     def restore(self, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
@@ -195,7 +203,8 @@ def pretrain(config: PretrainConfig, images: Any = None, *, out: str | Path | No
         _continue(directory, made) if resume else _begin(directory, config)
         _loop(made, directory, Monitor.of(training, config.seed), stop, told, following)
         write_encoder(directory, made)
-    return Run(directory, config, made.model.eval(), made.objective.eval(), training.images.shape[-1], training.images.shape[1])
+    return Run(directory, config, made.model.eval(), made.objective.eval(), training.images.shape[-1], training.images.shape[1],
+               training.name)
 
 
 def _training_images(config: PretrainConfig, images: Any, root: Path | None, device: torch.device) -> ImageSet:
@@ -218,18 +227,17 @@ def _begin(directory: RunDir, config: PretrainConfig) -> None:
 def _continue(directory: RunDir, made: Trainer) -> None:
     """Restore the newest checkpoint; the configuration must be the one that the run began with."""
     before = from_dict(read_yaml(directory.config))
-    differing = [f.name for f in fields(PretrainConfig) if getattr(before, f.name) != getattr(made.config, f.name)]
-    if differing:
-        name = differing[0]
-        raise UserError(f"--resume continues a run as it began, and {', '.join(differing)} differs "
+    if names := differing(before, made.config):
+        name = names[0]
+        raise UserError(f"--resume continues a run as it began, and {', '.join(names)} differs "
                         f"({name}: {getattr(before, name)} in {directory.config}, now {getattr(made.config, name)}); "
                         "leave the option out, or start another run.")
     if directory.saved():
         made.restore(*directory.load_checkpoint())
     directory.forget_after(made.done)
     if made.done < made.steps:  # what was evaluated half-way is of other weights
-        remove(directory.results)
-        remove(directory.path / "embeddings.parquet")
+        for name in ("results.json", "embeddings.parquet", "report.html"):
+            remove(directory.path / name)
 
 
 def _loop(made: Trainer, directory: RunDir, monitor: Monitor, stop: StopFlag, told: Reporter, following: Tracker) -> None:
@@ -246,6 +254,7 @@ def _loop(made: Trainer, directory: RunDir, monitor: Monitor, stop: StopFlag, to
             following(numbers)
             told.step(numbers)
             if stop or made.done == made.steps or _due(made, config.checkpoint_every):
+                made.check_weights()
                 directory.save_checkpoint(made.done, *made.state())
             stop.check(saved)
     finally:
@@ -293,11 +302,11 @@ def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, flo
 
 
 def write_encoder(directory: RunDir, made: Trainer) -> None:
-    """The encoder's weights alone, with what is needed to use them in the metadata (all text)."""
+    """The encoder's weights alone, with what is needed to use them as JSON in the metadata, under the key `sureclr`."""
     from safetensors.torch import save
 
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in made.model.encoder.state_dict().items()}
     about = {"encoder": made.config.encoder, "stem": made.config.stem, "channels": made.images.images.shape[1],
              "size": made.images.images.shape[-1], "mean": made.model.mean.tolist(), "std": made.model.std.tolist()}
-    text = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
-    write_whole(directory.path / "encoder.safetensors", save(weights, text))
+    # one key: safetensors writes several in random order, and equal runs would differ in their bytes
+    write_whole(directory.path / "encoder.safetensors", save(weights, {"sureclr": json.dumps(about)}))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig, fingerprint, from_dict, read_yaml
+from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, objective
@@ -32,6 +32,7 @@ class Run:
         model: in evaluation mode, on the chosen device.
         objective: the loss with its state (kernel dimension).
         size, channels: of the images that the model takes, pixels and colours.
+        source: name of the images it was trained on: a data source, or that of an ImageSet given in Python.
     """
 
     directory: RunDir
@@ -40,6 +41,7 @@ class Run:
     objective: Objective
     size: int
     channels: int
+    source: str
 
     @property
     def path(self) -> Path:
@@ -58,7 +60,7 @@ class Run:
     def untrained(self) -> "Run":
         """The same network as it was before its first step: the baseline of every evaluation."""
         model, criterion = build(self.config, self.channels, self.model.mean, self.model.std)
-        return Run(self.directory, self.config, model.to(self.model.mean.device).eval(), criterion, self.size, self.channels)
+        return Run(self.directory, self.config, model.to(self.model.mean.device).eval(), criterion, self.size, self.channels, self.source)
 
 
 def build(config: PretrainConfig, channels: int, mean: Tensor, std: Tensor) -> tuple[SimCLR, Objective]:
@@ -122,8 +124,9 @@ def load(path: str | Path, device: str = "auto") -> Run:
         raise UserError(f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr pretrain` wrote.")
     config = from_dict(read_yaml(directory.config))
     parts, numbers = directory.load_checkpoint()
-    if numbers.get("configuration") != fingerprint(config):
-        raise UserError(f"the checkpoint in {path} was made with another config.yaml; was the configuration edited? Put the original back.")
+    if names := differing(from_dict(numbers["configuration"]), config):
+        raise UserError(f"the checkpoint in {path} was made with another {', '.join(names)} than its config.yaml says; "
+                        "was the configuration edited? Put the original back.")
     try:
         mean, std = parts["model"]["mean"], parts["model"]["std"]
         model, criterion = build(replace(config, init="random"), numbers["channels"], mean, std)
@@ -133,7 +136,8 @@ def load(path: str | Path, device: str = "auto") -> Run:
         raise UserError(f"the checkpoint in {path} does not fit its config.yaml ({' '.join(str(error).split())[:200]}); "
                         "it was made by another version of SureCLR: use that one.") from error
     chosen = choose_device(device)
-    return Run(directory, config, model.to(chosen).eval(), criterion.to(chosen), numbers["size"], numbers["channels"])
+    return Run(directory, config, model.to(chosen).eval(), criterion.to(chosen), numbers["size"], numbers["channels"],
+               numbers["source"])
 
 
 def environment() -> dict[str, Any]:

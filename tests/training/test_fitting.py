@@ -1,4 +1,4 @@
-"""The micro-batch that is found where the whole batch does not fit into memory. The memory is a pretended one: no GPU is needed."""
+"""The micro-batch that is found where the whole batch does not fit into memory (a pretended one: no GPU is needed); ruined weights."""
 
 from dataclasses import replace
 from typing import Any
@@ -66,3 +66,12 @@ def test_what_the_user_chose_stays_and_nothing_that_fits_is_told(memory: dict[st
     memory["images"] = 1
     with pytest.raises(UserError, match="cannot be halved"):
         fitting(CONFIG, IMAGES, CPU, Silent(), probe=True)
+
+
+def test_a_weight_that_is_not_finite_is_never_saved() -> None:
+    made = trainer(CONFIG, IMAGES, CPU)
+    made.check_weights()
+    with torch.no_grad():
+        next(made.model.projection.parameters())[0, 0] = torch.nan
+    with pytest.raises(UserError, match="a weight is not finite at step 0.*learning-rate"):
+        made.check_weights()
