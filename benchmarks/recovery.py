@@ -24,7 +24,6 @@ from dataclasses import asdict, astuple, dataclass
 from datetime import date
 from itertools import product
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from torch import Tensor, nn
 
+from benchmarks.study import spread
 from sureclr.errors import UserError
 from sureclr.maths.losses import log_mean_exp_evidence
 from sureclr.maths.metrics import calibration, spearman
@@ -286,11 +286,6 @@ def table(lines: list[Line]) -> str:
 def rank(world: tuple[tuple[Any, ...], list[Line]]) -> tuple[Any, ...]:
     (latents, noise, d, name, _), _ = world
     return latents == "clustered", noise, d, list(TEMPERATURES).index(name)
-
-
-def spread(values: list[float]) -> str:
-    digits = 3 if abs(mean(values)) < 10 else 1
-    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

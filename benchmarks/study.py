@@ -14,7 +14,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -202,7 +202,8 @@ def with_other(line: dict[str, Any]) -> dict[str, Any]:
     return line | {"ood_other": line.get("ood_digits", line.get("ood_fashion-mnist"))}
 
 
-def spread(values: list[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
+    """Mean, ± the standard deviation where there are several; - where there is none."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
