@@ -3,7 +3,7 @@
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import MISSING, fields, make_dataclass
+from dataclasses import MISSING, asdict, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
@@ -65,9 +65,8 @@ def resolve(source: str | None, recipe_name: str | None, file: Path | None, give
         raise UserError("pretrain needs a data source; for example: sureclr pretrain digits (`sureclr list` names them all).")
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
-    plain = {f.name: getattr(base, f.name) for f in fields(PretrainConfig)}
     merged = {**vars(base.views), **view_values(from_file), **views}
-    return from_dict({**plain, **from_file, **given, "source": source, "views": merged})
+    return from_dict({**vars(base), **from_file, **given, "source": source, "views": merged})
 
 
 @app.command
@@ -93,19 +92,13 @@ def pretrain(
         config = out / "config.yaml" if (out / "config.yaml").is_file() else None
     resolved = resolve(source, recipe, config, said(given), said(views))
     if dry_run:
-        print(_dump(as_plain(resolved)) if json else to_yaml(resolved), end="")
+        print(_dump(asdict(resolved)) if json else to_yaml(resolved), end="")
         return
     from sureclr.training.pretrain import pretrain as train
 
     run = train(resolved, out=out, resume=resume, overwrite=overwrite, device=device, track=track, root=root)
     last = run.directory.lines()[-1]
     answer(json, {"run": str(run.path), "last": last}, f"trained: {run.path}", f"sureclr evaluate {run.path}")
-
-
-def as_plain(config: PretrainConfig) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(config)
 
 
 def _dump(value: dict[str, Any]) -> str:

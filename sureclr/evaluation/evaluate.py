@@ -44,12 +44,13 @@ def _beside_baselines(material: Material, one: Callable[[Embeddings], Result]) -
 
 def uncertainty(material: Material) -> Result:
     """How sure the model is, and whether it is right to be: see uncertainty.py."""
-    return uncertainty_of(material.run, material.images, material.table, each=material.each_batch)
+    return uncertainty_of(material.run, material.images, material.table, reference=material.reference, each=material.each_batch)
 
 
 def ood(material: Material) -> Result:
     """Is it less sure of images from elsewhere? See ood.py."""
-    return ood_of(material.run, material.images, material.table, human=material.human, root=material.root, each=material.each_batch)
+    return ood_of(material.run, material.images, material.table, human=material.human, root=material.root,
+                  reference=material.reference, each=material.each_batch)
 
 
 EVALUATIONS: dict[str, Callable[[Material], Result]] = {"knn": knn, "linear": linear, "uncertainty": uncertainty, "ood": ood}

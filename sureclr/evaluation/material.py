@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
-from sureclr.models.embed import Embeddings
+from sureclr.evaluation.uncertainty import Reference
+from sureclr.models.embed import Embeddings, as_float
 from sureclr.training.run import Run
 
 RAW_SIDE = 32  # raw pixels of larger images are compared at this size: a linear probe on 27,648 pixels says no more and costs hours
@@ -44,12 +45,13 @@ class Material:
     def raw(self) -> Embeddings:
         """The pixels themselves as features, in [0, 1], at most 32 px a side."""
         small = convert(self.images, size=min(self.run.size, RAW_SIDE))
-        pixels = small.images.flatten(1).float() / 255
+        pixels = as_float(small.images.flatten(1))
         return replace(self.table, features=pixels, direction=F.normalize(pixels, dim=1), radius=None, certainty=None)
 
-    def split(self, what: str) -> tuple[Embeddings, Embeddings]:
-        """Labelled training and test images of the run's table; UserError where `what` cannot be computed for lack of them."""
-        return labelled_split(self.table, what, self.images.name)
+    @cached_property
+    def reference(self) -> Reference:
+        """Training images and their linear probe, with which uncertainty and ood both compare: fitted once."""
+        return Reference.of(self.table)
 
 
 def labelled_split(table: Embeddings, what: str, name: str) -> tuple[Embeddings, Embeddings]:

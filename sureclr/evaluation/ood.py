@@ -31,16 +31,17 @@ CIFAR10_TEST, CIFAR10_CLASSES = 10_000, 10
 
 
 def ood(run: Run, images: ImageSet, table: Embeddings, *, human: Path | None = None, root: Path | None = None, seed: int = 0,
-        each: Callable[[int, int], None] = lambda done, total: None) -> Result:
+        reference: Reference | None = None, each: Callable[[int, int], None] = lambda done, total: None) -> Result:
     """For each kind of foreign images: {"n", "auroc": {score: value}, "note"}, or {"skipped": why}. JSON-able.
 
     Args:
         images, table: the run's own whole images and their embeddings, row by row.
         human: CIFAR-10H's probabilities, a .npy of 10,000 x 10 numbers in the order of CIFAR-10's test images.
         root: where data sets lie.
+        reference: of the table, if at hand.
         each: called with (images done, in all) while the model runs; may raise to stop.
     """
-    result = measure(lambda some: run.embed(some, each), convert(images, run.size, run.channels), table, root, seed)
+    result = measure(lambda some: run.embed(some, each), convert(images, run.size, run.channels), table, root, seed, reference)
     return result if human is None else {**result, "cifar10h": json_able(against_humans(images, table, human_entropies(human)))}
 
 

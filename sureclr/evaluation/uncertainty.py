@@ -38,18 +38,20 @@ CURVE = 20  # points of a risk-coverage curve in the result
 VIEWS, CORRUPTED, TRAINING_VIEWS = 2001, 2002, 2003  # streams of seeds
 
 
-def uncertainty(run: Run, images: ImageSet, table: Embeddings, *, seed: int = 0,
+def uncertainty(run: Run, images: ImageSet, table: Embeddings, *, seed: int = 0, reference: "Reference | None" = None,
                 each: Callable[[int, int], None] = lambda done, total: None) -> Result:
     """Everything above for a run, JSON-able.
 
     Args:
         images, table: the whole images and their embeddings by the run, row by row; labels where there are any.
         seed: of corruptions and views.
+        reference: of the table, if at hand.
         each: called with (images done, in all) while the model runs; may raise to stop.
     Raises:
         UserError: fewer than two test or two training images.
     """
-    return measure(lambda some: run.embed(some, each), convert(images, run.size, run.channels), table, run.config.views, seed)
+    fitting = convert(images, run.size, run.channels)
+    return measure(lambda some: run.embed(some, each), fitting, table, run.config.views, seed, reference=reference)
 
 
 def measure(embed: Embed, images: ImageSet, table: Embeddings, views: ViewConfig, seed: int = 0,

@@ -9,6 +9,7 @@
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -178,32 +179,32 @@ def kernel_dimension(value: float | None) -> float | None:
     return value if value is None else above("dimension", value, 1)
 
 
-class PoissonNCELoss(RadiusLoss):
+class EvidenceNCELoss(RadiusLoss):
+    """InfoNCE over the evidence of pairs of posteriors, direction and radius together. dimension: m; None: coordinates."""
+
+    formula: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, dimension: float | None = None) -> None:
+        super().__init__()
+        self.dimension = kernel_dimension(dimension)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        rho, gap = radius_and_gap(posterior)
+        return type(self).formula(posterior.direction, rho, self.dimension, gap)
+
+
+class PoissonNCELoss(EvidenceNCELoss):
     """InfoNCE over the evidence (``losses.poisson_nce``). dimension: m; None: coordinates."""
 
     name = "poisson-nce"
-
-    def __init__(self, dimension: float | None = None) -> None:
-        super().__init__()
-        self.dimension = kernel_dimension(dimension)
-
-    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        rho, gap = radius_and_gap(posterior)
-        return losses.poisson_nce(posterior.direction, rho, self.dimension, gap)
+    formula = staticmethod(losses.poisson_nce)
 
 
-class GaussianNCELoss(RadiusLoss):
+class GaussianNCELoss(EvidenceNCELoss):
     """InfoNCE over the Mehler kernel (``losses.gaussian_nce``). dimension: m; None: coordinates."""
 
     name = "gaussian-nce"
-
-    def __init__(self, dimension: float | None = None) -> None:
-        super().__init__()
-        self.dimension = kernel_dimension(dimension)
-
-    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        rho, gap = radius_and_gap(posterior)
-        return losses.gaussian_nce(posterior.direction, rho, self.dimension, gap)
+    formula = staticmethod(losses.gaussian_nce)
 
 
 class CosineRegressionLoss(RadiusLoss):

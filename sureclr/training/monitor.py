@@ -5,7 +5,6 @@ kNN on held-out training images, alignment and uniformity (Wang and Isola 2020),
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from sureclr.data.view_config import ViewConfig
 from sureclr.data.views import two_views
 from sureclr.maths import losses, metrics, neighbours
 from sureclr.maths.sphere import Posterior
-from sureclr.models.embed import as_float, evaluating
+from sureclr.models.embed import embed, evaluating
 from sureclr.models.simclr import SimCLR
 
 PROBES = 1024  # fixed training images that are looked at again and again
@@ -56,8 +55,7 @@ class Monitor:
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
-            clean_features, clean = _whole(model, self.images.images[self.probes])
-            knn = self._knn(model)
+        clean, knn = embed(model, self.images.select(self.probes)), self._knn(model)
         numbers = {
             **knn,
             "alignment": float(metrics.alignment(first.direction, second.direction)),
@@ -65,7 +63,7 @@ class Monitor:
             "effective_rank": float(metrics.effective_rank(features)),
             "cosine_different": mean_cosine_of_different(first.direction),
         }
-        tensors = {"index": self.probes, "label": self.images.labels[self.probes], "features": clean_features,
+        tensors = {"index": self.probes, "label": clean.labels, "features": clean.features,
                    "direction": clean.direction, "first_direction": first.direction, "second_direction": second.direction}
         if clean.radius is not None:
             numbers["radius"] = float(clean.radius.mean())
@@ -84,21 +82,10 @@ class Monitor:
     def _knn(self, model: SimCLR) -> dict[str, float]:
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
-        bank, queries = (_whole(model, self.images.images[rows])[0] for rows in (self.bank, self.queries))
-        similarity, index = neighbours.top_k(queries, bank, min(20, len(bank)))
-        labels = self.images.labels.to(index.device)
-        guess = neighbours.vote(similarity, labels[self.bank.to(index.device)][index], len(self.images.classes))
-        return {"knn": float((guess == labels[self.queries.to(index.device)]).float().mean())}
-
-
-def _whole(model: SimCLR, pixels: Tensor, batch: int = 512) -> tuple[Tensor, Posterior]:
-    outputs = [model(as_float(part.to(model.mean.device))) for part in pixels.split(batch)]
-    certainty: list[Any] = [p.certainty for _, p in outputs]
-    radius: list[Any] = [p.radius for _, p in outputs]
-    return torch.cat([h for h, _ in outputs]).float(), Posterior(
-        torch.cat([p.direction for _, p in outputs]),
-        None if radius[0] is None else torch.cat(radius), certainty=None if certainty[0] is None else torch.cat(certainty),
-    )
+        bank, queries = (embed(model, self.images.select(rows)) for rows in (self.bank, self.queries))
+        similarity, index = neighbours.top_k(queries.features, bank.features, min(20, len(bank)))
+        guess = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
+        return {"knn": float((guess == queries.labels).float().mean())}
 
 
 def mean_cosine_of_different(directions: Tensor) -> float:

@@ -13,7 +13,7 @@ from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, objective
-from sureclr.models.embed import Embeddings, embed
+from sureclr.models.embed import Embeddings, as_float, embed
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
 from sureclr.training.devices import choose_device
@@ -87,7 +87,7 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
         about = timm.get_pretrained_cfg(config.encoder)
         if about is not None and len(about.mean) == images.images.shape[1]:
             return torch.tensor(about.mean), torch.tensor(about.std)
-    some = images.images[:: max(1, len(images) // STATISTICS_IMAGES)].float() / 255
+    some = as_float(images.images[:: max(1, len(images) // STATISTICS_IMAGES)])
     return some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
 
 
