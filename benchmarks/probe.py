@@ -18,7 +18,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from sureclr.evaluation.linear_probe import STRENGTHS, logistic_regression, standardisation
+from sureclr.evaluation.linear_probe import STRENGTHS
+from sureclr.maths.logistic import logistic_regression, standardisation
 
 Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]
 CLASSES, STRENGTH, TOLERANCE = 10, 1e-4, 1e-6
