@@ -102,9 +102,18 @@ class _Objective:
         spread = (1 - z.softmax(1).square().sum(1)).mean(1, dtype=torch.float64)[:, None, None] / (self.classes - 1)
         spread = spread.clamp_min(1e-12)
         if ((spread / self.spread).log().abs() > log(DRIFT)).any():
-            self.spread = spread
-            eye = torch.eye(len(self.covariance), dtype=torch.float64, device=z.device)
-            self.factor = torch.linalg.cholesky(spread * self.covariance + self.strength * eye)
+            self.spread, self.factor = spread, self._factored(spread)
+
+    def _factored(self, spread: Tensor) -> Tensor:
+        """Where rows are fewer than columns, or columns repeat each other, the rounding of the covariance's product can outweigh a weak
+        penalty and make the estimate indefinite: then it is lifted by as much. That costs time, not exactness."""
+        eye = torch.eye(len(self.covariance), dtype=torch.float64, device=self.x.device)
+        estimate = spread * self.covariance + self.strength * eye
+        factor, failed = torch.linalg.cholesky_ex(estimate)
+        if not failed.any():
+            return factor
+        rounding = 4 * torch.finfo(self.x.dtype).eps * self.covariance.trace()  # the trace is above the largest eigenvalue
+        return torch.linalg.cholesky(estimate + rounding * spread * eye)
 
     def only(self, keep: Tensor) -> "_Objective":
         """The same for some of the strengths; keep: (S,) bool."""

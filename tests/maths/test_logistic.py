@@ -179,6 +179,16 @@ def test_separable_classes_at_a_weak_penalty_converge() -> None:
     assert bool(((x @ fit.weight[0] + fit.bias[0]).argmax(1) == y).all())
 
 
+@pytest.mark.parametrize("repeated", [False, True])
+def test_fewer_rows_than_columns_and_repeated_columns_converge_in_float32(repeated: bool) -> None:
+    """The covariance has no full rank, and its rounding in float32 outweighs a penalty of 1e-6. Witness: float64."""
+    x, y = standardised(400 if repeated else 39, f=32)
+    x = torch.cat([x, x, x, x], 1) if repeated else torch.cat([x, x.square(), x * x.roll(1, 1), x * x.roll(2, 1), x.abs()], 1)
+    x = 5 * (x - x.mean(0)) / x.std(0)
+    fit, exact = logistic_regression(x.float(), y, [1e-6, 1e-3], 1e-6), logistic_regression(x, y, [1e-6, 1e-3], 1e-7)
+    assert bool(fit.converged.all()) and torch.allclose(fit.objective, exact.objective, atol=1e-6)
+
+
 def test_too_few_iterations_are_admitted_and_what_was_reached_is_kept() -> None:
     x, y = standardised(200)
     fit = logistic_regression(x, y, [1e-4], 1e-9, max_iterations=2)
