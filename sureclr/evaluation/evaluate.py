@@ -1,28 +1,62 @@
 """The evaluations by name: each a function of the material that returns one key of results.json."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from sureclr.data.counter_rng import hashed
 from sureclr.evaluation.knn import knn_accuracy
 from sureclr.evaluation.linear_probe import linear_probe
 from sureclr.evaluation.material import Material, labelled_split
 from sureclr.evaluation.ood import ood as ood_of
 from sureclr.evaluation.uncertainty import uncertainty as uncertainty_of
-from sureclr.models.embed import Embeddings
+from sureclr.models.embed import Embeddings, embed_blocks
 
 Result = dict[str, Any]
+BLOCK_NUMBERS = 1 << 28  # outputs of all blocks for all images kept at once: 1 GiB in float32
+LEAST_TRAINING = 1000  # images of a sample, whatever the width
 
 
 def linear(material: Material) -> Result:
-    """Accuracy of a linear probe on the features, with its 95 % interval, beside raw pixels and the untrained encoder."""
+    """Accuracy of a linear probe on the features, with its 95 % interval, beside raw pixels and the untrained encoder.
+
+    `posterior_mean`: the same on u, whose linear read-out is averaged over the posterior (theory 1); on the direction where the loss
+    has no radius (`of` says which). `blocks`: the same on each block of the encoder, averaged over positions.
+    """
     def one(table: Embeddings) -> Result:
         train, test = labelled_split(table, "linear", material.images.name)
-        probe = linear_probe(train.features, train.labels, test.features, test.labels)
-        return {"accuracy": probe.accuracy, "interval": list(probe.interval), "strength": probe.strength,
-                "strengths": [list(pair) for pair in probe.strengths], "converged": probe.converged,
-                "n_train": len(train), "n_test": len(test), "features": train.features.shape[1]}
+        return _probe(train.features, train.labels, test.features, test.labels)
 
-    return _beside_baselines(material, one)
+    result = _beside_baselines(material, one)
+    of, mean = ("direction", material.table.direction) if material.table.radius is None else ("u", material.table.posterior.mean)
+    return {**result, "posterior_mean": {"of": of, **one(replace(material.table, features=mean))}, "blocks": block_probes(material)}
+
+
+def _probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Result:
+    probe = linear_probe(train_x, train_y, test_x, test_y)
+    return {"accuracy": probe.accuracy, "interval": list(probe.interval), "strength": probe.strength,
+            "strengths": [list(pair) for pair in probe.strengths], "converged": probe.converged,
+            "n_train": len(train_x), "n_test": len(test_x), "features": train_x.shape[1]}
+
+
+def block_probes(material: Material) -> list[Result]:
+    """A linear probe on each block of the encoder, in order: where does the class become linear?
+
+    Of many images and wide encoders the training images are a sample, so that all blocks' outputs stay within BLOCK_NUMBERS.
+    """
+    table, model, images = material.table, material.run.model, material.images
+    split = {name: np.flatnonzero((table.split == name) & (table.labels.numpy() >= 0)) for name in ("train", "test")}
+    width = sum(output.shape[1] for output in embed_blocks(model, images.select([0])).values())
+    room = max(BLOCK_NUMBERS // max(width, 1) - len(split["test"]), LEAST_TRAINING)
+    chosen = hashed(torch.from_numpy(split["train"]), 0, 1)[:, 0].argsort()[:room].sort().values.numpy()
+    train, test = split["train"][chosen], split["test"]
+    outputs = embed_blocks(model, images, np.concatenate([train, test]), each_batch=material.each_batch)
+    train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
+    return [{"name": name, **_probe(h[: len(train)], train_y, h[len(train) :], test_y)} for name, h in outputs.items()]
 
 
 def knn(material: Material) -> Result:

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior
+from sureclr.models.encoders import blocks, pooled
 from sureclr.models.simclr import SimCLR
 
 
@@ -134,6 +136,33 @@ def embed(model: SimCLR, images: ImageSet, *, kernel_dimension: float | None = N
         _joined([p.radius for _, p in outputs]), _joined([p.certainty for _, p in outputs]),
         images.labels, images.classes, images.split, images.paths, kernel_dimension,
     )
+
+
+def embed_blocks(model: SimCLR, images: ImageSet, rows: NDArray[np.int64] | None = None, *, batch: int = 512,
+                 each_batch: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Tensor]:
+    """Images, whole, through the encoder alone: block's name -> (n, c) float32 on the CPU, its output averaged over positions.
+
+    Blocks and their average are those of `encoders.blocks` and `encoders.pooled`. One pass; maps are averaged as they come, so the
+    memory is that of one batch and of the answer.
+
+    Args:
+        rows: (n,) of the images, in this order; None for all.
+        each_batch: as in `embed`.
+    """
+    device, index = model.mean.device, torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
+    parts: dict[str, list[Tensor]] = {name: [] for name, _ in blocks(model.encoder)}
+    with evaluating(model), ExitStack() as hooks:
+        for name, block in blocks(model.encoder):
+            hooks.callback(block.register_forward_hook(partial(_keep_pooled, model.encoder, parts[name])).remove)
+        for start in range(0, len(index), batch):
+            model.features(as_float(images.images[index[start : start + batch].to(images.images.device)].to(device)))
+            each_batch(min(start + batch, len(index)), len(index))
+    return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def _keep_pooled(encoder: nn.Module, kept: list[Tensor], block: nn.Module, inputs: Any, output: Any) -> None:
+    """A forward hook."""
+    kept.append(pooled(encoder, output).float().cpu())
 
 
 def _joined(parts: list[Any]) -> Any:

@@ -6,6 +6,7 @@ An encoder maps images (n, c, h, w) to pooled features (n, num_features); it has
 from collections.abc import Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from re import fullmatch
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ STEMS = ("imagenet", "cifar")
 SMALL = "small"
 COMMON = ("small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "convnext_tiny",
           "vit_small_patch16_224")
+STAGE = r"layer\d+|s\d+"  # a stage among the children: ResNet, RegNet
+CONTAINERS = ("stages", "layers", "blocks")  # children that hold the stages or blocks: ConvNeXt, Swin, ViT
 FREE_SIZE: tuple[dict[str, Any], ...] = (  # how families that are built for one size are told to take any
     {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
     {"strict_img_size": False},  # Swin
@@ -105,10 +108,31 @@ def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:
 
 
 def blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The encoder's stages in order, by name (`layer1`, ...): where a hook reads what each of them knows."""
+    """The encoder's blocks in order, by name (`layer1`, `stages.0`, `blocks.11`): where a hook reads what each of them knows.
+
+    Those are the stages of ResNet, ConvNeXt, Swin, RegNet and their kin and the blocks of a ViT; of a family that names none (VGG,
+    DenseNet) the modules where timm takes its feature maps; nothing where timm knows of none.
+    """
+    named = list(_named_blocks(network))
+    maps: Any = getattr(network, "feature_info", None) or []
+    yield from named or [(about["module"], network.get_submodule(about["module"])) for about in maps]
+
+
+def _named_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_children():
-        if name.startswith(("layer", "stages", "blocks")):
+        if fullmatch(STAGE, name):
             yield name, module
+        elif name in CONTAINERS:
+            yield from ((f"{name}.{part}", block) for part, block in module.named_children())
+
+
+def pooled(network: nn.Module, output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """What a block puts out, averaged over all positions: (n, c) from maps (n, c, h, w), or (n, h, w, c) as Swin keeps them, or from
+    tokens (n, t, c), those of patches alone: no class or register token."""
+    maps = output[0] if isinstance(output, tuple) else output
+    if maps.ndim == 4:
+        return maps.mean((1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else (2, 3))
+    return maps[:, cast(int, getattr(network, "num_prefix_tokens", 0)) :].mean(1) if maps.ndim == 3 else maps
 
 
 class Residual(nn.Module):

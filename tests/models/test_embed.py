@@ -9,7 +9,7 @@ import torch
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.models.embed import Embeddings, as_float, embed, evaluating
+from sureclr.models.embed import Embeddings, as_float, embed, embed_blocks, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.training.run import build
 
@@ -109,6 +109,32 @@ def test_progress_counts_images_and_may_stop() -> None:
     with pytest.raises(KeyboardInterrupt):
         embed(made, images(), each_batch=stop)
     assert made.training  # and the mode came back
+
+
+def test_blocks_are_the_encoders_halves_run_one_after_the_other() -> None:
+    """Against the small encoder's own stages called by hand; rows chosen come in their order, whatever the batch."""
+    made, some, rows = model().eval(), images(), np.array([7, 2, 9])
+    found = embed_blocks(made, some, rows, batch=2)
+    x = made.encoder.stem((some.images[rows].float() / 255 - made.mean[:, None, None]) / made.std[:, None, None])
+    for name in ("layer1", "layer2", "layer3"):
+        x = getattr(made.encoder, name)(x)
+        assert torch.allclose(found[name], x.mean((2, 3)), atol=1e-5), name
+        assert found[name].dtype == torch.float32 and not found[name].requires_grad
+    assert list(found) == ["layer1", "layer2", "layer3"]
+    assert torch.allclose(found["layer3"], embed(made, some).features[rows], atol=1e-5)
+
+
+def test_blocks_leave_no_hook_count_images_and_may_be_stopped() -> None:
+    made, seen = model(), []
+    embed_blocks(made, images(), batch=4, each_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_blocks(made.train(), images(), each_batch=stop)
+    assert made.training and not any(module._forward_hooks for module in made.modules())
 
 
 def test_evaluating_leaves_statistics_mode_and_gradients_alone() -> None:

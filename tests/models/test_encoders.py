@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import SmallResNet, blocks, encoder
+from sureclr.models.encoders import SmallResNet, blocks, encoder, pooled
 
 
 def parameters(network: nn.Module) -> int:
@@ -90,10 +90,54 @@ def test_residual_adds_its_input() -> None:
     assert torch.equal(block(x), x)
 
 
-def test_stages_have_names() -> None:
-    assert [name for name, _ in blocks(encoder("small"))] == ["layer1", "layer2", "layer3"]
-    assert [name for name, _ in blocks(encoder("resnet18"))] == ["layer1", "layer2", "layer3", "layer4"]
-    assert [name for name, _ in blocks(encoder("convnext_atto"))] == ["stages"]
+@pytest.mark.parametrize(("name", "names"), [
+    ("small", ["layer1", "layer2", "layer3"]), ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+    ("convnext_atto", [f"stages.{i}" for i in range(4)]), ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+    ("regnetx_002", ["s1", "s2", "s3", "s4"]),
+    ("vgg11", [f"features.{i}" for i in (1, 4, 9, 14, 19, 20)]),  # names no stage: timm's feature maps
+])
+def test_blocks_have_names_in_order(name: str, names: list[str]) -> None:
+    with torch.device("meta"):
+        network = encoder(name)
+    assert [name for name, _ in blocks(network)] == names
+    assert all(network.get_submodule(name) is block for name, block in blocks(network))
+
+
+def test_nothing_is_a_block_where_nobody_names_one() -> None:
+    assert list(blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))) == []
+
+
+def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
+    """A block's output, whatever its layout, is n vectors a position: their plain mean, written out as a loop."""
+    vectors = torch.rand(2, 6, 5)  # 2 images, 6 positions, 5 channels
+    mean = torch.stack([sum(image) / 6 for image in vectors])
+    network = nn.Identity()
+    assert torch.allclose(pooled(network, vectors.mT.unflatten(2, (2, 3))), mean)  # (n, c, h, w)
+    assert torch.allclose(pooled(network, (vectors, torch.rand(1))), mean)  # (n, t, c), the first of several outputs
+    network.output_fmt = "NHWC"
+    assert torch.allclose(pooled(network, vectors.unflatten(1, (2, 3))), mean)
+    network.num_prefix_tokens = 2
+    assert torch.allclose(pooled(network, torch.cat([torch.rand(2, 2, 5), vectors], 1)), mean)
+    assert torch.equal(pooled(network, mean), mean)
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "layer4"), ("small", "layer3")])
+def test_the_last_block_of_a_resnet_pooled_is_its_features(name: str, last: str) -> None:
+    network, seen = encoder(name, channels=1).eval(), {}
+    for block, module in blocks(network):
+        module.register_forward_hook(lambda _, __, output, block=block: seen.update({block: output}))
+    h = network(torch.rand(2, 1, 32, 32))
+    assert list(seen)[-1] == last and torch.allclose(pooled(network, seen[last]), h, atol=1e-6)
+
+
+def test_swin_and_vit_pool_to_their_channels() -> None:
+    """Their layouts are not the convolutions': the number of channels says whether the right axes were averaged."""
+    for name, widths in (("swin_tiny_patch4_window7_224", [96, 192, 384, 768]), ("vit_tiny_patch16_224", [192] * 12)):
+        network, found = encoder(name, channels=1).eval(), []
+        for _, module in blocks(network):
+            module.register_forward_hook(lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape))
+        network(torch.rand(2, 1, 64, 64))
+        assert found == [(2, width) for width in widths]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
