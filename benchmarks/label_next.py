@@ -1,0 +1,143 @@
+"""`python -m benchmarks.label_next RUN`: which labels are worth most? Accuracy of linear probes on frozen features, by budget and strategy.
+
+    python -m benchmarks.label_next RUN [--only STRATEGY ...] [--budgets 10 30 ...] [--seeds 10 11 12] [--threads 1]
+    python -m benchmarks.label_next --table
+
+RUN is a run on Fashion-MNIST. Strategies choose among its 60,000 training images as if none had a label; all 10,000 test images are
+predicted. The seeds are of the choice (pool, ties, k-means), on one run: the spread says nothing of other runs. Seeds 0 to 2 were used
+while `coverage` was shaped, so the table starts at 10.
+
+The probe is the same for all: features standardised over all training images (no label needed), penalty |W|^2 / 2 beside C times the
+*sum* of the labelled images' losses, with scikit-learn's default C = 1, fixed beforehand: for chance's choice (other seeds, judged on
+training images) C = 0.1 is level with it over the five budgets (`--tune`). A class without a label counts as wrong.
+A measured cell is one line of label_next.jsonl and is not measured again.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.study import spread
+from sureclr.data.sources import load as load_source
+from sureclr.errors import UserError
+from sureclr.evaluation.label_next import STRATEGIES, label_next
+from sureclr.maths.logistic import logistic_regression, standardisation
+from sureclr.models.embed import Embeddings
+from sureclr.training.run import load
+
+LINES = Path(__file__).with_suffix(".jsonl")
+SOURCE, BUDGETS = "fashion-mnist", (10, 30, 100, 300, 1000)
+C = 1.0
+TUNED, TUNING_SEEDS = (0.001, 0.01, 0.1, 1.0), (100, 101)
+
+
+def main() -> None:
+    asked = arguments()
+    if asked.table:
+        print(table(finished()))
+        return
+    if asked.run is None:
+        raise UserError(f"name a run on {SOURCE}: sureclr pretrain {SOURCE} --out RUN makes one (or --table prints what is measured).")
+    torch.set_num_threads(asked.threads)
+    seen = embedded(asked.run)
+    about = load(asked.run, "cpu").config
+    if asked.tune:
+        print(tune(seen))
+        return
+    done = {(line["strategy"], line["budget"], line["seed"]) for line in finished()}
+    for cell in ((strategy, budget, seed) for seed in asked.seeds for budget in asked.budgets for strategy in asked.only):
+        if cell not in done:
+            line = {"loss": about.loss, "epochs": about.epochs, **measure(seen, *cell)}
+            with LINES.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(line, flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="benchmarks.label_next", description=__doc__, formatter_class=raw)
+    parser.add_argument("run", nargs="?", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="STRATEGY", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tune", action="store_true", help="accuracy of chance's choice on other training images, by C")
+    parser.add_argument("--table", action="store_true", help="print the table of what is measured, and measure nothing")
+    return parser.parse_args()
+
+
+def embedded(path: Path) -> Embeddings:
+    """The run's own table, made where it is not there yet."""
+    kept = path / "embeddings.parquet"
+    if not kept.exists():
+        run = load(path, "cpu")
+        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(kept)
+    return Embeddings.read(kept)
+
+
+def finished() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+
+
+def measure(seen: Embeddings, strategy: str, budget: int, seed: int) -> dict[str, Any]:
+    """One cell."""
+    start = time.process_time()
+    rows = label_next(seen, np.zeros(len(seen), dtype=bool), budget, strategy, seed).rows
+    seconds = time.process_time() - start
+    accuracy = probe(seen, rows, np.flatnonzero(seen.split == "test"), C)
+    return {"strategy": strategy, "budget": budget, "seed": seed, "accuracy": accuracy,
+            "classes": len(seen.labels[torch.from_numpy(rows)].unique()), "selection_cpu_s": round(seconds, 2)}
+
+
+def probe(seen: Embeddings, labelled: np.ndarray, judged: np.ndarray, c: float) -> float:
+    """Accuracy on the judged rows of logistic regression on the labelled rows."""
+    center, scale = standardisation(seen.features[torch.from_numpy(seen.split == "train")])
+    x, y = (seen.features - center) / scale, seen.labels
+    of, at = torch.from_numpy(labelled), torch.from_numpy(judged)
+    classes, target = y[of].unique(return_inverse=True)
+    if len(classes) == 1:
+        return float((y[at] == classes).double().mean())
+    fit = logistic_regression(x[of], target, [1 / (c * len(of))], tolerance=1e-4)
+    logits: Tensor = x[at].double() @ fit.weight[0] + fit.bias[0]
+    return float((classes[logits.argmax(1)] == y[at]).double().mean())
+
+
+def tune(seen: Embeddings) -> str:
+    """Chance's choice, by C: mean accuracy on 5,000 training images of which none was chosen."""
+    train = np.random.default_rng(0).permutation(np.flatnonzero(seen.split == "train"))
+    judged, rest = train[:5000], train[5000:]
+    rows = ["| C | " + " | ".join(map(str, BUDGETS)) + " |", "| --- " * (len(BUDGETS) + 1) + "|"]
+    for c in TUNED:
+        drawn = [[np.random.default_rng(seed).choice(rest, budget, replace=False) for seed in TUNING_SEEDS] for budget in BUDGETS]
+        rows.append(f"| {c:g} | " + " | ".join(f"{mean(probe(seen, some, judged, c) for some in seeds):.3f}" for seeds in drawn) + " |")
+    return "\n".join(rows)
+
+
+def table(lines: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean ± standard deviation over seeds; the classes found at the smallest budget; CPU seconds of the largest."""
+    budgets = sorted({line["budget"] for line in lines})
+    heads = ["", *(f"{budget:,}" for budget in budgets), "classes at least", "CPU s at most"]
+    rows = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    for name in (name for name in STRATEGIES if name in Counter(line["strategy"] for line in lines)):
+        mine = [line for line in lines if line["strategy"] == name]
+        cells = [spread([line["accuracy"] for line in mine if line["budget"] == budget]) for budget in budgets]
+        rows.append(f"| {name} | " + " | ".join(cells) + f" | {min(line['classes'] for line in mine)} | "
+                    f"{max(line['selection_cpu_s'] for line in mine):.1f} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
