@@ -5,7 +5,7 @@
 
 RUN is a run on Fashion-MNIST. Strategies choose among its 60,000 training images as if none had a label; all 10,000 test images are
 predicted. The seeds are of the choice (pool, ties, k-means), on one run: the spread says nothing of other runs. Seeds 0 to 2 were used
-while `coverage` was shaped, so the table starts at 10.
+while the coverage by evidence was shaped, so the table starts at 10.
 
 The probe is the same for all: features standardised over all training images (no label needed), penalty |W|^2 / 2 beside C times the
 *sum* of the labelled images' losses, with scikit-learn's default C = 1, fixed beforehand: for chance's choice (other seeds, judged on

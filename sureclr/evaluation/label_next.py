@@ -20,7 +20,7 @@ from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
 from sureclr.maths.coverage import greedy_cover
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import evidence_matrix
+from sureclr.maths.sphere import Posterior, evidence_matrix
 from sureclr.models.embed import Embeddings
 
 DEFAULT = "typical"
@@ -235,29 +235,25 @@ def k_center(pool: Pool, budget: int) -> Choice:
     return Choice(np.array(rows), reasons)
 
 
-def coverage(pool: Pool, budget: int) -> Choice:
-    """Ours: greedily, the highest mean expected cosine of an image's latent to that of its nearest label.
-
-    E[z.z' | x, x'] = u.u' for two images (theory 1: the embedding is the posterior mean), so this is facility location,
-    sum_i max(0, max_{j labelled} u_i.u_j), over posteriors: an unsure image stands for few others, and few others for it.
-    """
-    return _covering(pool, budget, "raises the mean expected cosine to the nearest label by {:.2g}",
-                     lambda some, others: some.posterior.mean @ others.posterior.mean.T)
-
-
-def coverage_equal(pool: Pool, budget: int) -> Choice:
-    """`coverage` with every radius alike, cosines of directions: what remains of it without certainty."""
-    return _covering(pool, budget, "raises the mean cosine of the direction to the nearest label's by {:.2g}",
-                     lambda some, others: some.direction @ others.direction.T)
-
-
 def evidence(pool: Pool, budget: int) -> Choice:
-    """Ours: greedily, the most evidence s(u, u') (theory 2) that an image shows the same as one that is labelled, in nats.
+    """Ours: greedily, the most evidence s(u, u') that an image shows the same as one that is labelled, in nats (theory 2).
 
-    An image for which none speaks counts 0, as s(0, u') = 0 does. The kernel's dimension is the run's.
+    Maximised is sum_i max(0, max_{j labelled} s(u_i, u_j)): an image for which no label speaks counts 0, as s(0, u') = 0 does. Unsure
+    images stand for few others, and few others for them. The kernel's dimension is the run's.
     """
+    return _by_evidence(pool, budget, lambda table: table.posterior)
+
+
+def evidence_equal(pool: Pool, budget: int) -> Choice:
+    """`evidence` with every radius at the pool's mean: what remains of it without certainty."""
+    assert pool.candidates.radius is not None  # _check
+    mean = pool.candidates.radius.mean()
+    return _by_evidence(pool, budget, lambda table: Posterior(table.direction, mean.expand(len(table))))
+
+
+def _by_evidence(pool: Pool, budget: int, posterior: Callable[[Embeddings], Posterior]) -> Choice:
     return _covering(pool, budget, "adds {:.2g} nats of evidence an image",
-                     lambda some, others: evidence_matrix(some.posterior, others.posterior, pool.candidates.kernel_dimension))
+                     lambda some, others: evidence_matrix(posterior(some), posterior(others), pool.candidates.kernel_dimension))
 
 
 def facility(pool: Pool, budget: int) -> Choice:
@@ -305,8 +301,8 @@ def _parts(table: Embeddings, rows: int = 1024) -> Iterator[Embeddings]:
 
 STRATEGIES: dict[str, Callable[[Pool, int], Choice]] = {
     "random": random, "typical": typical, "k-means": k_means, "k-center": k_center, "certain": certain, "uncertain": uncertain,
-    "certain-typical": certain_typical, "coverage": coverage, "coverage-equal": coverage_equal, "evidence": evidence,
+    "certain-typical": certain_typical, "evidence": evidence, "evidence-equal": evidence_equal,
     "facility": facility, "ball": ball,
 }
 NEED_CERTAINTY = ("certain", "uncertain", "certain-typical")
-NEED_RADIUS = ("coverage", "evidence")
+NEED_RADIUS = ("evidence", "evidence-equal")

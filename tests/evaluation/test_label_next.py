@@ -11,7 +11,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import label_next as module
 from sureclr.evaluation.label_next import STRATEGIES, label_next, labelled_already, typicality
-from sureclr.maths.sphere import evidence_matrix
+from sureclr.maths.sphere import Posterior, evidence_matrix
 from sureclr.models.embed import Embeddings
 
 CENTRES = torch.eye(6)[:4]
@@ -66,7 +66,7 @@ def test_the_largest_cluster_comes_first_and_one_with_a_label_last(strategy: str
     assert cluster(choose(strategy, 2, 0, labelled)) == [2, 3]
 
 
-@pytest.mark.parametrize("strategy", ["k-center", "facility", "coverage", "coverage-equal", "evidence"])
+@pytest.mark.parametrize("strategy", ["k-center", "facility", "evidence", "evidence-equal"])
 def test_what_is_labelled_already_need_not_be_covered(strategy: str) -> None:
     labelled = NONE.copy()
     labelled[[5, 45]] = True  # one of cluster 0 and one of cluster 1
@@ -100,13 +100,14 @@ def test_k_center_is_the_farthest_point_each_time() -> None:
         assert float(nearest[rows[i]]) == pytest.approx(float(nearest.min()), abs=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["facility", "coverage", "coverage-equal", "evidence"])
+@pytest.mark.parametrize("strategy", ["facility", "evidence", "evidence-equal"])
 def test_coverage_raises_its_mean_above_any_choice_by_chance(strategy: str) -> None:
     """The sums written out; chance has 50 tries."""
     table = world().select(np.arange(N))
-    unit, u = normalize(table.features, dim=1), table.radius[:, None] * table.direction
-    near = {"facility": unit @ unit.T, "coverage": u @ u.T, "coverage-equal": table.direction @ table.direction.T,
-            "evidence": evidence_matrix(table.posterior, table.posterior, 6.0)}[strategy]
+    equal = Posterior(table.direction, torch.full((N,), float(table.radius.mean())))
+    near = {"facility": table.direction @ table.direction.T,  # this world's directions are its features'
+            "evidence": evidence_matrix(table.posterior, table.posterior, 6.0),
+            "evidence-equal": evidence_matrix(equal, equal, 6.0)}[strategy]
 
     def served(rows: np.ndarray) -> float:
         return float(near[rows].amax(0).clamp_min(0).mean())
@@ -117,19 +118,15 @@ def test_coverage_raises_its_mean_above_any_choice_by_chance(strategy: str) -> N
     assert sum(told) == pytest.approx(served(found.rows), rel=0.02)
 
 
-@pytest.mark.parametrize("strategy", ["coverage", "evidence"])
-def test_an_unsure_image_stands_for_few(strategy: str) -> None:
-    """The same directions, and of every second image nothing is known: none of those is taken."""
+def test_an_unsure_image_stands_for_few() -> None:
+    """The same directions, and of every second image nothing is known: none of those is taken, unless certainty is left out."""
     table, unsure = world(), torch.arange(N + 5) % 2 == 0
     table.radius[unsure], table.radius[~unsure] = 0.01, 0.9
-    assert not unsure[torch.from_numpy(label_next(table, NONE, 10, strategy).rows)].any()
-    assert unsure[torch.from_numpy(label_next(table, NONE, 10, "coverage-equal").rows)].any()
-
-
-def test_with_equal_radii_coverage_is_coverage_equal() -> None:
-    table = world()
-    table.radius[:] = 0.7
-    assert label_next(table, NONE, 10, "coverage").rows.tolist() == choose("coverage-equal", 10).tolist()
+    assert not unsure[torch.from_numpy(label_next(table, NONE, 10, "evidence").rows)].any()
+    equal = label_next(table, NONE, 10, "evidence-equal").rows
+    assert unsure[torch.from_numpy(equal)].any()
+    table.radius[:] = 0.455
+    assert label_next(table, NONE, 10, "evidence").rows.tolist() == equal.tolist()
 
 
 def test_the_first_ball_is_the_fullest_of_those_that_hold_a_kth_on_average() -> None:
@@ -148,7 +145,7 @@ def test_large_sets_are_looked_at_in_a_sample(monkeypatch: pytest.MonkeyPatch) -
     choose("random", 4), choose("random", 40)
     assert seen == [20, 80]
     monkeypatch.setattr(module, "WITNESSES", 10)
-    assert len(set(choose("coverage", 12).tolist())) == 12
+    assert len(set(choose("evidence", 12).tolist())) == 12
 
 
 def test_equal_images_do_not_break_any_strategy() -> None:
@@ -169,7 +166,7 @@ def test_one_image_is_chosen_if_there_is_one(strategy: str) -> None:
     ("sure", "typicle", 3, ["unknown strategy 'typicle'", "did you mean typical"]),
     ("sure", "typical", 0, ["1 or more, not 0"]),
     ("sure", "typical", 101, ["101 labels", "the 100 training images"]),
-    ("tau", "coverage", 3, ["coverage needs the radius", "--loss sure"]),
+    ("tau", "evidence", 3, ["evidence needs the radius", "--loss sure"]),
     ("nt-xent", "certain", 3, ["certain needs the certainty", "--strategy"]),
 ])
 def test_bad_input_is_one_sentence(loss: str, strategy: str, budget: int, words: list[str]) -> None:
