@@ -1,0 +1,103 @@
+"""linear, knn, uncertainty, evaluate: numbers of a trained run, and how they are told in a few words."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from sureclr.cli.shared import Data, Device, Json, Opened, Root, Run_, answer, app
+from sureclr.errors import UserError
+
+
+@app.command
+def linear(run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False) -> None:
+    """Linear evaluation: L-BFGS on frozen features, strength chosen on a split of the training set, the test set touched once."""
+    evaluate_one("linear", run, data, device, root, json, f"sureclr evaluate {run}")
+
+
+@app.command
+def knn(run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False) -> None:
+    """k-nearest-neighbour evaluation of the frozen features."""
+    evaluate_one("knn", run, data, device, root, json, f"sureclr linear {run}")
+
+
+@app.command
+def uncertainty(
+    run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False,
+    human: Annotated[Path | None, Parameter(help="CIFAR-10H's probabilities (.npy, 10,000 x 10), for a CIFAR-10 run.")] = None,
+) -> None:
+    """How sure the model is of each image, and whether it is right: against crops, blur, noise, occlusion, other data, and plain rivals."""
+    with Opened(run, data, device, root, human) as opened:
+        found = {name: opened.result(name, again=True) for name in ("uncertainty", "ood")}
+    text = "\n".join(summary(name, result) for name, result in found.items())
+    answer(json, found, f"{text}\nmore in {run / 'results.json'}", f"sureclr evaluate {run}")
+
+
+@app.command
+def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: Root = None, json: Json = False) -> None:
+    """Run every evaluation that results.json lacks."""
+    from sureclr.evaluation.evaluate import EVALUATIONS
+
+    with Opened(run, data, device, root) as opened:
+        results: dict[str, Any] = {}
+        opened.material()  # data that cannot be read is told once
+        for name in EVALUATIONS:
+            try:
+                results[name] = opened.result(name, again=False)
+            except UserError as error:  # what an unlabelled set cannot have is said, the rest is done
+                print(f"{name} left out: {error}", file=sys.stderr)
+    if not results:
+        raise UserError(f"nothing could be evaluated on {run}; the lines above say why.")
+    text = "\n".join(summary(name, result) for name, result in results.items())
+    answer(json, results, f"{text}\nin {run / 'results.json'}", f"sureclr linear {run} --data OTHER  (transfer)")
+
+
+def evaluate_one(name: str, run: Path, data: str | None, device: str, root: Path | None, as_json: bool, following: str) -> None:
+    with Opened(run, data, device, root) as opened:
+        result = opened.result(name, again=True)
+    answer(as_json, result, summary(name, result), following)
+
+
+def summary(name: str, result: dict[str, Any]) -> str:
+    """A result in a few words for people."""
+    return {"uncertainty": _uncertainty, "ood": _ood}.get(name, _accuracy)(name, result)
+
+
+def _accuracy(name: str, result: dict[str, Any]) -> str:
+    low, high = result["interval"]
+    baselines = result["baselines"]
+    rows = [f"{name:7s} accuracy {result['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f}, {result['n_test']:,} test images)  "
+            f"raw pixels {baselines['raw_pixels']:.4f}  untrained encoder {baselines['untrained']:.4f}"]
+    if mean := result.get("posterior_mean"):
+        what = "posterior mean u" if mean["of"] == "u" else "direction (this loss has no radius)"
+        rows.append(f"  of the {what}, {mean['features']} numbers: {mean['accuracy']:.4f}")
+    if blocks := result.get("blocks"):
+        told = "  ".join(f"{block['name']} {block['accuracy']:.4f}" for block in blocks)
+        rows.append(f"  where it becomes linear, block by block (averaged over positions): {told}")
+    return "\n".join(rows)
+
+
+def _uncertainty(name: str, result: dict[str, Any]) -> str:
+    """A row a score, the learned certainty first: R-AUROC on whole and cropped images, and how often a crop looks less certain."""
+    crop = result["corruptions"]["crop"]["random"]
+    rows = ["uncertainty (1 ranks perfectly, 0.5 knows nothing)     nearest image has the class: whole / crops    crop less certain"]
+    for score in result["scores"]:
+        whole, cropped = (_number(part.get("r_auroc", {}).get(score)) for part in (result["clean"], crop))
+        rows.append(f"  {score:24s}{whole:>42s} / {cropped}{_number(crop['less_certain'][score]):>21s}")
+    if calibration := result.get("calibration"):
+        rows.append(f"  radius against observed cosine of two views: off by {calibration['raw']['error']:.3f} on average")
+    return "\n".join(rows + [f"  no {what}: {why}" for what, why in result["skipped"].items()])
+
+
+def _ood(name: str, result: dict[str, Any]) -> str:
+    """A row a kind of foreign images, a column a score."""
+    told = {kind: found["auroc"] for kind, found in result.items() if "auroc" in found}
+    scores = list(next(iter(told.values()), {}))
+    rows = ["told from foreign images (AUROC)" + "".join(f"{score:>22s}" for score in scores)]
+    rows += [f"  {kind:30s}" + "".join(f"{_number(found[score]):>22s}" for score in scores) for kind, found in told.items()]
+    return "\n".join(rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
