@@ -61,7 +61,11 @@ def evaluate_one(name: str, run: Path, data: str | None, device: str, root: Path
 
 def summary(name: str, result: dict[str, Any]) -> str:
     """A result in a few words for people."""
-    return {"uncertainty": _uncertainty, "ood": _ood}.get(name, _accuracy)(name, result)
+    if "skipped" in result and isinstance(result["skipped"], str):
+        return f"{name} left out: {result['skipped']}"
+    tell = {"uncertainty": _uncertainty, "ood": _ood, "learning": _learning, "geometry": _geometry, "sensitivity": _sensitivity,
+            "explanation": _explanation}
+    return tell.get(name, _accuracy)(name, result)
 
 
 def _accuracy(name: str, result: dict[str, Any]) -> str:
@@ -97,6 +101,41 @@ def _ood(name: str, result: dict[str, Any]) -> str:
     rows = ["told from foreign images (AUROC)" + "".join(f"{score:>22s}" for score in scores)]
     rows += [f"  {kind:30s}" + "".join(f"{_number(found[score]):>22s}" for score in scores) for kind, found in told.items()]
     return "\n".join(rows)
+
+
+def _learning(name: str, result: dict[str, Any]) -> str:
+    rank, spread = result["effective_rank"], result["gradient"]["effective_negatives"]
+    return (f"learning, {len(result['epochs'])} snapshots, first to last: effective rank {_number(rank[0])} to {_number(rank[-1])}, "
+            f"negatives that carry the gradient {spread[0]:.0f} to {spread[-1]:.0f} of {2 * result['images'] - 2}")
+
+
+def _geometry(name: str, result: dict[str, Any]) -> str:
+    purity = result["clusters"]["purity"]
+    told = "" if purity is None else f", purity {purity:.3f} (one cluster of all: {result['clusters']['purity_of_one_cluster']:.3f})"
+    return (f"geometry: the first {len(result['explained'])} directions hold {sum(result['explained']):.0%} of the variance; "
+            f"{result['clusters']['k']} clusters{told}; map of {result['map_rows']:,} images")
+
+
+def _sensitivity(name: str, result: dict[str, Any]) -> str:
+    """A row a transformation, at the strength that moves the direction most."""
+    rows = [f"sensitivity (cosine to the image unchanged; different images {result['reference']['different_images']:.3f})"
+            "   direction   change of certainty (deviations)"]
+    for found in result["transformations"].values():
+        if "skipped" in found:
+            rows.append(f"  {found['label']:20s} left out: {found['skipped']}")
+            continue
+        at = min(range(len(found["direction"])), key=found["direction"].__getitem__)
+        change = _number(found["certainty"] and found["certainty"][at])
+        what = f"{found['label']:20s} at {found['strengths'][at]:<6g} {found['unit']:32s}"
+        rows.append(f"  {what}{found['direction'][at]:8.3f}   {change:>9s}")
+    return "\n".join(rows)
+
+
+def _explanation(name: str, result: dict[str, Any]) -> str:
+    sanity = result["sanity"]
+    return (f"explanation of the {result['score']} by occlusion, {sanity['n']} images: rank correlation with randomised weights "
+            f"{_number(sanity['rank_correlation_randomised'])}, repeated on a shifted grid {_number(sanity['rank_correlation_repeat'])}: "
+            + ("the maps tell of what was learned" if sanity["passed"] else "the maps do not pass the check, do not trust them"))
 
 
 def _number(value: float | None) -> str:

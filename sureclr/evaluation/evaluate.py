@@ -9,12 +9,17 @@ import torch
 from torch import Tensor
 
 from sureclr.data.counter_rng import hashed
+from sureclr.errors import UserError
+from sureclr.evaluation import geometry as geometry_of
 from sureclr.evaluation.knn import knn_accuracy
+from sureclr.evaluation.learning import learning as learning_of
 from sureclr.evaluation.linear_probe import linear_probe
 from sureclr.evaluation.material import Material, labelled_split
 from sureclr.evaluation.ood import ood as ood_of
+from sureclr.evaluation.sensitivity import sensitivity as sensitivity_of
 from sureclr.evaluation.uncertainty import uncertainty as uncertainty_of
 from sureclr.models.embed import Embeddings, embed_blocks
+from sureclr.training.run import Run
 
 Result = dict[str, Any]
 BLOCK_NUMBERS = 1 << 28  # outputs of all blocks for all images kept at once: 1 GiB in float32
@@ -87,4 +92,37 @@ def ood(material: Material) -> Result:
                   reference=material.reference, each=material.each_batch)
 
 
-EVALUATIONS: dict[str, Callable[[Material], Result]] = {"knn": knn, "linear": linear, "uncertainty": uncertainty, "ood": ood}
+def learning(material: Material) -> Result:
+    """How it learned: see learning.py."""
+    _own(material, "learning")
+    return learning_of(material.run.directory.snapshots, material.images, temperature_of(material.run), material.each_batch)
+
+
+def geometry(material: Material) -> Result:
+    """What it sees, with the map of the images in map.parquet: see geometry.py."""
+    _own(material, "geometry")
+    result, columns = geometry_of.geometry(material.table, each=material.each_batch)
+    geometry_of.save_map(material.run.path / "map.parquet", columns)
+    return result
+
+
+def sensitivity(material: Material) -> Result:
+    """What it ignores: see sensitivity.py."""
+    return sensitivity_of(lambda some: material.run.embed(some, material.each_batch), material.images, material.run.config.views)
+
+
+def temperature_of(run: Run) -> float:
+    """tau of the run's loss; SimCLR's usual 0.2 where the loss has none."""
+    return float(getattr(run.objective, "temperature", 0.2))
+
+
+def _own(material: Material, what: str) -> None:
+    """Results that name rows of embeddings.parquet are of the run's own images only."""
+    if material.images.name != material.run.source:
+        raise UserError(f"{what} is told of the images that the run was trained on ({material.run.source}), "
+                        f"not of {material.images.name}; leave out --data.")
+
+
+EVALUATIONS: dict[str, Callable[[Material], Result]] = {
+    "knn": knn, "linear": linear, "uncertainty": uncertainty, "ood": ood, "learning": learning, "geometry": geometry,
+    "sensitivity": sensitivity}

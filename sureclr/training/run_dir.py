@@ -22,7 +22,7 @@ from sureclr.errors import UserError
 
 KEPT_CHECKPOINTS = 2
 OURS = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "snapshots", "encoder.safetensors",
-        "embeddings.parquet", "results.json", "report.html", "lock", "track")
+        "embeddings.parquet", "map.parquet", "results.json", "report.html", "lock", "track")
 
 
 def default_name(source: str, loss: str, encoder: str, now: datetime) -> Path:
