@@ -11,6 +11,7 @@ from torch import Tensor
 from sureclr.data.counter_rng import hashed
 from sureclr.errors import UserError
 from sureclr.evaluation import geometry as geometry_of
+from sureclr.evaluation.explain import explanation as explanation_of
 from sureclr.evaluation.knn import knn_accuracy
 from sureclr.evaluation.learning import learning as learning_of
 from sureclr.evaluation.linear_probe import linear_probe
@@ -111,6 +112,12 @@ def sensitivity(material: Material) -> Result:
     return sensitivity_of(lambda some: material.run.embed(some, material.each_batch), material.images, material.run.config.views)
 
 
+def explanation(material: Material) -> Result:
+    """Why it is unsure: see explain.py."""
+    _own(material, "an explanation")
+    return explanation_of(material.run, material.images, material.table, material.each_batch)
+
+
 def temperature_of(run: Run) -> float:
     """tau of the run's loss; SimCLR's usual 0.2 where the loss has none."""
     return float(getattr(run.objective, "temperature", 0.2))
@@ -125,4 +132,4 @@ def _own(material: Material, what: str) -> None:
 
 EVALUATIONS: dict[str, Callable[[Material], Result]] = {
     "knn": knn, "linear": linear, "uncertainty": uncertainty, "ood": ood, "learning": learning, "geometry": geometry,
-    "sensitivity": sensitivity}
+    "sensitivity": sensitivity, "explanation": explanation}
