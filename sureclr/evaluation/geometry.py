@@ -151,8 +151,8 @@ def clustering(cluster: Tensor, labels: Tensor) -> Result:
         return result
     together = torch.zeros(len(sizes), int(labels.max()) + 1, dtype=torch.int64)
     together.index_put_((cluster[known], labels[known]), torch.tensor(1), accumulate=True)
-    return {**result, "purity": float(together.amax(1).sum() / known.sum()),
-            "purity_of_one_cluster": float(together.sum(0).max() / known.sum())}
+    return {**result, "purity": int(together.amax(1).sum()) / int(known.sum()),
+            "purity_of_one_cluster": int(together.sum(0).max()) / int(known.sum())}
 
 
 def umap(features: Tensor, seed: int) -> tuple[Tensor | None, str | None]:
