@@ -134,7 +134,7 @@ def _sensitivity(name: str, result: dict[str, Any]) -> str:
 def _explanation(name: str, result: dict[str, Any]) -> str:
     sanity = result["sanity"]
     return (f"explanation of the {result['score']} by occlusion, {sanity['n']} images: rank correlation with randomised weights "
-            f"{_number(sanity['rank_correlation_randomised'])}, repeated on a shifted grid {_number(sanity['rank_correlation_repeat'])}: "
+            f"{_number(sanity['rank_correlation_randomised'])}, repeated with another fill {_number(sanity['rank_correlation_repeat'])}: "
             + ("the maps tell of what was learned" if sanity["passed"] else "the maps do not pass the check, do not trust them"))
 
 
