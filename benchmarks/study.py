@@ -54,6 +54,11 @@ OTHERS: dict[str, dict[str, Any]] = {
     "tau-0.1": {"temperature": 0.1},
     "tau-0.5": {"temperature": 0.5},
     "dcl": {"loss": "dcl"},
+    # Without the blur, as Chen et al. train on CIFAR: blur also hides how far a crop was enlarged.
+    "no-blur": {"views": {"blur_p": 0.0}},
+    "no-blur, nt-xent": {"views": {"blur_p": 0.0}, "loss": "nt-xent"},
+    "no-blur, weight-3": {"views": {"blur_p": 0.0}, "certainty_weight": 3.0},
+    "no-blur, weight-8": {"views": {"blur_p": 0.0}, "certainty_weight": 8.0},
 }
 CONFIGURATIONS = DECIDING | OTHERS
 
@@ -114,7 +119,8 @@ def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     """The source's recipe at the study's budget, with what this name changes."""
     base = replace(recipe(source), epochs=EPOCHS[source], warmup_epochs=WARMUP_EPOCHS[source], seed=seed,
                    monitor_every=0, snapshot_every=0, checkpoint_every=0)
-    return replace(base, **CONFIGURATIONS[name])
+    changed = CONFIGURATIONS[name]
+    return replace(base, **{**changed, "views": replace(base.views, **changed.get("views", {}))})
 
 
 def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
