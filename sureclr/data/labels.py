@@ -148,7 +148,7 @@ def read_labels(file: Path, images: ImageSet) -> Labelled:
     places = {path: row for row, path in enumerate(images.paths)}
     numbers = {name: k for k, name in enumerate(images.classes)}
     seen: dict[int, tuple[int, str]] = {}  # row -> line, label
-    for line, path, label in _lines(file):
+    for line, path, label in label_lines(file):
         row = _row(images, places, path, f"{file}, line {line}")
         if label not in numbers:
             raise UserError(f"{file}, line {line}: {unknown('class', label, images.classes)}")
@@ -166,7 +166,8 @@ def read_labels(file: Path, images: ImageSet) -> Labelled:
 
 def _row(images: ImageSet, places: dict[str, int], path: str, where: str) -> int:
     if path not in places:
-        raise UserError(f"{where}: {images.name} has no image {path!r}; its training images are called like {_example(images).split(',')[0]}.")
+        called = _example(images).split(",")[0]
+        raise UserError(f"{where}: {images.name} has no image {path!r}; its training images are called like {called}.")
     if images.split[places[path]] == "test":
         raise UserError(f"{where}: {path} is a test image, and training on it would make the accuracy worthless; delete the line.")
     return places[path]
@@ -184,7 +185,7 @@ def _example(images: ImageSet) -> str:
     return f"{images.paths[row]},{images.classes[max(0, int(images.labels[row]))]}"
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str, str]]:
+def label_lines(file: Path) -> Iterator[tuple[int, str, str]]:
     """(line number, path, label) of every line that is not empty."""
     reader = csv.reader(_text(file).splitlines())
     try:

@@ -104,10 +104,10 @@ def labelled_already(images: ImageSet, file: Path | None) -> tuple[NDArray[np.bo
 
 def read_labelled_rows(file: Path, images: ImageSet) -> list[int]:
     """The images of a label file, once each."""
-    from sureclr.data.labels import _lines
+    from sureclr.data.labels import label_lines
 
     places = {path: row for row, path in enumerate(images.paths)}
-    found = {places.get(path, -1): f"{file}, line {line}: {path}" for line, path, _ in _lines(file)}
+    found = {places.get(path, -1): f"{file}, line {line}: {path}" for line, path, _ in label_lines(file)}
     if -1 in found:
         example = images.paths[int(np.flatnonzero(images.split != "test")[0])]
         raise UserError(f"{found[-1]} is no image of {images.name}; its training images are called like {example}.")

@@ -15,7 +15,7 @@ class FinetuneConfig:
 
     labels: str | None = None
     """A share of the labelled training images (10%), a count (500), or a CSV file path,label; default: 10%, of a fold 100%."""
-    fold: int | None | Literal["all"] = None
+    fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.typed tries them in this order)
     """Choose among the images of this fold of the data set's own (stl10: 0 to 9); all: one fold a seed, as many as there are."""
     seeds: int = 5
     """Repetitions, seeds 0, 1, ...: of the choice of labels, the split, the order, the crops and the weights of the scratch encoder."""
