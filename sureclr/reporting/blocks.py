@@ -20,6 +20,7 @@ class Figure:
     caption: str
     charts: Sequence[tuple[str, Chart]]  # a small heading (or "") and the chart
     legend: Markup = Markup("")
+    half: bool = False  # two stand beside each other
     kind: str = "figure"
 
 

@@ -8,7 +8,8 @@ from sureclr.reporting.charts import Axis, Chart, Row, Series, dots, heat, legen
 from sureclr.reporting.numbers import Numbers
 from sureclr.reporting.pictures import uri
 
-SHOWN = 16  # images at each end of the certainty
+KEY = legend([("makes it surer", 0), ("makes it less sure", 1)], boxes=True)
+SHOWN = 14  # images at each end of the certainty
 SCORES = {"certainty": ("certainty (learned)", 0), "neighbour_similarity": ("nearest-neighbour similarity", 1), "feature_norm": ("feature norm", 2),
           "negative_entropy": ("negative entropy of a probe (needs labels)", 3), "match_similarity": ("similarity of the match", 4),
           "match_evidence": ("evidence for the match", 5)}
@@ -81,13 +82,13 @@ def _corruptions(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
 def _mean(name: str, one: dict[str, Any]) -> Chart:
     x = [level["strength"] for level in one["levels"]]
     return lines(f"Mean certainty against {name}", [Series("mean certainty", x, [level["mean"].get("certainty") for level in one["levels"]])],
-                 Axis(one["unit"], min(x), max(x)), Axis("mean certainty"), width=260, height=190)
+                 Axis(one["unit"], min(x), max(x)), Axis("mean certainty"))
 
 
 def _levels(title: str, one: dict[str, Any], scores: Sequence[str], what: str, unit: str, low: float, high: float) -> Chart:
     x = [level["strength"] for level in one["levels"]]
     series = [Series(style(s)[0], x, [level[what].get(s) for level in one["levels"]], style(s)[1]) for s in scores]
-    return lines(title, series, Axis(one["unit"], min(x), max(x)), Axis(unit, low, high), marks=[(0.5, "")], width=260, height=190)
+    return lines(title, series, Axis(one["unit"], min(x), max(x)), Axis(unit, low, high), marks=[(0.5, "")])
 
 
 def _abstaining(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
@@ -97,9 +98,9 @@ def _abstaining(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
     for name, one in found["selective"].items():
         series = [Series(style(s)[0], one["coverage"], one["risk"][s], style(s)[1], markers=False) for s in scores if s in one["risk"]]
         charts.append((f"{name} classifier", lines(f"Risk against coverage, {name}", series, Axis("share of images answered", 0, 1), Axis("error rate", 0),
-                                                   marks=[(one["error"], "answers all")], width=360)))
+                                                   marks=[(one["error"], "answers all")], width=330, height=210)))
         table.append(_row(name, one["aurc"] and {s: one["aurc"].get(s) for s in scores}))
-    charts.append(("area under the curve, lower is better", dots("Area under the risk-coverage curve", table, Axis("mean error", 0), width=400)))
+    charts.append(("area under the curve, lower is better", dots("Area under the risk-coverage curve", table, Axis("mean error", 0), width=330, left=62)))
     return [Figure("uncertainty.selective", "If it may decline to answer", "Error among the images of which a score is surest, from few to all: the lower and the flatter a curve, "
                    "the better the score knows where the classifier fails.", charts, scores_legend(scores))]
 
@@ -173,10 +174,11 @@ def _unsure(run: Numbers, found: dict[str, Any]) -> list[Block]:
     return [*_sanity(found), *_maps_of_certainty(run, found), *_maps_of_evidence(run, found)]
 
 
-def _heat(run: Numbers, row: int, title: str, values: Sequence[Sequence[float | None]]) -> Chart:
-    image = uri(run.images, row) if run.images is not None else ""
-    size = (int(run.images.images.shape[2]), int(run.images.images.shape[3])) if run.images is not None else (96, 96)
-    return heat(title, image, size, values)
+def _heat(run: Numbers, title: str, rows: Sequence[int], maps: Sequence[Sequence[Sequence[float | None]]]) -> Chart:
+    said = " and ".join(picture(run, row).alt for row in rows)
+    crisp = run.images is not None and max(run.images.images.shape[2:]) <= 40
+    uris = [uri(run.images, row) if run.images is not None else "" for row in rows]
+    return heat(title, list(zip(uris, maps, strict=True)), crisp, text=said)
 
 
 def _sanity(found: dict[str, Any]) -> list[Block]:
@@ -185,24 +187,26 @@ def _sanity(found: dict[str, Any]) -> list[Block]:
         return []
     verdict = "passes" if check.get("passed") else "does not pass: do not trust the maps below"
     text = (f"Sanity check over {told(check.get('n'))} images: {verdict}. Maps of the same network with random weights correlate with these by "
-            f"{told(check.get('rank_correlation_randomised'))} (should be near 0), maps made a second time by {told(check.get('rank_correlation_repeat'))} (should be near 1).")
+            f"{told(check.get('rank_correlation_randomised'))} (should be near 0), maps made with another filling of the patch by "
+            f"{told(check.get('rank_correlation_repeat'))} (should be near 1).")
     if not (removal := check.get("deletion")):
         return [Note(text)]
     chart = lines("Covering patches", [Series("in the order of the map", removal["shares"], removal["by_map"], 0), Series("in random order", removal["shares"], removal["at_random"], 2)],
-                  Axis("share of the image covered", 0), Axis(f"mean {found['score']}"))
+                  Axis("share of the image covered", 0), Axis(f"mean {found['score']}"), width=420, height=210)
     return [Figure("explanation.sanity", "Can these maps be trusted?", text + " If the maps are right, covering the patches that they name lowers the score faster than covering random ones.",
                    [("", chart)], legend([("in the order of the map", 0), ("in random order", 2)]))]
 
 
 def _maps_of_certainty(run: Numbers, found: dict[str, Any]) -> list[Block]:
-    charts = [(f"{found['score']} {told(one['value'])}", _heat(run, one["row"], f"What makes row {one['row']} sure", one["map"])) for one in found["certainty"]]
-    return [Figure("explanation.certainty", "Which parts make it sure", f"Each patch ({told(found['patch'])} px) is covered in turn: where it is blue the patch makes the model surer, where orange less sure; "
-                   "colours are scaled to each image’s own largest change.", charts, legend([("makes it surer", 0), ("makes it less sure", 1)], boxes=True))] if charts else []
+    charts = [(f"{found['score']} {told(one['value'])}", _heat(run, "What makes it sure", [one["row"]], [one["map"]])) for one in found["certainty"]]
+    return [Figure("explanation.certainty", "Which parts make it sure", f"Each patch ({told(found['patch'])} px) is covered in turn: where it is blue the patch "
+                   "makes the model surer, where orange less sure; colours are scaled to each image’s own largest change.", charts, KEY)] if charts else []
 
 
 def _maps_of_evidence(run: Numbers, found: dict[str, Any]) -> list[Block]:
-    charts = [(f"{one['kind']}, {told(one['value'])} nats" if side == 0 else "its partner", _heat(run, one["rows"][side], f"Evidence, row {one['rows'][side]}", one["maps"][side]))
-              for one in found.get("evidence") or [] for side in (0, 1)]
+    charts = [(f"{one['kind']}, {told(one['value'])} nats", _heat(run, f"Evidence, {one['kind']}", one["rows"], one["maps"]))
+              for one in found.get("evidence") or []]
     if not charts:
         return [Note("Evidence between two images is not told here: this loss has no radius.", missing=True)]
-    return [Figure("explanation.evidence", "Which parts speak for the same image", "Pairs of images: covering a blue patch lowers the evidence that both show the same, covering an orange one raises it.", charts)]
+    return [Figure("explanation.evidence", "Which parts speak for the same image", "Pairs of images with the evidence that they show the same: covering a blue patch "
+                   "lowers it, covering an orange one raises it.", charts, KEY)]

@@ -87,7 +87,7 @@ class Scale:
         share = (value - self.low) / (self.high - self.low)
         return self.start + min(1.05, max(-0.05, share)) * (self.end - self.start)
 
-    def ticks(self, about: int = 4) -> list[float]:
+    def ticks(self, about: int = 5) -> list[float]:
         step = nice_step((self.high - self.low) / about)
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
@@ -117,8 +117,8 @@ def tick_text(value: float) -> str:
 
 def _svg(width: float, height: float, title: str, text: str, *parts: Markup, kind: str = "plot") -> Markup:
     told_as = f"{title}. {text}".strip()
-    return Markup('<svg class="chart {}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}"><title>{}</title><desc>{}</desc>{}</svg>').format(
-        kind, width, height, told_as, title, text, Markup("").join(parts))
+    return Markup('<svg class="chart {}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" role="img" aria-label="{}"><title>{}</title><desc>{}</desc>{}</svg>').format(
+        kind, width, height, width, told_as, title, text, Markup("").join(parts))
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "middle") -> Markup:
@@ -183,7 +183,7 @@ def _hit(x: float, y: float, tip: str) -> Markup:
 
 
 def lines(title: str, series: Sequence[Series], x: Axis, y: Axis, *, text: str = "", shade: tuple[float, float] | None = None,
-          marks: Sequence[tuple[float, str]] = (), width: float = 340, height: float = 210) -> Chart:
+          marks: Sequence[tuple[float, str]] = (), width: float = 270, height: float = 184) -> Chart:
     """Lines over x. shade: a range of x set off; marks: horizontal dashed references (value, name)."""
     right, base = width - RIGHT, height - BOTTOM
     along = scale(x, [v for one in series for v in one.x], LEFT, right)
@@ -229,7 +229,8 @@ def dots(title: str, rows: Sequence[Row], x: Axis, *, text: str = "", marks: Seq
     for i, row in enumerate(rows):
         middle = top + pitch * (i + 0.5)
         parts += [_text(left - 12, middle + 4, shortened(row.name), "name", "end"), _line(left, middle, right, middle, "grid")]
-        parts += [_dot(along, middle, row.name, *point) for point in reversed(row.points)]
+        apart = 3.2 if len(row.points) > 2 else 0.0  # scores that agree must not hide each other
+        parts += [_dot(along, middle + apart * (j - (len(row.points) - 1) / 2), row.name, *point) for j, point in enumerate(row.points)]
     table = [[row.name, name, told(v), f"{told(span[0])} to {told(span[1])}" if span else "–"] for row in rows for name, _, v, span in row.points]
     return Chart(_svg(width, height, title, text, *parts, kind="dots"), ["", "of", x.label, "95 % interval"], table)
 
@@ -300,19 +301,32 @@ def _cell(x: float, y: float, cell: float, value: Number, tip: str) -> Markup:
     return box + _text(x + cell / 2, y + cell / 2 + 4, "–" if value is None else f"{value:.2f}", "on" if share > 0.55 else "tick")
 
 
-def heat(title: str, image: str, size: tuple[int, int], values: Sequence[Numbers], *, text: str = "") -> Chart:
-    """An image (data: URI, or "") under a grid of signed numbers: one colour where they are positive, another where negative."""
-    side, top = 120.0, max([abs(v) for line in values for v in finite(line)], default=0.0) or 1.0
-    parts = [Markup('<image href="{}" width="{:.0f}" height="{:.0f}" class="{}"/>').format(
-        image, side, side, "pixels" if max(size) <= 40 else "")] if image else []
+def heat(title: str, pictures: Sequence[tuple[str, Sequence[Numbers]]], crisp: bool, *, text: str = "") -> Chart:
+    """Images (data: URIs, or "") beside each other, each under a grid of signed numbers: one colour where positive, another where negative.
+
+    Colours are scaled to the largest number of them all.
+    """
+    side, gap = 120.0, 8.0
+    top = max([abs(v) for _, values in pictures for line in values for v in finite(line)], default=0.0) or 1.0
+    width = len(pictures) * (side + gap) - gap
+    parts = [_heated(i * (side + gap), side, image, values, top, crisp) for i, (image, values) in enumerate(pictures)]
+    rows = [[told(v) for v in line] for _, values in pictures for line in values]
+    columns = len(pictures[0][1][0]) if pictures and pictures[0][1] else 0
+    return Chart(_svg(width, side, title, text, *parts, kind="heat"), [str(i + 1) for i in range(columns)], rows)
+
+
+def _heated(x: float, side: float, image: str, values: Sequence[Numbers], top: float, crisp: bool) -> Markup:
+    parts = [Markup('<rect class="ground" x="{:.0f}" width="{:.0f}" height="{:.0f}"/>').format(x, side, side)]
+    if image:
+        parts.append(Markup('<image href="{}" x="{:.0f}" width="{:.0f}" height="{:.0f}" class="{}"/>').format(
+            image, x, side, side, "pixels" if crisp else ""))
     tall = side / max(1, len(values))
     for i, line in enumerate(values):
         wide = side / max(1, len(line))
         parts += [Markup('<rect class="{}" x="{:.2f}" y="{:.2f}" width="{:.2f}" height="{:.2f}" fill-opacity="{:.2f}"/>').format(
-            "plus" if v > 0 else "minus", j * wide, i * tall, wide, tall, 0.75 * abs(v) / top)
+            "plus" if v > 0 else "minus", x + j * wide, i * tall, wide, tall, 0.85 * abs(v) / top)
             for j, v in enumerate(line) if v is not None and math.isfinite(v)]
-    rows = [[told(v) for v in line] for line in values]
-    return Chart(_svg(side, side, title, text, *parts, kind="heat"), [str(i + 1) for i in range(len(values[0]) if values else 0)], rows)
+    return Markup("").join(parts)
 
 
 def legend(names: Sequence[tuple[str, int]], boxes: bool = False) -> Markup:

@@ -43,13 +43,14 @@ def render(runs: Sequence[Numbers], comparison: dict[str, Any] | None = None, wh
                                 [compared(runs[0], runs[1], comparison, why)]))
     page = Environment(loader=PackageLoader("sureclr.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["told"] = told
-    style, script = asset("style.css"), asset("page.js")
+    style, script = (asset("style.css") + asset("map.css"), asset("page.js") + asset("map.js"))
     return page.get_template("page.html").render(runs=runs, sections=sections, style=Markup(style), script=Markup(script), style_hash=digest(style),
                                                  script_hash=digest(script), version=__version__, about=[headline(run) for run in runs])
 
 
 def asset(name: str) -> str:
-    return (resources.files("sureclr.reporting") / "templates" / name).read_text(encoding="utf-8")
+    file = resources.files("sureclr.reporting") / "templates" / name
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def digest(text: str) -> str:

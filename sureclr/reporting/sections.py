@@ -48,7 +48,7 @@ def _accuracy(name: str, title: str, found: dict[str, Any]) -> Figure:
     how = "logistic regression on the frozen features" if name == "linear" else f"a vote of the {found.get('k', 20)} nearest training images"
     return Figure(name, f"Accuracy of {'a linear probe' if name == 'linear' else 'neighbours'}, beside doing nothing",
                   f"The class by {how}, {found['n_train']:,} training and {found['n_test']:,} test images: how far the first point lies from the other two is what "
-                  "contrasting taught. Bars are 95 % intervals.", [("", dots(f"{title}: accuracy", rows, Axis("accuracy on test images")))])
+                  "contrasting taught. Bars are 95 % intervals.", [("", dots(f"{title}: accuracy", rows, Axis("accuracy on test images")))], half=True)
 
 
 def curves(run: Numbers) -> list[Block]:
@@ -64,7 +64,7 @@ def curves(run: Numbers) -> list[Block]:
     both = run.column("radius_views")[0]
     caption = ("Every step of training. The loss has no natural zero; what counts is whether it still falls at the end."
                + (" The radius of two views is on average what squared predicts their cosine." if both else ""))
-    return [Figure("metrics.jsonl", "Training, step by step", caption, charts, legend([("mean cosine of two views", 0), ("mean radius", 1)] if both else []))]
+    return [Figure("metrics.jsonl", "Training, step by step", caption, charts, legend([("two views: mean cosine", 0), ("two views: mean radius", 1)] if both else []))]
 
 
 def _curve(run: Numbers, title: str, unit: str, wanted: Sequence[tuple[str, str, int]]) -> tuple[str, Chart]:
@@ -113,7 +113,7 @@ def _learned(run: Numbers, found: dict[str, Any]) -> list[Block]:
     caption = ("Alignment falls as views of one image meet, uniformity as images spread over the sphere; the effective rank (RankMe) counts the directions of "
                "feature space in use, and its fall to a few is collapse. The loss is the distance between what speaks for the partner and the log-mean evidence "
                f"of the negatives, here at temperature {told(found.get('temperature'))} for every run.")
-    figure = Figure("learning", "The shape of the representation", caption, shape, legend([("positives", 0), ("negatives, log of the mean", 1)]))
+    figure = Figure("learning", "The shape of the representation", caption, shape, legend([("the loss: positives", 0), ("the loss: negatives, log of the mean", 1)]))
     return [figure, *class_certainty(found.get("per_class"), found["epochs"]), *gradient(run, found["gradient"])]
 
 
@@ -126,7 +126,7 @@ def class_certainty(found: dict[str, Any] | None, epochs: list[float]) -> list[B
     known = [v for _, group in groups for _, values in group for v in values if v is not None] or [0.0, 1.0]
     panels = [Figure("learning.per_class", f"Certainty over time, by class{': ' + title if title else ''}", "Mean certainty of whole training images of a class; one that stays "
                      "low is one whose views look alike, or like those of another class.", [("", _classes(title, group, epochs, known))],
-                     legend([(name, i) for i, (name, _) in enumerate(group)])) for title, group in groups]
+                     legend([(name, i) for i, (name, _) in enumerate(group)]), half=True) for title, group in groups]
     return [*panels]
 
 
@@ -198,13 +198,13 @@ def _direction(one: dict[str, Any], different: float | None) -> Chart:
     _, feature = _sorted(one, one["feature"], 1.0)
     marks = [(different, "different images")] if different is not None else []
     return lines(f"Direction against {one['label']}", [Series("direction", x, direction, 0, band), Series("features", x, feature, 1)],
-                 Axis(one["unit"], min(x), max(x)), Axis("cosine"), shade=_shade(one), marks=marks, width=300, height=190)
+                 Axis(one["unit"], min(x), max(x)), Axis("cosine"), shade=_shade(one), marks=marks)
 
 
 def _certainty(one: dict[str, Any]) -> Chart:
     x, y = _sorted(one, one["certainty"], 0.0)
     return lines(f"Certainty against {one['label']}", [Series("certainty", x, y)], Axis(one["unit"], min(x), max(x)),
-                 Axis("change, standard deviations"), shade=_shade(one), marks=[(0.0, "")], width=300, height=190)
+                 Axis("change, standard deviations"), shade=_shade(one), marks=[(0.0, "")])
 
 
 # --- Compare --------------------------------------------------------------------------------------------------------------------
