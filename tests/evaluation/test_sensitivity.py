@@ -123,6 +123,7 @@ def test_what_training_used_is_told() -> None:
     assert found["brightness"] == pytest.approx([0.6, 1.4]) and found["hue"] == pytest.approx([-0.1, 0.1])
     assert not any(found[name] for name in ("rotation", "occlusion", "noise"))
     assert trained(ViewConfig(), 96)["contrast"] == pytest.approx([0.2, 1.8])
+    assert trained(ViewConfig(brightness=1.5), 96)["brightness"] == pytest.approx([0, 2.5])  # never negative
     off = trained(ViewConfig(crop_area=(1.0, 1.0), flip=0, jitter_p=0, grey_p=0, blur_p=0), 96)
     assert not any(off.values())
     assert trained(ViewConfig(), 16)["blur"] is False  # the kernel is one pixel
