@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from sureclr.cli import evaluate, finetune, label_next, look, train  # noqa: F401  # each adds its commands to the app
+from sureclr.cli import evaluate, finetune, label_next, look, report, train  # noqa: F401  # each adds its commands to the app
 from sureclr.cli.shared import app
 from sureclr.errors import UserError
 from sureclr.stopping import Stopped
