@@ -10,6 +10,7 @@ from sureclr.cli.shared import Device, Json, Opened, Root, Run_, answer, app
 from sureclr.errors import UserError
 
 if TYPE_CHECKING:
+    from sureclr.models.embed import Embeddings
     from sureclr.reporting.numbers import Numbers
 
 
@@ -81,15 +82,15 @@ def comparison(a: "Numbers", b: "Numbers") -> tuple[dict[str, Any] | None, str]:
         return dict(a.results[key]), ""
     if a.table is None or b.table is None:
         return None, f"one of them has no embeddings.parquet; run `sureclr report {a.path} {b.path}` without --no-evaluate."
-    return computed(a, b, key)
+    return computed(a, a.table, b, b.table, key)
 
 
-def computed(a: "Numbers", b: "Numbers", key: str) -> tuple[dict[str, Any] | None, str]:
+def computed(a: "Numbers", table_a: "Embeddings", b: "Numbers", table_b: "Embeddings", key: str) -> tuple[dict[str, Any] | None, str]:
     from sureclr.evaluation.compare import compare
     from sureclr.training.run_dir import RunDir
 
     try:
-        found = compare(a.table, b.table, names=(a.name, b.name))
+        found = compare(table_a, table_b, (a.name, b.name))
     except UserError as error:
         return None, str(error)
     RunDir(a.path).add_result(key, found)

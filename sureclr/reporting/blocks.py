@@ -19,7 +19,7 @@ class Figure:
     title: str
     caption: str
     charts: Sequence[tuple[str, Chart]]  # a small heading (or "") and the chart
-    legend: Markup = Markup("")
+    legend: str = ""
     half: bool = False  # two stand beside each other
     kind: str = "figure"
 

@@ -10,10 +10,13 @@ from sureclr.reporting.pictures import uri
 
 KEY = legend([("makes it surer", 0), ("makes it less sure", 1)], boxes=True)
 SHOWN = 14  # images at each end of the certainty
-SCORES = {"certainty": ("certainty (learned)", 0), "neighbour_similarity": ("nearest-neighbour similarity", 1), "feature_norm": ("feature norm", 2),
+SCORES = {"certainty": ("certainty (learned)", 0), "neighbour_similarity": ("nearest-neighbour similarity", 1),
+          "feature_norm": ("feature norm", 2),
           "negative_entropy": ("negative entropy of a probe (needs labels)", 3), "match_similarity": ("similarity of the match", 4),
           "match_evidence": ("evidence for the match", 5)}
-RAW, MAPPED = 0, 1  # styles
+MAPS = (("raw", "as it is", 0), ("mapped", "after a monotone map", 1))  # key, words, style
+CALIBRATED = (("calibration", "radius", "The radius predicts a cosine", "predicted: product of two radii", "observed: cosine of two views"),
+              ("evidence", "evidence", "Evidence as a probability", "predicted: same image", "observed share"))
 
 
 def sure(run: Numbers) -> list[Block]:
@@ -34,7 +37,8 @@ def extremes(run: Numbers) -> list[Block]:
     order = rows[np.argsort(-certainty[rows], kind="stable")]
     kinds = [("most certain", order[:SHOWN]), ("least certain", order[::-1][:SHOWN])]
     shown = [(name, [picture(run, int(row), told(float(certainty[row]))) for row in some]) for name, some in kinds]
-    return [Gallery("embeddings", "The most and the least certain images", f"{'Test' if len(test) else 'All'} images in order of certainty, label and certainty below each: "
+    return [Gallery("embeddings", "The most and the least certain images", f"{'Test' if len(test) else 'All'} images in order of "
+        f"certainty, label and certainty below each: "
                     "the least certain should be hard, cut off or odd to your own eye too.", shown)]
 
 
@@ -52,7 +56,8 @@ def _row(name: str, values: dict[str, float | None]) -> Row:
 
 def _uncertainty(run: Numbers, found: dict[str, Any]) -> list[Block]:
     scores = found["scores"]
-    blocks = [*_knows_mistakes(found, scores), *_corruptions(found, scores), *_abstaining(found, scores), *_calibration(found), *_partner(found)]
+    blocks = [*_knows_mistakes(found, scores), *_corruptions(found, scores), *_abstaining(found, scores), *_calibration(found),
+              *_partner(found)]
     return blocks + [Note(f"No {what}: {why}.") for what, why in found.get("skipped", {}).items()]
 
 
@@ -60,35 +65,42 @@ def _knows_mistakes(found: dict[str, Any], scores: Sequence[str]) -> list[Block]
     kinds = [("whole images", found["clean"]), *((name, one["random"]) for name, one in found["corruptions"].items())]
     rows = [_row(name, one["r_auroc"]) for name, one in kinds if one.get("r_auroc")]
     ordered = [_row(name, one["random"]["spearman"]) for name, one in found["corruptions"].items()]
-    charts = [("Does it know its mistakes?", dots("R-AUROC", rows, Axis("R-AUROC", None, 1.0), marks=[(0.5, "knows nothing")]))] if rows else []
-    charts.append(("Does it fall with the strength?", dots("Spearman with strength", ordered, Axis("Spearman", None, 1.0), marks=[(0.0, "")])))
-    return [Figure("uncertainty.clean uncertainty.corruptions", "Certainty beside its plain rivals", "Left: how well each score tells images whose nearest training "
-                   "image has the right class from the others (R-AUROC: 1 ranks perfectly, ½ knows nothing). Right: rank correlation of each score with how "
+    mistakes = dots("R-AUROC", rows, Axis("R-AUROC", None, 1.0), marks=[(0.5, "knows nothing")])
+    charts = [("Does it know its mistakes?", mistakes)] if rows else []
+    falls = dots("Spearman with strength", ordered, Axis("Spearman", None, 1.0), marks=[(0.0, "")])
+    charts.append(("Does it fall with the strength?", falls))
+    return [Figure("uncertainty.clean uncertainty.corruptions", "Certainty beside its plain rivals", "Left: how well each score tells "
+        "images whose nearest training "
+                   "image has the right class from the others (R-AUROC: 1 ranks perfectly, ½ knows nothing). Right: rank correlation of "
+                   "each score with how "
                    "little an image was harmed.", charts, scores_legend(scores))]
 
 
 def _corruptions(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
-    less = [(name, _levels(f"Less certain: {name}", one, scores, "less_certain", "share of images", 0, 1)) for name, one in found["corruptions"].items()]
+    less = [(name, _less_certain(name, one, scores)) for name, one in found["corruptions"].items()]
     blocks: list[Block] = []
     if "certainty" in scores:
         mean = [(name, _mean(name, one)) for name, one in found["corruptions"].items()]
-        blocks.append(Figure("uncertainty.corruptions", "Certainty against the strength of four harms", "Mean certainty of test images that were cropped, blurred, made noisy or "
-                             "covered: it should fall from left to right, or for crops from right to left, since there the strength is the area that remains.", mean))
-    blocks.append(Figure("uncertainty.corruptions", "Is a harmed image less certain than it was whole?", "Share of images whose score fell; 1 is a score that always notices, ½ one "
+        blocks.append(Figure("uncertainty.corruptions", "Certainty against the strength of four harms", "Mean certainty of test images "
+            "that were cropped, blurred, made noisy or "
+                             "covered: it should fall from left to right, or for crops from right to left, since there the strength is "
+                             "the area that remains.", mean))
+    blocks.append(Figure("uncertainty.corruptions", "Is a harmed image less certain than it was whole?", "Share of images whose score "
+        "fell; 1 is a score that always notices, ½ one "
                          "that does not.", less, scores_legend(scores)))
     return blocks
 
 
 def _mean(name: str, one: dict[str, Any]) -> Chart:
     x = [level["strength"] for level in one["levels"]]
-    return lines(f"Mean certainty against {name}", [Series("mean certainty", x, [level["mean"].get("certainty") for level in one["levels"]])],
-                 Axis(one["unit"], min(x), max(x)), Axis("mean certainty"))
+    series = Series("mean certainty", x, [level["mean"].get("certainty") for level in one["levels"]])
+    return lines(f"Mean certainty against {name}", [series], Axis(one["unit"], min(x), max(x)), Axis("mean certainty"))
 
 
-def _levels(title: str, one: dict[str, Any], scores: Sequence[str], what: str, unit: str, low: float, high: float) -> Chart:
+def _less_certain(name: str, one: dict[str, Any], scores: Sequence[str]) -> Chart:
     x = [level["strength"] for level in one["levels"]]
-    series = [Series(style(s)[0], x, [level[what].get(s) for level in one["levels"]], style(s)[1]) for s in scores]
-    return lines(title, series, Axis(one["unit"], min(x), max(x)), Axis(unit, low, high), marks=[(0.5, "")])
+    series = [Series(style(s)[0], x, [level["less_certain"].get(s) for level in one["levels"]], style(s)[1]) for s in scores]
+    return lines(f"Less certain: {name}", series, Axis(one["unit"], min(x), max(x)), Axis("share of images", 0, 1), marks=[(0.5, "")])
 
 
 def _abstaining(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
@@ -96,13 +108,19 @@ def _abstaining(found: dict[str, Any], scores: Sequence[str]) -> list[Block]:
         return []
     charts, table = [], []
     for name, one in found["selective"].items():
-        series = [Series(style(s)[0], one["coverage"], one["risk"][s], style(s)[1], markers=False) for s in scores if s in one["risk"]]
-        charts.append((f"{name} classifier", lines(f"Risk against coverage, {name}", series, Axis("share of images answered", 0, 1), Axis("error rate", 0),
-                                                   marks=[(one["error"], "answers all")], width=330, height=210)))
-        table.append(_row(name, one["aurc"] and {s: one["aurc"].get(s) for s in scores}))
-    charts.append(("area under the curve, lower is better", dots("Area under the risk-coverage curve", table, Axis("mean error", 0), width=330, left=62)))
-    return [Figure("uncertainty.selective", "If it may decline to answer", "Error among the images of which a score is surest, from few to all: the lower and the flatter a curve, "
+        charts.append((f"{name} classifier", _risk(name, one, scores)))
+        table.append(_row(name, {s: one["aurc"].get(s) for s in scores}))
+    area = dots("Area under the risk-coverage curve", table, Axis("mean error", 0), width=330, left=62)
+    charts.append(("area under the curve, lower is better", area))
+    return [Figure("uncertainty.selective", "If it may decline to answer", "Error among the images of which a score is surest, from few "
+        "to all: the lower and the flatter a curve, "
                    "the better the score knows where the classifier fails.", charts, scores_legend(scores))]
+
+
+def _risk(name: str, one: dict[str, Any], scores: Sequence[str]) -> Chart:
+    series = [Series(style(s)[0], one["coverage"], one["risk"][s], style(s)[1], markers=False) for s in scores if s in one["risk"]]
+    return lines(f"Risk against coverage, {name}", series, Axis("share of images answered", 0, 1), Axis("error rate", 0),
+                 marks=[(one["error"], "answers all")], width=330, height=210)
 
 
 def _bins(name: str, style_: int, one: dict[str, Any]) -> tuple[str, int, list[float], list[float], list[int]]:
@@ -111,25 +129,25 @@ def _bins(name: str, style_: int, one: dict[str, Any]) -> tuple[str, int, list[f
 
 def _calibration(found: dict[str, Any]) -> list[Block]:
     charts, tiles = [], []
-    for key, title, x, y in (("calibration", "The radius predicts a cosine", "predicted: product of two radii", "observed: cosine of two views"),
-                             ("evidence", "Evidence as a probability", "predicted: same image", "observed share")):
-        if not found.get(key):
-            continue
-        kinds = [_bins(name, s, found[key][name]) for name, s in (("raw", RAW), ("mapped", MAPPED)) if found[key].get(name)]
-        kinds = [(f"{'as it is' if name == 'raw' else 'after a monotone map'}", s, p, o, n) for name, s, p, o, n in kinds]
-        low, high = (0.0, 1.0) if key == "evidence" else (None, None)
-        charts.append((title, reliability(title, kinds, Axis(x, low, high), Axis(y))))
-        tiles += [(f"uncertainty.{key}.{name}", f"{'radius' if key == 'calibration' else 'evidence'}, {said}", told(found[key][name]["error"]), "mean distance from the diagonal")
-                  for name, said in (("raw", "as it is"), ("mapped", "mapped")) if found[key].get(name)]
+    for key, word, title, x, y in CALIBRATED:
+        if found.get(key):
+            kinds = [(said, found[key][name], s) for name, said, s in MAPS if found[key].get(name)]
+            limits = (0.0, 1.0) if key == "evidence" else (None, None)
+            charts.append((title, reliability(title, [_bins(said, s, one) for said, one, s in kinds], Axis(x, *limits), Axis(y))))
+            tiles += [(f"uncertainty.{key}", f"{word}, {said}", told(one["error"]), "mean distance from the diagonal") for said, one, _ in kinds]
     if not charts:
         return []
     blocks: list[Block] = [
-        Figure("uncertainty.calibration uncertainty.evidence", "Is it right to be so sure?", "On the diagonal a prediction is what is observed; above it the model was too modest, "
-               "below it too sure. The map was fitted on training images, judged on test images.", charts, legend([("as it is", RAW), ("after a monotone map", MAPPED)])),
+        Figure("uncertainty.calibration uncertainty.evidence", "Is it right to be so sure?", "On the diagonal a prediction is what is "
+            "observed; above it the model was too modest, "
+               "below it too sure. The map was fitted on training images, judged on test "
+               "images.", charts, legend([(said, s) for _, said, s in MAPS])),
         Tiles(tiles)]
     if (evidence := found.get("evidence")) and evidence.get("log_mean_exp") is not None:
-        blocks.append(Note(f"If the model were true, the log of the mean of exp(evidence) over different images would be 0; it is {told(evidence['log_mean_exp'])} "
-                           f"(standard error {told(evidence.get('log_mean_exp_standard_error'))}), so raw evidence is not yet nats that one may bet on."))
+        blocks.append(Note(f"If the model were true, the log of the mean of exp(evidence) over different images would be 0; it is "
+                           f"{told(evidence['log_mean_exp'])} "
+                           f"(standard error {told(evidence.get('log_mean_exp_standard_error'))}), so raw evidence is not yet nats that "
+                           f"one may bet on."))
     return blocks + _probes(found.get("probe_calibration"))
 
 
@@ -137,16 +155,20 @@ def _probes(found: dict[str, Any] | None) -> list[Block]:
     if not found:
         return []
     names = {"features": "probe on features", "posterior_mean": "probe on direction times radius"}
-    return [Tiles([(f"uncertainty.probe_calibration.{key}", names.get(key, key), told(one["ece"]), f"calibration error of its probabilities; accuracy {told(one['accuracy'])}")
+    return [Tiles([(f"uncertainty.probe_calibration.{key}", names.get(key, key), told(one["ece"]), f"calibration error of its "
+        f"probabilities; accuracy {told(one['accuracy'])}")
                    for key, one in found.items()])]
 
 
 def _partner(found: dict[str, Any]) -> list[Block]:
     if not found.get("partner"):
         return []
-    chart = dots("Recognising the partner", [_row("finds the partner", found["partner"]["auroc"])], Axis("AUROC", None, 1.0), marks=[(0.5, "")])
-    return [Figure("uncertainty.partner", "Does it know when it recognises an image?", f"A view finds its partner among {found['partner']['n']:,} others in "
-                   f"{told(found['partner']['instance_match'])} of the cases; the points say how well each score knows in which.", [("", chart)],
+    row = _row("finds the partner", found["partner"]["auroc"])
+    chart = dots("Recognising the partner", [row], Axis("AUROC", None, 1.0), marks=[(0.5, "")])
+    return [Figure("uncertainty.partner", "Does it know when it recognises an image?", f"A view finds its partner among "
+        f"{found['partner']['n']:,} others in "
+                   f"{told(found['partner']['instance_match'])} of the cases; the points say how well each score knows in "
+                   f"which.", [("", chart)],
                    scores_legend(list(found["partner"]["auroc"])))]
 
 
@@ -158,7 +180,8 @@ def _ood(run: Numbers, found: dict[str, Any]) -> list[Block]:
     charts = [("", dots("Told from foreign images", rows, Axis("AUROC", None, 1.0), marks=[(0.5, "knows nothing")]))] if rows else []
     if people:
         charts.append(("Unsure where people disagree", dots("Spearman with human agreement", people, Axis("Spearman"))))
-    figure = Figure("ood", "Is it less sure of images from elsewhere?", "AUROC of each score between test images and foreign ones: 1 if every foreign image looks less certain than every "
+    figure = Figure("ood", "Is it less sure of images from elsewhere?", "AUROC of each score between test images and foreign ones: 1 if "
+        "every foreign image looks less certain than every "
                     "own one, below ½ if foreign images look more certain, which is a warning.", charts, scores_legend(scores))
     return [figure, Note("; ".join(notes) + ".")] if notes else [figure]
 
@@ -186,21 +209,27 @@ def _sanity(found: dict[str, Any]) -> list[Block]:
     if not check:
         return []
     verdict = "passes" if check.get("passed") else "does not pass: do not trust the maps below"
-    text = (f"Sanity check over {told(check.get('n'))} images: {verdict}. Maps of the same network with random weights correlate with these by "
+    text = (f"Sanity check over {told(check.get('n'))} images: {verdict}. Maps of the same network with random weights correlate with "
+            f"these by "
             f"{told(check.get('rank_correlation_randomised'))} (should be near 0), maps made with another filling of the patch by "
             f"{told(check.get('rank_correlation_repeat'))} (should be near 1).")
     if not (removal := check.get("deletion")):
         return [Note(text)]
-    chart = lines("Covering patches", [Series("in the order of the map", removal["shares"], removal["by_map"], 0), Series("in random order", removal["shares"], removal["at_random"], 2)],
-                  Axis("share of the image covered", 0), Axis(f"mean {found['score']}"), width=420, height=210)
-    return [Figure("explanation.sanity", "Can these maps be trusted?", text + " If the maps are right, covering the patches that they name lowers the score faster than covering random ones.",
+    series = [Series("in the order of the map", removal["shares"], removal["by_map"], 0),
+              Series("in random order", removal["shares"], removal["at_random"], 2)]
+    chart = lines("Covering patches", series, Axis("share of the image covered", 0), Axis(f"mean {found['score']}"), width=420, height=210)
+    return [Figure("explanation.sanity", "Can these maps be trusted?", text + " If the maps are right, covering the patches that they "
+        "name lowers the score faster than covering random ones.",
                    [("", chart)], legend([("in the order of the map", 0), ("in random order", 2)]))]
 
 
 def _maps_of_certainty(run: Numbers, found: dict[str, Any]) -> list[Block]:
-    charts = [(f"{found['score']} {told(one['value'])}", _heat(run, "What makes it sure", [one["row"]], [one["map"]])) for one in found["certainty"]]
-    return [Figure("explanation.certainty", "Which parts make it sure", f"Each patch ({told(found['patch'])} px) is covered in turn: where it is blue the patch "
-                   "makes the model surer, where orange less sure; colours are scaled to each image’s own largest change.", charts, KEY)] if charts else []
+    charts = [(f"{found['score']} "
+               f"{told(one['value'])}", _heat(run, "What makes it sure", [one["row"]], [one["map"]])) for one in found["certainty"]]
+    return [Figure("explanation.certainty", "Which parts make it sure", f"Each patch ({told(found['patch'])} px) is covered in turn: "
+        f"where it is blue the patch "
+                   "makes the model surer, where orange less sure; colours are scaled to each image's own largest "
+                   "change.", charts, KEY)] if charts else []
 
 
 def _maps_of_evidence(run: Numbers, found: dict[str, Any]) -> list[Block]:
@@ -208,5 +237,6 @@ def _maps_of_evidence(run: Numbers, found: dict[str, Any]) -> list[Block]:
               for one in found.get("evidence") or []]
     if not charts:
         return [Note("Evidence between two images is not told here: this loss has no radius.", missing=True)]
-    return [Figure("explanation.evidence", "Which parts speak for the same image", "Pairs of images with the evidence that they show the same: covering a blue patch "
+    return [Figure("explanation.evidence", "Which parts speak for the same image", "Pairs of images with the evidence that they show the "
+        "same: covering a blue patch "
                    "lowers it, covering an orange one raises it.", charts, KEY)]

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 26.0, 36.0  # margins of a plot
 STYLES = 6  # colours, dashes and marker shapes; a name keeps its style in the whole page
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"  # for no number; before a negative one
 TABLE_ROWS = 60  # of the table beside a chart; longer series are thinned
 
 Number = float | None
@@ -59,15 +60,15 @@ class Row:
 def told(value: object) -> str:
     """A number as people read it: three decimals, thousands apart, a dash where there is none."""
     if value is None or isinstance(value, str | bool):
-        return "–" if value is None else str(value)
+        return DASH if value is None else str(value)
     number = float(value)  # type: ignore[arg-type]  # what JSON holds
     if not math.isfinite(number):
-        return "–"
+        return DASH
     if isinstance(value, int) or (number == round(number) and abs(number) >= 10):
-        return f"{number:,.0f}".replace("-", "−")
+        return f"{number:,.0f}".replace("-", MINUS)
     if 0 < abs(number) < 0.001:
-        return f"{number:.1e}".replace("e-0", "e-").replace("-", "−")
-    return (f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}").replace("-", "−")
+        return f"{number:.1e}".replace("e-0", "e-").replace("-", MINUS)
+    return (f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}").replace("-", MINUS)
 
 
 def finite(values: Iterable[Number]) -> list[float]:
@@ -111,13 +112,14 @@ def scale(axis: Axis, values: Iterable[Number], start: float, end: float) -> Sca
 
 def tick_text(value: float) -> str:
     if value and (abs(value) >= 1e5 or abs(value) < 1e-3):
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
-    return f"{round(value, 6):g}".replace("-", "−")
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+    return f"{round(value, 6):g}".replace("-", MINUS)
 
 
 def _svg(width: float, height: float, title: str, text: str, *parts: Markup, kind: str = "plot") -> Markup:
     told_as = f"{title}. {text}".strip()
-    return Markup('<svg class="chart {}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" role="img" aria-label="{}"><title>{}</title><desc>{}</desc>{}</svg>').format(
+    return Markup('<svg class="chart {}" viewBox="0 0 {:.0f} {:.0f}" width="{:.0f}" role="img" '
+                  'aria-label="{}"><title>{}</title><desc>{}</desc>{}</svg>').format(
         kind, width, height, width, told_as, title, text, Markup("").join(parts))
 
 
@@ -204,7 +206,7 @@ def _ends(series: Sequence[Series]) -> str:
 
 
 def _shade(along: Scale, span: tuple[float, float], base: float) -> Markup:
-    a, b = sorted(along(v) for v in span)
+    a, b = sorted(along(min(max(v, along.low), along.high)) for v in span)
     return Markup('<rect class="shade" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(a, TOP, max(b - a, 2), base - TOP)
 
 
@@ -231,7 +233,8 @@ def dots(title: str, rows: Sequence[Row], x: Axis, *, text: str = "", marks: Seq
         parts += [_text(left - 12, middle + 4, shortened(row.name), "name", "end"), _line(left, middle, right, middle, "grid")]
         apart = 3.2 if len(row.points) > 2 else 0.0  # scores that agree must not hide each other
         parts += [_dot(along, middle + apart * (j - (len(row.points) - 1) / 2), row.name, *point) for j, point in enumerate(row.points)]
-    table = [[row.name, name, told(v), f"{told(span[0])} to {told(span[1])}" if span else "–"] for row in rows for name, _, v, span in row.points]
+    table = [[row.name, name, told(v), f"{told(span[0])} to {told(span[1])}" if span else DASH]
+             for row in rows for name, _, v, span in row.points]
     return Chart(_svg(width, height, title, text, *parts, kind="dots"), ["", "of", x.label, "95 % interval"], table)
 
 
@@ -266,7 +269,8 @@ def _bar(x: float, top: float, width: float, base: float, tip: str) -> Markup:
         x, min(top, base), width, abs(base - top), tip)
 
 
-def reliability(title: str, kinds: Sequence[tuple[str, int, Numbers, Numbers, Sequence[int]]], x: Axis, y: Axis, *, text: str = "") -> Chart:
+def reliability(title: str, kinds: Sequence[tuple[str, int, Numbers, Numbers, Sequence[int]]], x: Axis, y: Axis, *,
+                text: str = "") -> Chart:
     """Predicted against observed, a point a bin (name, style, predicted, observed, counts); what is true lies on the diagonal."""
     size, height = 300.0, 290.0
     common = scale(Axis("", x.low, x.high), [v for _, _, p, o, _ in kinds for v in (*p, *o)], LEFT, size - RIGHT)
@@ -298,7 +302,7 @@ def _cell(x: float, y: float, cell: float, value: Number, tip: str) -> Markup:
     share = min(1.0, max(0.0, value or 0.0))
     box = Markup('<rect class="cell" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}" data-tip="{}"/>').format(
         x + 1, y + 1, cell - 2, cell - 2, share, tip)
-    return box + _text(x + cell / 2, y + cell / 2 + 4, "–" if value is None else f"{value:.2f}", "on" if share > 0.55 else "tick")
+    return box + _text(x + cell / 2, y + cell / 2 + 4, DASH if value is None else f"{value:.2f}", "on" if share > 0.55 else "tick")
 
 
 def heat(title: str, pictures: Sequence[tuple[str, Sequence[Numbers]]], crisp: bool, *, text: str = "") -> Chart:

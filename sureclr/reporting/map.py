@@ -71,13 +71,16 @@ def script_json(value: Any) -> Markup:
 def _geometry(run: Numbers, found: dict[str, Any]) -> list[Block]:
     shares = found["explained"]
     chart = bars("Share of variance", [str(i + 1) for i in range(len(shares))], shares, Axis("share of the variance of features", 0))
-    blocks: list[Block] = [_directions(run, found), Figure("geometry.explained", "How much the main directions hold", "Principal axes of the features, the largest first; "
+    blocks: list[Block] = [_directions(run, found), Figure("geometry.explained", "How much the main directions hold", "Principal axes of "
+        "the features, the largest first; "
                            "a steep fall means that a few directions say nearly all.", [("", chart)])]
     clusters = found.get("clusters") or {}
     if clusters.get("k"):
-        purity = "" if clusters.get("purity") is None else (f" {told(clusters['purity'])} of the images lie in a cluster where their class is the commonest"
+        purity = "" if clusters.get("purity") is None else (f" {told(clusters['purity'])} of the images lie in a cluster where their "
+            f"class is the commonest"
                                                            f" (one cluster for all: {told(clusters.get('purity_of_one_cluster'))}).")
-        blocks.append(Note(f"k-means finds {clusters['k']} clusters of {min(clusters['sizes']):,} to {max(clusters['sizes']):,} images.{purity}"))
+        blocks.append(Note(f"k-means finds {clusters['k']} clusters of {min(clusters['sizes']):,} to {max(clusters['sizes']):,} "
+                           f"images.{purity}"))
     return blocks + ([Note(f"UMAP is not there: {found['umap']}")] if isinstance(found.get("umap"), str) else [])
 
 
@@ -87,6 +90,8 @@ def _directions(run: Numbers, found: dict[str, Any]) -> Gallery:
         said = [f"axis {one['axis'] + 1}", f"{told(one['share'])} of the variance"]
         said += [f"correlation with certainty {told(one['certainty_correlation'])}"] if one.get("certainty_correlation") is not None else []
         said += [f"classes explain {told(one['class_eta2'])}"] if one.get("class_eta2") is not None else []
-        rows += [(f"{', '.join(said)}: low end", [picture(run, row) for row in one["low"]]), ("high end", [picture(run, row) for row in one["high"]])]
-    return Gallery("geometry.directions", "What the main directions mean", "The images at both ends of each principal axis: whatever differs between a row and the next is what that axis has "
+        rows.append((f"{', '.join(said)}: low end", [picture(run, row) for row in one["low"]]))
+        rows.append(("high end", [picture(run, row) for row in one["high"]]))
+    return Gallery("geometry.directions", "What the main directions mean", "The images at both ends of each principal axis: whatever "
+        "differs between a row and the next is what that axis has "
                    "learned to tell.", rows)

@@ -53,7 +53,8 @@ class Numbers:
         return [e for e, _ in kept], [v for _, v in kept]
 
 
-def read_numbers(path: Path, *, images: "ImageSet | None" = None, root: Path | None = None, reasons: dict[str, str] | None = None) -> Numbers:
+def read_numbers(path: Path, *, images: "ImageSet | None" = None, root: Path | None = None,
+                 reasons: dict[str, str] | None = None) -> Numbers:
     """Read a run folder. images: those of the run's own source where they are at hand; else they are read from it.
 
     Raises:

@@ -24,12 +24,18 @@ from sureclr.reporting.sections import compared, ignored, learned, trained
 from sureclr.training.run_dir import write_whole
 
 PARTS = (
-    ("trained", "What was trained, and how good it is", "Read the first figure as a race: the encoder against the same network untrained and against the bare pixels.", trained),
-    ("learned", "How it learned", "Read from left to right: each chart is one number over the epochs, on fixed images; look for what is still moving at the end.", learned),
-    ("sees", "What it sees", "Each point is an image, close points are images that the encoder takes for alike; point at one to see it and its neighbours.", sees),
-    ("ignores", "What it ignores", "Each panel alters images more and more: a line that stays high is a change that the encoder has learned not to see.", ignored),
-    ("sure", "How sure it is, and is it right", "Its own certainty is the blue circle everywhere; compare it with the plain rivals beside it, which cost nothing.", sure),
-    ("unsure", "Why it is unsure", "Blue patches make it surer, orange ones less sure; believe the maps only as far as the sanity check above them.", unsure),
+    ("trained", "What was trained, and how good it is", "Read the first figure as a race: the encoder against the same network untrained "
+                                                        "and against the bare pixels.", trained),
+    ("learned", "How it learned", "Read from left to right: each chart is one number over the epochs, on fixed images; look for what is "
+                                  "still moving at the end.", learned),
+    ("sees", "What it sees", "Each point is an image, close points are images that the encoder takes for alike; point at one to see it "
+                             "and its neighbours.", sees),
+    ("ignores", "What it ignores", "Each panel alters images more and more: a line that stays high is a change that the encoder has "
+                                   "learned not to see.", ignored),
+    ("sure", "How sure it is, and is it right", "Its own certainty is the blue circle everywhere; compare it with the plain rivals "
+                                                "beside it, which cost nothing.", sure),
+    ("unsure", "Why it is unsure", "Blue patches make it surer, orange ones less sure; believe the maps only as far as the sanity check "
+                                   "above them.", unsure),
 )
 
 
@@ -39,13 +45,16 @@ def render(runs: Sequence[Numbers], comparison: dict[str, Any] | None = None, wh
 
     sections = [section(*part, runs) for part in PARTS]
     if len(runs) == 2:
-        sections.append(Section("compare", "Compare", f"From {runs[0].name} to {runs[1].name}: what was set differently, which is better, and whether they see the same.",
+        sections.append(Section("compare", "Compare", f"From {runs[0].name} to {runs[1].name}: what was set differently, which is "
+                                                      f"better, and whether they see the same.",
                                 [compared(runs[0], runs[1], comparison, why)]))
-    page = Environment(loader=PackageLoader("sureclr.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page = Environment(loader=PackageLoader("sureclr.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+                       undefined=StrictUndefined)
     page.filters["told"] = told
     style, script = (asset("style.css") + asset("map.css"), asset("page.js") + asset("map.js"))
-    return page.get_template("page.html").render(runs=runs, sections=sections, style=Markup(style), script=Markup(script), style_hash=digest(style),
-                                                 script_hash=digest(script), version=__version__, about=[headline(run) for run in runs])
+    return page.get_template("page.html").render(
+        runs=runs, sections=sections, about=[headline(run) for run in runs], version=__version__, style=Markup(style),
+        script=Markup(script), style_hash=digest(style), script_hash=digest(script))
 
 
 def asset(name: str) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 from sureclr.config import PretrainConfig
 from sureclr.data.view_config import ViewConfig
 from sureclr.reporting.blocks import Block, Facts, Figure, Gallery, Note, Tiles, from_key, interval, picture, range_text
-from sureclr.reporting.charts import Axis, Chart, Row, Series, dots, legend, lines, matrix, told
+from sureclr.reporting.charts import DASH, Axis, Chart, Row, Series, dots, legend, lines, matrix, told
 from sureclr.reporting.numbers import Numbers
 
 THINNED = 400  # points of a curve at most: every k-th step is drawn
@@ -28,7 +29,8 @@ def _tiles(run: Numbers) -> Tiles:
              for name, title in PROBES if (found := run.results.get(name))]
     last = run.lines[-1] if run.lines else {}
     tiles.append(("metrics.jsonl", "last loss", told(last.get("loss")), "nats, mean over both views"))
-    tiles.append(("metrics.jsonl", "epochs", told(round(last.get("epoch", 0))), f"of {run.config.epochs:,} planned, batches of {run.config.batch_size:,}"))
+    tiles.append(("metrics.jsonl", "epochs", told(round(last.get("epoch", 0))), f"of {run.config.epochs:,} planned, batches of "
+        f"{run.config.batch_size:,}"))
     return Tiles(tiles)
 
 
@@ -36,26 +38,30 @@ def accuracies(run: Numbers) -> list[Block]:
     """Linear and kNN accuracy beside both baselines; a sentence for each that is missing."""
     blocks: list[Block] = []
     for name, title in PROBES:
-        blocks += from_key(run, name, lambda _, found, title=title, name=name: [_accuracy(name, title, found)])  # type: ignore[misc]
+        blocks += from_key(run, name, partial(_accuracy, name, title))
     return blocks
 
 
-def _accuracy(name: str, title: str, found: dict[str, Any]) -> Figure:
+def _accuracy(name: str, title: str, run: Numbers, found: dict[str, Any]) -> list[Block]:
     base, spans = found["baselines"], found.get("baseline_intervals", {})
     rows = [Row("trained encoder", [("trained encoder", TRAINED, found["accuracy"], interval(found["interval"]))]),
             Row("raw pixels", [("raw pixels", RAW, base["raw_pixels"], interval(spans.get("raw_pixels")))]),
             Row("untrained encoder", [("untrained encoder", UNTRAINED, base["untrained"], interval(spans.get("untrained")))])]
-    how = "logistic regression on the frozen features" if name == "linear" else f"a vote of the {found.get('k', 20)} nearest training images"
-    return Figure(name, f"Accuracy of {'a linear probe' if name == 'linear' else 'neighbours'}, beside doing nothing",
-                  f"The class by {how}, {found['n_train']:,} training and {found['n_test']:,} test images: how far the first point lies from the other two is what "
-                  "contrasting taught. Bars are 95 % intervals.", [("", dots(f"{title}: accuracy", rows, Axis("accuracy on test images")))], half=True)
+    neighbours = f"a vote of the {found.get('k', 20)} nearest training images"
+    how = "logistic regression on the frozen features" if name == "linear" else neighbours
+    caption = (f"The class by {how}, {found['n_train']:,} training and {found['n_test']:,} test images: how far the first point lies from "
+               "the other two is what contrasting taught. Bars are 95 % intervals.")
+    chart = dots(f"{title}: accuracy", rows, Axis("accuracy on test images"))
+    heading = f"Accuracy of {'a linear probe' if name == 'linear' else 'neighbours'}, beside doing nothing"
+    return [Figure(name, heading, caption, [("", chart)], half=True)]
 
 
 def curves(run: Numbers) -> list[Block]:
     if not run.lines:
         return [Note("metrics.jsonl holds no line: the run has not made a step.", missing=True)]
     wanted = [("Loss", "nats", [("loss", "loss", 0)]),
-              ("Two views of one image", "cosine, radius", [("cosine_positive", "mean cosine of two views", 0), ("radius_views", "mean radius", 1)]),
+              ("Two views of one image", "cosine, radius",
+               [("cosine_positive", "mean cosine of two views", 0), ("radius_views", "mean radius", 1)]),
               ("Neighbours among training images", "accuracy", [("knn", "kNN, held-out training images", 0)]),
               ("Dimension that directions use", "kernel dimension m", [("kernel_dimension", "kernel dimension", 0)]),
               ("Learning rate", "learning rate", [("learning_rate", "learning rate", 2)]),
@@ -64,7 +70,8 @@ def curves(run: Numbers) -> list[Block]:
     both = run.column("radius_views")[0]
     caption = ("Every step of training. The loss has no natural zero; what counts is whether it still falls at the end."
                + (" The radius of two views is on average what squared predicts their cosine." if both else ""))
-    return [Figure("metrics.jsonl", "Training, step by step", caption, charts, legend([("two views: mean cosine", 0), ("two views: mean radius", 1)] if both else []))]
+    names = [("two views: mean cosine", 0), ("two views: mean radius", 1)] if both else []
+    return [Figure("metrics.jsonl", "Training, step by step", caption, charts, legend(names))]
 
 
 def _curve(run: Numbers, title: str, unit: str, wanted: Sequence[tuple[str, str, int]]) -> tuple[str, Chart]:
@@ -83,7 +90,7 @@ def configuration(run: Numbers) -> Facts:
     views = [(f.name, getattr(run.config.views, f.name), getattr(ViewConfig(), f.name)) for f in fields(ViewConfig)]
     groups = [(title, [(name, plain(value), value != usual) for name, value, usual in part])
               for title, part in (("training", own), ("views", views))]
-    groups.append(("machine", [(name, "–" if value is None else plain(value), False) for name, value in run.environment.items()]))
+    groups.append(("machine", [(name, DASH if value is None else plain(value), False) for name, value in run.environment.items()]))
     return Facts("Configuration and machine", groups)
 
 
@@ -110,10 +117,13 @@ def _learned(run: Numbers, found: dict[str, Any]) -> list[Block]:
               ("knn", "Neighbours vote", "accuracy, held-out training images"), ("radius", "Radius", "mean radius, whole images")]
     shape = [chart(title, unit, (name, title.lower(), 0)) for name, title, unit in wanted if found.get(name)]
     shape.insert(4, chart("The loss in two parts", "nats", ("positives", "positives", 0), ("negatives", "negatives", 1)))
-    caption = ("Alignment falls as views of one image meet, uniformity as images spread over the sphere; the effective rank (RankMe) counts the directions of "
-               "feature space in use, and its fall to a few is collapse. The loss is the distance between what speaks for the partner and the log-mean evidence "
+    caption = ("Alignment falls as views of one image meet, uniformity as images spread over the sphere; the effective rank (RankMe) "
+               "counts the directions of "
+               "feature space in use, and its fall to a few is collapse. The loss is the distance between what speaks for the partner "
+               "and the log-mean evidence "
                f"of the negatives, here at temperature {told(found.get('temperature'))} for every run.")
-    figure = Figure("learning", "The shape of the representation", caption, shape, legend([("the loss: positives", 0), ("the loss: negatives, log of the mean", 1)]))
+    names = [("the loss: positives", 0), ("the loss: negatives, log of the mean", 1)]
+    figure = Figure("learning", "The shape of the representation", caption, shape, legend(names))
     return [figure, *class_certainty(found.get("per_class"), found["epochs"]), *gradient(run, found["gradient"])]
 
 
@@ -124,7 +134,8 @@ def class_certainty(found: dict[str, Any] | None, epochs: list[float]) -> list[B
     half = min(FEW_CLASSES, len(named) // 2)
     groups = [("the surest", named[:half]), ("the least sure", named[-half:])] if len(named) > FEW_CLASSES else [("", named)]
     known = [v for _, group in groups for _, values in group for v in values if v is not None] or [0.0, 1.0]
-    panels = [Figure("learning.per_class", f"Certainty over time, by class{': ' + title if title else ''}", "Mean certainty of whole training images of a class; one that stays "
+    panels = [Figure("learning.per_class", f"Certainty over time, by class{': ' + title if title else ''}", "Mean certainty of whole "
+        "training images of a class; one that stays "
                      "low is one whose views look alike, or like those of another class.", [("", _classes(title, group, epochs, known))],
                      legend([(name, i) for i, (name, _) in enumerate(group)]), half=True) for title, group in groups]
     return [*panels]
@@ -133,22 +144,28 @@ def class_certainty(found: dict[str, Any] | None, epochs: list[float]) -> list[B
 def _classes(title: str, group: Sequence[tuple[str, Any]], epochs: list[float], known: list[float]) -> Chart:
     series = [Series(name, epochs, values, i) for i, (name, values) in enumerate(group)]
     low, high = min(known), max(known)
-    return lines(f"Certainty by class {title}".strip(), series, Axis("epoch", 0), Axis("mean certainty", low - 0.04 * (high - low), high + 0.04 * (high - low)), width=460)
+    room = 0.04 * (high - low)
+    axis = Axis("mean certainty", low - room, high + room)
+    return lines(f"Certainty by class {title}".strip(), series, Axis("epoch", 0), axis, width=460)
 
 
 def gradient(run: Numbers, found: dict[str, Any]) -> list[Block]:
     epochs, chance = found["epochs"], found.get("chance_same_class")
-    wanted = [("effective_negatives", "How many negatives count", "effective negatives", ()), ("top_share", "The hardest 1 %", "share of the weight", ()),
-              ("same_class_share", "Of the anchor’s own class", "share of the weight", [(chance, "by chance")] if chance is not None else ()),
-              ("remaining", "How much push is left", "1 − softmax of the partner", ())]
+    wanted = [("effective_negatives", "How many negatives count", "effective negatives", ()),
+              ("top_share", "The hardest 1 %", "share of the weight", ()),
+              ("same_class_share", "Of the anchor's own class", "share of the weight", [] if chance is None else [(chance, "by chance")]),
+              ("remaining", "How much push is left", "1 minus softmax of the partner", ())]
     charts = [(title, lines(title, [Series(title.lower(), epochs, found[name])], Axis("epoch", 0), Axis(unit, 0), marks=marks))
               for name, title, unit, marks in wanted if found.get(name)]
-    blocks: list[Block] = [Figure("learning.gradient", "Which negatives carry the gradient", "Each negative pushes in proportion to its softmax weight. Few effective negatives mean that "
-                                  "the push comes from look-alikes; above chance, many of them show the same class, which contrasting wrongly pushes apart.", charts)]
+    blocks: list[Block] = [Figure("learning.gradient", "Which negatives carry the gradient", "Each negative pushes in proportion to its "
+        "softmax weight. Few effective negatives mean that "
+                                  "the push comes from look-alikes; above chance, many of them show the same class, which contrasting "
+                                  "wrongly pushes apart.", charts)]
     if found.get("examples"):
         rows = [(f"anchor {i + 1}", [picture(run, one["anchor"], "anchor"), *(picture(run, row, told(w)) for row, w in
                  zip(one["negatives"], one["weights"], strict=True))]) for i, one in enumerate(found["examples"])]
-        blocks.append(Gallery("learning.gradient.examples", "The heaviest negatives of some images", "First the anchor, then the images that it is pushed away from most, with their "
+        blocks.append(Gallery("learning.gradient.examples", "The heaviest negatives of some images", "First the anchor, then the images "
+            "that it is pushed away from most, with their "
                               "share of the push: are these mistakes, or twins?", rows, tight=True))
     return blocks
 
@@ -164,13 +181,16 @@ def _ignored(run: Numbers, found: dict[str, Any]) -> list[Block]:
     different = (found.get("reference") or {}).get("different_images")
     known = {name: one for name, one in found["transformations"].items() if not one.get("skipped")}
     blocks: list[Block] = [
-        Figure("sensitivity", "Does the direction stay?", f"Cosine between an image and its altered self, mean of {found['n']:,} (1: ignored altogether); the band is one standard "
+        Figure("sensitivity", "Does the direction stay?", f"Cosine between an image and its altered self, mean of {found['n']:,} (1: "
+                                                          f"ignored altogether); the band is one standard "
                "deviation over images, the shade the range seen in training, the dashed line two different images.",
                [(_heading(one), _direction(one, different)) for one in known.values()], legend([("direction", 0), ("features", 1)]))]
     certain = {name: one for name, one in known.items() if one.get("certainty")}
     if certain:
-        blocks.append(Figure("sensitivity", "Does the certainty fall?", "Mean change of certainty in standard deviations over unaltered images: an alteration that hides content "
-                             "should lower it, one that hides nothing should leave it at zero.", [(_heading(one), _certainty(one)) for one in certain.values()]))
+        blocks.append(Figure("sensitivity", "Does the certainty fall?", "Mean change of certainty in standard deviations over unaltered "
+            "images: an alteration that hides content "
+                             "should lower it, one that hides nothing should leave it at "
+                             "zero.", [(_heading(one), _certainty(one)) for one in certain.values()]))
     else:
         blocks.append(Note("This loss has no certainty; only directions and features are told.", missing=True))
     left_out = [f"{one.get('label', name)} ({one['skipped']})" for name, one in found["transformations"].items() if one.get("skipped")]
@@ -216,12 +236,15 @@ def compared(a: Numbers, b: Numbers, found: dict[str, Any] | None, why: str) -> 
         return [*blocks, Note(f"The representations are not compared: {why}", missing=True)]
     tiles = [("CKA of features", "cka_features"), ("CKA of directions", "cka_directions"), ("certainties, Spearman", "certainty_spearman"),
              ("kNN agreement", "agreement_knn")]
-    blocks.append(Tiles([(f"comparison.{key}", title, told(found.get(key)), f"over {told(found.get('n'))} images of both") for title, key in tiles
+    blocks.append(Tiles([(f"comparison.{key}", title, told(found.get(key)), f"over {told(found.get('n'))} images of "
+        f"both") for title, key in tiles
                          if found.get(key) is not None]))
-    blocks.append(Note("CKA is 1 where two representations are the same up to rotation and scale, and near 0 where they have nothing in common."))
+    blocks.append(Note("CKA is 1 where two representations are the same up to rotation and scale, and near 0 where they have nothing in "
+                       "common."))
     if blocks_cka := found.get("cka_blocks"):
         chart = matrix("CKA of blocks", blocks_cka["names_a"], blocks_cka["names_b"], blocks_cka["matrix"])
-        blocks.append(Figure("comparison.cka_blocks", "Block by block", f"Rows are the stages of {a.name}, columns those of {b.name}; a strong diagonal says "
+        blocks.append(Figure("comparison.cka_blocks", "Block by block", f"Rows are the stages of {a.name}, columns those of {b.name}; a "
+            f"strong diagonal says "
                              "that both do the same in the same place.", [("", chart)]))
     return blocks
 
@@ -229,7 +252,8 @@ def compared(a: Numbers, b: Numbers, found: dict[str, Any] | None, why: str) -> 
 def differences(a: Numbers, b: Numbers) -> Facts:
     one, other = ({**asdict(run.config), **{f"views.{k}": v for k, v in asdict(run.config.views).items()}} for run in (a, b))
     rows = [(name, f"{plain(one[name])} → {plain(other[name])}", True) for name in one if name != "views" and one[name] != other[name]]
-    return Facts("What was set differently", [(f"{a.name} → {b.name}", rows or [("nothing", "the configurations are equal", False)])], open=True)
+    rows = rows or [("nothing", "the configurations are equal", False)]
+    return Facts("What was set differently", [(f"{a.name} → {b.name}", rows)], open=True)
 
 
 def _both_accuracies(a: Numbers, b: Numbers) -> list[Block]:
@@ -238,5 +262,6 @@ def _both_accuracies(a: Numbers, b: Numbers) -> list[Block]:
     if not any(row.points for row in rows):
         return []
     chart = dots("Accuracy of both runs", rows, Axis("accuracy"))
-    return [Figure("knn linear", "Which one is better?", "Accuracy of both runs with 95 % intervals; where intervals overlap widely, the test set cannot tell "
+    return [Figure("knn linear", "Which one is better?", "Accuracy of both runs with 95 % intervals; where intervals overlap widely, the "
+                                                         "test set cannot tell "
                    "them apart.", [("", chart)], legend([(a.name, 0), (b.name, 1)]))]
