@@ -1,0 +1,69 @@
+"""finetune at the command line: its answer, its file of labels, and bad input in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sureclr.cli import main
+
+TINY = ["--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--checkpoint-every", "1", "--snapshot-every", "0",
+        "--monitor-every", "0", "--device", "cpu", "--epochs", "1", "--batch-size", "8", "--size", "8"]
+QUICK = ["--epochs", "1", "--seeds", "2", "--lr", "0.03", "0.1", "--batch-size", "4", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a folder: 2 classes of 8 training and 3 test images."""
+    place, generator = tmp_path_factory.mktemp("finetune"), np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 3)):
+        for kind in "ab":
+            (place / "photos" / split / kind).mkdir(parents=True)
+            for i in range(count):
+                pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / "photos" / split / kind / f"{i}.png")
+    main(["pretrain", f"folder:{place / 'photos'}", *TINY, "--out", str(place / "run")])
+    return place / "run"
+
+
+def test_one_json_object_and_the_same_as_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["finetune", str(run), "--labels", "50%", *QUICK, "--json"])
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert out.count("\n") == 1 and "next: sureclr" in err and "seed 1" in err
+    kept = json.loads((run / "results.json").read_text())["finetune:50%"]
+    assert kept == found and found["n_labels"] == 8 and found["n_test"] == 6 and found["configuration"]["lr"] == [0.03, 0.1]
+    assert {lr for lr, _, _ in found["per_seed"][0]["scratch"]["tried"]} == {0.03, 0.1}
+    main(["finetune", str(run), "--labels", "50%", *QUICK])
+    text, err = capsys.readouterr()
+    rows = text.splitlines()
+    assert "8 labels, 2 seeds, 6 test images" in rows[0] and f"{found['accuracy']:.4f}" in rows[1] and "2 of 2 seeds" in err
+    assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith("next: sureclr")
+    assert (run / rows[-2].removeprefix("classifier: ")).is_file()
+
+
+def test_a_file_of_labels_that_differs_from_the_folders_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"train/{'ab'[i % 2]}/{i // 2}.png,{'ab'[(i + (i == 0)) % 2]}" for i in range(8)]
+    (tmp_path / "mine.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    main(["finetune", str(run), "--labels", str(tmp_path / "mine.csv"), *QUICK])
+    out, err = capsys.readouterr()
+    assert "1 of 8 labels of the file are not those of" in err and "8 labels, 2 seeds," in out
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["--labels", "none.csv"], "no such file"), (["--labels", "150%"], "at most 100%"), (["--labels", "1"], "too few labels for 2 classes"),
+    (["--labels", "99"], "99 labels were asked for"), (["--labels", "4", "--lr", "-1"], "lr must be"),
+    (["--labels", "4", "--fold", "0"], "no folds of its own"), (["--labels", "4", "--bn", "off"], "bn"),
+    (["--labels", "4", "--data", "nothing"], "nothing"),
+])
+def test_bad_input_is_one_line(words: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.json")}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["finetune", str(run), "--device", "cpu", *words])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == "" and said in err and err.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.json")}
