@@ -134,7 +134,8 @@ def _calibration(found: dict[str, Any]) -> list[Block]:
             kinds = [(said, found[key][name], s) for name, said, s in MAPS if found[key].get(name)]
             limits = (0.0, 1.0) if key == "evidence" else (None, None)
             charts.append((title, reliability(title, [_bins(said, s, one) for said, one, s in kinds], Axis(x, *limits), Axis(y))))
-            tiles += [(f"uncertainty.{key}", f"{word}, {said}", told(one["error"]), "mean distance from the diagonal") for said, one, _ in kinds]
+            tiles += [(f"uncertainty.{key}", f"{word}, {said}", told(one["error"]), "mean distance from the diagonal")
+                      for said, one, _ in kinds]
     if not charts:
         return []
     blocks: list[Block] = [
@@ -194,7 +195,12 @@ def unsure(run: Numbers) -> list[Block]:
 
 
 def _unsure(run: Numbers, found: dict[str, Any]) -> list[Block]:
-    return [*_sanity(found), *_maps_of_certainty(run, found), *_maps_of_evidence(run, found)]
+    score = found.get("evidence_score", "evidence")
+    why = found.get("certainty_skipped")
+    skipped = [Note(f"There are no maps of the certainty: {why}", missing=True)] if why else []
+    return [*skipped, *_sanity("explanation.sanity", found.get("sanity"), found["score"]), *_maps_of_certainty(run, found),
+            *_sanity("explanation.sanity_evidence", None if skipped else found.get("sanity_evidence"), score),
+            *_maps_of_evidence(run, found, score)]
 
 
 def _heat(run: Numbers, title: str, rows: Sequence[int], maps: Sequence[Sequence[Sequence[float | None]]]) -> Chart:
@@ -204,21 +210,19 @@ def _heat(run: Numbers, title: str, rows: Sequence[int], maps: Sequence[Sequence
     return heat(title, list(zip(uris, maps, strict=True)), crisp, text=said)
 
 
-def _sanity(found: dict[str, Any]) -> list[Block]:
-    check = found.get("sanity")
+def _sanity(key: str, check: dict[str, Any] | None, score: str) -> list[Block]:
     if not check:
         return []
     verdict = "passes" if check.get("passed") else "does not pass: do not trust the maps below"
     text = (f"Sanity check over {told(check.get('n'))} images: {verdict}. Maps of the same network with random weights correlate with "
-            f"these by "
-            f"{told(check.get('rank_correlation_randomised'))} (should be near 0), maps made with another filling of the patch by "
+            f"these by {told(check.get('rank_correlation_randomised'))} (should be near 0), maps made with another filling of the patch by "
             f"{told(check.get('rank_correlation_repeat'))} (should be near 1).")
     if not (removal := check.get("deletion")):
         return [Note(text)]
     series = [Series("in the order of the map", removal["shares"], removal["by_map"], 0),
               Series("in random order", removal["shares"], removal["at_random"], 2)]
-    chart = lines("Covering patches", series, Axis("share of the image covered", 0), Axis(f"mean {found['score']}"), width=420, height=210)
-    return [Figure("explanation.sanity", "Can these maps be trusted?", text + " If the maps are right, covering the patches that they "
+    chart = lines("Covering patches", series, Axis("share of the image covered", 0), Axis(f"mean {score}"), width=420, height=210)
+    return [Figure(key, f"Can the maps of the {score} be trusted?", text + " If the maps are right, covering the patches that they "
         "name lowers the score faster than covering random ones.",
                    [("", chart)], legend([("in the order of the map", 0), ("in random order", 2)]))]
 
@@ -232,11 +236,11 @@ def _maps_of_certainty(run: Numbers, found: dict[str, Any]) -> list[Block]:
                    "change.", charts, KEY)] if charts else []
 
 
-def _maps_of_evidence(run: Numbers, found: dict[str, Any]) -> list[Block]:
-    charts = [(f"{one['kind']}, {told(one['value'])} nats", _heat(run, f"Evidence, {one['kind']}", one["rows"], one["maps"]))
+def _maps_of_evidence(run: Numbers, found: dict[str, Any], score: str) -> list[Block]:
+    unit = " nats" if score == "evidence" else ""
+    charts = [(f"{one['kind']}, {told(one['value'])}{unit}", _heat(run, f"{score}, {one['kind']}", one["rows"], one["maps"]))
               for one in found.get("evidence") or []]
     if not charts:
         return [Note("Evidence between two images is not told here: this loss has no radius.", missing=True)]
-    return [Figure("explanation.evidence", "Which parts speak for the same image", "Pairs of images with the evidence that they show the "
-        "same: covering a blue patch "
-                   "lowers it, covering an orange one raises it.", charts, KEY)]
+    return [Figure("explanation.evidence", "Which parts speak for the same image", f"Pairs of images and their {score}: covering a blue "
+                   "patch lowers it, covering an orange one raises it.", charts, KEY)]
