@@ -132,10 +132,14 @@ def _sensitivity(name: str, result: dict[str, Any]) -> str:
 
 
 def _explanation(name: str, result: dict[str, Any]) -> str:
-    sanity = result["sanity"]
-    return (f"explanation of the {result['score']} by occlusion, {sanity['n']} images: rank correlation with randomised weights "
-            f"{_number(sanity['rank_correlation_randomised'])}, repeated with another fill {_number(sanity['rank_correlation_repeat'])}: "
-            + ("the maps tell of what was learned" if sanity["passed"] else "the maps do not pass the check, do not trust them"))
+    """A row for the certainty, where there is one, and a row for the pairs."""
+    rows = ["explanation by occlusion         rank correlation of the maps with randomised weights / with another fill"]
+    checked = {result["score"]: result["sanity"], f"{result['evidence_score']} of pairs": result["sanity_evidence"]}
+    for what, check in checked.items():
+        verdict = "they tell of what was learned" if check["passed"] else "they do not pass the check, do not trust them"
+        randomised, repeat = (_number(check[f"rank_correlation_{of}"]) for of in ("randomised", "repeat"))
+        rows.append(f"  {what:18s}{check['n']:3d} maps    {randomised:>10s} / {repeat}    {verdict}")
+    return "\n".join(rows if result["certainty"] else [rows[0], rows[-1], f"  {result['certainty_skipped']}"])
 
 
 def _number(value: float | None) -> str:

@@ -1,73 +1,36 @@
-"""Why it is unsure: which parts of an image make it certain, and which make it evidence for another image; by occlusion.
+"""Why it is unsure: which parts of an image make it certain, and which make it evidence for another image.
 
-A window slides over the image and is filled with the image's mean colour; what the score loses is what the window gave it
-(Zeiler & Fergus 2014, section 4.2). A cell of the map is the mean over the windows that cover it: positive = it makes the score higher.
-
-A map may show the image rather than what was learned (Adebayo et al. 2018, section 3): so it must change when the weights are drawn
-anew, and much more than when it is measured again with another fill. And covering the best cells first must lower the score faster
-than covering them in random order.
+By occlusion, with a sanity check: occlusion.py. A loss without a radius has no evidence; its pairs are explained by the cosine.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from sureclr.data.corruptions import to_uint8
-from sureclr.data.counter_rng import hashed, uniform
+from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.calibration import Embed
 from sureclr.evaluation.geometry import kernel_dimension
+from sureclr.evaluation.occlusion import WINDOW, Grid, Question, Score, occluded, sanity
 from sureclr.evaluation.uncertainty import json_able
-from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import Posterior, evidence
+from sureclr.maths.sphere import evidence
 from sureclr.models.embed import Embeddings
 from sureclr.training.run import Run, build
 
 Result = dict[str, Any]
-Read = Callable[[Embeddings], Tensor]
+Agreement = Callable[[Embeddings, Embeddings], Tensor]
+Answered = Callable[[list[Question]], tuple[list[Tensor], Result]]
 
-GRID = 8  # cells a side, about
-WINDOW = 2  # cells a side that are covered at once
 EACH = 8  # surest, least sure and other images that are explained
-ANCHORS = 2  # images whose evidence for others is explained
-STEPS = 8  # points of the deletion curve after the whole image
-PASSES = 0.5  # the correlation with randomised weights must stay below this part of that of a repeat
-CHOSEN, ORDER = 3004, 3005  # streams of seeds
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A square image in g x g cells of `cell` pixels (the last may be smaller), and the windows that slide over them.
-
-    Attributes:
-        covers: (k, g, g) bool, the cells that each of k = (g + WINDOW - 1)^2 windows covers.
-    """
-
-    size: int
-    cell: int
-    covers: Tensor
-
-    @staticmethod
-    def of(size: int) -> "Grid":
-        cell = max(1, round(size / GRID))
-        g = -(-size // cell)
-        start = torch.arange(1 - WINDOW, g)
-        line = (torch.arange(g) >= start[:, None]) & (torch.arange(g) < start[:, None] + WINDOW)  # (g + WINDOW - 1, g)
-        return Grid(size, cell, (line[:, None, :, None] & line[None, :, None, :]).flatten(0, 1))
-
-    def pixels(self, cells: Tensor) -> Tensor:
-        """(k, g, g) -> (k, size, size)."""
-        return cells.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)[:, : self.size, : self.size]
-
-    def map(self, change: Tensor) -> Tensor:
-        """(k,) by window -> (g, g): each cell the mean over the windows that cover it."""
-        return (change.double() @ self.covers.double().flatten(1) / self.covers.sum(0).flatten()).view(self.covers.shape[1:])
+ANCHORS = 3  # images whose evidence for others is explained
+CHOSEN = 3004  # stream of seeds
 
 
 def explanation(run: Run, images: ImageSet, table: Embeddings, each: Callable[[int, int], None] = lambda done, total: None) -> Result:
@@ -89,26 +52,24 @@ def randomised(run: Run) -> Run:
 
 
 def explain(embed: Embed, embed_randomised: Embed, images: ImageSet, table: Embeddings, seed: int = 0) -> Result:
-    """Maps of the certainty and of the evidence of some test images, and the sanity check; JSON-able.
+    """Maps of the certainty and of the evidence of some test images, and the sanity check of both; JSON-able.
 
     Args:
         embed, embed_randomised: the trained network, and the same with weights drawn anew; they poll for a stop themselves.
         images, table: row by row. seed: of the images chosen at random.
-    Returns:
-        {"skipped": why} where the loss has no certainty. Raises UserError below three images.
+    Raises:
+        UserError: fewer than three images.
     """
-    if table.certainty is None:
-        return {"skipped": "this loss has no certainty and no evidence to explain; train with --loss sure."}
-    score = "certainty" if table.radius is None else "radius"
-    grid, rows = Grid.of(images.images.shape[-1]), chosen(images, table.certainty, seed)
-    some = images.select(rows)
-    maps = [occluded(embed, image, own_mean(image), grid, certainty) for image in split(some)]
-    told = [{"row": int(row), "value": float(table.certainty[row]), "map": rounded(m)} for row, m in zip(rows, maps, strict=True)]
-    return json_able({
-        "method": f"occlusion by the image's mean colour, windows of {WINDOW} x {WINDOW} cells", "score": score,
-        "patch": grid.cell * WINDOW, "cell": grid.cell, "grid": list(grid.covers.shape[1:]), "certainty": told,
-        "evidence": [] if table.radius is None else pairs_explained(embed, images, table, grid, seed),
-        "sanity": sanity(embed, embed_randomised, some, maps, grid, seed)})
+    grid = Grid.of(images.images.shape[-1])
+
+    def answered(questions: list[Question]) -> tuple[list[Tensor], Result]:
+        maps = [occluded(embed, question, grid) for question in questions]
+        return maps, sanity(embed, embed_randomised, questions, maps, grid, seed)
+
+    about = {"method": f"occlusion by the image's mean colour, windows of {WINDOW} x {WINDOW} cells",
+             "patch": grid.cell * WINDOW, "cell": grid.cell, "grid": list(grid.covers.shape[1:])}
+    between = pairs_explained(answered, images, table, seed)
+    return json_able(about | between | certainty_explained(answered, images, table, seed, between))
 
 
 def rounded(m: Tensor) -> list[list[float]]:
@@ -116,32 +77,30 @@ def rounded(m: Tensor) -> list[list[float]]:
     return [[float(f"{value:.4g}") for value in row] for row in m.tolist()]
 
 
-def split(images: ImageSet) -> list[ImageSet]:
-    """Sets of one image."""
-    return [images.select([i]) for i in range(len(images))]
-
-
 def judged_rows(images: ImageSet) -> Tensor:
     """(m,) rows of the test images, of all images where there is none."""
-    return torch.from_numpy(images.rows("test") if "test" in images.split else np.arange(len(images)))
+    rows = torch.from_numpy(images.rows("test") if "test" in images.split else np.arange(len(images)))
+    if len(rows) < 3:
+        raise UserError(f"explanations compare images, and {images.name} has {len(rows)} to look at; give three or more.")
+    return rows
 
 
 def shuffled(rows: Tensor, seed: int) -> Tensor:
     return rows[hashed(rows + (seed << 32), CHOSEN, 1)[:, 0].argsort()]
 
 
-def chosen(images: ImageSet, score: Tensor, seed: int) -> Tensor:
-    """(m,) rows: the surest, the least sure, and others by seed; each once."""
-    rows = judged_rows(images)
-    if len(rows) < 3:
-        raise UserError(f"explanations compare images, and {images.name} has {len(rows)} to look at; give three or more.")
-    order = rows[score[rows].argsort(descending=True, stable=True)]
-    ends = torch.cat([order[:EACH], order[EACH:][-EACH:]])
-    others = shuffled(rows, seed)
-    return torch.cat([ends, others[~torch.isin(others, ends)][:EACH]])
+# --- Certainty ------------------------------------------------------------------------------------------------------------------
 
 
-# --- Maps -----------------------------------------------------------------------------------------------------------------------
+def certainty_explained(answered: Answered, images: ImageSet, table: Embeddings, seed: int, between: Result) -> Result:
+    """The certainty of some images; without one, the check is that of the pairs."""
+    if table.certainty is None:
+        return {"score": between["evidence_score"], "certainty": [], "sanity": between["sanity_evidence"],
+                "certainty_skipped": "this loss has no certainty to explain; train with --loss sure."}
+    rows = chosen(images, table.certainty, seed)
+    maps, check = answered([Question(images.select([int(row)]), lambda embed: certainty) for row in rows])
+    told = [{"row": int(row), "value": float(table.certainty[row]), "map": rounded(m)} for row, m in zip(rows, maps, strict=True)]
+    return {"score": "certainty" if table.radius is None else "radius", "certainty": told, "sanity": check}
 
 
 def certainty(seen: Embeddings) -> Tensor:
@@ -149,97 +108,58 @@ def certainty(seen: Embeddings) -> Tensor:
     return seen.certainty.double()
 
 
-def own_mean(image: ImageSet) -> Tensor:
-    """(1, c, 1, 1) uint8, the image's mean colour."""
-    return to_uint8(image.images.float().mean((2, 3), keepdim=True) / 255)
+def chosen(images: ImageSet, score: Tensor, seed: int) -> Tensor:
+    """(m,) rows: the surest, the least sure, and others by seed; each once."""
+    rows = judged_rows(images)
+    order = rows[score[rows].argsort(descending=True, stable=True)]
+    ends = torch.cat([order[:EACH], order[EACH:][-EACH:]])
+    others = shuffled(rows, seed)
+    return torch.cat([ends, others[~torch.isin(others, ends)][:EACH]])
 
 
-def covered(image: ImageSet, fill: Tensor, masks: Tensor) -> ImageSet:
-    """k copies of one image with the pixels of masks (k, h, w) taken from `fill`, broadcast to (1, c, h, w)."""
-    copies = image.select([0] * len(masks))
-    return replace(copies, images=torch.where(masks[:, None].to(fill.device), fill, image.images))
+# --- Pairs ----------------------------------------------------------------------------------------------------------------------
 
 
-def occluded(embed: Embed, image: ImageSet, fill: Tensor, grid: Grid, read: Read) -> Tensor:
-    """(g, g) float64: what the score of one image loses where a cell is covered."""
-    nothing = torch.zeros(1, grid.size, grid.size, dtype=torch.bool)
-    value = read(embed(covered(image, fill, torch.cat([nothing, grid.pixels(grid.covers)]))))
-    return grid.map(value[0] - value[1:])
+def pairs_explained(answered: Answered, images: ImageSet, table: Embeddings, seed: int) -> Result:
+    """What some pairs of images say of being the same, and what either image gives to it while the other stays whole."""
+    found, (name, agree) = pairs(images, table, seed), agreement(table)
+    sides = list(dict.fromkeys(side for _, i, j in found for side in ((i, j), (j, i))))
+    maps, check = answered([beside(images.select([i]), images.select([j]), agree) for i, j in sides])
+    by_side = dict(zip(sides, map(rounded, maps), strict=True))
+
+    def told(kind: str, i: int, j: int) -> Result:
+        value = float(agree(table.select(np.asarray([i])), table.select(np.asarray([j]))))
+        return {"rows": [i, j], "kind": kind, "value": value, "maps": [by_side[i, j], by_side[j, i]]}
+
+    return {"evidence_score": name, "evidence": [told(*pair) for pair in found], "sanity_evidence": check}
 
 
-def pairs_explained(embed: Embed, images: ImageSet, table: Embeddings, grid: Grid, seed: int) -> list[Result]:
-    """The evidence s(u, u') of some pairs of images, nats, and what either image gives to it."""
-    found = []
-    for kind, i, j in pairs(images, table, seed):
-        value, first = evidence_map(embed, images, table, grid, i, j)
-        second = first if i == j else evidence_map(embed, images, table, grid, j, i)[1]
-        found.append({"rows": [i, j], "kind": kind, "value": value, "maps": [rounded(first), rounded(second)]})
-    return found
+def agreement(table: Embeddings) -> tuple[str, Agreement]:
+    """Its name and, of rows side by side, the evidence s(u, u') in nats; the cosine of the directions where there is no radius."""
+    if table.radius is None:
+        return "cosine", lambda a, b: F.cosine_similarity(a.direction.double(), b.direction.double())
+    m = kernel_dimension(table)
+    return "evidence", lambda a, b: evidence(a.posterior, b.posterior, m).double()
 
 
-def evidence_map(embed: Embed, images: ImageSet, table: Embeddings, grid: Grid, i: int, j: int) -> tuple[float, Tensor]:
-    """s of whole images i and j, and (g, g) what it loses where a cell of i is covered while j stays whole."""
-    assert table.radius is not None
-    m, other = kernel_dimension(table), Posterior(table.direction[[j]], table.radius[[j]])
+def beside(image: ImageSet, other: ImageSet, agree: Agreement) -> Question:
+    """Does this image agree with the other one, whole, as the same network sees it?"""
+    def score(embed: Embed) -> Score:
+        seen = embed(other)
+        return lambda table: agree(table, seen)
 
-    def read(seen: Embeddings) -> Tensor:
-        return evidence(seen.posterior, other, m).double()
-
-    image = images.select([i])
-    return float(read(table.select(np.asarray([i])))), occluded(embed, image, own_mean(image), grid, read)
+    return Question(image, score)
 
 
 def pairs(images: ImageSet, table: Embeddings, seed: int) -> list[tuple[str, int, int]]:
-    """(kind, row, row): two images, each with itself, its nearest neighbour, one of its class and one of another, where there is one."""
-    rows = judged_rows(images)
-    order, found = shuffled(rows, seed), []
-    for i in order[:ANCHORS]:
-        others = order[order != i]
-        near = others[top_k(table.features[[int(i)]], table.features[others], 1)[1][0, 0]]
+    """(kind, row, row): some images, each with itself, its nearest neighbour, one of its class and one of another, where there is one."""
+    order, found = shuffled(judged_rows(images), seed), []
+    for at in range(min(ANCHORS, len(order))):
+        i, others = int(order[at]), order.roll(-at)[1:]  # rolled: no two anchors take the same partner, or each other
+        near = others[top_k(table.features[[i]], table.features[others], 1)[1][0, 0]]
         known, alike = (table.labels[others] >= 0) & (table.labels[i] >= 0), table.labels[others] == table.labels[i]
         same, different = others[known & alike], others[known & ~alike]
-        found += [("same image", int(i), int(i)), ("nearest neighbour", int(i), int(near))]
-        found += [("same class", int(i), int(same[0]))] if len(same) else []
-        found += [("different", int(i), int((different if len(different) else others)[0]))]
+        found += [("same image", i, i), ("nearest neighbour", i, int(near))]
+        found += [("same class", i, int(same[0]))] if len(same) else []
+        found += [("different", i, int((different if len(different) else others)[0]))]
     return found
-
-
-# --- Sanity ---------------------------------------------------------------------------------------------------------------------
-
-
-def sanity(embed: Embed, embed_randomised: Embed, images: ImageSet, maps: list[Tensor], grid: Grid, seed: int) -> Result:
-    """Do the maps (m of (g, g)) depend on the weights, are they repeatable, and do they find what matters? Means over the m images.
-
-    passed: the rank correlation with the maps of randomised weights is, in size, below half of that with the maps of another fill (the
-    mean of these images), and covering the best cells first leaves a lower mean score than covering in random order.
-    """
-    mean = to_uint8(images.images.float().mean(0, keepdim=True) / 255)
-    single = split(images)
-    again = [occluded(embed, image, mean, grid, certainty) for image in single]
-    drawn = [occluded(embed_randomised, image, own_mean(image), grid, certainty) for image in single]
-    repeat, changed = (rank_correlations(maps, other) for other in (again, drawn))
-    deletion = deleted(embed, single, maps, grid, seed)
-    found_by_map = np.mean(deletion["by_map"]) < np.mean(deletion["at_random"])
-    return {"n": len(images), "rank_correlation_randomised": float(changed.mean()), "rank_correlation_repeat": float(repeat.mean()),
-            "rank_correlation_randomised_sd": float(changed.std()), "rank_correlation_repeat_sd": float(repeat.std()), "deletion": deletion,
-            "passed": bool(abs(float(changed.mean())) < PASSES * float(repeat.mean()) and found_by_map)}
-
-
-def rank_correlations(maps: list[Tensor], others: list[Tensor]) -> Tensor:
-    """(m,) Spearman's, map by map; a map without any difference goes with none: 0."""
-    return torch.tensor([metrics.spearman(a.flatten(), b.flatten()) for a, b in zip(maps, others, strict=True)]).nan_to_num(0)
-
-
-def deleted(embed: Embed, images: list[ImageSet], maps: list[Tensor], grid: Grid, seed: int) -> Result:
-    """Mean score after covering a share of the cells: those first that the map says raise it, and in random order."""
-    shares = torch.arange(STEPS + 1) / STEPS
-    chance = uniform(torch.arange(len(images)) + (seed << 32), ORDER, maps[0].numel()).view(-1, *maps[0].shape)
-    curves = [torch.stack([certainty(embed(covered(image, own_mean(image), grid.pixels(best_cells(m, shares)))))
-                           for image, m in zip(images, order, strict=True)]).mean(0).tolist() for order in (maps, list(chance))]
-    return {"shares": shares.tolist(), "by_map": curves[0], "at_random": curves[1]}
-
-
-def best_cells(m: Tensor, shares: Tensor) -> Tensor:
-    """(s, g, g) bool: the share of the cells with the highest values of m (g, g)."""
-    rank = m.flatten().argsort(descending=True, stable=True).argsort().view(m.shape)
-    return rank < (shares * m.numel()).round()[:, None, None]

@@ -15,13 +15,14 @@ from torch.nn.functional import normalize
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import explain as e
+from sureclr.evaluation import occlusion as o
 from sureclr.evaluation.calibration import Embed
 from sureclr.maths.sphere import evidence
 from sureclr.models.embed import Embeddings
 from sureclr.training.run import as_image_set
 
 SIDE = 16  # cells of 2 pixels, 8 x 8
-GRID = e.Grid.of(SIDE)
+GRID = o.Grid.of(SIDE)
 
 
 def pictures(n: int = 30) -> ImageSet:
@@ -46,9 +47,13 @@ def contrast_in(top: int, left: int, size: int = 4) -> Callable[[Tensor], Tensor
     return lambda x: x[:, top : top + size, left : left + size].flatten(1).std(1)
 
 
+def sure(image: ImageSet) -> o.Question:
+    return o.Question(image, lambda embed: e.certainty)
+
+
 def test_windows_and_cells_by_loops() -> None:
     for size, cell, g in ((16, 2, 8), (8, 1, 8), (28, 4, 7), (30, 4, 8), (4, 1, 4)):
-        grid = e.Grid.of(size)
+        grid = o.Grid.of(size)
         assert (grid.cell, grid.covers.shape) == (cell, ((g + 1) ** 2, g, g))
         windows = [[[a <= i < a + 2 and b <= j < b + 2 for j in range(g)] for i in range(g)] for a in range(-1, g) for b in range(-1, g)]
         assert torch.equal(grid.covers, torch.tensor(windows))
@@ -64,12 +69,12 @@ def test_windows_and_cells_by_loops() -> None:
 def test_the_map_lights_up_exactly_where_the_certainty_looks() -> None:
     """It looks at cells (2..3, 4..5): windows that touch them reach one cell further on each side, everything else is exactly 0."""
     image = pictures().select([0])
-    m = e.occluded(model(contrast_in(4, 8)), image, e.own_mean(image), GRID, e.certainty)
+    m = o.occluded(model(contrast_in(4, 8)), sure(image), GRID)
     reached = torch.zeros(8, 8, dtype=torch.bool)
     reached[1:5, 3:7] = True
     assert bool((m[~reached] == 0).all()) and bool((m[2:4, 4:6] > 0).all())
     assert float(m[2:4, 4:6].min()) > float(m[reached].median())
-    inverse = e.occluded(model(lambda x: 1 - contrast_in(4, 8)(x)), image, e.own_mean(image), GRID, e.certainty)
+    inverse = o.occluded(model(lambda x: 1 - contrast_in(4, 8)(x)), sure(image), GRID)
     assert torch.allclose(inverse, -m, atol=1e-6)
 
 
@@ -77,7 +82,7 @@ def test_what_is_covered_is_the_mask_and_nothing_else() -> None:
     image = pictures().select([3])
     mask = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
     mask[1, 2:5, 7:9] = True
-    whole, holed = e.covered(image, e.own_mean(image), mask).images
+    whole, holed = o.covered(image, o.own_mean(image), mask).images
     assert torch.equal(whole, image.images[0])
     assert bool((holed[:, mask[1]] == round(float(image.images.float().mean()))).all())
     assert torch.equal(holed[:, ~mask[1]], whole[:, ~mask[1]])
@@ -86,13 +91,16 @@ def test_what_is_covered_is_the_mask_and_nothing_else() -> None:
 def test_evidence_maps_cover_one_image_and_leave_the_other() -> None:
     images, embed = pictures(), model(lambda x: torch.full((len(x),), 0.9))
     table = embed(images)
-    value, m = e.evidence_map(embed, images, table, GRID, 2, 5)
+    name, agree = e.agreement(table)
+    value = float(agree(table.select(np.array([2])), table.select(np.array([5]))))
+    m = o.occluded(embed, e.beside(images.select([2]), images.select([5]), agree), GRID)
+    assert name == "evidence"
     one, other = table.select(np.array([2])).posterior, table.select(np.array([5])).posterior
     assert value == pytest.approx(float(evidence(one, other, 12.0)), abs=1e-5)
     image, changes = images.select([2]), []
     for window in GRID.pixels(GRID.covers):
         pixels = image.images.clone()
-        pixels[0, 0][window] = int(e.own_mean(image))
+        pixels[0, 0][window] = int(o.own_mean(image))
         changes.append(value - float(evidence(embed(replace(image, images=pixels)).posterior, other, 12.0)))
     assert torch.allclose(m, GRID.map(torch.tensor(changes)), atol=1e-4)
 
@@ -101,7 +109,8 @@ def test_pairs_are_of_the_kinds_they_say() -> None:
     images, embed = pictures(), model(contrast_in(4, 8))
     table = embed(images)
     found = e.pairs(images, table, 0)
-    assert [kind for kind, _, _ in found] == ["same image", "nearest neighbour", "same class", "different"] * 2
+    assert [kind for kind, _, _ in found] == ["same image", "nearest neighbour", "same class", "different"] * 3
+    assert all(len({(min(i, j), max(i, j)) for k, i, j in found if k == kind}) == 3 for kind in ("same class", "different"))
     unit = normalize(table.features.double(), dim=1)
     for kind, i, j in found:
         assert max(i, j) < 26 and (i == j) == (kind == "same image")  # test images
@@ -110,7 +119,7 @@ def test_pairs_are_of_the_kinds_they_say() -> None:
         if kind in ("same class", "different"):
             assert bool(table.labels[i] == table.labels[j]) == (kind == "same class")
     unlabelled = replace(table, labels=torch.full((30,), -1))
-    assert [kind for kind, _, _ in e.pairs(images, unlabelled, 0)] == ["same image", "nearest neighbour", "different"] * 2
+    assert [kind for kind, _, _ in e.pairs(images, unlabelled, 0)] == ["same image", "nearest neighbour", "different"] * 3
 
 
 def test_surest_least_sure_and_others_each_once() -> None:
@@ -139,11 +148,11 @@ def test_sanity_passes_what_was_learned_and_fails_what_any_weights_show() -> Non
 
 def test_cells_go_by_the_map_and_the_curves_meet_at_both_ends() -> None:
     m = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
-    cells = e.best_cells(m, torch.tensor([0, 0.25, 0.5, 1]))
+    cells = o.best_cells(m, torch.tensor([0, 0.25, 0.5, 1]))
     assert [[int(x) for x in c.flatten()] for c in cells] == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]]
-    images, embed = e.split(pictures(5)), model(contrast_in(4, 8))
-    maps = [e.occluded(embed, image, e.own_mean(image), GRID, e.certainty) for image in images]
-    curve = e.deleted(embed, images, maps, GRID, 0)
+    embed, questions = model(contrast_in(4, 8)), [sure(pictures(5).select([i])) for i in range(5)]
+    maps = [o.occluded(embed, question, GRID) for question in questions]
+    curve = o.deleted(embed, questions, maps, GRID, 0)
     whole = float(embed(pictures(5)).radius.double().mean())  # type: ignore[union-attr]
     for name in ("by_map", "at_random"):
         assert curve[name][0] == pytest.approx(whole) and curve[name][-1] == pytest.approx(0) and len(curve[name]) == 9
@@ -152,26 +161,61 @@ def test_cells_go_by_the_map_and_the_curves_meet_at_both_ends() -> None:
 
 def test_flat_maps_correlate_with_nothing() -> None:
     ramp = torch.arange(16.0).view(4, 4)
-    found = e.rank_correlations([ramp, ramp, ramp], [ramp, -ramp, torch.zeros(4, 4)])
+    found = o.rank_correlations([ramp, ramp, ramp], [ramp, -ramp, torch.zeros(4, 4)])
     assert found.tolist() == pytest.approx([1, -1, 0])
 
 
-def test_without_certainty_it_says_so_and_without_radius_there_is_no_evidence() -> None:
+def test_the_evidence_has_a_check_of_its_own() -> None:
     images = pictures()
-    embed = model(contrast_in(4, 8), radius=False)
-    table = embed(images)
-    found = e.explain(embed, embed, images, table)
-    assert found["score"] == "certainty" and found["evidence"] == []
-    assert "--loss sure" in e.explain(embed, embed, images, replace(table, certainty=None))["skipped"]
+
+    def looking_at(top: int, left: int) -> Embed:
+        """The direction is a square of the pixels, the certainty one number."""
+        def embed(some: ImageSet) -> Embeddings:
+            seen = model(lambda x: torch.full((len(x),), 0.9))(some)
+            square = seen.features.view(-1, SIDE, SIDE)[:, top : top + 6, left : left + 6]
+            return replace(seen, direction=normalize(square.flatten(1), dim=1))
+
+        return embed
+
+    embed, other = looking_at(4, 8), looking_at(0, 0)
+    found = e.explain(embed, other, images, embed(images))
+    assert not any(np.asarray(m)[6:].any() for pair in found["evidence"] for m in pair["maps"])  # cells it does not see
+    check, curves = found["sanity_evidence"], found["sanity_evidence"]["deletion"]
+    assert (found["evidence_score"], check["n"], check["passed"]) == ("evidence", 21, True)  # 12 pairs, 3 of them with itself
+    assert check["rank_correlation_repeat"] > 0.4 and not found["sanity"]["passed"]  # a constant certainty has flat maps
+    assert curves["by_map"][0] == pytest.approx(curves["at_random"][0]) and np.mean(curves["by_map"]) < np.mean(curves["at_random"])
+    assert not e.explain(embed, embed, images, embed(images))["sanity_evidence"]["passed"]
 
 
-def test_randomised_weights_are_another_network_with_maps_of_its_own(tmp_path: Path) -> None:
+def test_without_radius_pairs_go_by_the_cosine_and_without_certainty_it_says_so() -> None:
+    images, embed = pictures(), model(contrast_in(4, 8), radius=False)
+    found = e.explain(embed, embed, images, embed(images))
+    assert (found["score"], found["evidence_score"]) == ("certainty", "cosine")
+
+    def bare(some: ImageSet) -> Embeddings:
+        return replace(embed(some), certainty=None)
+
+    table = bare(images)
+    found = e.explain(bare, bare, images, table)
+    assert (found["score"], found["certainty"], found["sanity"]) == ("cosine", [], found["sanity_evidence"])
+    assert "--loss sure" in found["certainty_skipped"] and "skipped" not in found
+    for pair in found["evidence"]:
+        i, j = pair["rows"]
+        assert pair["value"] == pytest.approx(float(table.direction[i] @ table.direction[j]), abs=1e-5)
+        assert np.asarray(pair["maps"]).shape == (2, 8, 8)
+    with pytest.raises(UserError, match="three or more"):
+        e.explain(bare, bare, pictures(6), bare(pictures(6)))
+
+
+def test_randomised_weights_are_another_network_with_maps_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train(tmp_path / "run")
     other, again = e.randomised(run), e.randomised(run)
     images = as_image_set(torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)))
     mine, theirs, repeated = (one.embed(images) for one in (run, other, again))
     assert torch.equal(theirs.features, repeated.features) and not torch.allclose(mine.features, theirs.features)
     assert theirs.radius is not None and float(theirs.radius.std()) > 0  # not the constant 1/2 of the start of training
+    monkeypatch.setattr(e, "EACH", 1)
+    monkeypatch.setattr(e, "ANCHORS", 1)
     polled: list[int] = []
     found = e.explanation(run, images, mine, lambda done, total: polled.append(done))
-    assert found["sanity"]["n"] == 12 and polled and np.asarray(found["certainty"][0]["map"]).shape == (8, 8)
+    assert found["sanity"]["n"] == 3 and polled and np.asarray(found["certainty"][0]["map"]).shape == (8, 8)
