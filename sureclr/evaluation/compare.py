@@ -26,6 +26,7 @@ Result = dict[str, Any]
 Each = Callable[[int, int], None]
 Blocks = dict[str, Tensor]
 
+MOST = 10_000  # images compared, at most
 IMAGES = 2000  # images whose blocks are compared, at most
 NEAREST = 10  # neighbours whose overlap is told
 LEAST = 4  # images that the unbiased estimate needs
@@ -34,15 +35,17 @@ LEAST = 4  # images that the unbiased estimate needs
 def compare_runs(a: Run, b: Run, images: ImageSet, table_a: Embeddings, table_b: Embeddings,
                  each: Each = lambda done, total: None) -> Result:
     """`compare` with the encoders' blocks, on a sample of the images (any size: each run takes its own)."""
-    rows = judged_rows(table_a)
-    some = images.select(rows[hashed(rows, 0, 1)[:, 0].argsort()[:IMAGES].sort().values])
+    rows = judged_rows(table_a, table_b)
+    some = images.select(sample(rows, IMAGES))
     blocks = [embed_blocks(run.model, convert(some, run.size, run.channels), each_batch=each) for run in (a, b)]
     return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), each)
 
 
 def compare(a: Embeddings, b: Embeddings, names: tuple[str, str], blocks: tuple[Blocks, Blocks] | None = None,
             each: Each = lambda done, total: None) -> Result:
-    """All of it on the test images (all images where there is no test image); None for what one of the two has not. JSON-able.
+    """All of it on the test images of both, 10,000 at most (all images where they share no four); None for what one of the two has not.
+
+    JSON-able. `neighbour_overlap_chance`: that of neighbours drawn at random.
 
     Args:
         a, b: the tables of two runs, of the same images in the same order.
@@ -51,10 +54,10 @@ def compare(a: Embeddings, b: Embeddings, names: tuple[str, str], blocks: tuple[
     Raises:
         UserError: other images, or fewer than four.
     """
-    if list(a.paths) != list(b.paths):
-        raise UserError(f"two runs are compared on the same images, and these tables differ ({len(a)} and {len(b)} images); "
-                        "give runs of the same data.")
-    rows = judged_rows(a).numpy()
+    if not same_images(a, b):
+        raise UserError(f"two runs are compared on the same images, and these tables differ in paths or labels ({len(a)} and {len(b)} "
+                        "images); give runs of the same data.")
+    rows = judged_rows(a, b).numpy()
     if len(rows) < LEAST:
         raise UserError(f"representations are compared on {LEAST} images or more, not on {len(rows)}; give more.")
     x, y = a.select(rows), b.select(rows)
@@ -62,19 +65,33 @@ def compare(a: Embeddings, b: Embeddings, names: tuple[str, str], blocks: tuple[
     return json_able({
         "runs": list(names), "n": len(rows), "cka_features": cka(x.features, y.features), "cka_directions": cka(x.direction, y.direction),
         "cka_blocks": None if blocks is None else between_blocks(*blocks), "certainty_spearman": certainties,
-        "agreement_knn": agreement(a, b, rows, each), "neighbour_overlap": neighbour_overlap(x.features, y.features)})
+        "agreement_knn": agreement(a, b, rows, each), "neighbour_overlap": neighbour_overlap(x.features, y.features),
+        "neighbour_overlap_chance": min(NEAREST, len(rows) - 1) / (len(rows) - 1)})
 
 
-def judged_rows(table: Embeddings) -> Tensor:
-    """(m,) rows of the test images, of all images where there is none."""
-    test = np.flatnonzero(table.split == "test")
-    return torch.from_numpy(test if len(test) else np.arange(len(table)))
+def same_images(a: Embeddings, b: Embeddings) -> bool:
+    """Same paths, and no image with two labels: MNIST and Fashion-MNIST have the same paths, train/00000 and on."""
+    if list(a.paths) != list(b.paths):
+        return False
+    both = (a.labels >= 0) & (b.labels >= 0)
+    return not both.any() or (a.classes == b.classes and torch.equal(a.labels[both], b.labels[both]))
+
+
+def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
+    """(m,) rows that neither was trained on (runs of one folder with other seeds hold out other images). All rows where too few are left."""
+    test = np.flatnonzero((a.split == "test") & (b.split == "test"))
+    return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST)
+
+
+def sample(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, in order, always the same ones."""
+    return rows[hashed(rows, 0, 1)[:, 0].argsort()[:most].sort().values]
 
 
 def agreement(a: Embeddings, b: Embeddings, rows: Any, each: Each) -> float | None:
-    """How often the kNN votes of the two name one class; None where nobody can vote."""
-    votes = [predictions(table, rows, each)["predicted"] for table in (a, b)]
-    return None if (votes[0] < 0).any() else float((votes[0] == votes[1]).mean())
+    """How often the kNN votes of the two name one class; None where one of them cannot vote."""
+    votes = np.stack([predictions(table, rows, each)["predicted"] for table in (a, b)])
+    return None if (votes < 0).any() else float((votes[0] == votes[1]).mean())
 
 
 def neighbour_overlap(x: Tensor, y: Tensor, k: int = NEAREST) -> float:
@@ -88,7 +105,10 @@ def between_blocks(a: Blocks, b: Blocks) -> Result | None:
     """CKA of every block of the one with every block of the other."""
     if not a or not b:
         return None
-    return {"names_a": list(a), "names_b": list(b), "matrix": [[cka(x, y) for y in b.values()] for x in a.values()]}
+    ours, theirs = ([centred(rows) for rows in blocks.values()] for blocks in (a, b))
+    own_a, own_b = ([hsic(x, x) for x in some] for some in (ours, theirs))  # once a block, not once a pair
+    matrix = [[ratio(hsic(x, y), xx, yy) for y, yy in zip(theirs, own_b, strict=True)] for x, xx in zip(ours, own_a, strict=True)]
+    return {"names_a": list(a), "names_b": list(b), "matrix": matrix}
 
 
 def cka(x: Tensor, y: Tensor) -> float:
@@ -96,9 +116,18 @@ def cka(x: Tensor, y: Tensor) -> float:
 
     1 for representations that differ by a rotation, a shift and a scale; 0 on average, and a little below at times, for unrelated ones.
     """
-    x, y = (rows.double() - rows.double().mean(0) for rows in (x, y))
-    scale = hsic(x, x) * hsic(y, y)
-    return hsic(x, y) / scale**0.5 if scale > 0 else float("nan")
+    x, y = centred(x), centred(y)
+    return ratio(hsic(x, y), hsic(x, x), hsic(y, y))
+
+
+def centred(rows: Tensor) -> Tensor:
+    """(n, f) float64, mean 0: HSIC is the same, its sums lose no digits."""
+    return rows.double() - rows.double().mean(0)
+
+
+def ratio(both: float, own: float, other: float) -> float:
+    """NaN where one representation says nothing: the unbiased estimate of a few images can be 0 or below."""
+    return both / (own * other) ** 0.5 if min(own, other) > 0 else float("nan")
 
 
 def hsic(x: Tensor, y: Tensor) -> float:

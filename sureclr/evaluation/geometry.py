@@ -87,7 +87,7 @@ def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
 
     From the covariance in float64, summed by blocks.
     """
-    mean = features.double().mean(0)
+    mean = features.mean(0, dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     for rows in features.split(4 * BLOCK):
         centred = rows.double() - mean
@@ -100,7 +100,7 @@ def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def project(features: Tensor, axes: Tensor) -> Tensor:
     """(n, a) float64 positions along the axes, from the mean of the features."""
-    return features.double() @ axes.T - features.double().mean(0) @ axes.T
+    return torch.cat([rows.double() @ axes.T for rows in features.split(4 * BLOCK)]) - features.mean(0, dtype=torch.float64) @ axes.T
 
 
 def directions(table: Embeddings, rows: NDArray[np.int64], position: Tensor, share: Tensor) -> list[Result]:

@@ -6,6 +6,7 @@ Which negatives carry the gradient: NT-Xent pulls view i away from the negative 
 
 so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. Here the
 negatives are both views of all other snapshot images, not those of a training batch, and the network is in evaluation mode.
+A loss without tau (or with one an image) is looked at through NT-Xent's weights at tau = 0.2.
 """
 
 import json
@@ -26,6 +27,7 @@ Result = dict[str, Any]
 
 NUMBERS = ("alignment", "uniformity", "effective_rank", "cosine_different", "knn", "radius")  # of a snapshot's metadata
 SPLIT_TEMPERATURE = 0.2  # of positives and negatives: one for all runs and epochs, so that they compare
+NEEDED = ("index", "label", "first_direction", "second_direction", "certainty")  # read of a snapshot: hundreds must fit into memory
 HARDEST = 0.01  # the share of the negatives whose share of the weight is told
 EXAMPLES, SHOWN = 8, 6  # anchors, and their heaviest negatives
 
@@ -78,12 +80,12 @@ def read_snapshot(file: Path) -> Snapshot | str:
     try:
         with safe_open(file, "pt") as opened:
             numbers = json.loads((opened.metadata() or {})["numbers"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (not a mapping)
-        views = torch.cat([tensors["first_direction"], tensors["second_direction"]])
-        if not views.isfinite().all() or len(views) != 2 * len(tensors["index"]) or len(tensors["index"]) != len(tensors["label"]):
+            tensors = {name: opened.get_tensor(name) for name in set(NEEDED) & set(opened.keys())}
+        snapshot, p = Snapshot(int(numbers["epoch"]), numbers, tensors), len(tensors["index"])
+        if p < 2 or any(len(rows) != p for rows in tensors.values()) or not snapshot.views.isfinite().all():
             return "its directions are not finite, or too few"
-        return Snapshot(int(numbers["epoch"]), numbers, tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        return snapshot
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 

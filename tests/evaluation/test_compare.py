@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.errors import UserError
-from sureclr.evaluation.compare import cka, compare, compare_runs, hsic, neighbour_overlap
+from sureclr.evaluation.compare import cka, compare, compare_runs, hsic, judged_rows, neighbour_overlap
 from sureclr.models.embed import Embeddings
 from sureclr.training.run import as_image_set
 
@@ -113,7 +113,49 @@ def test_what_one_of_the_two_has_not_is_none_and_other_images_are_refused() -> N
     with pytest.raises(UserError, match="the same images"):
         compare(a, table(80), ("a", "b"))
     with pytest.raises(UserError, match="4 images or more"):
-        compare(table(7), table(7), ("a", "b"))
+        compare(table(3), table(3), ("a", "b"))
+
+
+def test_agreement_by_a_loop_and_none_where_either_has_no_labels() -> None:
+    a, b = table(), table(seed=5)
+
+    def vote(t: Embeddings, i: int) -> int:
+        unit = normalize(t.features.double(), dim=1)
+        near = sorted((j for j in range(0, 90, 2)), key=lambda j: -float(unit[i] @ unit[j]))[:20]
+        weight = [sum(np.exp(float(unit[i] @ unit[j]) / 0.1) for j in near if t.labels[j] == k) for k in range(3)]
+        return int(np.argmax(weight))
+
+    expected = np.mean([vote(a, i) == vote(b, i) for i in range(1, 90, 2)])
+    assert 0.5 < expected < 1 and compare(a, b, ("a", "b"))["agreement_knn"] == pytest.approx(expected)
+    bare = replace(a, labels=torch.full((90,), -1), classes=())
+    assert compare(bare, a, ("a", "b"))["agreement_knn"] is compare(a, bare, ("a", "b"))["agreement_knn"] is None
+
+
+def test_two_data_sets_whose_images_have_the_same_names_are_refused() -> None:
+    """MNIST and Fashion-MNIST are both train/00000 to test/09999."""
+    a = table()
+    for b in (replace(a, labels=a.labels.roll(1)), replace(a, classes=("x", "y", "z"))):
+        with pytest.raises(UserError, match="paths or labels"):
+            compare(a, b, ("a", "b"))
+    fewer = a.labels.clone()
+    fewer[::4] = -1
+    assert compare(a, replace(a, labels=fewer), ("a", "b"))["n"] == 45
+
+
+def test_other_splits_are_compared_where_neither_trained_and_many_images_by_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = table()
+    b = replace(a, split=np.asarray(["test" if i % 3 == 0 else "train" for i in range(90)]))
+    assert judged_rows(a, b).tolist() == [i for i in range(90) if i % 2 and i % 3 == 0]
+    assert compare(a, replace(a, split=np.full(90, "train")), ("a", "b"))["n"] == 90
+    monkeypatch.setattr("sureclr.evaluation.compare.MOST", 20)
+    some = judged_rows(a, a)
+    assert len(some) == 20 and (some % 2 == 1).all() and (some.diff() > 0).all()
+
+
+def test_random_neighbours_overlap_by_chance() -> None:
+    x = [random(200, 5, seed=s) for s in range(6)]
+    found = np.mean([neighbour_overlap(x[i], x[j]) for i in range(6) for j in range(i)])
+    assert found == pytest.approx(compare(table(400), table(400), ("a", "b"))["neighbour_overlap_chance"], abs=0.01)  # of 200 test images
 
 
 def test_blocks_of_two_runs(tmp_path: Path) -> None:

@@ -130,8 +130,13 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
     save_file({"index": index}, tmp_path / "epoch-00005.safetensors")
     nan = {"first_direction": torch.full((P, 5), math.nan), "second_direction": views()[P:].float(), "index": index, "label": LABELS}
     save_file(nan, tmp_path / "epoch-00006.safetensors", {"numbers": '{"epoch": 6}'})
+    good = {"first_direction": views()[:P].float(), "second_direction": views()[P:].float(), "index": index, "label": LABELS}
+    one = {name: rows[:1] for name, rows in good.items()}
+    for epoch, tensors, told in ((7, one, '{"epoch": 7}'), (8, good, '{"epoch": null}'), (9, good, "[]"),
+                                 (10, {**good, "certainty": torch.zeros(P - 1)}, '{"epoch": 10}')):
+        save_file(tensors, tmp_path / f"epoch-{epoch:05d}.safetensors", {"numbers": told})
     found = learning(tmp_path, images(), TAU)
-    assert found["epochs"] == [1] and sorted(found["damaged"]) == [f"epoch-{i:05d}.safetensors" for i in range(2, 7)]
+    assert found["epochs"] == [1] and sorted(found["damaged"]) == [f"epoch-{i:05d}.safetensors" for i in range(2, 11)]
     assert found["per_class"] is not None
 
 
