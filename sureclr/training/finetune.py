@@ -67,9 +67,7 @@ def finetune(run: Run, images: Any, config: FinetuneConfig | None = None, *, dat
         if _best(entries) is entry:
             weights = save_finetuned(run, key, model, images.classes, entry)
         run.directory.add_result(key, summarised(entries, config, len(draws), weights))
-    result = summarised(entries, config, len(draws), weights)
-    run.directory.add_result(key, result)
-    return result
+    return summarised(entries, config, len(draws), weights)
 
 
 def choices(images: ImageSet, config: FinetuneConfig) -> Iterator[tuple[int, int | None, Labelled]]:

@@ -27,7 +27,7 @@ from sureclr.training.progress import Silent
 from sureclr.training.run import Run, build, load
 from sureclr.training.supervised import Fit, Score, Training, fit
 
-QUICK = FinetuneConfig(labels="18", seeds=2, epochs=2, batch_size=9, lr=(0.02, 0.1))
+QUICK = FinetuneConfig(labels="18", seeds=2, epochs=2, batch_size=6, lr=(0.02, 0.1))
 
 
 def labelled_set(seed: int = 0) -> ImageSet:
@@ -292,11 +292,10 @@ def halting(after: int) -> tuple[Callable[[], None], list[int]]:
 
 
 def test_a_stopped_one_goes_on_as_if_unbroken(run: Run, tmp_path: Path) -> None:
-    whole = tune(run)
-    weights = (run.path / whole["weights"]["file"]).read_bytes()
     poll, all_calls = halting(-1)
-    assert tune(run, poll=poll) == whole and not all_calls, "finished seeds were trained again"
-    tune(run, again=True, poll=poll)
+    whole = tune(run, poll=poll)
+    weights = (run.path / whole["weights"]["file"]).read_bytes()
+    assert tune(run, poll=halting(1)[0]) == whole, "finished seeds were trained again"
     with pytest.raises(Halt):
         tune(run, again=True, poll=halting(round(0.7 * len(all_calls)))[0])
     half = json.loads((run.path / "results.json").read_text())["finetune:18"]
@@ -310,10 +309,12 @@ def test_more_seeds_continue_and_another_question_starts_anew(run: Run) -> None:
     one = tune(run, replace(QUICK, seeds=1))
     two = tune(run)
     assert two["per_seed"][0] == one["per_seed"][0] and two["seeds"] == 2 and two["complete"]
-    assert tune(run, replace(QUICK, seeds=1, weight_decay=0.01))["per_seed"] != one["per_seed"]
+    assert tune(run, replace(QUICK, seeds=1))["accuracies"] == one["accuracies"]
+    assert run.directory.results_so_far()["finetune:18"]["seeds"] == 2, "asking for fewer forgot a finished one"
+    assert tune(run, replace(QUICK, seeds=1, epochs=1))["per_seed"] != one["per_seed"]
     labels = IMAGES.labels.clone()
     labels[64:] = labels[64:].roll(1)
-    tune(run, replace(QUICK, seeds=1))
+    one = tune(run, replace(QUICK, seeds=1))
     assert tune(run, replace(QUICK, seeds=1), replace(IMAGES, labels=labels))["accuracy"] != one["accuracy"], "an old test set's result"
 
 
