@@ -3,13 +3,15 @@
 
 python3 dev.py setup       make .venv and install SureCLR with its development tools (about a minute; 1 s when nothing changed)
 python3 dev.py demo        set-up, then `sureclr demo`: pretrain on digits, evaluate, say what it means (2 minutes on 2 cores)
-python3 dev.py test        set-up, then lint, types and tests (under 5 minutes on 2 cores); further words go to pytest
+python3 dev.py test        set-up, then lint, types and tests but slow and browser ones (5 minutes on 2 cores); further words: to pytest
 python3 dev.py test-slow   the tests that need minutes
 python3 dev.py lint        ruff and mypy alone
+python3 dev.py browser     the tests of the report's page in headless Chromium; installs it where apt can (root or sudo)
 """
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +64,7 @@ def pytest(*words):
 
 def test(*words):
     lint()
-    pytest("-m", "not slow", *words)
+    pytest("-m", "not slow and not browser", *words)
 
 
 def test_slow(*words):
@@ -70,12 +72,40 @@ def test_slow(*words):
     pytest("-m", "slow", *words)
 
 
+def install_browser():
+    """Chromium with its driver, and selenium in .venv. What could not be had is said; the browser tests then skip."""
+    setup()
+    if not (shutil.which("chromium") and shutil.which("chromedriver")) and not apt_install("chromium", "chromium-driver"):
+        print("no Chromium here: the browser tests will be skipped (install chromium and chromium-driver)", file=sys.stderr, flush=True)
+    if subprocess.call([str(BIN / "python"), "-c", "import selenium"], stderr=subprocess.DEVNULL):
+        pip = [str(BIN / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "selenium"]
+        if subprocess.call(pip, cwd=str(ROOT)):
+            print("selenium could not be installed: the browser tests will be skipped", file=sys.stderr, flush=True)
+
+
+def apt_install(*packages):
+    """Whether Debian's packages could be installed; nothing is asked for."""
+    if not shutil.which("apt-get"):
+        return False
+    root = [] if getattr(os, "geteuid", int)() == 0 else ["sudo", "-n"]
+    if root and not shutil.which("sudo"):
+        return False
+    quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
+    commands = (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages])
+    return not any(subprocess.call([*root, *command], env=quiet, stdout=subprocess.DEVNULL) for command in commands)
+
+
+def browser(*words):
+    install_browser()
+    run(BIN / "python", "-m", "pytest", "-rs", "tests/reporting/test_browser.py", *words, OMP_NUM_THREADS="1")
+
+
 def demo(*words):
     setup()
     run(BIN / "sureclr", "demo", *words)
 
 
-JOBS = {"setup": setup, "demo": demo, "test": test, "test-slow": test_slow, "lint": lint}
+JOBS = {"setup": setup, "demo": demo, "test": test, "test-slow": test_slow, "lint": lint, "browser": browser}
 
 
 def main():
