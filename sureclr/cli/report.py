@@ -30,7 +30,7 @@ def report(
     """One page that explains a run, made of its numbers: quality, how it learned, what it sees and ignores, how sure it is and why."""
     runs = [numbers_of(path, evaluate, device, root) for path in (run, *([other] if other else []))]
     place = out or run / (f"comparison-{other.resolve().name}.html" if other else "report.html")
-    size = page_of(runs, place)
+    size = page_of(runs, place, device)
     answer(json, {"report": str(place), "bytes": size}, f"report: {place}  ({size / 1e6:.1f} MB, one file, opens without a network)",
            f"open {place} in a browser")
     if open:
@@ -66,32 +66,37 @@ def evaluate_missing(opened: Opened) -> dict[str, str]:
     return reasons
 
 
-def page_of(runs: "list[Numbers]", place: Path) -> int:
+def page_of(runs: "list[Numbers]", place: Path, device: str = "auto") -> int:
     """Write the page; the comparison of two runs is made here where it is missing."""
     from sureclr.reporting.report import write_report
 
     print("drawing the report", file=sys.stderr, flush=True)
-    found, why = comparison(runs[0], runs[1]) if len(runs) == 2 else (None, "")
+    found, why = comparison(runs[0], runs[1], device) if len(runs) == 2 else (None, "")
     return write_report(runs, place, found, why)
 
 
-def comparison(a: "Numbers", b: "Numbers") -> tuple[dict[str, Any] | None, str]:
+def comparison(a: "Numbers", b: "Numbers", device: str) -> tuple[dict[str, Any] | None, str]:
     """What `compare` finds of two runs, kept in the first one's results.json; or None and why."""
+    from sureclr.training.run_dir import RunDir
+
     key = f"comparison:{b.path}"
     if key in a.results:
         return dict(a.results[key]), ""
     if a.table is None or b.table is None:
         return None, f"one of them has no embeddings.parquet; run `sureclr report {a.path} {b.path}` without --no-evaluate."
-    return computed(a, a.table, b, b.table, key)
-
-
-def computed(a: "Numbers", table_a: "Embeddings", b: "Numbers", table_b: "Embeddings", key: str) -> tuple[dict[str, Any] | None, str]:
-    from sureclr.evaluation.compare import compare
-    from sureclr.training.run_dir import RunDir
-
     try:
-        found = compare(table_a, table_b, (a.name, b.name))
+        found = computed(a, a.table, b, b.table, device)
     except UserError as error:
         return None, str(error)
     RunDir(a.path).add_result(key, found)
     return found, ""
+
+
+def computed(a: "Numbers", table_a: "Embeddings", b: "Numbers", table_b: "Embeddings", device: str) -> dict[str, Any]:
+    """The comparison; block by block too where the images are at hand."""
+    from sureclr.evaluation.compare import compare, compare_runs
+    from sureclr.training.run import load
+
+    if a.images is None:
+        return compare(table_a, table_b, (a.name, b.name))
+    return compare_runs(load(a.path, device), load(b.path, device), a.images, table_a, table_b)

@@ -113,7 +113,7 @@ def from_key(run: Numbers, key: str, build: Callable[[Numbers, dict[str, Any]], 
         return [Note(f"There is no “{key}” here: {found['skipped']}", missing=True)]
     try:
         return build(run, found)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         return [Note(f"“{key}” in results.json was written by another version ({type(error).__name__}: {error}); take the key out and "
                      f"`sureclr evaluate {run.path}` makes it again.", missing=True)]
 
