@@ -78,7 +78,7 @@ def same_images(a: Embeddings, b: Embeddings) -> bool:
 
 
 def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
-    """(m,) rows that neither was trained on (runs of one folder with other seeds hold out other images). All rows where too few are left."""
+    """(m,) rows that neither was trained on (runs of one folder with other seeds hold out other images). All rows where too few remain."""
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
     return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST)
 
