@@ -184,16 +184,19 @@
       this.figure.dataset.drawn = shown.length;
     }
 
+    // Ten thousand stamps are drawn many times faster than ten thousand arcs are filled.
     points(shown) {
-      const pen = this.context, byGroup = this.names.map(() => []), r = Math.max(1.6, Math.min(5, 2.1 * Math.sqrt(this.scale / this.least) * (this.n > 4000 ? 0.9 : 1.25)));
-      for (const i of shown) byGroup[this.group[i]].push(i);
-      pen.globalAlpha = 0.85;
-      byGroup.forEach((some, g) => {
-        pen.fillStyle = this.colours[g]; pen.beginPath();
-        for (const i of some) { const [x, y] = this.place(i); this.shape(pen, x, y, r, g); }
-        pen.fill();
-      });
-      pen.globalAlpha = 1;
+      const pen = this.context, crowd = this.n > 4000 ? 0.9 : 1.25;
+      const r = Math.round(4 * Math.max(1.6, Math.min(5, 2.1 * Math.sqrt(this.scale / this.least) * crowd))) / 4;
+      const stamps = this.colours.map((colour, g) => this.stamp(colour, r, g)), half = Math.ceil(r * 1.4) + 1;
+      for (const i of shown) { const [x, y] = this.place(i); pen.drawImage(stamps[this.group[i]], x - half, y - half, 2 * half, 2 * half); }
+    }
+
+    stamp(colour, r, g) {
+      const half = Math.ceil(r * 1.4) + 1, made = element("canvas"), side = made.width = made.height = 2 * half * this.ratio, pen = made.getContext("2d");
+      pen.globalAlpha = 0.85; pen.fillStyle = colour;
+      pen.beginPath(); this.shape(pen, side / 2, side / 2, r * this.ratio, g); pen.fill();
+      return made;
     }
 
     // Where there is room for them, the images themselves, framed in their colour.
