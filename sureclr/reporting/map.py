@@ -92,5 +92,5 @@ def _directions(run: Numbers, found: dict[str, Any]) -> Gallery:
         said += [f"classes explain {told(one['class_eta2'])}"] if one.get("class_eta2") is not None else []
         rows.append((f"{', '.join(said)}: low end", [picture(run, row) for row in one["low"]]))
         rows.append(("high end", [picture(run, row) for row in one["high"]]))
-    return Gallery("geometry.directions", "What the main directions mean", "The images at both ends of each principal axis of the features: "
-                   "whatever differs between left and right is what that axis has learned to tell.", rows, tight=True)
+    return Gallery("geometry.directions", "What the main directions mean", "The images at both ends of each principal axis of the "
+                   "features: whatever differs between left and right is what that axis has learned to tell.", rows, tight=True)
