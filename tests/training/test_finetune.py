@@ -28,6 +28,7 @@ from sureclr.training.run import Run, build, load
 from sureclr.training.supervised import Fit, Score, Training, fit
 
 QUICK = FinetuneConfig(labels="18", seeds=2, epochs=2, batch_size=6, lr=(0.02, 0.1))
+ONE_RATE = replace(QUICK, lr=(0.1,))
 
 
 def labelled_set(seed: int = 0) -> ImageSet:
@@ -181,6 +182,22 @@ def test_the_choice_never_looks_at_the_test_set(run: Run) -> None:
     assert one["accuracies"] != other["accuracies"]
 
 
+def test_held_out_labels_are_not_trained_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(model: Any, part: Any, held_out: Any, *rest: Any) -> Fit:
+        seen.append((part.rows, held_out.rows))
+        return fit(model, part, held_out, *rest)
+
+    monkeypatch.setattr("sureclr.training.finetune.fit", spy)
+    tune(run, replace(ONE_RATE, seeds=1, epochs=1))
+    chosen = choose_labels(IMAGES, LabelRequest.of("18"), None, 0)
+    for part, held_out in seen:  # both arms
+        assert torch.equal(torch.cat([part, held_out]).sort().values, chosen.rows)
+        assert IMAGES.labels[held_out].bincount().tolist() == [1, 1, 1]
+    assert len(seen) == 2 and torch.equal(seen[0][1], seen[1][1])
+
+
 def test_the_best_epoch_on_held_out_labels_is_returned_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     labels, scores = labelled_rows(IMAGES, "train"), [Score(0.2, 1.0), Score(0.9, 1.5), Score(0.9, 1.2), Score(0.9, 1.2), Score(0.5, 0.1)]
     kept: list[dict[str, Tensor]] = []
@@ -293,29 +310,29 @@ def halting(after: int) -> tuple[Callable[[], None], list[int]]:
 
 def test_a_stopped_one_goes_on_as_if_unbroken(run: Run, tmp_path: Path) -> None:
     poll, all_calls = halting(-1)
-    whole = tune(run, poll=poll)
+    whole = tune(run, ONE_RATE, poll=poll)
     weights = (run.path / whole["weights"]["file"]).read_bytes()
-    assert tune(run, poll=halting(1)[0]) == whole, "finished seeds were trained again"
+    assert tune(run, ONE_RATE, poll=halting(1)[0]) == whole, "finished seeds were trained again"
     with pytest.raises(Halt):
-        tune(run, again=True, poll=halting(round(0.7 * len(all_calls)))[0])
+        tune(run, ONE_RATE, again=True, poll=halting(round(0.7 * len(all_calls)))[0])
     half = json.loads((run.path / "results.json").read_text())["finetune:18"]
     assert half["seeds"] == 1 and not half["complete"] and half["accuracies"] == whole["accuracies"][:1]
     poll, calls = halting(-1)
-    assert timeless(tune(run, poll=poll)) == timeless(whole) and 0 < len(calls) < 0.6 * len(all_calls)
+    assert timeless(tune(run, ONE_RATE, poll=poll)) == timeless(whole) and 0 < len(calls) < 0.6 * len(all_calls)
     assert (run.path / whole["weights"]["file"]).read_bytes() == weights
 
 
 def test_more_seeds_continue_and_another_question_starts_anew(run: Run) -> None:
-    one = tune(run, replace(QUICK, seeds=1))
-    two = tune(run)
+    one = tune(run, replace(ONE_RATE, seeds=1))
+    two = tune(run, ONE_RATE)
     assert two["per_seed"][0] == one["per_seed"][0] and two["seeds"] == 2 and two["complete"]
-    assert tune(run, replace(QUICK, seeds=1))["accuracies"] == one["accuracies"]
+    assert tune(run, replace(ONE_RATE, seeds=1))["accuracies"] == one["accuracies"]
     assert run.directory.results_so_far()["finetune:18"]["seeds"] == 2, "asking for fewer forgot a finished one"
-    assert tune(run, replace(QUICK, seeds=1, epochs=1))["per_seed"] != one["per_seed"]
+    assert tune(run, replace(ONE_RATE, seeds=1, epochs=1))["per_seed"] != one["per_seed"]
     labels = IMAGES.labels.clone()
     labels[64:] = labels[64:].roll(1)
-    one = tune(run, replace(QUICK, seeds=1))
-    assert tune(run, replace(QUICK, seeds=1), replace(IMAGES, labels=labels))["accuracy"] != one["accuracy"], "an old test set's result"
+    one = tune(run, replace(ONE_RATE, seeds=1))
+    assert tune(run, replace(ONE_RATE, seeds=1), replace(IMAGES, labels=labels))["accuracy"] != one["accuracy"], "an old test set's result"
 
 
 # --- Results and weights ----------------------------------------------------------------------------------------------------------
