@@ -316,19 +316,19 @@
     }
 
     find(text) {
-      const wanted = text.trim().toLowerCase(), box = this.figure.querySelector(".found"), found = [];
+      const wanted = text.trim().toLowerCase(), box = this.figure.querySelector(".found"), row = this.columns.row.findIndex((r) => String(r) === wanted);
+      const found = row < 0 ? [] : [row], missing = row < 0 && /^\d+$/.test(wanted);
       if (wanted) for (let i = 0; i < this.n && found.length < 24; i++) {
-        if (String(this.columns.row[i]) === wanted) found.unshift(i);
-        else if (this.paths[i].toLowerCase().includes(wanted) || this.label(i).toLowerCase() === wanted) found.push(i);
+        if (i !== row && (this.paths[i].toLowerCase().includes(wanted) || this.label(i).toLowerCase() === wanted)) found.push(i);
       }
       box.hidden = !wanted;
-      box.replaceChildren(...found.map((i) => {
+      box.replaceChildren(...(missing ? [element("li", "", `row ${wanted} is not on the map`)] : []), ...found.map((i) => {
         const item = element("li"), button = element("button", "", `${this.label(i)} · ${this.paths[i]}`);
         button.type = "button"; button.dataset.row = this.columns.row[i];
         button.addEventListener("click", () => this.pin(i, true));
         item.append(button);
         return item;
-      }), ...(found.length || !wanted ? [] : [element("li", "", "nothing of that name")]));
+      }), ...(found.length || missing || !wanted ? [] : [element("li", "", "nothing of that name")]));
       return found;
     }
 
