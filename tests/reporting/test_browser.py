@@ -152,14 +152,12 @@ def test_the_policy_forbids_what_is_not_the_pages_own(page: Any) -> None:
     assert any("Content Security Policy" in entry["message"] for entry in page.get_log("browser"))
 
 
-def place_of(page: Any, row: int) -> tuple[float, float]:
-    """Bring the image of a row to the middle of the canvas by search: where that is on the screen."""
+def bring_to_the_middle(page: Any, row: int) -> None:
+    """Of the canvas, by search."""
     search = page.find_element("css selector", "input[type=search]")
     search.clear()
     search.send_keys(f"{row}\n")
     settled(page)
-    box = js(page, "const b = document.querySelector('.plane canvas').getBoundingClientRect(); return [b.left, b.top, b.width, b.height]")
-    return box[0] + box[2] / 2, box[1] + box[3] / 2
 
 
 def test_every_point_is_drawn_and_the_legend_filters(page: Any, run: Path) -> None:
@@ -178,8 +176,8 @@ def test_pointing_shows_the_right_image_and_a_click_keeps_it(page: Any, run: Pat
     from selenium.webdriver import ActionChains
 
     row = data(run)["places"]["row"][3]
+    bring_to_the_middle(page, row)
     js(page, "document.querySelector('.plane').scrollIntoView({block: 'center', behavior: 'instant'})")
-    place_of(page, row)
     canvas = page.find_element("css selector", ".plane canvas")
     js(page, "for (let i = 0; i < 9; i++) arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: '+'}))", canvas)
     js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
@@ -196,7 +194,7 @@ def test_pointing_shows_the_right_image_and_a_click_keeps_it(page: Any, run: Pat
 
 def test_neighbours_open(page: Any, run: Path) -> None:
     found = data(run)["places"]
-    place_of(page, found["row"][0])
+    bring_to_the_middle(page, found["row"][0])
     shown = js(page, "return [...document.querySelectorAll('.near-list button')].map((b) => Number(b.dataset.row))")
     assert shown == found["neighbours"][0]
     js(page, "document.querySelectorAll('.near-list button')[1].click()")
