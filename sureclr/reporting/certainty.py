@@ -184,7 +184,7 @@ def _ood(run: Numbers, found: dict[str, Any]) -> list[Block]:
     figure = Figure("ood", "Is it less sure of images from elsewhere?", "AUROC of each score between test images and foreign ones: 1 if "
         "every foreign image looks less certain than every "
                     "own one, below ½ if foreign images look more certain, which is a warning.", charts, scores_legend(scores))
-    return [figure, Note("; ".join(notes) + ".")] if notes else [figure]
+    return [figure, Note("; ".join(note.rstrip(".") for note in notes) + ".")] if notes else [figure]
 
 
 # --- Why it is unsure -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ map's data as JSON without a single < > or &. The page's own script and style ar
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -41,20 +42,26 @@ PARTS = (
 
 def render(runs: Sequence[Numbers], comparison: dict[str, Any] | None = None, why: str = "") -> str:
     """The page of one run, or of two side by side with their comparison (or why there is none)."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     sections = [section(*part, runs) for part in PARTS]
     if len(runs) == 2:
         sections.append(Section("compare", "Compare", f"From {runs[0].name} to {runs[1].name}: what was set differently, which is "
                                                       f"better, and whether they see the same.",
                                 [compared(runs[0], runs[1], comparison, why)]))
+    style, script = (asset("style.css") + asset("map.css"), asset("page.js") + asset("map.js"))
+    return template().render(
+        runs=runs, sections=sections, about=[headline(run) for run in runs], version=__version__, style=Markup(style),
+        script=Markup(script), style_hash=digest(style), script_hash=digest(script))
+
+
+@cache
+def template() -> Any:
+    """page.html, compiled once; everything put into it is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     page = Environment(loader=PackageLoader("sureclr.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
                        undefined=StrictUndefined)
     page.filters["told"] = told
-    style, script = (asset("style.css") + asset("map.css"), asset("page.js") + asset("map.js"))
-    return page.get_template("page.html").render(
-        runs=runs, sections=sections, about=[headline(run) for run in runs], version=__version__, style=Markup(style),
-        script=Markup(script), style_hash=digest(style), script_hash=digest(script))
+    return page.get_template("page.html")
 
 
 def asset(name: str) -> str:

@@ -12,7 +12,7 @@ from sureclr.reporting.charts import DASH, Axis, Chart, Row, Series, dots, legen
 from sureclr.reporting.numbers import Numbers
 
 THINNED = 400  # points of a curve at most: every k-th step is drawn
-TRAINED, RAW, UNTRAINED = 0, 1, 2  # styles
+TRAINED, RAW, UNTRAINED, SEEN = 0, 1, 2, 3  # styles
 FEW_CLASSES = 6  # lines of certainty over time that one chart holds
 PROBES = (("linear", "linear probe"), ("knn", "nearest neighbours"))
 
@@ -21,7 +21,7 @@ PROBES = (("linear", "linear probe"), ("knn", "nearest neighbours"))
 
 
 def trained(run: Numbers) -> list[Block]:
-    return [_tiles(run), *accuracies(run), *curves(run), configuration(run)]
+    return [_tiles(run), *accuracies(run), *parts_of_the_network(run), *curves(run), configuration(run)]
 
 
 def _tiles(run: Numbers) -> Tiles:
@@ -54,6 +54,28 @@ def _accuracy(name: str, title: str, run: Numbers, found: dict[str, Any]) -> lis
     chart = dots(f"{title}: accuracy", rows, Axis("accuracy on test images"))
     heading = f"Accuracy of {'a linear probe' if name == 'linear' else 'neighbours'}, beside doing nothing"
     return [Figure(name, heading, caption, [("", chart)], half=True)]
+
+
+def parts_of_the_network(run: Numbers) -> list[Block]:
+    """The same probe after each block of the encoder, and on what the loss sees."""
+    return from_key(run, "linear", _parts) if run.results.get("linear") else []  # that it is missing has been said
+
+
+def _parts(run: Numbers, found: dict[str, Any]) -> list[Block]:
+    if not found.get("blocks") or not found.get("posterior_mean"):
+        return [Note(f"Accuracy block by block is not in results.json; `sureclr linear {run.path}` makes it.", missing=True)]
+    rows = [Row(one["name"], [(one["name"], TRAINED, one["accuracy"], interval(one.get("interval")))]) for one in found["blocks"]]
+    mean = found["posterior_mean"]
+    of = "posterior mean" if mean["of"] == "u" else "direction"
+    seen = [Row("features", [("features", TRAINED, found["accuracy"], interval(found["interval"]))]),
+            Row(of, [(of, SEEN, mean["accuracy"], interval(mean.get("interval")))])]
+    return [
+        Figure("linear.blocks", "Where the classes become linear", "The same probe after each block of the encoder, first to last, "
+               "averaged over positions: if the last block does not lead, a shallower network would do.",
+               [("", dots("Accuracy by block", rows, Axis("accuracy on test images")))], half=True),
+        Figure("linear.posterior_mean", "Before and after the head", f"The same probe on the features and on the {mean['features']:,} "
+               f"numbers of the {of}, which the loss sees: what the head throws away lies between the two.",
+               [("", dots("Accuracy before and after the head", seen, Axis("accuracy on test images")))], half=True)]
 
 
 def curves(run: Numbers) -> list[Block]:
