@@ -71,8 +71,8 @@ class Grid:
         return cells.repeat_interleave(self.cell, 1).repeat_interleave(self.cell, 2)[:, : self.size, : self.size]
 
     def map(self, change: Tensor) -> Tensor:
-        """(k,) by window -> (g, g): each cell the mean over the windows that cover it."""
-        return (change.double() @ self.covers.double().flatten(1) / self.covers.sum(0).flatten()).view(self.covers.shape[1:])
+        """(k,) by window -> (g, g): each cell the mean over the WINDOW^2 windows that cover it, as many at the border as inside."""
+        return torch.einsum("k,kij->ij", change.double(), self.covers.double()) / WINDOW**2
 
 
 def own_mean(image: ImageSet) -> Tensor:

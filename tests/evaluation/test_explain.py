@@ -185,6 +185,20 @@ def test_the_evidence_has_a_check_of_its_own() -> None:
     assert check["rank_correlation_repeat"] > 0.4 and not found["sanity"]["passed"]  # a constant certainty has flat maps
     assert curves["by_map"][0] == pytest.approx(curves["at_random"][0]) and np.mean(curves["by_map"]) < np.mean(curves["at_random"])
     assert not e.explain(embed, embed, images, embed(images))["sanity_evidence"]["passed"]
+    agree = e.agreement(embed(images))[1]
+    for pair in found["evidence"][1:4]:
+        i, j = pair["rows"]
+        for (one, two), m in zip(((i, j), (j, i)), pair["maps"], strict=True):  # the map of either image, the other whole
+            assert m == e.rounded(o.occluded(embed, e.beside(images.select([one]), images.select([two]), agree), GRID))
+
+
+def test_maps_that_find_nothing_fail_however_well_they_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, learned, other = pictures(), model(contrast_in(4, 8, 6)), model(contrast_in(0, 0, 6))
+    questions = [sure(images.select([i])) for i in range(6)]
+    maps = [o.occluded(learned, question, GRID) for question in questions]
+    assert o.sanity(learned, other, questions, maps, GRID, 0)["passed"]
+    monkeypatch.setattr(o, "deleted", lambda *_: {"by_map": [1, 0.6, 0], "at_random": [1, 0.5, 0]})
+    assert not o.sanity(learned, other, questions, maps, GRID, 0)["passed"]
 
 
 def test_without_radius_pairs_go_by_the_cosine_and_without_certainty_it_says_so() -> None:
