@@ -218,7 +218,7 @@ def _table(series: Sequence[Series]) -> list[list[str]]:
 
 
 def dots(title: str, rows: Sequence[Row], x: Axis, *, text: str = "", marks: Sequence[tuple[float, str]] = (), width: float = 460,
-         left: float = 122) -> Chart:
+         left: float = 130) -> Chart:
     """A row a name: points with intervals on one common axis."""
     pitch, top = 30.0, 30.0
     height = top + pitch * len(rows) + BOTTOM
@@ -231,7 +231,7 @@ def dots(title: str, rows: Sequence[Row], x: Axis, *, text: str = "", marks: Seq
     for i, row in enumerate(rows):
         middle = top + pitch * (i + 0.5)
         parts += [_text(left - 12, middle + 4, shortened(row.name), "name", "end"), _line(left, middle, right, middle, "grid")]
-        apart = 3.2 if len(row.points) > 2 else 0.0  # scores that agree must not hide each other
+        apart = {1: 0.0, 2: 8.0}.get(len(row.points), 3.2)  # points that agree must not hide each other
         parts += [_dot(along, middle + apart * (j - (len(row.points) - 1) / 2), row.name, *point) for j, point in enumerate(row.points)]
     table = [[row.name, name, told(v), f"{told(span[0])} to {told(span[1])}" if span else DASH]
              for row in rows for name, _, v, span in row.points]
@@ -302,7 +302,7 @@ def _cell(x: float, y: float, cell: float, value: Number, tip: str) -> Markup:
     share = min(1.0, max(0.0, value or 0.0))
     box = Markup('<rect class="cell" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill-opacity="{:.2f}" data-tip="{}"/>').format(
         x + 1, y + 1, cell - 2, cell - 2, share, tip)
-    return box + _text(x + cell / 2, y + cell / 2 + 4, DASH if value is None else f"{value:.2f}", "on" if share > 0.55 else "tick")
+    return box + _text(x + cell / 2, y + cell / 2 + 4, DASH if value is None else f"{value:.2f}", "on" if share > 0.45 else "tick")
 
 
 def heat(title: str, pictures: Sequence[tuple[str, Sequence[Numbers]]], crisp: bool, *, text: str = "") -> Chart:

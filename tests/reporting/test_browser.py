@@ -82,6 +82,15 @@ def page(chromium: Any, run: Path) -> Any:
     return opened(chromium, run / "report.html")
 
 
+def test_json_cannot_end_its_element() -> None:
+    """Nothing in it that HTML reads, and JSON gives the same back."""
+    from sureclr.reporting.map import script_json
+
+    value = {"paths": ["</script><script>alert(1)</script>", "<!-- <script", "]]>", "&amp;", "\u2028\u2029"]}
+    text = str(script_json(value))
+    assert not set(text) & set("<>&\u2028\u2029") and json.loads(text) == value
+
+
 def opened(chromium: Any, file: Path) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 

@@ -122,12 +122,12 @@
     // --- View ----------------------------------------------------------------------------------------------------------------------
 
     resize() {
-      const box = this.canvas.parentElement.getBoundingClientRect(), before = [this.width, this.height];
-      if (!box.width) return;
+      const box = this.canvas.parentElement, before = this.width;
+      if (!box.clientWidth) return;
       this.ratio = Math.min(2, devicePixelRatio || 1);
-      [this.width, this.height] = [box.width, box.height];
+      [this.width, this.height] = [box.clientWidth, box.clientHeight];
       this.canvas.width = this.width * this.ratio; this.canvas.height = this.height * this.ratio;
-      if (!before[0]) this.fit(); else this.draw();
+      if (!before) this.fit(); else this.draw();
     }
 
     fit() {
