@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sureclr.maths.sphere import Posterior as Posterior
     from sureclr.models.embed import Embeddings as Embeddings
     from sureclr.recipes import recipe as recipe
+    from sureclr.training.finetuned import load_finetuned as load_finetuned
     from sureclr.training.pretrain import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
@@ -33,7 +34,8 @@ _HOMES = {
     "PretrainConfig": "config", "ViewConfig": "data.view_config", "ImageSet": "data.image_set", "load_images": "data.sources:load",
     "two_views": "data.views", "UserError": "errors", "NTXentLoss": "maths.objectives", "SureLoss": "maths.objectives",
     "objective": "maths.objectives", "Posterior": "maths.sphere", "Embeddings": "models.embed", "recipe": "recipes",
-    "pretrain": "training.pretrain", "Run": "training.run", "load": "training.run",
+    "load_finetuned": "training.finetuned", "pretrain": "training.pretrain", "Run": "training.run",
+    "load": "training.run",
 }
 __all__ = ["__version__", *sorted(_HOMES)]
 

@@ -28,7 +28,7 @@ from sureclr.training.monitor import Monitor, collapse_warning
 from sureclr.training.optimizers import learning_rate, optimizer, set_learning_rate
 from sureclr.training.progress import Lines, Reporter
 from sureclr.training.run import Run, as_image_set, build, environment, pixel_statistics
-from sureclr.training.run_dir import RunDir, default_name, remove, write_whole
+from sureclr.training.run_dir import OF_THE_WEIGHTS, RunDir, default_name, remove, write_whole
 from sureclr.training.track import Tracker, check_tracker, tracker
 
 RESIDENT_SHARE = 0.25  # of a GPU's memory that the uint8 images may take; larger sets stay where they are and move batch by batch
@@ -236,7 +236,7 @@ def _continue(directory: RunDir, made: Trainer) -> None:
         made.restore(*directory.load_checkpoint())
     directory.forget_after(made.done)
     if made.done < made.steps:  # what was evaluated half-way is of other weights
-        for name in ("results.json", "embeddings.parquet", "report.html"):
+        for name in OF_THE_WEIGHTS:
             remove(directory.path / name)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor
 from sureclr.errors import UserError
 
 KEPT_CHECKPOINTS = 2
+OF_THE_WEIGHTS = ("results.json", "embeddings.parquet", "map.parquet", "report.html", "finetuned")  # worthless once training goes on
 OURS = ("config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "snapshots", "encoder.safetensors",
-        "embeddings.parquet", "map.parquet", "results.json", "report.html", "lock", "track")
+        *OF_THE_WEIGHTS, "lock", "track")
 
 
 def default_name(source: str, loss: str, encoder: str, now: datetime) -> Path:
