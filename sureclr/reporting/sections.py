@@ -1,5 +1,6 @@
 """The sections of a report about training: what was trained, how it learned, what it ignores, and two runs beside each other."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 from sureclr.config import PretrainConfig
 from sureclr.data.view_config import ViewConfig
 from sureclr.reporting.blocks import Block, Facts, Figure, Gallery, Note, Tiles, from_key, interval, picture, range_text
-from sureclr.reporting.charts import DASH, Axis, Chart, Row, Series, dots, legend, lines, matrix, told
+from sureclr.reporting.charts import DASH, Axis, Chart, Row, Series, dots, finite, legend, lines, matrix, told
 from sureclr.reporting.numbers import Numbers
 
 THINNED = 400  # points of a curve at most: every k-th step is drawn
@@ -240,13 +241,16 @@ def _direction(one: dict[str, Any], different: float | None) -> Chart:
     _, feature = _sorted(one, one["feature"], 1.0)
     marks = [(different, "different images")] if different is not None else []
     return lines(f"Direction against {one['label']}", [Series("direction", x, direction, 0, band), Series("features", x, feature, 1)],
-                 Axis(one["unit"], min(x), max(x)), Axis("cosine"), shade=_shade(one), marks=marks)
+                 Axis(one["unit"], min(x), max(x)), Axis("cosine", None, 1.0), shade=_shade(one), marks=marks)
 
 
 def _certainty(one: dict[str, Any]) -> Chart:
+    """One deviation either way at least: what changes next to nothing must not fill its panel."""
     x, y = _sorted(one, one["certainty"], 0.0)
+    known = finite(y)
+    axis = Axis("change, standard deviations", min(-1.0, *map(math.floor, known)), max(1.0, *map(math.ceil, known)))
     return lines(f"Certainty against {one['label']}", [Series("certainty", x, y)], Axis(one["unit"], min(x), max(x)),
-                 Axis("change, standard deviations"), shade=_shade(one), marks=[(0.0, "")])
+                 axis, shade=_shade(one), marks=[(0.0, "")])
 
 
 # --- Compare --------------------------------------------------------------------------------------------------------------------
