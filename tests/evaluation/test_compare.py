@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.errors import UserError
-from sureclr.evaluation.compare import cka, compare, compare_runs, hsic, judged_rows, neighbour_overlap
+from sureclr.evaluation.compare import between_blocks, cka, compare, compare_runs, hsic, judged_rows, neighbour_overlap
 from sureclr.models.embed import Embeddings
 from sureclr.training.run import as_image_set
 
@@ -150,6 +150,15 @@ def test_other_splits_are_compared_where_neither_trained_and_many_images_by_a_sa
     monkeypatch.setattr("sureclr.evaluation.compare.MOST", 20)
     some = judged_rows(a, a)
     assert len(some) == 20 and (some % 2 == 1).all() and (some.diff() > 0).all()
+
+
+def test_the_matrix_of_blocks_is_cka_of_each_pair() -> None:
+    a = {"first": random(40, 3), "second": random(40, 5, seed=1)}
+    b = {"only": a["first"] @ random(3, 4, seed=2), "other": random(40, 2, seed=3), "constant": torch.ones(40, 2)}
+    found = between_blocks(a, b)
+    expected = [[cka(x, y) for y in b.values()] for x in a.values()]
+    assert found is not None and (found["names_a"], found["names_b"]) == (list(a), list(b)) and expected[0][0] > 0.5
+    assert np.allclose(found["matrix"], expected, equal_nan=True) and between_blocks({}, b) is None
 
 
 def test_random_neighbours_overlap_by_chance() -> None:
