@@ -124,6 +124,8 @@ def test_the_policy_allows_this_pages_own_script_and_style_and_nothing_else(run:
     assert "unsafe" not in policy and "http" not in policy.replace("http-equiv", "")
     kinds = [a.get("type", "") for tag, a in page.elements if tag == "script"]
     code = [text for kind, text in zip(kinds, page.raw["script"], strict=True) if kind != "application/json"]
+    data = [text for kind, text in zip(kinds, page.raw["script"], strict=True) if kind == "application/json"]
+    assert data and not any(mark in text for text in data for mark in "<>&")  # no name ends its script element or opens a comment in it
     assert rules["script-src"].split() == [quoted_hash(text) for text in code]
     assert rules["style-src"].split() == [quoted_hash(text) for text in page.raw["style"]]
 
