@@ -36,7 +36,8 @@ def test_each_is_json_is_told_in_words_and_the_map_lies_beside(made: Material) -
     for name, result in found.items():
         assert summary(name, result).startswith(name)
     assert found["geometry"]["map_rows"] == len(parquet.read_table(made.run.path / "map.parquet")) == 48
-    assert ("skipped" in found["explanation"]) == (made.run.config.loss == "nt-xent")
+    assert found["explanation"]["evidence_score"] == ("evidence" if made.run.config.loss == "sure" else "cosine")  # no radius, no evidence
+    assert bool(found["explanation"].get("certainty_skipped")) == (made.run.config.loss == "nt-xent")
     assert ("evidence" in parquet.read_table(made.run.path / "map.parquet").column_names) == (made.run.config.loss == "sure")
     training = np.flatnonzero(made.images.split == "train")
     anchors = [example["anchor"] for example in found["learning"]["gradient"]["examples"]]
@@ -58,6 +59,6 @@ def test_a_stop_is_heard_in_each(made: Material, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     stopped = material(made.run, images(), made.table, each_batch=stop)
-    for name in NAMES[:3] if made.table.certainty is None else NAMES:
+    for name in NAMES:
         with pytest.raises(KeyboardInterrupt):
             EVALUATIONS[name](stopped)
