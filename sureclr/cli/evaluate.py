@@ -50,7 +50,7 @@ def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: 
     if not results:
         raise UserError(f"nothing could be evaluated on {run}; the lines above say why.")
     text = "\n".join(summary(name, result) for name, result in results.items())
-    answer(json, results, f"{text}\nin {run / 'results.json'}", f"sureclr linear {run} --data OTHER  (transfer)")
+    answer(json, results, f"{text}\nin {run / 'results.json'}", f"sureclr report {run}")
 
 
 def evaluate_one(name: str, run: Path, data: str | None, device: str, root: Path | None, as_json: bool, following: str) -> None:
