@@ -1,6 +1,5 @@
 """linear, knn, uncertainty, evaluate: numbers of a trained run, and how they are told in a few words."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,13 +39,9 @@ def evaluate(run: Run_, /, *, data: Data = None, device: Device = "auto", root: 
     from sureclr.evaluation.evaluate import EVALUATIONS
 
     with Opened(run, data, device, root) as opened:
-        results: dict[str, Any] = {}
         opened.material()  # data that cannot be read is told once
-        for name in EVALUATIONS:
-            try:
-                results[name] = opened.result(name, again=False)
-            except UserError as error:  # what an unlabelled set cannot have is said, the rest is done
-                print(f"{name} left out: {error}", file=sys.stderr)
+        attempts = {name: opened.attempt(name) for name in EVALUATIONS}
+        results = {name: result for name, result in attempts.items() if not isinstance(result, str)}
     if not results:
         raise UserError(f"nothing could be evaluated on {run}; the lines above say why.")
     text = "\n".join(summary(name, result) for name, result in results.items())

@@ -58,11 +58,8 @@ def evaluate_missing(opened: Opened) -> dict[str, str]:
     missing = [name for name in EVALUATIONS if name not in opened.run.directory.results_so_far()]
     for i, name in enumerate(missing, 1):
         print(f"evaluating {name} ({i} of {len(missing)})", file=sys.stderr, flush=True)
-        try:
-            opened.result(name, again=False)
-        except UserError as error:  # what an unlabelled set, or images given in Python, cannot have
-            reasons[name] = str(error)
-            print(f"{name} left out: {error}", file=sys.stderr)
+        if isinstance(why := opened.attempt(name), str):
+            reasons[name] = why
     return reasons
 
 

@@ -96,3 +96,11 @@ class Opened:
         result = EVALUATIONS[name](self.material())
         self.run.directory.add_result(key, result)
         return result
+
+    def attempt(self, name: str) -> dict[str, Any] | str:
+        """The result, kept or made now; or why it cannot be had (no labels, say), which is also told."""
+        try:
+            return self.result(name, again=False)
+        except UserError as error:
+            print(f"{name} left out: {error}", file=sys.stderr)
+            return str(error)
