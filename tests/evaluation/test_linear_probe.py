@@ -5,24 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from noisy_classes import rows
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.evaluation import linear_probe as module
 from sureclr.evaluation.linear_probe import linear_probe, stratified_split
 from sureclr.maths.logistic import standardisation
 from sureclr.maths.metrics import wilson_interval
-
-
-def rows(n: int, f: int = 12, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Correlated features on very different scales, away from 0, with a noisy linear class."""
-    generator = torch.Generator().manual_seed(seed)
-    fixed = torch.Generator().manual_seed(7)
-    latent = torch.randn(n, f, generator=generator, dtype=torch.float64) / torch.arange(1, f + 1).sqrt()
-    mixing, teacher = (torch.randn(f, k, generator=fixed, dtype=torch.float64) for k in (f, classes))
-    noise = torch.rand(n, classes, generator=generator, dtype=torch.float64).log().neg().log().neg()
-    return (latent @ mixing) * torch.logspace(-2, 2, f) + 5, (2 * latent @ teacher + noise).argmax(1)
 
 
 def test_stratified_split_keeps_shares_and_never_takes_a_whole_class() -> None:
