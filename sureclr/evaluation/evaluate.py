@@ -14,7 +14,6 @@ from sureclr.evaluation import geometry as geometry_of
 from sureclr.evaluation.explain import explanation as explanation_of
 from sureclr.evaluation.knn import knn_accuracy
 from sureclr.evaluation.learning import learning as learning_of
-from sureclr.evaluation.linear_probe import linear_probe
 from sureclr.evaluation.material import Material, labelled_split
 from sureclr.evaluation.ood import ood as ood_of
 from sureclr.evaluation.sensitivity import sensitivity as sensitivity_of
@@ -35,15 +34,15 @@ def linear(material: Material) -> Result:
     """
     def one(table: Embeddings) -> Result:
         train, test = labelled_split(table, "linear", material.images.name)
-        return _probe(train.features, train.labels, test.features, test.labels)
+        return _probe(material, train.features, train.labels, test.features, test.labels)
 
     result = _beside_baselines(material, one)
     of, mean = ("direction", material.table.direction) if material.table.radius is None else ("u", material.table.posterior.mean)
     return {**result, "posterior_mean": {"of": of, **one(replace(material.table, features=mean))}, "blocks": block_probes(material)}
 
 
-def _probe(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Result:
-    probe = linear_probe(train_x, train_y, test_x, test_y)
+def _probe(material: Material, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> Result:
+    probe = material.probes(train_x, train_y, test_x, test_y)
     return {"accuracy": probe.accuracy, "interval": list(probe.interval), "strength": probe.strength,
             "strengths": [list(pair) for pair in probe.strengths], "converged": probe.converged,
             "n_train": len(train_x), "n_test": len(test_x), "features": train_x.shape[1]}
@@ -62,7 +61,7 @@ def block_probes(material: Material) -> list[Result]:
     train, test = split["train"][chosen], split["test"]
     outputs = embed_blocks(model, images, np.concatenate([train, test]), each_batch=material.each_batch)
     train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
-    return [{"name": name, **_probe(h[: len(train)], train_y, h[len(train) :], test_y)} for name, h in outputs.items()]
+    return [{"name": name, **_probe(material, h[: len(train)], train_y, h[len(train) :], test_y)} for name, h in outputs.items()]
 
 
 def knn(material: Material) -> Result:

@@ -82,7 +82,7 @@ def linear_probe(
     """
     train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
-    _check(train_x, train_y, test_x, test_y, allow_missing)
+    check_rows(train_x, train_y, test_x, test_y, allow_missing)
     if not strengths or min(strengths) <= 0:
         raise UserError(f"strengths of the penalty must be above 0 and at least one, got {list(strengths)}; try 0.01.")
     classes, target = train_y.unique(return_inverse=True)
@@ -152,7 +152,7 @@ def _choose(grid: tuple[float, ...], scores: tuple[float, ...]) -> float:
     return max(zip(scores, grid, strict=True))[1]  # of equal scores the strongest penalty
 
 
-def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, allow_missing: bool) -> None:
+def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, allow_missing: bool) -> None:
     """Every rule that a user's data can break, in one sentence each."""
     for name, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if len(x) != len(y) or len(y) == 0:

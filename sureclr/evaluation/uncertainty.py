@@ -105,17 +105,21 @@ def skipped(clean: "Judgement", reference: "Reference") -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a query is compared with: the training images (the labelled ones, where there are labels) and their linear probe."""
+    """What a query is compared with: the training images (the labelled ones, where there are labels) and their linear probe.
+
+    `fit` makes the probes: `linear_probe`, or what remembers them.
+    """
 
     train: Embeddings
     probe: ProbeResult | None
+    fit: Callable[..., ProbeResult] = linear_probe
 
     @staticmethod
-    def of(table: Embeddings) -> "Reference":
+    def of(table: Embeddings, fit: Callable[..., ProbeResult] = linear_probe) -> "Reference":
         train, test = table.labelled("train"), table.labelled("test")
         if len(train) == 0 or len(test) == 0 or len(train.labels.unique()) < 2:
             return Reference(table.select(table.split != "test"), None)
-        return Reference(train, linear_probe(train.features, train.labels, test.features, test.labels, allow_missing=True))
+        return Reference(train, fit(train.features, train.labels, test.features, test.labels, allow_missing=True), fit)
 
     def logits(self, seen: Embeddings) -> Tensor | None:
         """(n, classes) of the probe, float64."""
@@ -229,7 +233,7 @@ def probe_calibration(table: Embeddings, reference: Reference) -> Result:
     probes = {"features": reference.probe}
     if table.radius is not None:
         u, u_test = train.posterior.mean, test.posterior.mean
-        probes["posterior_mean"] = linear_probe(u, train.labels, u_test, test.labels, allow_missing=True)
+        probes["posterior_mean"] = reference.fit(u, train.labels, u_test, test.labels, allow_missing=True)
     return {name: {"accuracy": probe.accuracy, "ece": metrics.ece(probe.probabilities, columns(probe, test.labels))}
             for name, probe in probes.items()}
 

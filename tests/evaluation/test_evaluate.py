@@ -1,15 +1,20 @@
-"""linear: what it is measured on, against the probe called by hand on tensors that the test makes itself."""
+"""linear and what evaluations share: measured on what, against the probe called by hand on tensors that the test makes itself."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import train
+from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
 from sureclr.evaluation import evaluate
-from sureclr.evaluation.linear_probe import linear_probe
-from sureclr.evaluation.material import Material, material
-from sureclr.models.embed import embed
+from sureclr.evaluation import material as of_material
+from sureclr.evaluation.linear_probe import ProbeResult, linear_probe
+from sureclr.evaluation.material import Material, Probes, material
+from sureclr.models.embed import Embeddings, embed
 
 N, TRAIN = 60, 40
 
@@ -66,3 +71,41 @@ def test_wide_encoders_are_probed_on_a_sample_of_the_training_images(made: Mater
     assert [block["accuracy"] for block in found] == [block["accuracy"] for block in evaluate.block_probes(made)]
     monkeypatch.setattr(evaluate, "BLOCK_NUMBERS", 1)
     assert {block["n_train"] for block in evaluate.block_probes(made)} == {10}
+
+
+def test_the_same_probe_is_fitted_once_for_all_evaluations(made: Material, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[tuple[int, ...]] = []
+
+    def counted(train_x: torch.Tensor, *rest: torch.Tensor, allow_missing: bool) -> ProbeResult:
+        fitted.append(tuple(train_x.shape))
+        return linear_probe(train_x, *rest, allow_missing=allow_missing)
+
+    monkeypatch.setattr(of_material, "linear_probe", counted)
+    fresh = material(made.run, made.images)
+    found = [evaluate.EVALUATIONS[name](fresh) for name in ("linear", "uncertainty", "ood")]
+    # raw pixels 64; the features, the untrained network's, and the last block where it is not bit by bit the features; 2 blocks; u
+    assert sorted(width for _, width in fitted) in [sorted([64, 256, 256, 32, 64, 8, *last]) for last in ([], [256])]
+    assert found[0]["accuracy"] == by_hand(fresh.table.features, made) == 1 - found[1]["selective"]["linear"]["error"]
+
+
+def test_a_remembered_probe_is_that_of_the_same_numbers_alone(made: Material) -> None:
+    probes, x, y = Probes(), made.table.features, made.images.labels
+    rows = (x[1:TRAIN], y[1:TRAIN], x[TRAIN:], y[TRAIN:])
+    first = probes(*rows)
+    assert probes(*(part.clone() for part in rows)) is first
+    assert all(probes(*(part.flip(0) if i == j else part for i, part in enumerate(rows))) is not first for j in range(4))
+    assert probes(rows[0].double(), rows[1], rows[2].double(), rows[3]) is not first
+    with pytest.raises(UserError, match="without a training row"):
+        probes(rows[0][rows[1] > 0], rows[1][rows[1] > 0], rows[2], rows[3])
+
+
+@pytest.mark.parametrize(("size", "channels", "side"), [(28, 1, 28), (64, 1, 32), (32, 3, 18), (16, 3, 16)])
+def test_raw_pixels_are_at_most_1024_numbers(size: int, channels: int, side: int) -> None:
+    pixels = torch.randint(0, 256, (4, channels, size, size), dtype=torch.uint8)
+    given = ImageSet("mine", pixels, torch.zeros(4).long(), ("a",), np.array(["train"] * 4), list("abcd"))
+    unused = torch.zeros(4, 1)
+    table = Embeddings(unused, unused, None, None, given.labels, ("a",), given.split, given.paths)
+    found = Material(SimpleNamespace(size=size, channels=channels), given, table, lambda done, total: None).raw.features
+    assert found.shape == (4, channels * side * side) and found.max() <= 1
+    expected = F.interpolate(pixels.float(), (side, side), mode="bilinear", antialias=True).round().clamp(0, 255).flatten(1) / 255
+    torch.testing.assert_close(found, expected)
