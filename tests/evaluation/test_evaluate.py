@@ -95,8 +95,10 @@ def test_a_remembered_probe_is_that_of_the_same_numbers_alone(made: Material) ->
     assert probes(*(part.clone() for part in rows)) is first
     assert all(probes(*(part.flip(0) if i == j else part for i, part in enumerate(rows))) is not first for j in range(4))
     assert probes(rows[0].double(), rows[1], rows[2].double(), rows[3]) is not first
+    fewer = (rows[0][rows[1] > 0], rows[1][rows[1] > 0], *rows[2:])
+    probes(*fewer, allow_missing=True)
     with pytest.raises(UserError, match="without a training row"):
-        probes(rows[0][rows[1] > 0], rows[1][rows[1] > 0], rows[2], rows[3])
+        probes(*fewer)
 
 
 @pytest.mark.parametrize(("size", "channels", "side"), [(28, 1, 28), (64, 1, 32), (32, 3, 18), (16, 3, 16)])
