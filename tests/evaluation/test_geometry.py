@@ -154,6 +154,12 @@ def test_umap_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     result, columns = g.geometry(t, seed=4)
     assert result["umap"] is True and asked["random_state"] == 4 and asked["n_neighbors"] == 15
     assert np.array_equal(columns["umap_y"], t.features[:, 1].numpy() * 3)
+    unit = t.features.double() / t.features.double().norm(dim=1, keepdim=True)
+    distance = (1 - unit @ unit.T).fill_diagonal_(-1)  # each point is its own nearest, whatever rounding says
+    expected = distance.sort(dim=1, stable=True)
+    index, by = asked["precomputed_knn"]
+    assert np.array_equal(index, expected.indices[:, :15].numpy())
+    np.testing.assert_allclose(by, expected.values[:, :15].clamp(min=0).numpy(), atol=1e-6)
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
     assert "pip install umap-learn" in g.geometry(t)[0]["umap"]
 
