@@ -28,12 +28,15 @@ def _map(run: Numbers) -> list[Block]:
     pictures = sheets(run.images, rows) if run.images is not None else {"uris": []}
     uris = pictures.pop("uris")
     layouts = [(name, title) for name, title in (("umap", "UMAP"), ("pca", "PCA")) if f"{name}_x" in places]
-    colours = [(name, title) for name, title, there in (
-        ("label", "label", bool((table.labels[rows] >= 0).any())), ("certainty", "certainty", table.certainty is not None),
-        ("cluster", "cluster", "cluster" in places), ("correct", "correctness", "correct" in places)) if there]
+    every = (("label", "label", bool((table.labels[rows] >= 0).any()), "no image on the map is labelled"),
+             ("certainty", "certainty", table.certainty is not None, "this loss has none; train with --loss sure"),
+             ("cluster", "cluster", "cluster" in places, "map.parquet holds none; delete it and evaluate again"),
+             ("correct", "correctness", "correct" in places, "that takes labelled training images, whose vote is right or wrong"))
+    colours = [(name, title) for name, title, there, _ in every if there]
+    absent = [f"No colour by {title}: {why}." for _, title, there, why in every if not there]
     data = {"run": run.name, "n": len(rows), "classes": list(table.classes), "splits": sorted(set(table.split[rows].tolist())),
             "paths": [table.paths[row] for row in rows], "sheet": pictures, "columns": _columns(run, rows)}
-    return [Map("map.parquet", script_json(data), uris, len(rows), layouts, colours)]
+    return [Map("map.parquet", script_json(data), uris, len(rows), layouts, colours), *([Note(" ".join(absent))] if absent else [])]
 
 
 def _columns(run: Numbers, rows: list[int]) -> dict[str, Any]:

@@ -201,6 +201,50 @@ def test_pointing_shows_the_right_image_and_a_click_keeps_it(page: Any, run: Pat
     assert abs(shown[0] - (number + 20)) <= 12, (shown, number)  # the corner has the image's own grey
 
 
+def test_search_finds_rows_names_and_labels(page: Any, run: Path) -> None:
+    found = data(run)
+
+    def listed(text: str) -> list[int]:
+        search = page.find_element("css selector", "input[type=search]")
+        search.clear()
+        search.send_keys(text or "z\ue003")  # written and taken back: the page hears of a key, not of `clear`
+        assert js(page, "return document.querySelector('.found').hidden") == (text == "")
+        return [int(row) for row in js(page, "return [...document.querySelectorAll('.found button')].map((b) => b.dataset.row)")]
+
+    names, on_map = found["table"]["path"], found["places"]["row"]
+    assert listed("017 ") == [row for row in on_map if "017 " in names[row]] and len(listed("017 ")) == 1
+    assert listed("12")[0] == 12 and set(listed("12")[1:]) == {row for row in on_map if row != 12 and "12" in names[row].lower()}
+    assert len(listed("png")) == 24  # no more than that
+    assert listed("no such name") == [] and "nothing of that name" in page.find_element("css selector", ".found").text
+    assert listed("777777") == [] and "row 777777 is not on the map" in page.find_element("css selector", ".found").text
+    assert listed("") == []
+
+
+def test_a_pinch_keeps_what_lies_between_the_fingers(page: Any, run: Path) -> None:
+    """Two fingers about an image move apart and aside by 40 pixels: fewer images are left, and a touch there still finds that image."""
+    row = data(run)["places"]["row"][5]
+    bring_to_the_middle(page, row)
+    js(page, "document.querySelector('.plane').scrollIntoView({block: 'center', behavior: 'instant'})")
+    canvas = page.find_element("css selector", ".plane canvas")
+    js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
+    before = int(js(page, "return document.querySelector('figure.map').dataset.drawn"))
+    x, y = js(page, "const b = arguments[0].getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]", canvas)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": px, "y": py, "id": i} for i, (px, py) in enumerate(places)]
+        page.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    apart = [(20 + 12 * step, 4 * step) for step in range(11)]  # from 40 pixels to 280, and 40 to the right
+    for i, (half, aside) in enumerate(apart):
+        touch("touchMove" if i else "touchStart", (x + aside - half, y), (x + aside + half, y))
+    touch("touchEnd")
+    settled(page)
+    assert int(js(page, "return document.querySelector('figure.map').dataset.drawn")) < before and pinned(page) == ""
+    touch("touchStart", (x + 40, y))
+    touch("touchEnd")
+    assert pinned(page) == str(row)
+
+
 def test_neighbours_open(page: Any, run: Path) -> None:
     found = data(run)["places"]
     bring_to_the_middle(page, found["row"][0])
@@ -235,6 +279,13 @@ def test_the_keyboard_alone_moves_zooms_and_keeps(page: Any) -> None:
     canvas.send_keys("\ue00c0")  # Escape, then 0
     assert pinned(page) == ""
     assert js(page, "return document.querySelector('figure.map').dataset.drawn") == before
+
+
+def test_a_legend_of_many_classes_stays_small(page: Any) -> None:
+    """A thousand more entries scroll within it."""
+    js(page, "const box = document.querySelector('.filters'); for (let i = 0; i < 1000; i++) box.append(box.firstChild.cloneNode(true))")
+    tall, inside = js(page, "const box = document.querySelector('.filters'); return [box.clientHeight, box.scrollHeight]")
+    assert tall < 200 < inside
 
 
 @pytest.mark.parametrize("width", [390, 1400])

@@ -105,7 +105,11 @@ def test_what_is_absent_is_not_offered() -> None:
     assert [name for name, _ in drawn(run).colours] == ["label", "certainty", "cluster", "correct"]
     bare = {name: values for name, values in run.places.items() if name not in ("correct", "evidence", "cluster")}
     unlabelled = replace(run.table, labels=torch.full((N,), -1), certainty=None, radius=None)
-    found = drawn(replace(run, places=bare, table=unlabelled, images=None))
+    assert not any("No colour" in block.text for block in sees(run) if isinstance(block, Note))
+    blocks = sees(less := replace(run, places=bare, table=unlabelled, images=None))
+    assert isinstance(blocks[1], Note) and all(f"No colour by {what}: " in blocks[1].text for what in
+                                               ("label", "certainty", "cluster", "correctness"))
+    found = drawn(less)
     assert found.colours == [] and found.uris == [] and not {"evidence", "certainty", "cluster"} & set(unpacked(found))
     both = drawn(replace(run, places=run.places | {"umap_x": run.places["pca_y"], "umap_y": run.places["pca_x"]}))
     assert [name for name, _ in both.layouts] == ["umap", "pca"] and unpacked(both)["umap_x"] == unpacked(both)["pca_y"]

@@ -364,8 +364,9 @@
       const others = [...this.pointers].filter(([other]) => other !== id).map(([, p]) => p);
       this.moved += Math.abs(x - before[0]) + Math.abs(y - before[1]);
       this.pointers.set(id, [x, y]);
-      if (others.length) { // a pinch: about the other finger
+      if (others.length) { // a pinch: what lies between the fingers stays between them
         const [a, b] = others[0], was = Math.hypot(before[0] - a, before[1] - b), is = Math.hypot(x - a, y - b);
+        this.pan((x - before[0]) / 2, (y - before[1]) / 2);
         if (was > 0) this.zoom(is / was, (x + a) / 2, (y + b) / 2);
       } else if (this.moved >= 5) this.pan(x - before[0], y - before[1]);
     }
