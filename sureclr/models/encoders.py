@@ -15,7 +15,7 @@ import sureclr.compat  # noqa: F401  (before timm)
 from sureclr.errors import UserError, unknown
 
 STEMS = ("imagenet", "cifar")
-SMALL = "small"
+SMALL, SMALL_WIDTH = r"small(?:-([1-9]\d{0,3}))?", 32
 COMMON = ("small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "convnext_tiny",
           "vit_small_patch16_224")
 STAGE = r"layer\d+|s\d+"  # a stage among the children: ResNet, RegNet
@@ -39,7 +39,7 @@ def encoder(name: str, stem: str = "imagenet", channels: int = 3, pretrained: bo
     """An encoder by name, without classifier; its pooled features have `.num_features` entries.
 
     Args:
-        name: `small`, or any timm model (`resnet18`, `resnet50`, ...).
+        name: `small` (`small-24` is narrower, 24 channels after the stem instead of 32), or any timm model (`resnet18`, `resnet50`, ...).
         stem: `imagenet` as timm builds it (ResNet: 7x7, stride 2, max-pool; `small`: 3x3, stride 2), or `cifar` (3x3, stride 1,
             no max-pool; ResNet family and `small` only), which SimCLR uses at 32 px (Chen et al. 2020, appendix B.9).
         channels: 1 for grey, 3 for colour.
@@ -53,16 +53,16 @@ def encoder(name: str, stem: str = "imagenet", channels: int = 3, pretrained: bo
     """
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
-    if name == SMALL:
-        return _small(stem, channels, pretrained)
+    if small := fullmatch(SMALL, name):
+        return _small(stem, channels, int(small[1] or SMALL_WIDTH), pretrained)
     network = _timm(name, channels, pretrained)
     return _with_cifar_stem(network, name, channels) if stem == "cifar" else network
 
 
-def _small(stem: str, channels: int, pretrained: bool) -> nn.Module:
+def _small(stem: str, channels: int, width: int, pretrained: bool) -> nn.Module:
     if pretrained:
         raise UserError("init timm needs a timm encoder, and `small` is our own; leave out --init or choose a timm encoder.")
-    return SmallResNet(channels, stride=1 if stem == "cifar" else 2)
+    return SmallResNet(channels, stride=1 if stem == "cifar" else 2, width=width)
 
 
 def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
@@ -160,7 +160,7 @@ class SmallResNet(nn.Module):
         stride: of the stem; 2 for images of about 28 px and more, 1 for smaller ones.
     """
 
-    def __init__(self, channels: int, stride: int = 2, width: int = 32) -> None:
+    def __init__(self, channels: int, stride: int = 2, width: int = SMALL_WIDTH) -> None:
         super().__init__()
         self.num_features = 8 * width
         convolution = nn.Conv2d(channels, width, 3, stride, 1, bias=False)

@@ -82,6 +82,16 @@ def test_small_encoder_shapes(stem: str, side: int, last: int) -> None:
     assert h.shape == (5, 256) == (5, network.num_features)
 
 
+def test_the_small_encoder_can_be_narrower() -> None:
+    """By hand: convolutions and norms of widths w, w, 2w, 8w, the last two stages with a shortcut of one pixel."""
+    w = 24
+    norms = 2 * (w + 2 * w + 3 * 2 * w + 3 * 8 * w)
+    weights = 9 * w * (1 + 2 * w + 2 * w + 4 * w + 16 * w + 64 * w) + 2 * w * w + 16 * w * w
+    assert parameters(encoder("small-24", channels=1)) == weights + norms
+    assert parameters(encoder("small-32")) == parameters(encoder("small"))
+    assert encoder("small-24").num_features == 192
+
+
 def test_residual_adds_its_input() -> None:
     """With the last norm of every body at zero the block is its shortcut, and layer1's shortcut is the identity."""
     block = SmallResNet(channels=3).eval().layer1
@@ -159,6 +169,7 @@ def test_no_encoder_has_a_classifier() -> None:
     ({"name": "resnet81"}, ["unknown encoder 'resnet81'", "did you mean resnet18"]),
     ({"name": "xy"}, ["unknown encoder 'xy'", "small", "resnet50"]),
     ({"name": "small", "pretrained": True}, ["init timm", "small"]),
+    ({"name": "small-0"}, ["unknown encoder 'small-0'", "small"]),
 ])
 def test_refused_in_one_short_sentence(options: dict, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
