@@ -11,7 +11,6 @@ A measured seed is a line of finetune.jsonl, and stands in RUN's results.json: n
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lines import keep, kept
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
@@ -41,7 +41,7 @@ ARMS = {"finetune": "fine-tuned", "scratch": "from scratch", "linear": "linear p
 def main() -> None:
     asked = arguments()
     if asked.table:
-        print(tables(finished()))
+        print(tables(kept(LINES)))
         return
     if asked.run is None:
         raise UserError(f"name a run on {SOURCE}: sureclr pretrain {SOURCE} --out RUN makes one (or --table prints what is measured).")
@@ -51,7 +51,7 @@ def main() -> None:
     for labels in asked.labels:
         for seeds in range(1, asked.seeds + 1):
             record(run, one_more(run, images, labels, seeds), labels)
-    print(tables(finished()))
+    print(tables(kept(LINES)))
 
 
 def arguments() -> argparse.Namespace:
@@ -77,13 +77,8 @@ def one_more(run: Run, images: ImageSet, labels: str, seeds: int) -> dict[str, A
 def record(run: Run, entry: dict[str, Any], labels: str) -> None:
     """A line, where it is not there yet."""
     line = {"loss": run.config.loss, "pretrain_epochs": run.config.epochs, "labels": labels, **entry}
-    if not any(known.items() >= {key: line[key] for key in ("loss", "pretrain_epochs", "labels", "seed")}.items() for known in finished()):
-        with LINES.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def finished() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+    if not any(known.items() >= {key: line[key] for key in ("loss", "pretrain_epochs", "labels", "seed")}.items() for known in kept(LINES)):
+        keep(line, LINES)
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:

@@ -15,7 +15,6 @@ A measured cell is one line of label_next.jsonl and is not measured again.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.lines import keep, kept
 from benchmarks.study import spread
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
@@ -45,8 +45,8 @@ TUNED, TUNING_SEEDS = (0.001, 0.01, 0.1, 1.0), (100, 101)
 def main() -> None:
     asked = arguments()
     if asked.table:
-        for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in finished()}):
-            mine = [line for line in finished() if (line["loss"], line["epochs"]) == (loss, epochs)]
+        for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in kept(LINES)}):
+            mine = [line for line in kept(LINES) if (line["loss"], line["epochs"]) == (loss, epochs)]
             print(f"{loss}, {epochs} epochs\n\n{table(mine)}")
         return
     if asked.run is None:
@@ -58,13 +58,10 @@ def main() -> None:
         print(tune(seen))
         return
     of_run = {"loss": about.loss, "epochs": about.epochs}
-    done = {(line["strategy"], line["budget"], line["seed"]) for line in finished() if line.items() >= of_run.items()}
+    done = {(line["strategy"], line["budget"], line["seed"]) for line in kept(LINES) if line.items() >= of_run.items()}
     for cell in ((strategy, budget, seed) for seed in asked.seeds for budget in asked.budgets for strategy in asked.only):
         if cell not in done:
-            line = {**of_run, **measure(seen, *cell)}
-            with LINES.open("a") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
+            print(keep({**of_run, **measure(seen, *cell)}, LINES), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -82,15 +79,11 @@ def arguments() -> argparse.Namespace:
 
 def embedded(path: Path) -> Embeddings:
     """The run's own table, made where it is not there yet."""
-    kept = path / "embeddings.parquet"
-    if not kept.exists():
+    table = path / "embeddings.parquet"
+    if not table.exists():
         run = load(path, "cpu")
-        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(kept)
-    return Embeddings.read(kept)
-
-
-def finished() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
+        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(table)
+    return Embeddings.read(table)
 
 
 def measure(seen: Embeddings, strategy: str, budget: int, seed: int) -> dict[str, Any]:

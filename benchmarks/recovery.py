@@ -15,7 +15,6 @@ resultant length. A finished run is one line of recovery.jsonl, and a run that h
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -31,6 +30,7 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from torch import Tensor, nn
 
+from benchmarks.lines import Line, keep, kept
 from benchmarks.study import spread
 from sureclr.errors import UserError
 from sureclr.maths.losses import log_mean_exp_evidence
@@ -51,7 +51,6 @@ TEMPERATURES: dict[str, tuple[float | None, ...]] = {
     "sure": (0.2, 0.3, 0.5, 1.0), "mc-infonce": (0.05, 0.1, 0.2, 0.5), "poisson-nce": (None,), "gaussian-nce": (None,),
     "elk": (1.0, 0.5), "cosine-regression": (0.2, 0.3, 0.5, 1.0),
 }
-Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -199,11 +198,11 @@ def pair_numbers(found: Posterior, m: float) -> Line:
 def main() -> None:
     asked = arguments()
     if asked.table:
-        print(table([line for line in finished(asked.lines) if line["steps"] == asked.steps]))
+        print(table([line for line in kept(asked.lines) if line["steps"] == asked.steps]))
         return
     torch.set_num_threads(1)
     for job in jobs(asked):
-        if astuple(job) not in map(key, finished(asked.lines)):
+        if astuple(job) not in map(key, kept(asked.lines)):
             print(said(keep(one_run(job), asked.lines)), flush=True)
 
 
@@ -228,7 +227,7 @@ def jobs(asked: argparse.Namespace) -> Iterator[Job]:
     for latents, noise, d, name in product(asked.latents, asked.noise, asked.d, asked.only):
         sweep = [Job(name, d, noise, latents, tau, first, asked.steps) for tau in temperatures(name, asked.temperatures)]
         yield from sweep
-        tau = chosen(name, sweep, finished(asked.lines))
+        tau = chosen(name, sweep, kept(asked.lines))
         yield from (Job(name, d, noise, latents, tau, seed, asked.steps) for seed in others)
 
 
@@ -247,17 +246,6 @@ def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
 
 def key(line: Line) -> tuple[Any, ...]:
     return tuple(line[field] for field in Job.__dataclass_fields__)
-
-
-def finished(lines: Path) -> list[Line]:
-    return [json.loads(line) for line in lines.read_text().splitlines()] if lines.exists() else []
-
-
-def keep(line: Line, lines: Path) -> Line:
-    line = {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in line.items()}
-    with lines.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    return line
 
 
 def said(line: Line) -> str:

@@ -8,7 +8,6 @@ and a run that has its line is not done again, so stopping (Ctrl-C) loses one ru
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lines import keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load
@@ -66,23 +66,21 @@ CONFIGURATIONS = DECIDING | OTHERS
 def main() -> None:
     asked = arguments()
     if asked.table:
-        print(table([line for line in finished() if line["source"] == asked.source]))
+        print(table([line for line in kept(LINES) if line["source"] == asked.source]))
         return
     torch.set_num_threads(asked.threads)
     images = subset(load(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
-        if (name, seed, asked.source) not in {(line["name"], line["seed"], line["source"]) for line in finished()}:
+        if (name, seed, asked.source) not in {(line["name"], line["seed"], line["source"]) for line in kept(LINES)}:
             print(f"{name} seed {seed}: {attempt(name, seed, images)}", flush=True)
 
 
 def attempt(name: str, seed: int, images: ImageSet) -> str:
     """One run, its line kept, and what to say of it. One that fails (diverges, say) leaves no line: it is tried again."""
     try:
-        line = rounded(one_run(name, seed, images))
+        line = keep(one_run(name, seed, images), LINES)
     except UserError as error:
         return f"failed: {error}"
-    with LINES.open("a") as file:
-        file.write(json.dumps(line) + "\n")
     return "  ".join(f"{key} {line[key]}" for key in SAID)
 
 
@@ -101,10 +99,6 @@ def order(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
     """All seeds of the two that decide, then a seed of all the others after the other."""
     yield from ((name, seed) for seed in seeds for name in names if name in DECIDING)
     yield from ((name, seed) for seed in seeds for name in names if name not in DECIDING)
-
-
-def finished() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in LINES.read_text().splitlines()] if LINES.exists() else []
 
 
 def subset(images: ImageSet) -> ImageSet:
@@ -174,15 +168,6 @@ def compact(found: dict[str, Any]) -> dict[str, Any]:
     """Without the curves, which make a line of 8 kB one of 12."""
     selective = {name: {"error": r["error"], "aurc": r["aurc"]} for name, r in found.get("selective", {}).items()}
     return {**found, "selective": selective}
-
-
-def rounded(value: Any) -> Any:
-    """Five significant digits: half the bytes."""
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(inner) for inner in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 COLUMNS = {"kNN": ("knn",), "linear": ("linear",), "instance match": ("instance_match",), "partner AUROC": ("partner_auroc",),
