@@ -42,9 +42,9 @@ class PretrainConfig:
     temperature: float | None = None
     """Temperature tau of the loss; default: the loss's own."""
     certainty_weight: float | None = None
-    """Weight lambda of the certainty term; default: the loss's own."""
-    kernel_dimension: float | None = None
-    """Dimension m of the likelihood's kernel; default: measured, 1/E[c^2] over different images."""
+    """Weight lambda of the certainty term; default: the loss's own (sure: 20/m)."""
+    kernel_dimension: float | Literal["measured"] | None = None
+    """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
@@ -171,19 +171,23 @@ def _as(hint: Any, value: Any, key: str) -> Any:
     """One value as its type hint wants it, or a UserError."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for choice in choices:
-        if get_origin(choice) is Literal:
-            if value in get_args(choice):
-                return value
-            raise UserError(f"configuration key {key} must be one of {', '.join(map(str, get_args(choice)))}; got {value!r}.")
+        if get_origin(choice) is Literal and value in get_args(choice):
+            return value
         if get_origin(choice) is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(choice)):
             return tuple(_as(part, entry, key) for part, entry in zip(get_args(choice), value, strict=True))
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if choice in (int, str, NoneType) and type(value) is choice:
             return value
-    wanted = " or ".join("nothing" if choice is NoneType else str(choice) if get_origin(choice) else choice.__name__
-                         for choice in choices)
-    raise UserError(f"configuration key {key} must be {wanted}; got {value!r}.")
+    raise UserError(f"configuration key {key} must be {' or '.join(map(_told, choices))}; got {value!r}.")
+
+
+def _told(choice: Any) -> str:
+    """A type in words."""
+    if get_origin(choice) is Literal:
+        words = [str(word) for word in get_args(choice)]
+        return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
+    return "nothing" if choice is NoneType else str(choice) if get_origin(choice) else str(choice.__name__)
 
 
 def to_yaml(config: PretrainConfig) -> str:

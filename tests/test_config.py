@@ -83,6 +83,7 @@ def test_missing_keys_take_their_defaults(tmp_path: Path) -> None:
     ("source: digits\nlearning_rate: [1]", "learning_rate must be float"),
     ("source: digits\nlearning_rate: true", "learning_rate must be float; got True"),
     ("source: digits\nstem: cifra", "stem must be one of imagenet, cifar; got 'cifra'"),
+    ("source: digits\nkernel_dimension: wide", "kernel_dimension must be float or measured or nothing; got 'wide'"),
     ("source: digits\ncertainty_gradient: true", "certainty_gradient must be one of on, off; got True"),
     ("source: digits\nsize: big", "size must be int or nothing; got 'big'"),
     ("source: digits\nviews: 3", "views must be a mapping"),

@@ -10,7 +10,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from sureclr.maths.losses import above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
 
+MEASURED: Literal["measured"] = "measured"
+PULL = 20.0  # lambda * m of SURE; the study has 6, 20 and 64
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
@@ -124,10 +126,14 @@ class SureLoss(RadiusLoss):
 
     Args:
         temperature: tau of the first term.
-        weight: lambda of the second; its pull on the encoder grows with lambda * m (theory 5).
-        dimension: a fixed kernel dimension m; None: the running m = 1 / E[c^2] over views of different images.
+        weight: lambda of the second; None: PULL / m, since its pull on the encoder grows with lambda * m (theory 5).
+        dimension: m of the kernel: a number; None: the number of coordinates, as in the model itself (theory 1); "measured": the
+            running 1 / E[c^2] over views of different images, which is kept in any case, for reading evidence (theory 3).
         momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
             exact enough, and follows the directions as they spread.
+
+    At equal pull the kernel of all coordinates gives the better ranking of images and the measured one the better calibrated radius
+    (benchmarks.study; the first is level with it after a monotone map): the ranking is what the default is for.
     """
 
     name = "sure"
@@ -136,12 +142,13 @@ class SureLoss(RadiusLoss):
     m: Tensor
 
     def __init__(
-        self, temperature: float = 0.2, weight: float = 1.0, dimension: float | None = None, momentum: float = 0.9
+        self, temperature: float = 0.2, weight: float | None = None, dimension: float | Literal["measured"] | None = None,
+        momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
-        self.weight = not_negative("weight", weight)
-        self.dimension = kernel_dimension(dimension)
+        self.weight = weight if weight is None else not_negative("weight", weight)
+        self.dimension = dimension if dimension == MEASURED else kernel_dimension(dimension)
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel dimension.")
         self.momentum = momentum
@@ -152,7 +159,8 @@ class SureLoss(RadiusLoss):
         mu, (rho, gap) = posterior.direction, radius_and_gap(posterior)
         if self.training:
             self.update(mu)
-        return tiles.sure(mu, rho, self.temperature, self.weight, self.kernel(mu.shape[1]), gap)
+        m = self.kernel(mu.shape[1])
+        return tiles.sure(mu, rho, self.temperature, PULL / m if self.weight is None else self.weight, m, gap)
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:
@@ -165,17 +173,21 @@ class SureLoss(RadiusLoss):
         self.m.copy_((self.seen / self.squared_cosine).clamp(max=directions.shape[1]))
 
     def kernel(self, coordinates: int) -> float | Tensor:
-        """m: the fixed one, else the running one (as a tensor: a number would wait for the device), else the coordinates."""
-        return torch.where(self.m > 0, self.m, coordinates) if self.dimension is None else self.dimension
+        """m of the loss; the running one as a tensor: a number would wait for the device."""
+        if self.dimension == MEASURED:
+            return torch.where(self.m > 0, self.m, coordinates)
+        return coordinates if self.dimension is None else self.dimension
 
     @property
     def kernel_dimension(self) -> float | None:
-        """m: the fixed one, else the running 1 / E[c^2]; None before the first training step."""
-        return (float(self.m) or None) if self.dimension is None else self.dimension
+        """m for reading evidence: the fixed one, else the running 1 / E[c^2]; None before the first training step."""
+        return (float(self.m) or None) if self.dimension is None or self.dimension == MEASURED else self.dimension
 
 
-def kernel_dimension(value: float | None) -> float | None:
+def kernel_dimension(value: float | str | None) -> float | None:
     """A kernel dimension m > 1, at which the density is normalised (theory 3), or None."""
+    if isinstance(value, str):
+        raise UserError(f"dimension must be a number above 1 or {MEASURED}, not {value!r}; leave it out for the number of coordinates.")
     return value if value is None else above("dimension", value, 1)
 
 

@@ -47,7 +47,7 @@ def nt_xent(directions: Tensor, temperature: float) -> Tensor:
     return loss
 
 
-def sure(directions: Tensor, radii: Tensor, temperature: float, weight: float = 1.0, dimension: Dimension = None,
+def sure(directions: Tensor, radii: Tensor, temperature: float, weight: float | Tensor = 1.0, dimension: Dimension = None,
          gaps: Tensor | None = None) -> Tensor:
     """``losses.sure`` in tiles; arguments as there. L_sure looks at n pairs only, so L_what alone needs tiles."""
     return nt_xent(directions, temperature) + weight * radius_likelihood(directions, radii, dimension, gaps)

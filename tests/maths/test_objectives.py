@@ -102,11 +102,10 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
     t, w, m, s = (temperature, 0.7, 3.5, 5) if temperature else (0.2, 1.0, 8, 16)
-    running = 1 / losses.mean_squared_cosine(mu).item()
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: losses.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, w, 3.5 if temperature else running),
+        "sure": lambda: losses.sure(mu, rho, t, *((w, m) if temperature else (20 / 8, 8))),
         "poisson-nce": lambda: losses.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: losses.mc_infonce(mu, x, t, s, generator()),
@@ -198,7 +197,7 @@ def test_a_posterior_or_head_of_another_loss_is_refused(name: str) -> None:
 
 def test_the_running_kernel_dimension_is_the_exact_weighted_mean() -> None:
     """Weights momentum^age, normalised: the first is the batch's own; evaluation leaves it; it is saved with the state."""
-    loss, means = SureLoss(momentum=0.7), []
+    loss, means = SureLoss(dimension="measured", momentum=0.7), []
     assert loss.kernel_dimension is None
     for seed in range(5):
         z, k = projections(seed=seed)
@@ -212,7 +211,7 @@ def test_the_running_kernel_dimension_is_the_exact_weighted_mean() -> None:
     value = loss.eval()(loss.read(z, k))
     assert loss.kernel_dimension == before
     assert value.item() == pytest.approx(SureLoss(dimension=before)(loss.read(z, k)).item(), abs=1e-5)
-    copy = SureLoss()
+    copy = SureLoss(dimension="measured")
     copy.load_state_dict(loss.state_dict())
     assert copy.kernel_dimension == before and not list(loss.parameters())
 
@@ -234,20 +233,36 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     """The direction's gradient is NT-Xent's at any weight: nothing leaks through m."""
     z, k = projections()
     gradients = []
-    for loss in (SureLoss(weight=50.0), SureLoss(weight=50.0, dimension=3.5), NTXentLoss()):
+    for loss in (SureLoss(weight=50.0, dimension="measured"), SureLoss(weight=50.0, dimension=3.5), NTXentLoss()):
         free = z.clone().requires_grad_()
         loss(read(loss, free, k)).backward()
         gradients.append(free.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
     fixed = SureLoss(dimension=3.5)
     mu = fixed.read(z, k)
-    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 1.0, 3.5).item(), abs=1e-5)
+    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 20 / 3.5, 3.5).item(), abs=1e-5)
     assert fixed.kernel_dimension == 3.5
+
+
+def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
+    """lambda m = 20: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
+    z, k = projections()
+    view = SureLoss().read(z, k)
+    running = 1 / losses.mean_squared_cosine(view.direction).item()
+    for dimension, m in ((5, 5), (None, 8), ("measured", running)):
+        loss = SureLoss(dimension=dimension)
+        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 20 / m, m).item(), rel=1e-5)
+        assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
+
+
+def test_a_dimension_in_words_is_measured_or_refused() -> None:
+    with pytest.raises(UserError, match="measured"):
+        SureLoss(dimension="mesured")
 
 
 def test_before_any_training_the_kernel_has_all_coordinates() -> None:
     z, k = projections()
-    loss = SureLoss().eval()
+    loss = SureLoss(dimension="measured").eval()
     assert loss(loss.read(z, k)).item() == pytest.approx(SureLoss(dimension=8)(loss.read(z, k)).item(), abs=1e-5)
     assert loss.kernel_dimension is None
 
