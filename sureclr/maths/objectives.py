@@ -132,8 +132,8 @@ class SureLoss(RadiusLoss):
         momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
             exact enough, and follows the directions as they spread.
 
-    At equal pull the kernel of all coordinates gives the better ranking of images and the measured one the better calibrated radius
-    (benchmarks.study; the first is level with it after a monotone map): the ranking is what the default is for.
+    At equal pull the two kernels rank images alike; with all coordinates a crop is more often less certain than its whole, with the
+    measured one the radius is calibrated without a map (benchmarks.study; NOTEBOOK.md has the numbers).
     """
 
     name = "sure"
