@@ -6,7 +6,6 @@ from cyclopts import Parameter
 
 from sureclr.cli.flags import flags, said
 from sureclr.cli.shared import Data, Device, Json, Opened, Root, Run_, answer, app
-from sureclr.errors import UserError
 from sureclr.training.finetune_config import FinetuneConfig
 
 FinetuneFlags: Any = flags(FinetuneConfig, skip=("lr",))
@@ -35,19 +34,8 @@ def finetune(
         def poll() -> None:
             opened.stop.check("finished seeds are in results.json; run the same command again to go on")
 
-        result = tune(opened.run, _images(opened), config, data=data, again=again, poll=poll)
+        result = tune(opened.run, opened.images(), config, data=data, again=again, poll=poll)
     answer(json, result, text(result), f"sureclr evaluate {run}")
-
-
-def _images(opened: Opened) -> Any:
-    """The images of the run, or those of --data, at the run's size."""
-    from sureclr.data.sources import is_source
-    from sureclr.data.sources import load as load_source
-
-    run = opened.run
-    if opened.data is None and not is_source(run.source):
-        raise UserError(f"this run was trained on images given in Python ({run.source}); name labelled data with --data.")
-    return load_source(opened.data or run.source, root=opened.root, size=run.size, channels=run.channels, seed=run.config.seed)
 
 
 def text(result: dict[str, Any]) -> str:

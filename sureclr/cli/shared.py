@@ -13,6 +13,7 @@ from sureclr.errors import UserError
 from sureclr.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
+    from sureclr.data.image_set import ImageSet
     from sureclr.evaluation.material import Material
     from sureclr.training.run import Run
 
@@ -61,19 +62,22 @@ class Opened:
     def __exit__(self, *error: Any) -> None:
         self._held.close()
 
-    def material(self) -> "Material":
+    def images(self) -> "ImageSet":
+        """Those of the run, or those of --data, at the run's size."""
         from sureclr.data.sources import is_source
         from sureclr.data.sources import load as load_source
+
+        if self.data is None and not is_source(self.run.source):
+            raise UserError(f"this run was trained on images given in Python ({self.run.source}); name labelled data with --data.")
+        return load_source(self.data or self.run.source, root=self.root, size=self.run.size, channels=self.run.channels,
+                           seed=self.run.config.seed)
+
+    def material(self) -> "Material":
         from sureclr.evaluation.material import material
         from sureclr.models.embed import Embeddings
 
         if self.made is None:
-            config, kept = self.run.config, self.run.path / "embeddings.parquet"
-            if self.data is None and not is_source(self.run.source):
-                raise UserError(f"this run was trained on images given in Python ({self.run.source}); name labelled data with --data.")
-            images = load_source(self.data or self.run.source, root=self.root, size=self.run.size, channels=self.run.channels,
-                                 seed=config.seed)
-            own = self.data is None
+            kept, images, own = self.run.path / "embeddings.parquet", self.images(), self.data is None
             table = Embeddings.read(kept) if own and kept.exists() else None
             self.made = material(self.run, images, table, root=self.root, human=self.human, each_batch=self.progress)
             if own and self.made.table is not table:
