@@ -45,6 +45,8 @@ class PretrainConfig:
     """Weight lambda of the certainty term; default: the loss's own (sure: 20/m)."""
     kernel_dimension: float | Literal["measured"] | None = None
     """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
+    empirical_prior: float | None = None
+    """Share beta of the batch's own law of directions in the likelihood's prior, 0 (uniform) to 1; default: the loss's own (sure: 0.02)."""
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
@@ -114,7 +116,7 @@ class PretrainConfig:
     def objective_options(self) -> dict[str, Any]:
         """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
         return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
-                "samples": self.samples}
+                "empirical_prior": self.empirical_prior, "samples": self.samples}
 
 
 class _Loader(yaml.SafeLoader):

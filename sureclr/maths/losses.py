@@ -12,12 +12,14 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_kernel, pair_gap, wide
 from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 
 Inputs = ParamSpec("Inputs")
+GROUP = 128  # images
 Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
 
 
@@ -116,6 +118,29 @@ def radius_likelihood(directions: Tensor, radii: Tensor, dimension: Dimension = 
     return -log_kernel(cosine_gap(mu, other), rho * rho_other, gap, m).mean()
 
 
+@full_precision
+def log_base_rate(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
+    """mean_i log mean_j P_{rho_i rho_j}( sg(mu_i).sg(mu_j) ), j over views of other images: how well a view predicts *them*.
+
+    The likelihood's normaliser under the law that the directions have, in place of the uniform one (theory 2: "the radius absorbs
+    the base rate"). 0 for many views if that law is uniform, since P integrates to 1. j runs over a group of at most ``GROUP``
+    images that are next to each other in the batch: shuffled, so a sample; the cost is O(n), and the number (a log-mean, so it
+    depends on how many) the same for every batch size. No gradient reaches the directions. Arguments as for ``sure``; scalar,
+    nats, mean over 2n views.
+    """
+    n, gaps = len(pairs(directions)[0]), 1 - radii if gaps is None else gaps
+    groups = torch.arange(n, device=directions.device).tensor_split(math.ceil(n / GROUP))
+
+    def one(images: Tensor, radii: Tensor, gaps: Tensor) -> Tensor:
+        """The sum over a group's views. Computed again for its gradient: memory is that of one group."""
+        rows = torch.cat((images, images + n))
+        views = Posterior(directions.detach()[rows], radii[rows], gaps[rows])
+        others = without_own_image(evidence_matrix(views, views, dimension))
+        return (others.logsumexp(1) - math.log(len(rows) - 2)).sum()
+
+    return sum(checkpoint(one, images, radii, gaps, use_reentrant=False, preserve_rng_state=False) for images in groups) / len(radii)
+
+
 def sure(
     directions: Tensor,
     radii: Tensor,
@@ -123,6 +148,7 @@ def sure(
     weight: float = 1.0,
     dimension: Dimension = None,
     gaps: Tensor | None = None,
+    empirical_prior: float = 0.0,
 ) -> Tensor:
     """L = L_what + lambda * L_sure   (theory 3): which view shares the image, and how sure is each view of it?
 
@@ -133,10 +159,25 @@ def sure(
         weight: lambda of L_sure; 0 is NT-Xent.
         dimension: m of the kernel, above 1; None: the number of coordinates d. ``SureLoss`` passes the running 1 / E[c^2].
         gaps: (2n,), 1 - rho where the caller knows it better than float32's 1 - radii (``sigmoid(-k)``).
+        empirical_prior: beta in [0, 1] of ``certainty``.
     Returns:
         scalar, nats, mean over 2n views.
     """
-    return nt_xent(directions, temperature) + weight * radius_likelihood(directions, radii, dimension, gaps)
+    return nt_xent(directions, temperature) + weight * certainty(directions, radii, dimension, gaps, empirical_prior)
+
+
+def certainty(
+    directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None, empirical_prior: float = 0.0
+) -> Tensor:
+    """L_sure = - mean_i ( log P_{r_ip(i)}(c_ip(i)) - beta log mean_j P_{r_ij}(c_ij) ), j over views of other images.
+
+    beta = 0 is theory 3: directions are uniform on the sphere. beta = 1 takes their law from the batch: a contrastive likelihood,
+    of which image a view is (theory 8). Arguments as for ``sure``; scalar, nats, mean over 2n views.
+    """
+    likelihood = radius_likelihood(directions, radii, dimension, gaps)
+    if empirical_prior:
+        likelihood = likelihood + empirical_prior * log_base_rate(directions, radii, dimension, gaps)
+    return likelihood
 
 
 @full_precision

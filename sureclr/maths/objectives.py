@@ -23,6 +23,7 @@ from sureclr.maths.vmf import vmf_mean_resultant_length
 
 MEASURED: Literal["measured"] = "measured"
 PULL = 20.0  # lambda * m of SURE; the study has 6, 20 and 64
+EMPIRICAL_PRIOR = 0.02  # beta of SURE
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
@@ -129,6 +130,8 @@ class SureLoss(RadiusLoss):
         weight: lambda of the second; None: PULL / m, since its pull on the encoder grows with lambda * m (theory 5).
         dimension: m of the kernel: a number; None: the number of coordinates, as in the model itself (theory 1); "measured": the
             running 1 / E[c^2] over views of different images, which is kept in any case, for reading evidence (theory 3).
+        empirical_prior: beta in [0, 1]. 0: the likelihood takes directions as uniform on the sphere (theory 3). 1: as the batch has
+            them, so that the radius says how sure *which image* it is, and no more of its class than chance (NOTEBOOK.md).
         momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
             exact enough, and follows the directions as they spread.
 
@@ -143,12 +146,15 @@ class SureLoss(RadiusLoss):
 
     def __init__(
         self, temperature: float = 0.2, weight: float | None = None, dimension: float | Literal["measured"] | None = None,
-        momentum: float = 0.9,
+        empirical_prior: float = EMPIRICAL_PRIOR, momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
         self.weight = weight if weight is None else not_negative("weight", weight)
         self.dimension = dimension if dimension == MEASURED else kernel_dimension(dimension)
+        if not 0 <= empirical_prior <= 1:
+            raise UserError(f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform prior of the model.")
+        self.empirical_prior = empirical_prior
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel dimension.")
         self.momentum = momentum
@@ -160,7 +166,7 @@ class SureLoss(RadiusLoss):
         if self.training:
             self.update(mu)
         m = self.kernel(mu.shape[1])
-        return tiles.sure(mu, rho, self.temperature, PULL / m if self.weight is None else self.weight, m, gap)
+        return tiles.sure(mu, rho, self.temperature, PULL / m if self.weight is None else self.weight, m, gap, self.empirical_prior)
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:

@@ -36,6 +36,7 @@ def all_losses(n: int = 5) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "nt_xent": lambda mu, x: losses.nt_xent(mu, TAU),
         "dcl": lambda mu, x: losses.dcl(mu, TAU),
         "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5),
+        "sure_with_prior": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4),
         "poisson_nce": lambda mu, x: losses.poisson_nce(mu, x, 3.5),
         "gaussian_nce": lambda mu, x: losses.gaussian_nce(mu, x, 3.5),
         "elk": lambda mu, x: losses.elk(mu, 8 * x),
@@ -182,13 +183,52 @@ def test_sure_is_nt_xent_and_the_log_likelihood() -> None:
 def test_the_likelihood_leaves_the_directions_alone() -> None:
     """Theory 7: no gradient of L_sure at the direction output; that of sure is NT-Xent's, bit for bit."""
     gradients = []
-    for loss in (lambda mu, rho: losses.nt_xent(mu, TAU), lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0)):
+    for loss in (lambda mu, rho: losses.nt_xent(mu, TAU), lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0),
+                 lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0, empirical_prior=0.5)):
         mu, rho = (x.requires_grad_() for x in views())
         loss(mu, rho).backward()
         gradients.append(mu.grad)
-    assert torch.equal(*gradients)
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
     assert rho.grad.abs().min() > 0
     assert not losses.radius_likelihood(mu, rho.detach()).requires_grad
+
+
+@pytest.mark.parametrize("group", [5, 3])  # of images: all five, then three and two
+def test_the_base_rate_is_its_loop(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "GROUP", group)
+    mu, rho = views()
+    m, n, mean = 3.5, 5, 0.0
+    for i in range(2 * n):
+        others = [j for j in range(2 * n) if j % n != i % n and (j % n < group) == (i % n < group)]
+        density = 0.0
+        for j in others:
+            r, c = float(rho[i] * rho[j]), float(mu[i] @ mu[j])
+            density += (1 - r**2) / (1 - 2 * r * c + r**2) ** (m / 2) / len(others)
+        mean += math.log(density) / (2 * n)
+    assert losses.log_base_rate(mu, rho, m).item() == pytest.approx(mean, abs=1e-12)
+    own = losses.radius_likelihood(mu, rho, m).item()
+    assert losses.certainty(mu, rho, m, empirical_prior=0.3).item() == pytest.approx(own + 0.3 * mean, abs=1e-12)
+    assert losses.certainty(mu, rho, m).item() == own
+
+
+def test_the_base_rate_of_a_large_batch_is_the_mean_over_its_groups() -> None:
+    """129 images: 65 and 64, each against its own; the gradient with respect to the radii too."""
+    mu, rho = views(129)
+    rho.requires_grad_()
+    whole = losses.log_base_rate(mu, rho, 3.5)
+    rows = [torch.cat((half, half + 129)) for half in torch.arange(129).tensor_split([65])]
+    apart = sum(len(r) / 258 * losses.log_base_rate(mu[r], rho[r], 3.5) for r in rows)
+    assert whole.item() == pytest.approx(apart.item(), abs=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(value, rho)[0] for value in (whole, apart)), rtol=1e-10, atol=1e-14)
+
+
+def test_the_base_rate_is_zero_where_directions_are_uniform() -> None:
+    """P integrates to 1; a log-mean over 254 others is low by about var / (2 * 254), 0.001 here. Crowded directions are not."""
+    mu = uniform_directions(1280, 4, generator(), torch.zeros((), dtype=torch.float64))
+    radii = 0.3 + 0.3 * torch.rand(1280, generator=generator(1), dtype=torch.float64)
+    assert abs(losses.log_base_rate(mu, radii).item()) < 0.01
+    crowded = torch.nn.functional.normalize(mu + torch.tensor([1.0, 0, 0, 0]), dim=-1)
+    assert losses.log_base_rate(crowded, radii).item() > 0.1
 
 
 @pytest.mark.parametrize("name", ["loss_prediction", "cosine_regression"])
@@ -291,7 +331,7 @@ def test_gradients(name: str) -> None:
     """Against finite differences; where a loss stops a gradient, only the number's."""
     mu, x = views(n=3, d=3)
     loss = all_losses()[name]
-    stops = name in ("sure", "loss_prediction", "cosine_regression")
+    stops = name in ("sure", "sure_with_prior", "loss_prediction", "cosine_regression")
     inputs = (mu.requires_grad_(not stops), x.requires_grad_(name not in ("nt_xent", "dcl")))
     assert torch.autograd.gradcheck(loss, inputs)
 

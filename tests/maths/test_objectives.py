@@ -17,7 +17,7 @@ ASKING_K = [*WITH_RADIUS, "tau", "loss-prediction"]
 OPTIONS = {
     "nt-xent": ["temperature"],
     "dcl": ["temperature"],
-    "sure": ["temperature", "weight", "dimension", "momentum"],
+    "sure": ["temperature", "weight", "dimension", "empirical_prior", "momentum"],
     "poisson-nce": ["dimension"],
     "gaussian-nce": ["dimension"],
     "mc-infonce": ["temperature", "samples"],
@@ -97,7 +97,7 @@ def test_half_precision_heads(name: str) -> None:
 def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     """At its defaults (temperature None), and with every option another."""
     z, k = (x.double() for x in projections())
-    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "samples": 5}
+    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "samples": 5}
     loss = objective(name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {}))
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
@@ -105,7 +105,7 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: losses.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, *((w, m) if temperature else (20 / 8, 8))),
+        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4) if temperature else (20 / 8, 8, None, 0.02))),
         "poisson-nce": lambda: losses.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: losses.mc_infonce(mu, x, t, s, generator()),
@@ -238,7 +238,7 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
         loss(read(loss, free, k)).backward()
         gradients.append(free.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
-    fixed = SureLoss(dimension=3.5)
+    fixed = SureLoss(dimension=3.5, empirical_prior=0)
     mu = fixed.read(z, k)
     assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 20 / 3.5, 3.5).item(), abs=1e-5)
     assert fixed.kernel_dimension == 3.5
@@ -250,9 +250,20 @@ def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
     for dimension, m in ((5, 5), (None, 8), ("measured", running)):
-        loss = SureLoss(dimension=dimension)
+        loss = SureLoss(dimension=dimension, empirical_prior=0)
         assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 20 / m, m).item(), rel=1e-5)
         assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
+
+
+def test_the_prior_reaches_the_loss() -> None:
+    z, k = projections()
+    view = SureLoss().read(z, k)
+    values = []
+    for options, beta in (({}, 0.02), ({"empirical_prior": 0.3}, 0.3), ({"empirical_prior": 0}, 0.0)):
+        values.append(objective("sure", **options)(view).item())
+        expected = losses.sure(view.direction, view.radius, 0.2, 20 / 8, empirical_prior=beta).item()
+        assert values[-1] == pytest.approx(expected, abs=1e-5)
+    assert len({round(value, 3) for value in values}) == 3
 
 
 def test_a_dimension_in_words_is_measured_or_refused() -> None:
@@ -291,6 +302,7 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
         *((name, "weight", -0.1) for name in ("sure", "loss-prediction", "cosine-regression")),
         *((name, "dimension", 1.0) for name in ("sure", "poisson-nce", "gaussian-nce")),
         ("sure", "momentum", 1.0),
+        *(("sure", "empirical_prior", bad) for bad in (-0.1, 1.1, math.nan)),
         ("sure", "weight", math.nan),
         ("mc-infonce", "samples", 0),
     ],

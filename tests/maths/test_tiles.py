@@ -106,7 +106,7 @@ def test_opposite_and_equal_views_are_finite_at_every_temperature() -> None:
 
 def test_sure_is_the_plain_one_in_value_and_in_both_gradients() -> None:
     x, radii = views(40, dtype=torch.float64), torch.rand(80, dtype=torch.float64).mul(0.9).requires_grad_()
-    options = dict(temperature=0.2, weight=0.7, dimension=5.5, gaps=1 - radii.detach() * 0.99)
+    options = dict(temperature=0.2, weight=0.7, dimension=5.5, gaps=1 - radii.detach() * 0.99, empirical_prior=0.4)
     loss, ours = with_gradient(tiles.sure(x, radii, **options), x, radii)
     expected, plain = with_gradient(losses.sure(x, radii, **options), x, radii)
     assert loss == pytest.approx(expected, rel=1e-13)

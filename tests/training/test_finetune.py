@@ -108,9 +108,9 @@ def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) ->
 
 def test_at_the_start_every_class_is_equally_likely(run: Run) -> None:
     labels, losses = labelled_rows(IMAGES, "train"), []
-    fit(start(run, "finetune", labels, 0), labels, labels, QUICK, ViewConfig.light(), 0.1, 0, False,
+    fit(start(run, "finetune", labels, 0), labels, labels, QUICK, ViewConfig.light(), 0.005, 0, False,
         lambda numbers: losses.extend([numbers["loss"]] if numbers else []))
-    assert losses[0] == pytest.approx(math.log(3)) and losses[-1] < losses[0]
+    assert losses[0] == pytest.approx(math.log(3)) and np.mean(losses[-8:]) < losses[0]
 
 
 @pytest.mark.parametrize("frozen", [True, False])
