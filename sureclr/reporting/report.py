@@ -47,7 +47,7 @@ def render(runs: Sequence[Numbers], comparison: dict[str, Any] | None = None, wh
         sections.append(Section("compare", "Compare", f"From {runs[0].name} to {runs[1].name}: what was set differently, which is "
                                                       f"better, and whether they see the same.",
                                 [compared(runs[0], runs[1], comparison, why)]))
-    style, script = (asset("style.css") + asset("map.css"), asset("page.js") + asset("map.js"))
+    style, script = asset("style.css"), asset("page.js") + asset("map.js")
     return template().render(
         runs=runs, sections=sections, about=[headline(run) for run in runs], version=__version__, style=Markup(style),
         script=Markup(script), style_hash=digest(style), script_hash=digest(script))
@@ -65,8 +65,7 @@ def template() -> Any:
 
 
 def asset(name: str) -> str:
-    file = resources.files("sureclr.reporting") / "templates" / name
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
+    return (resources.files("sureclr.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
 def digest(text: str) -> str:
