@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
+from sureclr.training.devices import autocast
 
 Heads = tuple[Tensor, Tensor | None]  # projections (m, d), k (m,) or None
 MakeViews = Callable[[slice], Tensor]  # images of a micro-batch -> both views of each (2m, c, h, w), always the same for the same slice
@@ -69,7 +70,7 @@ def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: l
 
 
 def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
-    with torch.autocast(views.device.type, dtype=precision, enabled=precision != torch.float32):
+    with autocast(views.device, precision):
         return model.heads(model.features(views))
 
 

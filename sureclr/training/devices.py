@@ -28,3 +28,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+    """The network in bfloat16, or nothing where the precision is float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)

@@ -16,7 +16,8 @@ from sureclr.data.labels import Labelled
 from sureclr.data.view_config import ViewConfig
 from sureclr.data.views import one_view
 from sureclr.models.embed import as_float, evaluating
-from sureclr.training.devices import choose_precision
+from sureclr.models.simclr import standardised
+from sureclr.training.devices import autocast, choose_precision
 from sureclr.training.finetune_config import FinetuneConfig
 from sureclr.training.optimizers import learning_rate, parameter_groups
 
@@ -48,8 +49,7 @@ class Classifier(nn.Module):
         self.to(mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        standard = (images - self.mean.view(1, -1, 1, 1)) / self.std.view(1, -1, 1, 1)
-        return cast(Tensor, self.classifier(self.encoder(standard.contiguous(memory_format=torch.channels_last))))
+        return cast(Tensor, self.classifier(self.encoder(standardised(images, self.mean, self.std))))
 
     @property
     def device(self) -> torch.device:
@@ -185,10 +185,6 @@ def freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
 
 @contextmanager
