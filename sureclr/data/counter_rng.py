@@ -38,3 +38,13 @@ def hashed(seeds: Tensor, stream: int, count: int) -> Tensor:
 def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
     """(n, count) float64 in [0, 1): the upper 53 bits of `hashed`, multiples of 2^-53."""
     return ((hashed(seeds, stream, count) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+
+
+def shuffled(rows: Tensor, stream: int, seed: int = 0) -> Tensor:
+    """The rows (n,) int64 in an order that each row's own number decides: without some of them, the others keep their order."""
+    return rows[hashed(rows + (seed << 32), stream, 1)[:, 0].argsort()]
+
+
+def sample(rows: Tensor, most: int, stream: int, seed: int = 0) -> Tensor:
+    """At most so many of the rows (n,) int64, ascending, always the same ones."""
+    return shuffled(rows, stream, seed)[:most].sort().values

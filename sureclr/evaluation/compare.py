@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import sample
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.evaluation.geometry import predictions
@@ -36,7 +36,7 @@ def compare_runs(a: Run, b: Run, images: ImageSet, table_a: Embeddings, table_b:
                  each: Each = lambda done, total: None) -> Result:
     """`compare` with the encoders' blocks, on a sample of the images (any size: each run takes its own)."""
     rows = judged_rows(table_a, table_b)
-    some = images.select(sample(rows, IMAGES))
+    some = images.select(sample(rows, IMAGES, 0))
     blocks = [embed_blocks(run.model, convert(some, run.size, run.channels), each_batch=each) for run in (a, b)]
     return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), each)
 
@@ -80,12 +80,7 @@ def same_images(a: Embeddings, b: Embeddings) -> bool:
 def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
     """(m,) rows that neither was trained on (runs of one folder with other seeds hold out other images). All rows where too few remain."""
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
-    return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST)
-
-
-def sample(rows: Tensor, most: int) -> Tensor:
-    """At most so many of the rows, in order, always the same ones."""
-    return rows[hashed(rows, 0, 1)[:, 0].argsort()[:most].sort().values]
+    return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
 
 
 def agreement(a: Embeddings, b: Embeddings, rows: Any, each: Each) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import sample
 from sureclr.errors import UserError
 from sureclr.evaluation import geometry as geometry_of
 from sureclr.evaluation.explain import explanation as explanation_of
@@ -57,8 +57,7 @@ def block_probes(material: Material) -> list[Result]:
     split = {name: np.flatnonzero((table.split == name) & (table.labels.numpy() >= 0)) for name in ("train", "test")}
     width = sum(output.shape[1] for output in embed_blocks(model, images.select([0])).values())
     room = max(BLOCK_NUMBERS // max(width, 1) - len(split["test"]), LEAST_TRAINING)
-    chosen = hashed(torch.from_numpy(split["train"]), 0, 1)[:, 0].argsort()[:room].sort().values.numpy()
-    train, test = split["train"][chosen], split["test"]
+    train, test = sample(torch.from_numpy(split["train"]), room, 0).numpy(), split["test"]
     outputs = embed_blocks(model, images, np.concatenate([train, test]), each_batch=material.each_batch)
     train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
     return [{"name": name, **_probe(material, h[: len(train)], train_y, h[len(train) :], test_y)} for name, h in outputs.items()]

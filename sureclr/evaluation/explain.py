@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import shuffled
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.calibration import Embed
@@ -85,10 +85,6 @@ def judged_rows(images: ImageSet) -> Tensor:
     return rows
 
 
-def shuffled(rows: Tensor, seed: int) -> Tensor:
-    return rows[hashed(rows + (seed << 32), CHOSEN, 1)[:, 0].argsort()]
-
-
 # --- Certainty ------------------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +109,7 @@ def chosen(images: ImageSet, score: Tensor, seed: int) -> Tensor:
     rows = judged_rows(images)
     order = rows[score[rows].argsort(descending=True, stable=True)]
     ends = torch.cat([order[:EACH], order[EACH:][-EACH:]])
-    others = shuffled(rows, seed)
+    others = shuffled(rows, CHOSEN, seed)
     return torch.cat([ends, others[~torch.isin(others, ends)][:EACH]])
 
 
@@ -153,7 +149,7 @@ def beside(image: ImageSet, other: ImageSet, agree: Agreement) -> Question:
 
 def pairs(images: ImageSet, table: Embeddings, seed: int) -> list[tuple[str, int, int]]:
     """(kind, row, row): some images, each with itself, its nearest neighbour, one of its class and one of another, where there is one."""
-    order, found = shuffled(judged_rows(images), seed), []
+    order, found = shuffled(judged_rows(images), CHOSEN, seed), []
     for at in range(min(ANCHORS, len(order))):
         i, others = int(order[at]), order.roll(-at)[1:]  # rolled: no two anchors take the same partner, or each other
         near = others[top_k(table.features[[i]], table.features[others], 1)[1][0, 0]]

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sureclr.data import colour
+from sureclr.data import colour, counter_rng
 from sureclr.data.corruptions import CORRUPTIONS, to_uint8
-from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
 from sureclr.data.view_config import ViewConfig
 from sureclr.errors import UserError
@@ -135,8 +134,7 @@ def sample(images: ImageSet, seed: int) -> ImageSet:
     rows = images.rows("test") if "test" in images.split else np.arange(len(images))
     if len(rows) < 2:
         raise UserError(f"sensitivity is a mean over images, and {images.name} has {len(rows)} to look at; give two or more.")
-    chosen = hashed(torch.from_numpy(rows) + (seed << 32), CHOSEN, 1)[:, 0].argsort()[:IMAGES].sort().values
-    return images.select(rows[chosen.numpy()])
+    return images.select(counter_rng.sample(torch.from_numpy(rows), IMAGES, CHOSEN, seed).numpy())
 
 
 def told(t: Transformation, views: ViewConfig, side: int) -> Result:

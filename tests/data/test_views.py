@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from sureclr.data import colour, views
-from sureclr.data.counter_rng import hashed, mix, uniform
+from sureclr.data.counter_rng import hashed, mix, sample, shuffled, uniform
 from sureclr.data.views import ViewConfig, augment, blur, crop_and_flip, draw_parameters, one_view, two_views
 from sureclr.errors import UserError
 from sureclr.reporting.figures import augmented_pairs
@@ -339,6 +339,23 @@ def test_hashed_is_a_splitmix64_sequence_for_each_seed_and_stream() -> None:
         bases = [splitmix((splitmix((seed + golden) & mask) + stream * golden) & mask) for seed in seeds]
         words = [[splitmix((base + (k + 1) * golden) & mask) for k in range(4)] for base in bases]
         assert hashed(torch.tensor(seeds), stream, 4).numpy().view(np.uint64).tolist() == words
+
+
+def test_an_order_by_hashes_is_each_rows_own() -> None:
+    """By splitmix in Python; and rows that are left out leave the others in their order, which a permutation would not."""
+    rows, mask = [3, 8, 11, 20, 31, 47], (1 << 64) - 1
+    golden = 0x9E3779B97F4A7C15
+
+    def word(row: int, stream: int, seed: int) -> int:
+        state = splitmix((splitmix(((row + (seed << 32)) + golden) & mask) + stream * golden) & mask)
+        value = splitmix((state + golden) & mask)
+        return value - (1 << 64) if value >> 63 else value
+
+    for stream, seed in ((0, 0), (7, 0), (7, 2)):
+        order = sorted(rows, key=lambda row: word(row, stream, seed))
+        assert shuffled(torch.tensor(rows), stream, seed).tolist() == order
+        assert sample(torch.tensor(rows), 4, stream, seed).tolist() == sorted(order[:4])
+        assert shuffled(torch.tensor(rows[::2]), stream, seed).tolist() == [row for row in order if row in rows[::2]]
 
 
 def test_uniform_numbers() -> None:
