@@ -110,8 +110,13 @@ def per_class(taken: list[Snapshot], classes: tuple[str, ...]) -> Result | None:
 
 def weights(views: Tensor, temperature: float) -> Tensor:
     """(2p, 2p) w_ij, float64: rows sum to 1; 0 where row and column show the same image."""
+    return without_own_image(similarities(views, temperature)).softmax(1)
+
+
+def similarities(views: Tensor, temperature: float) -> Tensor:
+    """(2p, 2p) cosines over the temperature, float64."""
     views = views.double()
-    return without_own_image(views @ views.T / temperature).softmax(1)
+    return views @ views.T / temperature
 
 
 def negatives(views: Tensor, labels: Tensor, temperature: float) -> Result:
@@ -122,9 +127,9 @@ def negatives(views: Tensor, labels: Tensor, temperature: float) -> Result:
     same_class_share      weight on negatives of the anchor's own class, among labelled views; None without labels
     remaining             1 - P(partner), the factor that all weights of an anchor have: 0 where the pair is told apart from all
     """
-    w = weights(views, temperature)
+    logits = similarities(views, temperature)
+    w = without_own_image(logits).softmax(1)
     hardest = max(1, round(HARDEST * (len(views) - 2)))
-    logits = views.double() @ views.double().T / temperature
     all_others = logits.masked_fill(torch.eye(len(views), dtype=torch.bool), -torch.inf).logsumexp(1)
     return {"effective_negatives": float((-torch.special.xlogy(w, w).sum(1)).exp().mean()),
             "top_share": float(w.topk(hardest, dim=1).values.sum(1).mean()),
