@@ -42,7 +42,7 @@ def ood(run: Run, images: ImageSet, table: Embeddings, *, human: Path | None = N
         each: called with (images done, in all) while the model runs; may raise to stop.
     """
     result = measure(lambda some: run.embed(some, each), convert(images, run.size, run.channels), table, root, seed, reference)
-    return result if human is None else {**result, "cifar10h": json_able(against_humans(images, table, human_entropies(human)))}
+    return result if human is None else {**result, "cifar10h": json_able(against_humans(images, table, human_entropies(human), reference))}
 
 
 def measure(embed: Embed, images: ImageSet, table: Embeddings, root: Path | None = None, seed: int = 0,
@@ -109,10 +109,10 @@ def human_entropies(path: Path) -> Tensor:
     return -torch.special.xlogy(torch.from_numpy(p), torch.from_numpy(p)).sum(1)
 
 
-def against_humans(images: ImageSet, table: Embeddings, entropies: Tensor) -> dict[str, Any]:
+def against_humans(images: ImageSet, table: Embeddings, entropies: Tensor, reference: Reference | None = None) -> dict[str, Any]:
     """Spearman of every score with minus the human entropy, over CIFAR-10's test images: are we unsure where people disagree?"""
     test = table.select(table.split == "test")
     if images.name != "cifar10" or len(test) != len(entropies):
         raise UserError(f"CIFAR-10H belongs to all 10000 test images of cifar10, not to {len(test)} of {images.name}.")
-    scores = judge(test, Reference.of(table)).scores
+    scores = judge(test, reference or Reference.of(table)).scores
     return {"n": len(test), "spearman": {name: metrics.spearman(score, -entropies) for name, score in scores.items()}}
