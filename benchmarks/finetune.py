@@ -11,7 +11,6 @@ A measured seed is a line of finetune.jsonl, and stands in RUN's results.json: n
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import keep, kept
+from benchmarks.lines import command, keep, kept
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
-from sureclr.stopping import Stopped, stop_on_signals
+from sureclr.stopping import stop_on_signals
 from sureclr.training.finetune import finetune, interval
 from sureclr.training.finetune_config import FinetuneConfig
 from sureclr.training.run import Run, load
@@ -103,10 +102,4 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(stopped.exit_code)
+    command(main)

@@ -15,7 +15,6 @@ A measured cell is one line of label_next.jsonl and is not measured again.
 """
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lines import keep, kept
+from benchmarks.lines import command, keep, kept
 from benchmarks.study import spread
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
@@ -134,7 +133,4 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)

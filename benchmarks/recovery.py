@@ -16,7 +16,6 @@ resultant length. A finished run is one line of recovery.jsonl, and a run that h
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
@@ -30,9 +29,8 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from torch import Tensor, nn
 
-from benchmarks.lines import Line, keep, kept
+from benchmarks.lines import Line, command, keep, kept
 from benchmarks.study import spread
-from sureclr.errors import UserError
 from sureclr.maths.losses import log_mean_exp_evidence
 from sureclr.maths.metrics import calibration, spearman
 from sureclr.maths.objectives import Objective, objective
@@ -278,7 +276,4 @@ def rank(world: tuple[tuple[Any, ...], list[Line]]) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)

@@ -10,7 +10,6 @@ and a run that has its line is not done again, so stopping (Ctrl-C) loses one ru
 import argparse
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import keep, kept
+from benchmarks.lines import command, keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load
@@ -202,7 +201,4 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    command(main)
