@@ -180,16 +180,25 @@ def test_every_point_is_drawn_and_the_legend_filters(page: Any, run: Path) -> No
     assert js(page, "return document.querySelector('figure.map').dataset.drawn") == str(n - labels.count(0))
 
 
+def centred(page: Any, row: int) -> Any:
+    """The map's canvas, in the middle of the window, with that image in its own middle."""
+    bring_to_the_middle(page, row)
+    js(page, "document.querySelector('.plane').scrollIntoView({block: 'center', behavior: 'instant'})")
+    return page.find_element("css selector", ".plane canvas")
+
+
+def let_go(page: Any, canvas: Any) -> None:
+    js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
+
+
 def test_pointing_shows_the_right_image_and_a_click_keeps_it(page: Any, run: Path) -> None:
     """An image brought to the middle by search, let go, and found again under the pointer: its own row, path and pixels."""
     from selenium.webdriver import ActionChains
 
     row = data(run)["places"]["row"][3]
-    bring_to_the_middle(page, row)
-    js(page, "document.querySelector('.plane').scrollIntoView({block: 'center', behavior: 'instant'})")
-    canvas = page.find_element("css selector", ".plane canvas")
+    canvas = centred(page, row)
     js(page, "for (let i = 0; i < 9; i++) arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: '+'}))", canvas)
-    js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
+    let_go(page, canvas)
     assert pinned(page) == "" and js(page, "return document.querySelector('.card').dataset.row ?? ''") == ""
     ActionChains(page).move_to_element(canvas).perform()
     settled(page)
@@ -223,10 +232,8 @@ def test_search_finds_rows_names_and_labels(page: Any, run: Path) -> None:
 def test_a_pinch_keeps_what_lies_between_the_fingers(page: Any, run: Path) -> None:
     """Two fingers about an image move apart and aside by 40 pixels: fewer images are left, and a touch there still finds that image."""
     row = data(run)["places"]["row"][5]
-    bring_to_the_middle(page, row)
-    js(page, "document.querySelector('.plane').scrollIntoView({block: 'center', behavior: 'instant'})")
-    canvas = page.find_element("css selector", ".plane canvas")
-    js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
+    canvas = centred(page, row)
+    let_go(page, canvas)
     before = int(js(page, "return document.querySelector('figure.map').dataset.drawn"))
     x, y = js(page, "const b = arguments[0].getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2]", canvas)
 

@@ -188,7 +188,7 @@ def test_a_changed_number_shows_in_its_place_and_nowhere_else(numbers: Numbers, 
     moved = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     assert moved and all(part.split(".")[0] == key for name in moved for part in name.split())
     shown = f"{value:.3f}".replace("-", "\u2212")
-    assert any(shown in after[name] for name in moved) and not any(shown in before[name] for name in moved)
+    assert any(after.get(name, "").count(shown) > before.get(name, "").count(shown) for name in moved)
 
 
 def test_the_same_numbers_make_the_same_page(numbers: Numbers) -> None:
