@@ -140,7 +140,7 @@ def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
 def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
     """The trained loss and network, and the CPU seconds of a step without its data."""
     torch.manual_seed(job.seed)  # of the network's start
-    own = {"weight": 1.0, "dimension": "measured"} if job.name == "sure" else {}
+    own = {"weight": 1.0, "dimension": "measured", "empirical_prior": 0.0} if job.name == "sure" else {}
     loss, net = objective(job.name, temperature=job.tau, **own), encoder(job.d)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
