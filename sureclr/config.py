@@ -46,11 +46,14 @@ class PretrainConfig:
     kernel_dimension: float | Literal["measured"] | None = None
     """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
     empirical_prior: float | None = None
-    """Share beta of the batch's own law of directions in the likelihood's prior, 0 (uniform) to 1; default: the loss's own (sure: 0.02)."""
+    """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of which image; default: 0 (uniform)."""
+    contrasted: Literal["means", "directions"] | None = None
+    """What the first term compares: posterior means, so that unsure views pull and push less, or directions (NT-Xent as it is); default:
+    the loss's own (sure: means; directions where certainty_gradient is off)."""
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
-    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation."""
+    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (contrasted: directions)."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -115,8 +118,10 @@ class PretrainConfig:
 
     def objective_options(self) -> dict[str, Any]:
         """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
+        simclr = self.loss == "sure" and self.certainty_gradient == "off"
         return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
-                "empirical_prior": self.empirical_prior, "samples": self.samples}
+                "empirical_prior": self.empirical_prior, "contrasted": self.contrasted or ("directions" if simclr else None),
+                "samples": self.samples}
 
 
 class _Loader(yaml.SafeLoader):

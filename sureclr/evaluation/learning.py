@@ -4,7 +4,8 @@ Which negatives carry the gradient: NT-Xent pulls view i away from the negative 
 
     w_ij = exp(c_ij / tau) / sum_k exp(c_ik / tau)        over the views of other images, times 1 - P(partner)
 
-so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. Here the
+so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. SURE over
+posterior means has a_i a_j c_ij in place of c_ij (``losses.means``), and the weight of j another factor a_j. Here the
 negatives are both views of all other snapshot images, not those of a training batch, and the network is in evaluation mode.
 A loss without tau (or with one an image) is looked at through NT-Xent's weights at tau = 0.2.
 """
@@ -20,14 +21,15 @@ from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.uncertainty import json_able
-from sureclr.maths.losses import partners, without_own_image
+from sureclr.maths.losses import SUREST, Contrasted, means, partners, without_own_image
 from sureclr.training.monitor import evidence_split
 
 Result = dict[str, Any]
 
 NUMBERS = ("alignment", "uniformity", "effective_rank", "cosine_different", "knn", "radius")  # of a snapshot's metadata
 SPLIT_TEMPERATURE = 0.2  # of positives and negatives: one for all runs and epochs, so that they compare
-NEEDED = ("index", "label", "first_direction", "second_direction", "certainty")  # read of a snapshot: hundreds must fit into memory
+# read of a snapshot: hundreds must fit into memory
+NEEDED = ("index", "label", "first_direction", "second_direction", "certainty", "first_certainty", "second_certainty")
 HARDEST = 0.01  # the share of the negatives whose share of the weight is told
 EXAMPLES, SHOWN = 8, 6  # anchors, and their heaviest negatives
 
@@ -45,13 +47,21 @@ class Snapshot:
         """(2p, d) directions; rows i and i + p are the two views of image i."""
         return torch.cat([self.tensors["first_direction"], self.tensors["second_direction"]])
 
+    def compared(self, contrasted: Contrasted) -> Tensor:
+        """(2p, d), what the loss takes inner products of: the directions, or a_i mu_i."""
+        if contrasted == "directions":
+            return self.views
+        radii = torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]])  # SURE's certainty is the radius
+        return SUREST * means(self.views, radii)
 
-def learning(folder: Path, images: ImageSet, temperature: float, each: Callable[[int, int], None] = lambda done, total: None) -> Result:
+
+def learning(folder: Path, images: ImageSet, temperature: float, contrasted: Contrasted = "directions",
+             each: Callable[[int, int], None] = lambda done, total: None) -> Result:
     """The snapshots of a run's folder `snapshots` as lists over epochs; {"skipped": why} where there is none. JSON-able.
 
     Args:
         images: what the run was trained on with its test images, for row numbers and class names.
-        temperature: tau of the gradient's weights, the run's own.
+        temperature, contrasted: of the gradient's weights, the run's own.
         each: called with (snapshots done, in all); may raise to stop.
     """
     files = sorted(folder.glob("epoch-*.safetensors"))
@@ -62,11 +72,11 @@ def learning(folder: Path, images: ImageSet, temperature: float, each: Callable[
         return {"skipped": "there is no readable snapshot: train with --snapshot-every above 0.", "damaged": damaged}
     looks = []
     for done, snapshot in enumerate(taken, 1):
-        looks.append(negatives(snapshot.views, snapshot.tensors["label"], temperature))
+        looks.append(negatives(snapshot.compared(contrasted), snapshot.tensors["label"], temperature))
         each(done, len(taken))
     rows = table_rows(taken[-1], images)
     gradient = {name: [look[name] for look in looks] for name in looks[0]}
-    shown = [] if rows is None else examples(taken[-1].views, rows, temperature)
+    shown = [] if rows is None else examples(taken[-1].compared(contrasted), rows, temperature)
     return json_able({
         **over_epochs(taken), "images": len(taken[0].tensors["index"]), "per_class": per_class(taken, images.classes), "damaged": damaged,
         "gradient": {"epochs": [s.epoch for s in taken], "temperature": temperature, **gradient, "examples": shown,
@@ -109,12 +119,17 @@ def per_class(taken: list[Snapshot], classes: tuple[str, ...]) -> Result | None:
 
 
 def weights(views: Tensor, temperature: float) -> Tensor:
-    """(2p, 2p) w_ij, float64: rows sum to 1; 0 where row and column show the same image."""
-    return without_own_image(similarities(views, temperature)).softmax(1)
+    """(2p, 2p) w_ij, float64, of rows a_i mu_i: they sum to 1; 0 where row and column show the same image."""
+    return pulls(logits_of(views, temperature), views)
 
 
-def similarities(views: Tensor, temperature: float) -> Tensor:
-    """(2p, 2p) cosines over the temperature, float64."""
+def pulls(logits: Tensor, views: Tensor) -> Tensor:
+    """d L_i / d c_ij = p_ij a_i a_j / tau, as shares."""
+    return torch.nn.functional.normalize(without_own_image(logits).softmax(1) * views.double().norm(dim=1), p=1, dim=1)
+
+
+def logits_of(views: Tensor, temperature: float) -> Tensor:
+    """(2p, 2p) inner products over the temperature, float64."""
     views = views.double()
     return views @ views.T / temperature
 
@@ -127,8 +142,8 @@ def negatives(views: Tensor, labels: Tensor, temperature: float) -> Result:
     same_class_share      weight on negatives of the anchor's own class, among labelled views; None without labels
     remaining             1 - P(partner), the factor that all weights of an anchor have: 0 where the pair is told apart from all
     """
-    logits = similarities(views, temperature)
-    w = without_own_image(logits).softmax(1)
+    logits = logits_of(views, temperature)
+    w = pulls(logits, views)
     hardest = max(1, round(HARDEST * (len(views) - 2)))
     all_others = logits.masked_fill(torch.eye(len(views), dtype=torch.bool), -torch.inf).logsumexp(1)
     return {"effective_negatives": float((-torch.special.xlogy(w, w).sum(1)).exp().mean()),

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.image_set import ImageSet
-from sureclr.evaluation.learning import chance_of_same_class, learning, negatives, weights
+from sureclr.evaluation.learning import Snapshot, chance_of_same_class, learning, negatives, weights
 from sureclr.maths.losses import nt_xent
 from sureclr.training.monitor import evidence_split
 
@@ -57,6 +57,25 @@ def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_negatives()
         gradient[i, i] = gradient[i, (i + P) % n] = 0
     assert torch.allclose(weights(mu, TAU), gradient / gradient.sum(1, keepdim=True))
     assert negatives(mu, LABELS, TAU)["remaining"] == pytest.approx(float(gradient.sum(1).mean()) * TAU)
+
+
+def test_the_weights_of_sure_over_means_are_its_gradient() -> None:
+    """By autograd of the loss with respect to the directions: that of view i's own term along each other mu_j, 9 equations each."""
+    mu, n = views(), 2 * P
+    mu = torch.cat([mu, torch.eye(n, dtype=mu.dtype)], 1)  # independent rows, so that the coefficient of each can be told
+    mu = mu / mu.norm(dim=1, keepdim=True)
+    radii = torch.linspace(0.2, 0.9, n, dtype=torch.float64)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
+    compared = Snapshot(1, {}, {"first_direction": mu[:P], "second_direction": mu[P:], "first_certainty": radii[:P],
+                                "second_certainty": radii[P:]}).compared("means")
+    a = radii / radii.mean()
+    for i in range(n):
+        anchor = mu[i].clone().requires_grad_()
+        logits = a[i] * a * (mu.detach() @ anchor) / TAU
+        term = torch.logsumexp(torch.cat([logits[:i], logits[i + 1 :]]), 0) - logits[(i + P) % n]
+        (slope,) = torch.autograd.grad(term, anchor)
+        coefficient = torch.linalg.lstsq(mu.T, slope[:, None]).solution[:, 0]
+        coefficient[[i, (i + P) % n]] = 0
+        assert torch.allclose(weights(compared, TAU)[i], coefficient / coefficient.sum(), atol=1e-9)
 
 
 def test_spread_hardest_and_own_class_by_loops() -> None:
@@ -103,7 +122,7 @@ def test_lists_over_epochs_rows_of_the_table_and_classes(tmp_path: Path) -> None
     snapshot(tmp_path, 4, index, labels, alignment=0.5, knn=0.25)
     snapshot(tmp_path, 12, index, labels, alignment=0.25, knn=0.75)
     polled: list[tuple[int, int]] = []
-    found = learning(tmp_path, images(), TAU, lambda done, total: polled.append((done, total)))
+    found = learning(tmp_path, images(), TAU, each=lambda done, total: polled.append((done, total)))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["epochs"], found["alignment"], found["knn"], found["radius"]) == ([4, 12], [0.5, 0.25], [0.25, 0.75], None)
     assert found["positives"][1] == pytest.approx(evidence_split(views(12).float(), 0.2)["positives"], rel=1e-5)
