@@ -46,7 +46,7 @@ CENTRES, CLUSTER_RADIUS = 20, 0.7  # clustered latents: Poisson kernels of this 
 
 # Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
 # Names of SURE and what differs from its default, beside the weight and the kernel of theory 3.
-SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"contrasted": "directions"}, "sure-prior": {"empirical_prior": 0.5}}
+SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": 0.0}, "sure-prior": {"empirical_prior": 0.5}}
 SWEEP = (0.2, 0.3, 0.5, 1.0)
 TEMPERATURES: dict[str, tuple[float | None, ...]] = {
     "sure": SWEEP, "mc-infonce": (0.05, 0.1, 0.2, 0.5), "poisson-nce": (None,), "gaussian-nce": (None,),

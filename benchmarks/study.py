@@ -32,7 +32,7 @@ from sureclr.training.pretrain import pretrain
 from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
-LINES = Path(__file__).with_suffix(".jsonl")  # study_first.jsonl: the runs of the first default, NOTEBOOK.md says which
+LINES = Path(__file__).with_suffix(".jsonl")  # study_first, study_second: earlier defaults, NOTEBOOK.md says which
 ENCODER = {"fashion-mnist": "small-24"}  # instead of the recipe's, so that a run stays under 4 minutes
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
 EPOCHS = {"fashion-mnist": 8, "digits": 60}
@@ -49,7 +49,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "kernel-measured": {"kernel_dimension": "measured"},
     "blur": {"views": {"blur_p": 0.5}},
     "strength-0.5": {"views": {"strength": 0.5}},
-    "weight-0.05": {"certainty_weight": 0.05},  # the default's is 20 / 128
+    "softening-0": {"softening": 0.0},
+    "softening-1": {"softening": 1.0},
+    "prior-0.5": {"empirical_prior": 0.5},
+    "weight-0.05": {"certainty_weight": 0.05},  # the default's is 24 / 128
     "weight-0.5": {"certainty_weight": 0.5},
     "16-coordinates": {"projection_dim": 16},
     "tau-0.1": {"temperature": 0.1},

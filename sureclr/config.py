@@ -42,18 +42,18 @@ class PretrainConfig:
     temperature: float | None = None
     """Temperature tau of the loss; default: the loss's own."""
     certainty_weight: float | None = None
-    """Weight lambda of the certainty term; default: the loss's own (sure: 20/m)."""
+    """Weight lambda of the certainty term; default: the loss's own (sure: 24/m)."""
     kernel_dimension: float | Literal["measured"] | None = None
     """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
     empirical_prior: float | None = None
     """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of which image; default: 0 (uniform)."""
-    contrasted: Literal["means", "directions"] | None = None
-    """What the first term compares: posterior means, so that unsure views pull and push less, or directions (NT-Xent as it is); default:
-    the loss's own (sure: means; directions where certainty_gradient is off)."""
+    softening: float | None = None
+    """Power of the radius by which unsure views' logits are softened: 1 compares posterior means, 0 directions; default: sure 0.5, 0 where
+    certainty_gradient is off."""
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
-    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (contrasted: directions)."""
+    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (softening 0)."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -118,10 +118,9 @@ class PretrainConfig:
 
     def objective_options(self) -> dict[str, Any]:
         """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
-        simclr = self.loss == "sure" and self.certainty_gradient == "off"
+        simclr = self.softening is None and self.loss == "sure" and self.certainty_gradient == "off"
         return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
-                "empirical_prior": self.empirical_prior, "contrasted": self.contrasted or ("directions" if simclr else None),
-                "samples": self.samples}
+                "empirical_prior": self.empirical_prior, "softening": 0.0 if simclr else self.softening, "samples": self.samples}
 
 
 class _Loader(yaml.SafeLoader):

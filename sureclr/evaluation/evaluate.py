@@ -18,7 +18,6 @@ from sureclr.evaluation.material import Material, labelled_split
 from sureclr.evaluation.ood import ood as ood_of
 from sureclr.evaluation.sensitivity import sensitivity as sensitivity_of
 from sureclr.evaluation.uncertainty import uncertainty as uncertainty_of
-from sureclr.maths.losses import Contrasted
 from sureclr.models.embed import Embeddings, embed_blocks
 from sureclr.training.run import Run
 
@@ -95,8 +94,8 @@ def ood(material: Material) -> Result:
 def learning(material: Material) -> Result:
     """How it learned: see learning.py."""
     _own(material, "learning")
-    contrasted: Contrasted = getattr(material.run.objective, "contrasted", "directions")
-    return learning_of(material.run.directory.snapshots, material.images, temperature_of(material.run), contrasted, material.each_batch)
+    softening = float(getattr(material.run.objective, "softening", 0))
+    return learning_of(material.run.directory.snapshots, material.images, temperature_of(material.run), softening, material.each_batch)
 
 
 def geometry(material: Material) -> Result:

@@ -4,8 +4,8 @@ Which negatives carry the gradient: NT-Xent pulls view i away from the negative 
 
     w_ij = exp(c_ij / tau) / sum_k exp(c_ik / tau)        over the views of other images, times 1 - P(partner)
 
-so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. SURE over
-posterior means has a_i a_j c_ij in place of c_ij (``losses.means``), and the weight of j another factor a_j. Here the
+so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. SURE
+has a_i a_j c_ij in place of c_ij (``losses.softened``), and the weight of j another factor a_j. Here the
 negatives are both views of all other snapshot images, not those of a training batch, and the network is in evaluation mode.
 A loss without tau (or with one an image) is looked at through NT-Xent's weights at tau = 0.2.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.uncertainty import json_able
-from sureclr.maths.losses import SUREST, Contrasted, means, partners, without_own_image
+from sureclr.maths.losses import SUREST, partners, softened, without_own_image
 from sureclr.training.monitor import evidence_split
 
 Result = dict[str, Any]
@@ -47,21 +47,21 @@ class Snapshot:
         """(2p, d) directions; rows i and i + p are the two views of image i."""
         return torch.cat([self.tensors["first_direction"], self.tensors["second_direction"]])
 
-    def compared(self, contrasted: Contrasted) -> Tensor:
+    def compared(self, softening: float) -> Tensor:
         """(2p, d), what the loss takes inner products of: the directions, or a_i mu_i."""
-        if contrasted == "directions":
+        if not softening:
             return self.views
         radii = torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]])  # SURE's certainty is the radius
-        return SUREST * means(self.views, radii)
+        return SUREST * softened(self.views, radii, softening)
 
 
-def learning(folder: Path, images: ImageSet, temperature: float, contrasted: Contrasted = "directions",
+def learning(folder: Path, images: ImageSet, temperature: float, softening: float = 0.0,
              each: Callable[[int, int], None] = lambda done, total: None) -> Result:
     """The snapshots of a run's folder `snapshots` as lists over epochs; {"skipped": why} where there is none. JSON-able.
 
     Args:
         images: what the run was trained on with its test images, for row numbers and class names.
-        temperature, contrasted: of the gradient's weights, the run's own.
+        temperature, softening: of the gradient's weights, the run's own.
         each: called with (snapshots done, in all); may raise to stop.
     """
     files = sorted(folder.glob("epoch-*.safetensors"))
@@ -72,11 +72,11 @@ def learning(folder: Path, images: ImageSet, temperature: float, contrasted: Con
         return {"skipped": "there is no readable snapshot: train with --snapshot-every above 0.", "damaged": damaged}
     looks = []
     for done, snapshot in enumerate(taken, 1):
-        looks.append(negatives(snapshot.compared(contrasted), snapshot.tensors["label"], temperature))
+        looks.append(negatives(snapshot.compared(softening), snapshot.tensors["label"], temperature))
         each(done, len(taken))
     rows = table_rows(taken[-1], images)
     gradient = {name: [look[name] for look in looks] for name in looks[0]}
-    shown = [] if rows is None else examples(taken[-1].compared(contrasted), rows, temperature)
+    shown = [] if rows is None else examples(taken[-1].compared(softening), rows, temperature)
     return json_able({
         **over_epochs(taken), "images": len(taken[0].tensors["index"]), "per_class": per_class(taken, images.classes), "damaged": damaged,
         "gradient": {"epochs": [s.epoch for s in taken], "temperature": temperature, **gradient, "examples": shown,

@@ -8,7 +8,7 @@ float64 stays float64. A ``UserError`` is raised where the rows do not make at l
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Literal, ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_ker
 from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 
 Inputs = ParamSpec("Inputs")
-Contrasted = Literal["directions", "means"]
 GROUP = 128  # images
 SUREST = 2.0  # how much surer than the mean a view may count; binds only where the mean radius is below a half
 Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
@@ -151,7 +150,7 @@ def sure(
     dimension: Dimension = None,
     gaps: Tensor | None = None,
     empirical_prior: float = 0.0,
-    contrasted: Contrasted = "directions",
+    softening: float = 0.0,
     nt_xent: Callable[[Tensor, float], Tensor] = nt_xent,
 ) -> Tensor:
     """L = L_what + lambda * L_sure   (theory 3): which view shares the image, and how sure is each view of it?
@@ -164,27 +163,27 @@ def sure(
         dimension: m of the kernel, above 1; None: the number of coordinates d. ``SureLoss`` passes the running 1 / E[c^2].
         gaps: (2n,), 1 - rho where the caller knows it better than float32's 1 - radii (``sigmoid(-k)``).
         empirical_prior: beta in [0, 1] of ``certainty``.
-        contrasted: what L_what compares: "directions" is theory 3; "means" are the posterior means, up to one factor (``means``).
+        softening: gamma in [0, 1]: L_what takes the inner products of ``softened`` rows. 0: directions, as in theory 3; 1: posterior
+            means, up to one factor.
         nt_xent: of rows and temperature (``tiles.nt_xent`` for large batches).
     Returns:
         scalar, nats, mean over 2n views.
     """
-    rows = directions if contrasted == "directions" else means(directions, radii)
-    what = nt_xent(rows, temperature if contrasted == "directions" else temperature / SUREST**2)
-    return what + weight * certainty(directions, radii, dimension, gaps, empirical_prior)
+    rows, tau = (softened(directions, radii, softening), temperature / SUREST**2) if softening else (directions, temperature)
+    return nt_xent(rows, tau) + weight * certainty(directions, radii, dimension, gaps, empirical_prior)
 
 
 @full_precision
-def means(directions: Tensor, radii: Tensor) -> Tensor:
-    """a_i mu_i / SUREST, a_i = min(SUREST, sg(rho_i) / mean_j sg(rho_j)): the posterior means u_i, their mean length 1 / SUREST.
+def softened(directions: Tensor, radii: Tensor, softening: float = 1.0) -> Tensor:
+    """a_i mu_i / SUREST, a_i = min(SUREST, sg(rho_i)^gamma / mean_j sg(rho_j)^gamma): directions, shorter where a view is unsure.
 
-    NT-Xent of these rows at tau / SUREST^2 has the logits a_i a_j mu_i.mu_j / tau: the inner products u_i.u_j, which are the
-    *expected* cosines of the latents, E[z.z' | x, x'], and to first order in r the evidence s (theory 4), at a temperature whose
-    mean over pairs stays tau. An unsure view so pulls and pushes less; with equal radii it is NT-Xent. The radii have no gradient
-    and no common scale here, so the temperature cannot run away (theory 5).
+    NT-Xent of these rows at tau / SUREST^2 has the logits a_i a_j mu_i.mu_j / tau. At gamma = 1 they are u_i.u_j, inner products
+    of posterior means, which are the *expected* cosines of the latents, E[z.z' | x, x'], and to first order in r the evidence s
+    (theory 4); gamma = 0 is NT-Xent, and so is any gamma where radii are equal. An unsure view pulls and pushes less. The radii
+    have no gradient and no common scale here, so the temperature cannot run away (theory 5): its mean over pairs stays tau.
     """
-    radii = radii.detach()
-    return (radii / radii.mean()).clamp(max=SUREST)[:, None] / SUREST * directions
+    a = radii.detach() ** softening
+    return (a / a.mean()).clamp(max=SUREST)[:, None] / SUREST * directions
 
 
 def certainty(

@@ -10,19 +10,20 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
 from sureclr.maths import losses, tiles
-from sureclr.maths.losses import Contrasted, above, not_negative, raised
+from sureclr.maths.losses import above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
 
 MEASURED: Literal["measured"] = "measured"
-PULL = 20.0  # lambda * m of SURE; the study has 6, 20 and 64
+PULL = 24.0  # lambda * m of SURE
+SOFTENING = 0.5  # gamma of SURE
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
@@ -131,8 +132,8 @@ class SureLoss(RadiusLoss):
             running 1 / E[c^2] over views of different images, which is kept in any case, for reading evidence (theory 3).
         empirical_prior: beta in [0, 1]. 0: the likelihood takes directions as uniform on the sphere (theory 3). 1: as the batch has
             them, so that the radius says how sure *which image* it is, and of its class less than chance (NOTEBOOK.md).
-        contrasted: what the first term compares: "means", the posterior means, so that an unsure view pulls and pushes less
-            (``losses.means``); "directions" is theory 3.
+        softening: gamma in [0, 1] of the first term's logits: 1 compares posterior means, so that an unsure view pulls and pushes
+            less, 0 directions (``losses.softened``).
         momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
             exact enough, and follows the directions as they spread.
 
@@ -147,7 +148,7 @@ class SureLoss(RadiusLoss):
 
     def __init__(
         self, temperature: float = 0.2, weight: float | None = None, dimension: float | Literal["measured"] | None = None,
-        empirical_prior: float = 0.0, contrasted: Contrasted = "means", momentum: float = 0.9,
+        empirical_prior: float = 0.0, softening: float = SOFTENING, momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
@@ -156,9 +157,9 @@ class SureLoss(RadiusLoss):
         if not 0 <= empirical_prior <= 1:
             raise UserError(f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform prior of the model.")
         self.empirical_prior = empirical_prior
-        if contrasted not in get_args(Contrasted):
-            raise UserError(f"contrasted must be one of {', '.join(get_args(Contrasted))}, and is {contrasted}; leave it out for means.")
-        self.contrasted: Contrasted = contrasted
+        if not 0 <= softening <= 1:
+            raise UserError(f"softening must lie in [0, 1], and is {softening}; 0 compares directions, 1 posterior means.")
+        self.softening = softening
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel dimension.")
         self.momentum = momentum
@@ -171,7 +172,7 @@ class SureLoss(RadiusLoss):
             self.update(mu)
         m = self.kernel(mu.shape[1])
         weight = PULL / m if self.weight is None else self.weight
-        return tiles.sure(mu, rho, self.temperature, weight, m, gap, self.empirical_prior, self.contrasted)
+        return tiles.sure(mu, rho, self.temperature, weight, m, gap, self.empirical_prior, self.softening)
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:

@@ -59,14 +59,14 @@ def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_negatives()
     assert negatives(mu, LABELS, TAU)["remaining"] == pytest.approx(float(gradient.sum(1).mean()) * TAU)
 
 
-def test_the_weights_of_sure_over_means_are_its_gradient() -> None:
+def test_the_weights_of_softened_views_are_the_gradient() -> None:
     """By autograd of the loss with respect to the directions: that of view i's own term along each other mu_j, 9 equations each."""
     mu, n = views(), 2 * P
     mu = torch.cat([mu, torch.eye(n, dtype=mu.dtype)], 1)  # independent rows, so that the coefficient of each can be told
     mu = mu / mu.norm(dim=1, keepdim=True)
     radii = torch.linspace(0.2, 0.9, n, dtype=torch.float64)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
     compared = Snapshot(1, {}, {"first_direction": mu[:P], "second_direction": mu[P:], "first_certainty": radii[:P],
-                                "second_certainty": radii[P:]}).compared("means")
+                                "second_certainty": radii[P:]}).compared(1.0)
     a = radii / radii.mean()
     for i in range(n):
         anchor = mu[i].clone().requires_grad_()

@@ -37,7 +37,7 @@ def all_losses(n: int = 5) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "dcl": lambda mu, x: losses.dcl(mu, TAU),
         "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5),
         "sure_with_prior": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4),
-        "sure_of_means": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, contrasted="means"),
+        "sure_softened": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, softening=1.0),
         "poisson_nce": lambda mu, x: losses.poisson_nce(mu, x, 3.5),
         "gaussian_nce": lambda mu, x: losses.gaussian_nce(mu, x, 3.5),
         "elk": lambda mu, x: losses.elk(mu, 8 * x),
@@ -194,34 +194,37 @@ def test_the_likelihood_leaves_the_directions_alone() -> None:
     assert not losses.radius_likelihood(mu, rho.detach()).requires_grad
 
 
-def test_the_contrast_of_means_is_its_loop() -> None:
+def test_the_contrast_of_posterior_means_is_its_loop() -> None:
     """Logits u_i.u_j / (tau rho^2), rho the mean radius; 0.9 is less than twice the mean, so no view is held back."""
     mu, rho = views()
     u, scale = rho[:, None] * mu, TAU * float(rho.mean()) ** 2
     expected = loops(lambda i, j: float(u[i] @ u[j]) / scale, 5)
-    assert losses.sure(mu, rho, TAU, weight=0, contrasted="means").item() == pytest.approx(expected, abs=1e-12)
+    assert losses.sure(mu, rho, TAU, weight=0, softening=1.0).item() == pytest.approx(expected, abs=1e-12)
+    a = rho.sqrt() / rho.sqrt().mean()
+    half = loops(lambda i, j: float(a[i] * a[j] * (mu[i] @ mu[j])) / TAU, 5)
+    assert losses.sure(mu, rho, TAU, weight=0, softening=0.5).item() == pytest.approx(half, abs=1e-12)
     equal = torch.full_like(rho, 0.37)
-    assert losses.sure(mu, equal, TAU, weight=0, contrasted="means").item() == pytest.approx(losses.nt_xent(mu, TAU).item(), abs=1e-12)
+    assert losses.sure(mu, equal, TAU, weight=0, softening=1.0).item() == pytest.approx(losses.nt_xent(mu, TAU).item(), abs=1e-12)
 
 
 def test_no_view_counts_more_than_twice_the_mean() -> None:
     mu, _ = views()
     rho = torch.full((10,), 0.05, dtype=torch.float64)
     rho[3] = 0.9  # 6.7 times the mean of 0.135
-    rows = losses.means(mu, rho) * losses.SUREST
+    rows = losses.softened(mu, rho) * losses.SUREST
     torch.testing.assert_close(rows.norm(dim=1), torch.tensor([2.0 if i == 3 else 0.05 / 0.135 for i in range(10)], dtype=torch.float64))
     torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), mu)
 
 
-def test_the_contrast_of_means_leaves_the_radii_alone() -> None:
+def test_the_softened_contrast_leaves_the_radii_alone() -> None:
     """... and the likelihood the directions: each term trains its own."""
     mu, rho = (x.requires_grad_() for x in views())
-    what = losses.sure(mu, rho, TAU, weight=0, contrasted="means")
+    what = losses.sure(mu, rho, TAU, weight=0, softening=1.0)
     of_mu, of_rho = torch.autograd.grad(what, (mu, rho))
     assert of_rho.abs().max() == 0
-    both = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=100.0, contrasted="means"), (mu, rho))
+    both = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=100.0, softening=1.0), (mu, rho))
     assert torch.equal(both[0], of_mu) and both[1].abs().min() > 0
-    assert torch.autograd.gradcheck(lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, contrasted="means"), (mu,))
+    assert torch.autograd.gradcheck(lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, softening=1.0), (mu,))
 
 
 @pytest.mark.parametrize("group", [5, 3])  # of images: all five, then three and two
@@ -357,7 +360,7 @@ def test_views_that_know_nothing_cannot_name_the_partner() -> None:
         assert loss(mu, 0 * rho).item() == pytest.approx(math.log(9), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(all_losses().keys() - {"sure_of_means"}))  # which stops one gradient for each input
+@pytest.mark.parametrize("name", sorted(all_losses().keys() - {"sure_softened"}))  # which stops one gradient for each input
 def test_gradients(name: str) -> None:
     """Against finite differences; where a loss stops a gradient, only the number's."""
     mu, x = views(n=3, d=3)

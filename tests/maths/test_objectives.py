@@ -17,7 +17,7 @@ ASKING_K = [*WITH_RADIUS, "tau", "loss-prediction"]
 OPTIONS = {
     "nt-xent": ["temperature"],
     "dcl": ["temperature"],
-    "sure": ["temperature", "weight", "dimension", "empirical_prior", "contrasted", "momentum"],
+    "sure": ["temperature", "weight", "dimension", "empirical_prior", "softening", "momentum"],
     "poisson-nce": ["dimension"],
     "gaussian-nce": ["dimension"],
     "mc-infonce": ["temperature", "samples"],
@@ -97,7 +97,7 @@ def test_half_precision_heads(name: str) -> None:
 def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     """At its defaults (temperature None), and with every option another."""
     z, k = (x.double() for x in projections())
-    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "contrasted": "directions", "samples": 5}
+    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "softening": 0.7, "samples": 5}
     loss = objective(name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {}))
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
@@ -105,7 +105,7 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: losses.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4) if temperature else (20 / 8, 8, None, 0.0, "means"))),
+        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, 0.7) if temperature else (24 / 8, 8, None, 0.0, 0.5))),
         "poisson-nce": lambda: losses.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: losses.mc_infonce(mu, x, t, s, generator()),
@@ -233,26 +233,26 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     """The direction's gradient is NT-Xent's at any weight: nothing leaks through m."""
     z, k = projections()
     gradients = []
-    for loss in (SureLoss(weight=50.0, dimension="measured", contrasted="directions"),
-                 SureLoss(weight=50.0, dimension=3.5, contrasted="directions"), NTXentLoss()):
+    for loss in (SureLoss(weight=50.0, dimension="measured", softening=0),
+                 SureLoss(weight=50.0, dimension=3.5, softening=0), NTXentLoss()):
         free = z.clone().requires_grad_()
         loss(read(loss, free, k)).backward()
         gradients.append(free.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
-    fixed = SureLoss(dimension=3.5, contrasted="directions")
+    fixed = SureLoss(dimension=3.5, softening=0)
     mu = fixed.read(z, k)
-    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 20 / 3.5, 3.5).item(), abs=1e-5)
+    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 24 / 3.5, 3.5).item(), abs=1e-5)
     assert fixed.kernel_dimension == 3.5
 
 
 def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
-    """lambda m = 20: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
+    """lambda m = 24: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
     z, k = projections()
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
     for dimension, m in ((5, 5), (None, 8), ("measured", running)):
-        loss = SureLoss(dimension=dimension, contrasted="directions")
-        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 20 / m, m).item(), rel=1e-5)
+        loss = SureLoss(dimension=dimension, softening=0)
+        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 24 / m, m).item(), rel=1e-5)
         assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
 
 
@@ -262,17 +262,15 @@ def test_the_prior_reaches_the_loss() -> None:
     values = []
     for options, beta in (({}, 0.0), ({"empirical_prior": 0.3}, 0.3), ({"empirical_prior": 1}, 1.0)):
         values.append(objective("sure", **options)(view).item())
-        expected = losses.sure(view.direction, view.radius, 0.2, 20 / 8, empirical_prior=beta, contrasted="means").item()
+        expected = losses.sure(view.direction, view.radius, 0.2, 24 / 8, empirical_prior=beta, softening=0.5).item()
         assert values[-1] == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values}) == 3
 
 
-def test_what_is_contrasted_is_means_or_directions() -> None:
-    with pytest.raises(UserError, match="contrasted must be one of directions, means, and is cosines"):
-        SureLoss(contrasted="cosines")
+def test_without_softening_the_first_term_is_nt_xent() -> None:
     z, k = projections()
     view = SureLoss().read(z, k)
-    assert SureLoss(weight=0, contrasted="directions")(view).item() == pytest.approx(losses.nt_xent(view.direction, 0.2).item(), abs=1e-5)
+    assert SureLoss(weight=0, softening=0)(view).item() == pytest.approx(losses.nt_xent(view.direction, 0.2).item(), abs=1e-5)
     assert abs(SureLoss(weight=0)(view).item() - losses.nt_xent(view.direction, 0.2).item()) > 1e-3
 
 
@@ -312,7 +310,7 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
         *((name, "weight", -0.1) for name in ("sure", "loss-prediction", "cosine-regression")),
         *((name, "dimension", 1.0) for name in ("sure", "poisson-nce", "gaussian-nce")),
         ("sure", "momentum", 1.0),
-        *(("sure", "empirical_prior", bad) for bad in (-0.1, 1.1, math.nan)),
+        *(("sure", option, bad) for option in ("empirical_prior", "softening") for bad in (-0.1, 1.1, math.nan)),
         ("sure", "weight", math.nan),
         ("mc-infonce", "samples", 0),
     ],
