@@ -44,13 +44,14 @@ PAIRS, TEST, NEGATIVES = 512, 4096, 1024  # latents: a step, a test, and of the 
 RADII = (0.1, 0.98)
 CENTRES, CLUSTER_RADIUS = 20, 0.7  # clustered latents: Poisson kernels of this radius about uniform centres
 
-# Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
 # Names of SURE and what differs from its default, beside the weight and the kernel of theory 3.
-SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": 0.0}, "sure-prior": {"empirical_prior": 0.5}}
+SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": 0.0}, "sure-means": {"softening": 1.0},
+                                   "sure-prior": {"empirical_prior": 0.5}}
 SWEEP = (0.2, 0.3, 0.5, 1.0)
+# Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
 TEMPERATURES: dict[str, tuple[float | None, ...]] = {
     "sure": SWEEP, "mc-infonce": (0.05, 0.1, 0.2, 0.5), "poisson-nce": (None,), "gaussian-nce": (None,),
-    "elk": (1.0, 0.5), "cosine-regression": SWEEP, "sure-directions": SWEEP, "sure-prior": SWEEP,
+    "elk": (1.0, 0.5), "cosine-regression": SWEEP, "sure-directions": SWEEP, "sure-means": SWEEP, "sure-prior": SWEEP,
 }
 
 
