@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
-from sureclr.maths import losses, tiles
+from sureclr.maths import losses, references, tiles
 from sureclr.maths.losses import above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
@@ -103,12 +103,12 @@ class NTXentLoss(DirectionLoss):
 
 
 class DCLLoss(DirectionLoss):
-    """Decoupled contrastive learning (``losses.dcl``). Takes a posterior or plain (2n, d) projections."""
+    """Decoupled contrastive learning (``references.dcl``). Takes a posterior or plain (2n, d) projections."""
 
     name = "dcl"
 
     def forward(self, posterior: Posterior | Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return losses.dcl(self.directions(posterior), self.temperature)
+        return references.dcl(self.directions(posterior), self.temperature)
 
 
 # Losses with a radius
@@ -218,21 +218,21 @@ class EvidenceNCELoss(RadiusLoss):
 
 
 class PoissonNCELoss(EvidenceNCELoss):
-    """InfoNCE over the evidence (``losses.poisson_nce``). dimension: m; None: coordinates."""
+    """InfoNCE over the evidence (``references.poisson_nce``). dimension: m; None: coordinates."""
 
     name = "poisson-nce"
-    formula = staticmethod(losses.poisson_nce)
+    formula = staticmethod(references.poisson_nce)
 
 
 class GaussianNCELoss(EvidenceNCELoss):
-    """InfoNCE over the Mehler kernel (``losses.gaussian_nce``). dimension: m; None: coordinates."""
+    """InfoNCE over the Mehler kernel (``references.gaussian_nce``). dimension: m; None: coordinates."""
 
     name = "gaussian-nce"
-    formula = staticmethod(losses.gaussian_nce)
+    formula = staticmethod(references.gaussian_nce)
 
 
 class CosineRegressionLoss(RadiusLoss):
-    """NT-Xent, and the pair's radius regressed on its cosine (``losses.cosine_regression``)."""
+    """NT-Xent, and the pair's radius regressed on its cosine (``references.cosine_regression``)."""
 
     name = "cosine-regression"
 
@@ -243,7 +243,7 @@ class CosineRegressionLoss(RadiusLoss):
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
         rho, _ = radius_and_gap(posterior)
-        return losses.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
+        return references.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
 
 
 class VonMisesFisherLoss(Objective):
@@ -261,7 +261,7 @@ class VonMisesFisherLoss(Objective):
 
 
 class ELKLoss(VonMisesFisherLoss):
-    """InfoNCE over the expected likelihood kernel (``losses.elk``)."""
+    """InfoNCE over the expected likelihood kernel (``references.elk``)."""
 
     name = "elk"
 
@@ -270,11 +270,11 @@ class ELKLoss(VonMisesFisherLoss):
         self.temperature = above("temperature", temperature, 0)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        return losses.elk(posterior.direction, self.need("kappa", posterior.parameter), self.temperature)
+        return references.elk(posterior.direction, self.need("kappa", posterior.parameter), self.temperature)
 
 
 class MCInfoNCELoss(VonMisesFisherLoss):
-    """InfoNCE over samples (``losses.mc_infonce``); forward needs a generator. samples: draws a view and step."""
+    """InfoNCE over samples (``references.mc_infonce``); forward needs a generator. samples: draws a view and step."""
 
     name = "mc-infonce"
 
@@ -287,14 +287,14 @@ class MCInfoNCELoss(VonMisesFisherLoss):
         if generator is None:
             raise UserError("loss mc-infonce draws samples and got no generator; call it as loss(posterior, generator).")
         kappa = self.need("kappa", posterior.parameter)
-        return losses.mc_infonce(posterior.direction, kappa, self.temperature, self.samples, generator)
+        return references.mc_infonce(posterior.direction, kappa, self.temperature, self.samples, generator)
 
 
 # Losses with another certainty
 
 
 class TauLoss(Objective):
-    """Temperature as uncertainty (``losses.tau``): tau_i = temperature / (2 sigmoid(k)), certainty 1 / tau_i.
+    """Temperature as uncertainty (``references.tau``): tau_i = temperature / (2 sigmoid(k)), certainty 1 / tau_i.
 
     Like the original's sigmoid, it keeps the temperature from falling to 0: tau_i > temperature / 2. k = 0 is NT-Xent.
     """
@@ -310,11 +310,11 @@ class TauLoss(Objective):
         return Posterior(unit(directions), certainty=1 / temperatures, parameter=temperatures)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        return losses.tau(posterior.direction, self.need("temperature", posterior.parameter))
+        return references.tau(posterior.direction, self.need("temperature", posterior.parameter))
 
 
 class LossPredictionLoss(Objective):
-    """NT-Xent, and k regressed on the view's own loss in nats (``losses.loss_prediction``): certainty = - the predicted loss."""
+    """NT-Xent, and k regressed on the view's own loss in nats (``references.loss_prediction``): certainty = - the predicted loss."""
 
     name = "loss-prediction"
 
@@ -329,7 +329,7 @@ class LossPredictionLoss(Objective):
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
         predicted = self.need("predicted loss", posterior.parameter)
-        return losses.loss_prediction(posterior.direction, predicted, self.temperature, self.weight)
+        return references.loss_prediction(posterior.direction, predicted, self.temperature, self.weight)
 
 
 # The registry

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError
-from sureclr.maths import losses
+from sureclr.maths import losses, references
 from sureclr.maths.objectives import OBJECTIVES, NTXentLoss, Objective, SureLoss, objective
 from sureclr.maths.sampling import uniform_directions
 from sureclr.maths.sphere import GAP_MIN, Posterior
@@ -104,15 +104,15 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     t, w, m, s = (temperature, 0.7, 3.5, 5) if temperature else (0.2, 1.0, 8, 16)
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
-        "dcl": lambda: losses.dcl(mu, t),
+        "dcl": lambda: references.dcl(mu, t),
         "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, 0.7) if temperature else (24 / 8, 8, None, 0.0, 0.5))),
-        "poisson-nce": lambda: losses.poisson_nce(mu, rho, m),
-        "gaussian-nce": lambda: losses.gaussian_nce(mu, rho, m),
-        "mc-infonce": lambda: losses.mc_infonce(mu, x, t, s, generator()),
-        "elk": lambda: losses.elk(mu, x, temperature or 1.0),
-        "tau": lambda: losses.tau(mu, x),
-        "loss-prediction": lambda: losses.loss_prediction(mu, k, t, w),
-        "cosine-regression": lambda: losses.cosine_regression(mu, rho, t, w),
+        "poisson-nce": lambda: references.poisson_nce(mu, rho, m),
+        "gaussian-nce": lambda: references.gaussian_nce(mu, rho, m),
+        "mc-infonce": lambda: references.mc_infonce(mu, x, t, s, generator()),
+        "elk": lambda: references.elk(mu, x, temperature or 1.0),
+        "tau": lambda: references.tau(mu, x),
+        "loss-prediction": lambda: references.loss_prediction(mu, k, t, w),
+        "cosine-regression": lambda: references.cosine_regression(mu, rho, t, w),
     }[name]
     value = loss(posterior, generator=generator()).item()
     assert value == pytest.approx(expected().item(), rel=1e-6)  # m is kept in float32
