@@ -65,7 +65,7 @@ def nt_xent(x: Tensor) -> Tensor:
 def sure(x: Tensor) -> Tensor:
     from sureclr.maths import tiles
 
-    return tiles.sure(x, torch.full((len(x),), 0.5, requires_grad=True), TEMPERATURE, dimension=20.0, softening=0.5)
+    return tiles.sure(x, torch.full((len(x),), 0.5, requires_grad=True), TEMPERATURE, dimension=20.0, softening="anchors")
 
 
 LOSSES: dict[str, Loss] = {"nt-xent": nt_xent, "sure": sure, "tidy": tidy_cross_entropy, "mask-select": mask_select, "lightly": lightly}

@@ -45,7 +45,7 @@ RADII = (0.1, 0.98)
 CENTRES, CLUSTER_RADIUS = 20, 0.7  # clustered latents: Poisson kernels of this radius about uniform centres
 
 # Names of SURE and what differs from its default, beside the weight and the kernel of theory 3.
-SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": 0.0}, "sure-means": {"softening": 1.0},
+SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": "off"}, "sure-means": {"softening": "means"},
                                    "sure-prior": {"empirical_prior": 0.5}}
 SWEEP = (0.2, 0.3, 0.5, 1.0)
 # Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.

@@ -49,8 +49,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "kernel-measured": {"kernel_dimension": "measured"},
     "blur": {"views": {"blur_p": 0.5}},
     "strength-0.5": {"views": {"strength": 0.5}},
-    "softening-0": {"softening": 0.0},
-    "softening-1": {"softening": 1.0},
+    "softening-off": {"softening": "off"},
+    "softening-means": {"softening": "means"},
     "prior-0.5": {"empirical_prior": 0.5},
     "weight-0.05": {"certainty_weight": 0.05},  # the default's is 24 / 128
     "weight-0.5": {"certainty_weight": 0.5},

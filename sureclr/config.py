@@ -47,13 +47,13 @@ class PretrainConfig:
     """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
     empirical_prior: float | None = None
     """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of which image; default: 0 (uniform)."""
-    softening: float | None = None
-    """Power of the radius by which unsure views' logits are softened: 1 compares posterior means, 0 directions; default: sure 0.5, 0 where
+    softening: Literal["anchors", "means", "off"] | None = None
+    """Softer logits where a view is unsure: its own (anchors), all that it takes part in (means), none (off); default: anchors, off where
     certainty_gradient is off."""
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
-    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (softening 0)."""
+    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (softening: off)."""
 
     epochs: int = 200
     """Passes over the training images."""
@@ -120,7 +120,7 @@ class PretrainConfig:
         """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
         simclr = self.softening is None and self.loss == "sure" and self.certainty_gradient == "off"
         return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
-                "empirical_prior": self.empirical_prior, "softening": 0.0 if simclr else self.softening, "samples": self.samples}
+                "empirical_prior": self.empirical_prior, "softening": "off" if simclr else self.softening, "samples": self.samples}
 
 
 class _Loader(yaml.SafeLoader):

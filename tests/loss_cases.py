@@ -30,7 +30,7 @@ def all_losses(n: int = 5) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
         "dcl": lambda mu, x: references.dcl(mu, TAU),
         "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5),
         "sure_with_prior": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4),
-        "sure_softened": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, softening=1.0),
+        "sure_softened": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, softening="anchors"),
         "poisson_nce": lambda mu, x: references.poisson_nce(mu, x, 3.5),
         "gaussian_nce": lambda mu, x: references.gaussian_nce(mu, x, 3.5),
         "elk": lambda mu, x: references.elk(mu, 8 * x),

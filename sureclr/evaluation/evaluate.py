@@ -18,6 +18,7 @@ from sureclr.evaluation.material import Material, labelled_split
 from sureclr.evaluation.ood import ood as ood_of
 from sureclr.evaluation.sensitivity import sensitivity as sensitivity_of
 from sureclr.evaluation.uncertainty import uncertainty as uncertainty_of
+from sureclr.maths.losses import Softening
 from sureclr.models.embed import Embeddings, embed_blocks
 from sureclr.training.run import Run
 
@@ -94,7 +95,7 @@ def ood(material: Material) -> Result:
 def learning(material: Material) -> Result:
     """How it learned: see learning.py."""
     _own(material, "learning")
-    softening = float(getattr(material.run.objective, "softening", 0))
+    softening: Softening = getattr(material.run.objective, "softening", "off")
     return learning_of(material.run.directory.snapshots, material.images, temperature_of(material.run), softening, material.each_batch)
 
 

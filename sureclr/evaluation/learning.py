@@ -5,7 +5,7 @@ Which negatives carry the gradient: NT-Xent pulls view i away from the negative 
     w_ij = exp(c_ij / tau) / sum_k exp(c_ik / tau)        over the views of other images, times 1 - P(partner)
 
 so the weights say which images the encoder works on telling apart, and 1 - P(partner) how much there is left to do. SURE
-has a_i a_j c_ij in place of c_ij (``losses.softened``), and the weight of j another factor a_j. Here the
+has a_i c_ij in place of c_ij (``losses.sure``), or a_i a_j c_ij, and then the weight of j another factor a_j. Here the
 negatives are both views of all other snapshot images, not those of a training batch, and the network is in evaluation mode.
 A loss without tau (or with one an image) is looked at through NT-Xent's weights at tau = 0.2.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.uncertainty import json_able
-from sureclr.maths.losses import SUREST, partners, softened, without_own_image
+from sureclr.maths.losses import Softening, partners, sharpness, without_own_image
 from sureclr.training.monitor import evidence_split
 
 Result = dict[str, Any]
@@ -32,6 +32,14 @@ SPLIT_TEMPERATURE = 0.2  # of positives and negatives: one for all runs and epoc
 NEEDED = ("index", "label", "first_direction", "second_direction", "certainty", "first_certainty", "second_certainty")
 HARDEST = 0.01  # the share of the negatives whose share of the weight is told
 EXAMPLES, SHOWN = 8, 6  # anchors, and their heaviest negatives
+
+
+@dataclass(frozen=True)
+class Logits:
+    """(2p, 2p) float64, and the factor (2p,) by which a column's cosine enters them, beside that of the row."""
+
+    values: Tensor
+    of_column: Tensor | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,15 +55,16 @@ class Snapshot:
         """(2p, d) directions; rows i and i + p are the two views of image i."""
         return torch.cat([self.tensors["first_direction"], self.tensors["second_direction"]])
 
-    def compared(self, softening: float) -> Tensor:
-        """(2p, d), what the loss takes inner products of: the directions, or a_i mu_i."""
-        if not softening:
-            return self.views
-        radii = torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]])  # SURE's certainty is the radius
-        return SUREST * softened(self.views, radii, softening)
+    def logits(self, temperature: float, softening: Softening) -> Logits:
+        """What the loss makes of the views."""
+        cosines = self.views.double() @ self.views.double().T / temperature
+        if softening == "off":
+            return Logits(cosines)
+        a = sharpness(torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]]).double())  # SURE's is the radius
+        return Logits(a[:, None] * cosines) if softening == "anchors" else Logits(torch.outer(a, a) * cosines, a)
 
 
-def learning(folder: Path, images: ImageSet, temperature: float, softening: float = 0.0,
+def learning(folder: Path, images: ImageSet, temperature: float, softening: Softening = "off",
              each: Callable[[int, int], None] = lambda done, total: None) -> Result:
     """The snapshots of a run's folder `snapshots` as lists over epochs; {"skipped": why} where there is none. JSON-able.
 
@@ -72,11 +81,11 @@ def learning(folder: Path, images: ImageSet, temperature: float, softening: floa
         return {"skipped": "there is no readable snapshot: train with --snapshot-every above 0.", "damaged": damaged}
     looks = []
     for done, snapshot in enumerate(taken, 1):
-        looks.append(negatives(snapshot.compared(softening), snapshot.tensors["label"], temperature))
+        looks.append(negatives(snapshot.logits(temperature, softening), snapshot.tensors["label"]))
         each(done, len(taken))
     rows = table_rows(taken[-1], images)
     gradient = {name: [look[name] for look in looks] for name in looks[0]}
-    shown = [] if rows is None else examples(taken[-1].compared(softening), rows, temperature)
+    shown = [] if rows is None else examples(taken[-1].logits(temperature, softening), rows)
     return json_able({
         **over_epochs(taken), "images": len(taken[0].tensors["index"]), "per_class": per_class(taken, images.classes), "damaged": damaged,
         "gradient": {"epochs": [s.epoch for s in taken], "temperature": temperature, **gradient, "examples": shown,
@@ -118,23 +127,12 @@ def per_class(taken: list[Snapshot], classes: tuple[str, ...]) -> Result | None:
 # --- Which negatives carry the gradient -----------------------------------------------------------------------------------------
 
 
-def weights(views: Tensor, temperature: float) -> Tensor:
-    """(2p, 2p) w_ij, float64, of rows a_i mu_i: they sum to 1; 0 where row and column show the same image."""
-    return pulls(logits_of(views, temperature), views)
+def weights(logits: Logits) -> Tensor:
+    """(2p, 2p) w_ij, float64, the shares of dL_i / dc_ij: rows sum to 1; 0 where row and column show the same image."""
+    return torch.nn.functional.normalize(without_own_image(logits.values).softmax(1) * logits.of_column, p=1, dim=1)
 
 
-def pulls(logits: Tensor, views: Tensor) -> Tensor:
-    """d L_i / d c_ij = p_ij a_i a_j / tau, as shares."""
-    return torch.nn.functional.normalize(without_own_image(logits).softmax(1) * views.double().norm(dim=1), p=1, dim=1)
-
-
-def logits_of(views: Tensor, temperature: float) -> Tensor:
-    """(2p, 2p) inner products over the temperature, float64."""
-    views = views.double()
-    return views @ views.T / temperature
-
-
-def negatives(views: Tensor, labels: Tensor, temperature: float) -> Result:
+def negatives(logits: Logits, labels: Tensor) -> Result:
     """Means over the 2p views: over how many negatives the weight spreads, and on whom it lies.
 
     effective_negatives   exp of the entropy of w_i, of at most 2p - 2
@@ -142,14 +140,13 @@ def negatives(views: Tensor, labels: Tensor, temperature: float) -> Result:
     same_class_share      weight on negatives of the anchor's own class, among labelled views; None without labels
     remaining             1 - P(partner), the factor that all weights of an anchor have: 0 where the pair is told apart from all
     """
-    logits = logits_of(views, temperature)
-    w = pulls(logits, views)
-    hardest = max(1, round(HARDEST * (len(views) - 2)))
-    all_others = logits.masked_fill(torch.eye(len(views), dtype=torch.bool), -torch.inf).logsumexp(1)
+    w, views = weights(logits), len(logits.values)
+    hardest = max(1, round(HARDEST * (views - 2)))
+    all_others = logits.values.masked_fill(torch.eye(views, dtype=torch.bool), -torch.inf).logsumexp(1)
     return {"effective_negatives": float((-torch.special.xlogy(w, w).sum(1)).exp().mean()),
             "top_share": float(w.topk(hardest, dim=1).values.sum(1).mean()),
             "same_class_share": same_class_share(w, labels.repeat(2)),
-            "remaining": float(-torch.expm1(partners(logits) - all_others).mean())}
+            "remaining": float(-torch.expm1(partners(logits.values) - all_others).mean())}
 
 
 def same_class_share(w: Tensor, labels: Tensor) -> float | None:
@@ -169,10 +166,10 @@ def chance_of_same_class(labels: Tensor) -> float | None:
     return float((count * (count - 1)).sum() / (len(known) * (len(known) - 1))) if len(known) > 1 else None
 
 
-def examples(views: Tensor, rows: Tensor, temperature: float) -> list[Result]:
+def examples(logits: Logits, rows: Tensor) -> list[Result]:
     """Some anchors (first views, evenly spread) with the images that weigh most against them; a weight is that of an image's two views."""
     p = len(rows)
-    of_image = weights(views, temperature)[:p].view(p, 2, p).sum(1)
+    of_image = weights(logits)[:p].view(p, 2, p).sum(1)
     top = of_image.topk(min(SHOWN, p - 1), dim=1)
     return [{"anchor": int(rows[i]), "negatives": rows[top.indices[i]].tolist(), "weights": top.values[i].tolist()}
             for i in range(0, p, max(1, p // EXAMPLES))][:EXAMPLES]

@@ -8,7 +8,7 @@ float64 stays float64. A ``UserError`` is raised where the rows do not make at l
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import Any, Literal, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_kernel, pair_gap
 
 Inputs = ParamSpec("Inputs")
+Softening = Literal["anchors", "means", "off"]
 GROUP = 128  # images
 SUREST = 2.0  # how much surer than the mean a view may count; binds only where the mean radius is below a half
 Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
@@ -90,18 +91,20 @@ def info_nce(evidence: Tensor) -> Tensor:
 
 
 @full_precision
-def per_view_nt_xent(directions: Tensor, temperature: float) -> Tensor:
+def per_view_nt_xent(directions: Tensor, temperature: float, sharpness: Tensor | None = None) -> Tensor:
     """(2n,), the NT-Xent loss of every view before the mean, nats."""
     pairs(directions)
-    return info_nce(directions @ directions.T / above("temperature", temperature, 0))
+    logits = directions @ directions.T / above("temperature", temperature, 0)
+    return info_nce(logits if sharpness is None else logits * sharpness[:, None])
 
 
-def nt_xent(directions: Tensor, temperature: float) -> Tensor:
+def nt_xent(directions: Tensor, temperature: float, sharpness: Tensor | None = None) -> Tensor:
     """- mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i} exp(mu_i.mu_j / tau) )   (theory 3, L_what).
 
-    Chen et al. 2020 (SimCLR), eq. 1 and Algorithm 1. (2n, d) unit vectors -> scalar, nats, mean over 2n views.
+    Chen et al. 2020 (SimCLR), eq. 1 and Algorithm 1. (2n, d) unit vectors -> scalar, nats, mean over 2n views. With a sharpness
+    (2n,), above 0, view i has the temperature tau / sharpness_i of its own; no gradient reaches it in tiles.
     """
-    return per_view_nt_xent(directions, temperature).mean()
+    return per_view_nt_xent(directions, temperature, sharpness).mean()
 
 
 @full_precision
@@ -149,8 +152,8 @@ def sure(
     dimension: Dimension = None,
     gaps: Tensor | None = None,
     empirical_prior: float = 0.0,
-    softening: float = 0.0,
-    nt_xent: Callable[[Tensor, float], Tensor] = nt_xent,
+    softening: Softening = "off",
+    nt_xent: Callable[..., Tensor] = nt_xent,
 ) -> Tensor:
     """L = L_what + lambda * L_sure   (theory 3): which view shares the image, and how sure is each view of it?
 
@@ -162,27 +165,38 @@ def sure(
         dimension: m of the kernel, above 1; None: the number of coordinates d. ``SureLoss`` passes the running 1 / E[c^2].
         gaps: (2n,), 1 - rho where the caller knows it better than float32's 1 - radii (``sigmoid(-k)``).
         empirical_prior: beta in [0, 1] of ``certainty``.
-        softening: gamma in [0, 1]: L_what takes the inner products of ``softened`` rows. 0: directions, as in theory 3; 1: posterior
-            means, up to one factor.
-        nt_xent: of rows and temperature (``tiles.nt_xent`` for large batches).
+        softening: of the logits of unsure views in L_what. With a_i = sg(rho_i) / mean_j sg(rho_j), view i's logit for j is
+            "off": c_ij / tau (theory 3);
+            "anchors": a_i c_ij / tau: each view has the temperature that its certainty deserves (theory 4: 1/tau grows with r);
+            "means": a_i a_j c_ij / tau: inner products of posterior means, ``posterior_means``.
+            With equal radii all are NT-Xent. The radii have no gradient and no common scale in L_what, so the temperature, whose
+            mean stays, cannot run away (theory 5).
+        nt_xent: of rows, temperature and sharpness (``tiles.nt_xent`` for large batches).
     Returns:
         scalar, nats, mean over 2n views.
     """
-    rows, tau = (softened(directions, radii, softening), temperature / SUREST**2) if softening else (directions, temperature)
-    return nt_xent(rows, tau) + weight * certainty(directions, radii, dimension, gaps, empirical_prior)
+    if softening == "means":
+        what = nt_xent(posterior_means(directions, radii), temperature / SUREST**2)
+    else:
+        what = nt_xent(directions, temperature, sharpness(radii) if softening == "anchors" else None)
+    return what + weight * certainty(directions, radii, dimension, gaps, empirical_prior)
 
 
 @full_precision
-def softened(directions: Tensor, radii: Tensor, softening: float = 1.0) -> Tensor:
-    """a_i mu_i / SUREST, a_i = min(SUREST, sg(rho_i)^gamma / mean_j sg(rho_j)^gamma): directions, shorter where a view is unsure.
+def sharpness(radii: Tensor) -> Tensor:
+    """a_i = sg(rho_i) / mean_j sg(rho_j), (2n,): how much surer than the mean."""
+    radii = radii.detach()
+    return radii / radii.mean()
 
-    NT-Xent of these rows at tau / SUREST^2 has the logits a_i a_j mu_i.mu_j / tau. At gamma = 1 they are u_i.u_j, inner products
-    of posterior means, which are the *expected* cosines of the latents, E[z.z' | x, x'], and to first order in r the evidence s
-    (theory 4); gamma = 0 is NT-Xent, and so is any gamma where radii are equal. An unsure view pulls and pushes less. The radii
-    have no gradient and no common scale here, so the temperature cannot run away (theory 5): its mean over pairs stays tau.
+
+@full_precision
+def posterior_means(directions: Tensor, radii: Tensor) -> Tensor:
+    """min(a_i, SUREST) / SUREST mu_i, (2n, d): the posterior means u_i, but for one factor.
+
+    NT-Xent of these rows at tau / SUREST^2 has the logits a_i a_j c_ij / tau, proportional to u_i.u_j, which is the *expected*
+    cosine of the latents, E[z.z' | x, x'], and to first order in r the evidence s (theory 4).
     """
-    a = radii.detach() ** softening
-    return (a / a.mean()).clamp(max=SUREST)[:, None] / SUREST * directions
+    return sharpness(radii).clamp(max=SUREST)[:, None] / SUREST * directions
 
 
 def certainty(

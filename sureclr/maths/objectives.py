@@ -10,20 +10,19 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
 from sureclr.maths import losses, references, tiles
-from sureclr.maths.losses import above, not_negative, raised
+from sureclr.maths.losses import Softening, above, not_negative, raised
 from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
 
 MEASURED: Literal["measured"] = "measured"
 PULL = 24.0  # lambda * m of SURE
-SOFTENING = 0.5  # gamma of SURE
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
@@ -132,8 +131,8 @@ class SureLoss(RadiusLoss):
             running 1 / E[c^2] over views of different images, which is kept in any case, for reading evidence (theory 3).
         empirical_prior: beta in [0, 1]. 0: the likelihood takes directions as uniform on the sphere (theory 3). 1: as the batch has
             them, so that the radius says how sure *which image* it is, and of its class less than chance (NOTEBOOK.md).
-        softening: gamma in [0, 1] of the first term's logits: 1 compares posterior means, so that an unsure view pulls and pushes
-            less, 0 directions (``losses.softened``).
+        softening: of the first term's logits where a view is unsure: of its own ("anchors"), of all it takes part in ("means"), or
+            "off", theory 3 (``losses.sure``).
         momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a short memory (10 steps) is
             exact enough, and follows the directions as they spread.
 
@@ -148,7 +147,7 @@ class SureLoss(RadiusLoss):
 
     def __init__(
         self, temperature: float = 0.2, weight: float | None = None, dimension: float | Literal["measured"] | None = None,
-        empirical_prior: float = 0.0, softening: float = SOFTENING, momentum: float = 0.9,
+        empirical_prior: float = 0.0, softening: Softening = "anchors", momentum: float = 0.9,
     ) -> None:
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
@@ -157,9 +156,9 @@ class SureLoss(RadiusLoss):
         if not 0 <= empirical_prior <= 1:
             raise UserError(f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform prior of the model.")
         self.empirical_prior = empirical_prior
-        if not 0 <= softening <= 1:
-            raise UserError(f"softening must lie in [0, 1], and is {softening}; 0 compares directions, 1 posterior means.")
-        self.softening = softening
+        if softening not in get_args(Softening):
+            raise UserError(f"softening must be one of {', '.join(get_args(Softening))}, and is {softening}; leave it out for anchors.")
+        self.softening: Softening = softening
         if not 0 <= momentum < 1:
             raise UserError(f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel dimension.")
         self.momentum = momentum

@@ -5,6 +5,7 @@ its columns. A row's normaliser is known only once the whole row has been seen, 
 
     dL/dmu_i = 1 / (2n tau) ( sum_j (p_ij + p_ji) mu_j - 2 mu_p(i) ),      p_ij = exp(l_ij) / sum_{k != i} exp(l_ik),
 
+or with a temperature tau / a_i a row, sum_j (a_i p_ij + a_j p_ji) mu_j - (a_i + a_p(i)) mu_p(i) in the brackets,
 so there are two sweeps: normalisers, then gradient. With N = 2n, the cosines cost N^2 d flops a sweep and the gradient 2 N^2 d:
 4 N^2 d in all, 3 N^2 d where the first sweep's tiles were kept (``KEPT``). Whole rows in one sweep, or a matrix with autograd,
 would be 6 N^2 d.
@@ -35,7 +36,7 @@ Entries = Callable[[slice, slice], Tensor]
 
 
 @full_precision
-def nt_xent(directions: Tensor, temperature: float) -> Tensor:
+def nt_xent(directions: Tensor, temperature: float, sharpness: Tensor | None = None) -> Tensor:
     """``losses.nt_xent`` in tiles, the same number and gradient: (2n, d) unit vectors -> scalar, nats, mean over 2n views.
 
     Without need of a gradient the second sweep is skipped. No second derivatives (asking for them raises).
@@ -45,7 +46,8 @@ def nt_xent(directions: Tensor, temperature: float) -> Tensor:
     """
     pairs(directions)
     needed = torch.is_grad_enabled() and directions.requires_grad
-    loss, _ = nt_xent_and_gradient(directions, above("temperature", temperature, 0), needed)
+    own = None if sharpness is None else sharpness.detach()
+    loss, _ = nt_xent_and_gradient(directions, above("temperature", temperature, 0), needed, own)
     return loss
 
 
@@ -55,19 +57,20 @@ sure = partial(losses.sure, nt_xent=nt_xent)  # L_sure costs O(n), so L_what alo
 # The operator
 
 
-def in_tiles(directions: Tensor, temperature: float, gradient: bool) -> tuple[Tensor, Tensor]:
+def in_tiles(directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """NT-Xent in nats, and its gradient (2n, d) with respect to the directions, or an empty tensor if it is not wanted."""
     flat = 1 / temperature <= FLAT
     mu = directions.detach() if flat else wide(directions.detach())
-    rows = Sums(mu) if flat else LogSums(mu)
+    a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
+    rows = Sums(mu) if flat and sharpness is None else LogSums(mu, a)
     entries = similarities(mu, BITS / temperature, rows)
     kept: list[Tensor] = []
     for i, j, entry in sweep(len(mu), entries, kept, KEPT // (TILE**2 * mu.element_size()) if gradient else 0):
         rows.add(entry, i, j)
-    loss = mean_loss(mu, rows.logarithm(), temperature).to(directions.dtype)
+    loss = mean_loss(mu, rows.logarithm(), temperature, a).to(directions.dtype)
     if not gradient:
         return loss, directions.new_empty(0)
-    pull = partner(mu).mul_(-2)
+    pull = partner(mu).mul_(-(a + partner(a))[:, None])
     for i, j, entry in sweep(len(mu), entries, kept):
         attract(pull, mu, rows.probabilities(entry, i, j), i, j)
     return loss, pull.div_(len(mu) * temperature).to(directions.dtype)
@@ -77,7 +80,7 @@ nt_xent_and_gradient = torch.library.custom_op("sureclr::nt_xent", in_tiles, mut
 
 
 @nt_xent_and_gradient.register_fake
-def _(directions: Tensor, temperature: float, gradient: bool) -> tuple[Tensor, Tensor]:
+def _(directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return directions.new_empty(()), torch.empty_like(directions) if gradient else directions.new_empty(0)
 
 
@@ -86,10 +89,10 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[1])
 
 
-def _scale_gradient(ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None) -> tuple[Tensor, None, None]:
+def _scale_gradient(ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None) -> tuple[Tensor, None, None, None]:
     if of_loss is None or of_gradient is not None:  # the gradient itself was differentiated
         raise RuntimeError("NT-Xent in tiles has no second derivative; use sureclr.maths.losses.nt_xent for it.")
-    return of_loss * ctx.saved_tensors[0], None, None
+    return of_loss * ctx.saved_tensors[0], None, None, None
 
 
 nt_xent_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_gradient)
@@ -99,13 +102,13 @@ nt_xent_and_gradient.register_autograd(_scale_gradient, setup_context=_keep_grad
 
 
 def partner(mu: Tensor) -> Tensor:
-    """(2n, d): row p(i) in place of row i, a copy."""
+    """(2n, ...): row p(i) in place of row i, a copy."""
     return mu.roll(len(mu) // 2, 0)
 
 
-def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float) -> Tensor:
+def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float, sharpness: Tensor | float = 1) -> Tensor:
     """mean_i ( log sum_{j != i} exp(l_ij) - l_ip(i) ), nats, of the logarithms (2n,) in bits."""
-    return logarithm.mean() / BITS - (mu * partner(mu)).sum(1).mean() / temperature
+    return logarithm.mean() / BITS - (sharpness * (mu * partner(mu)).sum(1)).mean() / temperature
 
 
 def upper_tiles(rows: int) -> Iterator[tuple[slice, slice]]:
@@ -149,8 +152,6 @@ def attract(pull: Tensor, mu: Tensor, weights: Tensor, i: slice, j: slice) -> No
 class Rows(Protocol):
     """The normalisers of all rows, collected tile by tile, and the probabilities that follow."""
 
-    def __init__(self, mu: Tensor) -> None: ...
-
     def entry(self, logits: Tensor) -> Tensor:
         """What is kept of a tile's logits (bits)."""
 
@@ -161,7 +162,7 @@ class Rows(Protocol):
         """(2n,), log2 sum_{j != i} 2^l_ij."""
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
-        """p_ij + p_ji of a tile; all rows must have been added."""
+        """a_i p_ij + a_j p_ji of a tile; all rows must have been added."""
 
 
 class Sums:
@@ -187,24 +188,25 @@ class Sums:
 
 
 class LogSums:
-    """Logarithms of sums, for any temperature."""
+    """Logarithms of sums, for any temperature, or one a row: tau / sharpness (2n,)."""
 
-    def __init__(self, mu: Tensor) -> None:
-        self.total = mu.new_full((len(mu),), -math.inf)
+    def __init__(self, mu: Tensor, sharpness: Tensor) -> None:
+        self.total, self.sharpness = mu.new_full((len(mu),), -math.inf), sharpness
 
     def entry(self, logits: Tensor) -> Tensor:
         return logits
 
     def add(self, entry: Tensor, i: slice, j: slice) -> None:
-        self.total[i] = torch.logaddexp2(self.total[i], log_sum_exp2(entry, 1))
+        self.total[i] = torch.logaddexp2(self.total[i], log_sum_exp2(entry * self.sharpness[i, None], 1))
         if i != j:
-            self.total[j] = torch.logaddexp2(self.total[j], log_sum_exp2(entry, 0))
+            self.total[j] = torch.logaddexp2(self.total[j], log_sum_exp2(entry * self.sharpness[j], 0))
 
     def logarithm(self) -> Tensor:
         return self.total
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
-        return (entry - self.total[i, None]).exp2_().add_((entry - self.total[j]).exp2_())
+        of_row, of_column = self.sharpness[i, None], self.sharpness[j]
+        return (entry * of_row - self.total[i, None]).exp2_().mul_(of_row).add_((entry * of_column - self.total[j]).exp2_().mul_(of_column))
 
 
 def log_sum_exp2(x: Tensor, dim: int) -> Tensor:

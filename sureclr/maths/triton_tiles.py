@@ -84,10 +84,11 @@ def fits(directions: Tensor, temperature: float) -> bool:
     return directions.dtype == torch.float32 and 1 / temperature <= tiles.FLAT and directions.shape[1] <= WIDEST
 
 
-def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool) -> tuple[Tensor, Tensor]:
-    """``tiles.in_tiles`` by the kernels, or itself where they do not fit."""
-    if not fits(directions, temperature):
-        return tiles.in_tiles(directions, temperature, gradient)
+def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool,
+                         sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``tiles.in_tiles`` by the kernels, or itself where they do not fit (a sharpness a row is not in them yet)."""
+    if sharpness is not None or not fits(directions, temperature):
+        return tiles.in_tiles(directions, temperature, gradient, sharpness)
     mu = directions.detach().contiguous()
     (rows, width), scale = mu.shape, tiles.BITS / temperature
     blocks = dict(ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=max(CHUNK, triton.next_power_of_2(width)), CHUNK=CHUNK, num_warps=WARPS)

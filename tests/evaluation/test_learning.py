@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.image_set import ImageSet
-from sureclr.evaluation.learning import Snapshot, chance_of_same_class, learning, negatives, weights
-from sureclr.maths.losses import nt_xent
+from sureclr.evaluation.learning import Logits, Snapshot, chance_of_same_class, learning, negatives, weights
+from sureclr.maths.losses import Softening, nt_xent
 from sureclr.training.monitor import evidence_split
 
 P, TAU = 9, 0.4
@@ -23,6 +23,10 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 0, -1])
 
 def views(seed: int = 0) -> Tensor:
     return normalize(torch.randn(2 * P, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=1)
+
+
+def plain(mu: Tensor, tau: float = TAU) -> Logits:
+    return Logits(mu @ mu.T / tau)
 
 
 def images(labels: Tensor = LABELS) -> ImageSet:
@@ -55,27 +59,28 @@ def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_negatives()
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     for i in range(n):
         gradient[i, i] = gradient[i, (i + P) % n] = 0
-    assert torch.allclose(weights(mu, TAU), gradient / gradient.sum(1, keepdim=True))
-    assert negatives(mu, LABELS, TAU)["remaining"] == pytest.approx(float(gradient.sum(1).mean()) * TAU)
+    assert torch.allclose(weights(plain(mu)), gradient / gradient.sum(1, keepdim=True))
+    assert negatives(plain(mu), LABELS)["remaining"] == pytest.approx(float(gradient.sum(1).mean()) * TAU)
 
 
-def test_the_weights_of_softened_views_are_the_gradient() -> None:
-    """By autograd of the loss with respect to the directions: that of view i's own term along each other mu_j, 9 equations each."""
+@pytest.mark.parametrize("softening", ["anchors", "means"])
+def test_the_weights_of_softened_views_are_the_gradient(softening: Softening) -> None:
+    """By autograd of each view's own term with respect to its cosines, radii from 0.2 to 0.9."""
     mu, n = views(), 2 * P
-    mu = torch.cat([mu, torch.eye(n, dtype=mu.dtype)], 1)  # independent rows, so that the coefficient of each can be told
-    mu = mu / mu.norm(dim=1, keepdim=True)
     radii = torch.linspace(0.2, 0.9, n, dtype=torch.float64)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
-    compared = Snapshot(1, {}, {"first_direction": mu[:P], "second_direction": mu[P:], "first_certainty": radii[:P],
-                                "second_certainty": radii[P:]}).compared(1.0)
-    a = radii / radii.mean()
+    taken = Snapshot(1, {}, {"first_direction": mu[:P], "second_direction": mu[P:], "first_certainty": radii[:P],
+                             "second_certainty": radii[P:]})
+    a, found, remaining = radii / radii.mean(), taken.logits(TAU, softening), []
     for i in range(n):
-        anchor = mu[i].clone().requires_grad_()
-        logits = a[i] * a * (mu.detach() @ anchor) / TAU
+        cosines = (mu @ mu[i]).requires_grad_()
+        logits = a[i] * (a if softening == "means" else 1) * cosines / TAU
         term = torch.logsumexp(torch.cat([logits[:i], logits[i + 1 :]]), 0) - logits[(i + P) % n]
-        (slope,) = torch.autograd.grad(term, anchor)
-        coefficient = torch.linalg.lstsq(mu.T, slope[:, None]).solution[:, 0]
-        coefficient[[i, (i + P) % n]] = 0
-        assert torch.allclose(weights(compared, TAU)[i], coefficient / coefficient.sum(), atol=1e-9)
+        (slope,) = torch.autograd.grad(term, cosines)
+        slope[[i, (i + P) % n]] = 0
+        assert torch.allclose(weights(found)[i], slope / slope.sum(), atol=1e-12)
+        logits = logits.detach()
+        remaining.append(1 - math.exp(float(logits[(i + P) % n] - torch.logsumexp(torch.cat([logits[:i], logits[i + 1 :]]), 0))))
+    assert negatives(found, LABELS)["remaining"] == pytest.approx(np.mean(remaining))
 
 
 def test_spread_hardest_and_own_class_by_loops() -> None:
@@ -90,7 +95,7 @@ def test_spread_hardest_and_own_class_by_loops() -> None:
         known = [(x, j) for x, j in zip(w, others, strict=True) if LABELS[j % P] >= 0]
         if LABELS[i % P] >= 0:
             own.append(sum(x for x, j in known if LABELS[j % P] == LABELS[i % P]) / sum(x for x, _ in known))
-    found = negatives(mu, LABELS, TAU)
+    found = negatives(plain(mu), LABELS)
     assert found["effective_negatives"] == pytest.approx(np.mean(effective))
     assert found["top_share"] == pytest.approx(np.mean(hardest))
     assert found["same_class_share"] == pytest.approx(np.mean(own))
@@ -99,11 +104,11 @@ def test_spread_hardest_and_own_class_by_loops() -> None:
 def test_equal_directions_and_high_temperature_spread_the_weight_evenly() -> None:
     same = torch.ones(2 * P, 4, dtype=torch.float64) / 2
     for mu, tau in ((same, 0.1), (views(), 1e6)):
-        found = negatives(mu, LABELS, tau)
+        found = negatives(plain(mu, tau), LABELS)
         assert found["effective_negatives"] == pytest.approx(2 * P - 2, rel=1e-5)
         assert found["top_share"] == pytest.approx(1 / (2 * P - 2), rel=1e-5)
         assert found["same_class_share"] == pytest.approx(chance_of_same_class(LABELS), rel=0.2)
-    assert negatives(views(), torch.full((P,), -1), TAU)["same_class_share"] is None
+    assert negatives(plain(views()), torch.full((P,), -1))["same_class_share"] is None
 
 
 def test_chance_of_one_class_by_loops() -> None:
@@ -131,7 +136,7 @@ def test_lists_over_epochs_rows_of_the_table_and_classes(tmp_path: Path) -> None
     assert [of_class[1] for of_class in found["per_class"]["certainty"]] == pytest.approx(means)
     assert found["gradient"]["epochs"] == [4, 12] and len(found["gradient"]["effective_negatives"]) == 2
     training = np.flatnonzero(images().split != "test")
-    w = weights(views(12).float(), TAU)
+    w = weights(plain(views(12).float().double()))
     first = found["gradient"]["examples"][0]
     assert first["anchor"] == training[3]
     heaviest = max(range(1, P), key=lambda j: float(w[0, j] + w[0, j + P]))

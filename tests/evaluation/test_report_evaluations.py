@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from sureclr.cli.evaluate import summary
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluate import EVALUATIONS
+from sureclr.evaluation.learning import learning
 from sureclr.evaluation.material import Material, material
+from sureclr.maths.losses import Softening
 
 NAMES = ("learning", "geometry", "sensitivity", "explanation")
 
@@ -39,9 +42,17 @@ def test_each_is_json_is_told_in_words_and_the_map_lies_beside(made: Material) -
     assert found["explanation"]["evidence_score"] == ("evidence" if made.run.config.loss == "sure" else "cosine")  # no radius, no evidence
     assert bool(found["explanation"].get("certainty_skipped")) == (made.run.config.loss == "nt-xent")
     assert ("evidence" in parquet.read_table(made.run.path / "map.parquet").column_names) == (made.run.config.loss == "sure")
+    assert same_gradient(made, found, "anchors" if made.run.config.loss == "sure" else "off")
     training = np.flatnonzero(made.images.split == "train")
     anchors = [example["anchor"] for example in found["learning"]["gradient"]["examples"]]
     assert anchors and set(anchors) <= set(training.tolist())
+
+
+def same_gradient(made: Material, found: dict[str, Any], softening: Softening) -> bool:
+    """Whether the weights are those of this softening, and of no other where there are radii."""
+    told = {name: learning(made.run.directory.snapshots, made.images, 0.2, name)["gradient"]
+            for name in (("off", "anchors", "means") if "radius" in vars(made.table) and made.table.radius is not None else ("off",))}
+    return [name for name in told if told[name] == found["learning"]["gradient"]] == [softening]
 
 
 def test_rows_of_other_images_are_refused_and_sensitivity_is_not(made: Material) -> None:

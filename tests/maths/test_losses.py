@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise, product
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -57,37 +58,42 @@ def test_the_likelihood_leaves_the_directions_alone() -> None:
     assert not losses.radius_likelihood(mu, rho.detach()).requires_grad
 
 
-def test_the_contrast_of_posterior_means_is_its_loop() -> None:
-    """Logits u_i.u_j / (tau rho^2), rho the mean radius; 0.9 is less than twice the mean, so no view is held back."""
+def test_softened_logits_by_loops() -> None:
+    """a_i c_ij / tau; and u_i.u_j / (tau rho^2), rho the mean radius: 0.9 is less than twice the mean, so no view is held back."""
     mu, rho = views()
-    u, scale = rho[:, None] * mu, TAU * float(rho.mean()) ** 2
-    expected = loops(lambda i, j: float(u[i] @ u[j]) / scale, 5)
-    assert losses.sure(mu, rho, TAU, weight=0, softening=1.0).item() == pytest.approx(expected, abs=1e-12)
-    a = rho.sqrt() / rho.sqrt().mean()
-    half = loops(lambda i, j: float(a[i] * a[j] * (mu[i] @ mu[j])) / TAU, 5)
-    assert losses.sure(mu, rho, TAU, weight=0, softening=0.5).item() == pytest.approx(half, abs=1e-12)
-    equal = torch.full_like(rho, 0.37)
-    assert losses.sure(mu, equal, TAU, weight=0, softening=1.0).item() == pytest.approx(losses.nt_xent(mu, TAU).item(), abs=1e-12)
+    mean = float(rho.mean())
+    expected = loops(lambda i, j: float(rho[i] * (mu[i] @ mu[j])) / (TAU * mean), 5)
+    assert losses.sure(mu, rho, TAU, weight=0, softening="anchors").item() == pytest.approx(expected, abs=1e-12)
+    u = rho[:, None] * mu
+    expected = loops(lambda i, j: float(u[i] @ u[j]) / (TAU * mean**2), 5)
+    assert losses.sure(mu, rho, TAU, weight=0, softening="means").item() == pytest.approx(expected, abs=1e-12)
 
 
-def test_no_view_counts_more_than_twice_the_mean() -> None:
+@pytest.mark.parametrize("softening", get_args(losses.Softening))
+def test_with_equal_radii_softening_changes_nothing(softening: losses.Softening) -> None:
+    mu, rho = views()
+    value = losses.sure(mu, torch.full_like(rho, 0.37), TAU, weight=0, softening=softening)
+    assert value.item() == pytest.approx(losses.nt_xent(mu, TAU).item(), abs=1e-12)
+
+
+def test_no_posterior_mean_counts_more_than_twice_the_average() -> None:
     mu, _ = views()
     rho = torch.full((10,), 0.05, dtype=torch.float64)
     rho[3] = 0.9  # 6.7 times the mean of 0.135
-    rows = losses.softened(mu, rho) * losses.SUREST
+    rows = losses.posterior_means(mu, rho) * losses.SUREST
     torch.testing.assert_close(rows.norm(dim=1), torch.tensor([2.0 if i == 3 else 0.05 / 0.135 for i in range(10)], dtype=torch.float64))
     torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), mu)
 
 
-def test_the_softened_contrast_leaves_the_radii_alone() -> None:
+@pytest.mark.parametrize("softening", ["anchors", "means"])
+def test_the_softened_contrast_leaves_the_radii_alone(softening: losses.Softening) -> None:
     """... and the likelihood the directions: each term trains its own."""
     mu, rho = (x.requires_grad_() for x in views())
-    what = losses.sure(mu, rho, TAU, weight=0, softening=1.0)
-    of_mu, of_rho = torch.autograd.grad(what, (mu, rho))
+    of_mu, of_rho = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=0, softening=softening), (mu, rho))
     assert of_rho.abs().max() == 0
-    both = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=100.0, softening=1.0), (mu, rho))
+    both = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=100.0, softening=softening), (mu, rho))
     assert torch.equal(both[0], of_mu) and both[1].abs().min() > 0
-    assert torch.autograd.gradcheck(lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, softening=1.0), (mu,))
+    assert torch.autograd.gradcheck(lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, softening=softening), (mu,))
 
 
 @pytest.mark.parametrize("group", [5, 3])  # of images: all five, then three and two

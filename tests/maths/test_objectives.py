@@ -97,7 +97,7 @@ def test_half_precision_heads(name: str) -> None:
 def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     """At its defaults (temperature None), and with every option another."""
     z, k = (x.double() for x in projections())
-    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "softening": 0.7, "samples": 5}
+    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "softening": "means", "samples": 5}
     loss = objective(name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {}))
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
@@ -105,7 +105,7 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: references.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, 0.7) if temperature else (24 / 8, 8, None, 0.0, 0.5))),
+        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, "means") if temperature else (24 / 8, 8, None, 0.0, "anchors"))),
         "poisson-nce": lambda: references.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: references.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: references.mc_infonce(mu, x, t, s, generator()),
@@ -233,13 +233,13 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     """The direction's gradient is NT-Xent's at any weight: nothing leaks through m."""
     z, k = projections()
     gradients = []
-    for loss in (SureLoss(weight=50.0, dimension="measured", softening=0),
-                 SureLoss(weight=50.0, dimension=3.5, softening=0), NTXentLoss()):
+    for loss in (SureLoss(weight=50.0, dimension="measured", softening="off"),
+                 SureLoss(weight=50.0, dimension=3.5, softening="off"), NTXentLoss()):
         free = z.clone().requires_grad_()
         loss(read(loss, free, k)).backward()
         gradients.append(free.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
-    fixed = SureLoss(dimension=3.5, softening=0)
+    fixed = SureLoss(dimension=3.5, softening="off")
     mu = fixed.read(z, k)
     assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 24 / 3.5, 3.5).item(), abs=1e-5)
     assert fixed.kernel_dimension == 3.5
@@ -251,7 +251,7 @@ def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
     for dimension, m in ((5, 5), (None, 8), ("measured", running)):
-        loss = SureLoss(dimension=dimension, softening=0)
+        loss = SureLoss(dimension=dimension, softening="off")
         assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 24 / m, m).item(), rel=1e-5)
         assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
 
@@ -262,7 +262,7 @@ def test_the_prior_reaches_the_loss() -> None:
     values = []
     for options, beta in (({}, 0.0), ({"empirical_prior": 0.3}, 0.3), ({"empirical_prior": 1}, 1.0)):
         values.append(objective("sure", **options)(view).item())
-        expected = losses.sure(view.direction, view.radius, 0.2, 24 / 8, empirical_prior=beta, softening=0.5).item()
+        expected = losses.sure(view.direction, view.radius, 0.2, 24 / 8, empirical_prior=beta, softening="anchors").item()
         assert values[-1] == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values}) == 3
 
@@ -270,8 +270,13 @@ def test_the_prior_reaches_the_loss() -> None:
 def test_without_softening_the_first_term_is_nt_xent() -> None:
     z, k = projections()
     view = SureLoss().read(z, k)
-    assert SureLoss(weight=0, softening=0)(view).item() == pytest.approx(losses.nt_xent(view.direction, 0.2).item(), abs=1e-5)
+    assert SureLoss(weight=0, softening="off")(view).item() == pytest.approx(losses.nt_xent(view.direction, 0.2).item(), abs=1e-5)
     assert abs(SureLoss(weight=0)(view).item() - losses.nt_xent(view.direction, 0.2).item()) > 1e-3
+
+
+def test_softening_is_one_of_three() -> None:
+    with pytest.raises(UserError, match="softening must be one of anchors, means, off, and is on; leave it out"):
+        SureLoss(softening="on")
 
 
 def test_a_dimension_in_words_is_measured_or_refused() -> None:
@@ -310,7 +315,7 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
         *((name, "weight", -0.1) for name in ("sure", "loss-prediction", "cosine-regression")),
         *((name, "dimension", 1.0) for name in ("sure", "poisson-nce", "gaussian-nce")),
         ("sure", "momentum", 1.0),
-        *(("sure", option, bad) for option in ("empirical_prior", "softening") for bad in (-0.1, 1.1, math.nan)),
+        *(("sure", option, bad) for option in ("empirical_prior",) for bad in (-0.1, 1.1, math.nan)),
         ("sure", "weight", math.nan),
         ("mc-infonce", "samples", 0),
     ],

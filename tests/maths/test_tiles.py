@@ -104,8 +104,8 @@ def test_opposite_and_equal_views_are_finite_at_every_temperature() -> None:
             assert (gradient - slope).abs().max() < 1e-5 / (len(x) * temperature)
 
 
-@pytest.mark.parametrize("softening", [0.0, 0.5, 1.0])
-def test_sure_is_the_plain_one_in_value_and_in_both_gradients(softening: float) -> None:
+@pytest.mark.parametrize("softening", ["off", "anchors", "means"])
+def test_sure_is_the_plain_one_in_value_and_in_both_gradients(softening: losses.Softening) -> None:
     x, radii = views(40, dtype=torch.float64), torch.rand(80, dtype=torch.float64).mul(0.9).requires_grad_()
     options = dict(temperature=0.2, weight=0.7, dimension=5.5, gaps=1 - radii.detach() * 0.99, empirical_prior=0.4, softening=softening)
     loss, ours = with_gradient(tiles.sure(x, radii, **options), x, radii)
