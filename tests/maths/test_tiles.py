@@ -86,6 +86,45 @@ def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float, monkeypat
     assert relative(gradient, slope) < 1e-12
 
 
+def of_row(n: int) -> Tensor:
+    return torch.rand(2 * n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 1.8 + 0.1
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("n", [3, 16, 77])
+def test_a_temperature_a_row(n: int, temperature: float) -> None:
+    """float64 exactly, at any batch; float32 as near as with one temperature, in units of a single pull."""
+    x, a = views(n, noise=3, dtype=torch.float64), of_row(n)
+    expected, (slope,) = with_gradient(losses.nt_xent(x, temperature, a), x)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature, a), x)
+    assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
+    single = x.detach().float().requires_grad_()
+    exact = single.detach().double().requires_grad_()
+    expected, (slope,) = with_gradient(losses.nt_xent(exact, temperature, a), exact)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(single, temperature, a.float()), single)
+    assert abs(loss - expected) < 1e-5 * max(1, expected)
+    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(slope.norm(dim=1).max().item(), 1 / (len(x) * temperature))
+
+
+@pytest.mark.parametrize("size, kept", [(1, 0), (7, 3), (1000, 100)])
+def test_neither_tiles_nor_those_kept_matter_to_a_temperature_a_row(size: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "TILE", size)
+    monkeypatch.setattr(tiles, "KEPT", kept * size * size * 8)
+    x, a = views(9, noise=3, dtype=torch.float64), of_row(9)
+    expected, (slope,) = with_gradient(losses.nt_xent(x, 0.2, a), x)
+    loss, (gradient,) = with_gradient(tiles.nt_xent(x, 0.2, a), x)
+    assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
+
+
+def test_a_sharpness_has_no_gradient_and_ones_change_nothing() -> None:
+    x, a = views(20), torch.ones(40, requires_grad=True)
+    loss, (slope,) = with_gradient(tiles.nt_xent(x, 0.2), x)
+    same = tiles.nt_xent(x, 0.2, a)
+    same.backward()
+    assert same.item() == pytest.approx(loss, rel=1e-6) and a.grad is None
+    assert x.grad is not None and relative(x.grad.double(), slope) < 1e-5
+
+
 def test_each_pair_of_rows_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = torch.zeros(77, 77)
     for i, j in tiles.upper_tiles(77):
