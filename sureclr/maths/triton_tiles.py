@@ -34,27 +34,28 @@ jit = triton.jit if triton else lambda kernel: kernel
 
 
 @jit
-def _logits(mu, i, j, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """scale * mu_I mu_J^T, (ROWS, COLUMNS), in bits: a view with itself and columns beyond the end are -inf."""
+def _cosines(mu, i, j, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
+    """mu_I mu_J^T, (ROWS, COLUMNS): a view with itself and columns beyond the end are -inf, whatever (positive) scale follows."""
     cosine = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, WIDTH, CHUNK):
         axis = start + tl.arange(0, CHUNK)
         mine = tl.load(mu + i[:, None] * width + axis[None, :], mask=(i[:, None] < rows) & (axis[None, :] < width), other=0.0)
         theirs = tl.load(mu + axis[:, None] + j[None, :] * width, mask=(axis[:, None] < width) & (j[None, :] < rows), other=0.0)
         cosine = tl.dot(mine, theirs, cosine, input_precision="ieee")
-    return tl.where((i[:, None] == j[None, :]) | (j[None, :] >= rows), float("-inf"), cosine * scale)
+    return tl.where((i[:, None] == j[None, :]) | (j[None, :] >= rows), float("-inf"), cosine)
 
 
 @jit
 def _logarithms(
     mu, logarithm, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """log2 sum_{j != i} 2^l_ij of a block of rows, with a running maximum."""
+    """log2 sum_{j != i} 2^(scale_i c_ij) of a block of rows, with a running maximum."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    scale_i = tl.load(scale + i, mask=i < rows, other=1.0)
     largest = tl.full([ROWS], -1e30, tl.float32)  # finite: a block of columns may hold nothing but the row itself
     total = tl.zeros([ROWS], tl.float32)
     for start in range(0, rows, COLUMNS):
-        logits = _logits(mu, i, start + tl.arange(0, COLUMNS), rows, width, scale, ROWS, COLUMNS, WIDTH, CHUNK)
+        logits = scale_i[:, None] * _cosines(mu, i, start + tl.arange(0, COLUMNS), rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
         risen = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp2(largest - risen) + tl.sum(tl.exp2(logits - risen[:, None]), 1)
         largest = risen
@@ -65,15 +66,16 @@ def _logarithms(
 def _pulls(
     mu, logarithm, pull, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """sum_j (p_ij + p_ji) mu_j of a block of rows."""
+    """sum_j (scale_i p_ij + scale_j p_ji) mu_j of a block of rows."""
     i, axis = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    of_row = tl.load(logarithm + i, mask=i < rows, other=0.0)
+    of_row, scale_i = tl.load(logarithm + i, mask=i < rows, other=0.0), tl.load(scale + i, mask=i < rows, other=1.0)
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for start in range(0, rows, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
-        logits = _logits(mu, i, j, rows, width, scale, ROWS, COLUMNS, WIDTH, CHUNK)
-        of_column = tl.load(logarithm + j, mask=j < rows, other=0.0)
-        both = tl.exp2(logits - of_row[:, None]) + tl.exp2(logits - of_column[None, :])
+        cosine = _cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
+        of_column, scale_j = tl.load(logarithm + j, mask=j < rows, other=0.0), tl.load(scale + j, mask=j < rows, other=1.0)
+        both = scale_i[:, None] * tl.exp2(scale_i[:, None] * cosine - of_row[:, None])
+        both += scale_j[None, :] * tl.exp2(scale_j[None, :] * cosine - of_column[None, :])
         theirs = tl.load(mu + j[:, None] * width + axis[None, :], mask=(j[:, None] < rows) & (axis[None, :] < width), other=0.0)
         total = tl.dot(both, theirs, total, input_precision="ieee")
     tl.store(pull + i[:, None] * width + axis[None, :], total, mask=(i[:, None] < rows) & (axis[None, :] < width))
@@ -86,20 +88,22 @@ def fits(directions: Tensor, temperature: float) -> bool:
 
 def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool,
                          sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``tiles.in_tiles`` by the kernels, or itself where they do not fit (a sharpness a row is not in them yet)."""
-    if sharpness is not None or not fits(directions, temperature):
+    """``tiles.in_tiles`` by the kernels, or itself where they do not fit."""
+    if not fits(directions, temperature):
         return tiles.in_tiles(directions, temperature, gradient, sharpness)
     mu = directions.detach().contiguous()
-    (rows, width), scale = mu.shape, tiles.BITS / temperature
+    a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
+    (rows, width), scale = mu.shape, (a * (tiles.BITS / temperature)).contiguous()
     blocks = dict(ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=max(CHUNK, triton.next_power_of_2(width)), CHUNK=CHUNK, num_warps=WARPS)
     grid, logarithm = (triton.cdiv(rows, ROWS),), mu.new_empty(rows)
     _logarithms[grid](mu, logarithm, rows, width, scale, **blocks)
-    loss = tiles.mean_loss(mu, logarithm, temperature)
+    loss = tiles.mean_loss(mu, logarithm, temperature, a)
     if not gradient:
         return loss, mu.new_empty(0)
     pull = torch.empty_like(mu)
     _pulls[grid](mu, logarithm, pull, rows, width, scale, **blocks)
-    return loss, pull.sub_(tiles.partner(mu), alpha=2).div_(rows * temperature)
+    pull.mul_(temperature / tiles.BITS).sub_((a + tiles.partner(a))[:, None] * tiles.partner(mu))
+    return loss, pull.div_(rows * temperature)
 
 
 def switch_on() -> None:

@@ -252,13 +252,14 @@ for n, d, temperature in ((2, 3, 0.2), (33, 17, 1e3), (40, 130, 0.05), (50, 40, 
     generator = torch.Generator().manual_seed(n)
     latent, blur = (torch.randn(k * n, d, generator=generator) for k in (1, 2))
     x = torch.nn.functional.normalize(latent.repeat(2, 1) + 3 * blur, dim=1)
-    exact = x.double().requires_grad_()
-    expected = losses.nt_xent(exact, temperature)
-    slope, = torch.autograd.grad(expected, exact)
-    loss, gradient = triton_tiles.nt_xent_and_gradient(x, temperature, True)
-    alone, nothing = triton_tiles.nt_xent_and_gradient(x, temperature, False)
-    assert abs(loss - expected) < 1e-5 * max(1, expected) and alone == loss and nothing.numel() == 0, (n, loss, expected)
-    assert (gradient - slope).norm() < 1e-5 * slope.norm(), (n, (gradient - slope).norm() / slope.norm())
+    exact, own = x.double().requires_grad_(), torch.rand(2 * n, generator=generator) * 1.8 + 0.1
+    for a in (None, own):
+        expected = losses.nt_xent(exact, temperature, None if a is None else a.double())
+        slope, = torch.autograd.grad(expected, exact)
+        loss, gradient = triton_tiles.nt_xent_and_gradient(x, temperature, True, a)
+        alone, nothing = triton_tiles.nt_xent_and_gradient(x, temperature, False, a)
+        assert abs(loss - expected) < 1e-5 * max(1, expected) and alone == loss and nothing.numel() == 0, (n, loss, expected)
+        assert (gradient - slope).norm() < 1e-5 * slope.norm(), (n, (gradient - slope).norm() / slope.norm())
 """
 
 COMPILED = """
@@ -270,7 +271,7 @@ before = tiles.nt_xent(x, 0.2)
 triton_tiles.switch_on()
 assert tiles.nt_xent(x, 0.2) == before and torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
 sizes = dict(ROWS=triton_tiles.ROWS, COLUMNS=triton_tiles.COLUMNS, CHUNK=triton_tiles.CHUNK, WIDTH=128)
-kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="fp32")
+kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="*fp32")
 for kernel in (triton_tiles._logarithms, triton_tiles._pulls):
     names = kernel.arg_names
     source = triton.compiler.ASTSource(kernel, {name: kinds.get(name, "constexpr") for name in names},
