@@ -7,7 +7,7 @@ A program owns a block of rows and walks over all columns, so nothing is written
 (no atomics); the price is that the symmetry is not used: 2 N^2 d flops, then 4 N^2 d, for 4 N^2 d in tiles.py.
 
 Status: the arithmetic is tested in Triton's interpreter (TRITON_INTERPRET=1) against float64, and both kernels compile for
-NVIDIA's capabilities 7.5, 8.0 and 9.0 (up to 128 coordinates at most 8 bytes a thread spilled, 33 KiB shared). **They have never
+NVIDIA's capabilities 7.5, 8.0 and 9.0 (up to 128 coordinates at most 16 bytes a thread spilled, 24 KiB shared). **They have never
 run on a GPU**, none being at hand: that is why nothing switches them on by itself. Without them tiles.py runs on GPUs as it is.
 """
 # mypy: disallow-untyped-defs=False
