@@ -52,7 +52,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "softening-off": {"softening": "off"},
     "softening-means": {"softening": "means"},
     "prior-0.5": {"empirical_prior": 0.5},
-    "weight-0.05": {"certainty_weight": 0.05},  # the default's is 24 / 128
+    "weight-0.05": {"certainty_weight": 0.05},  # the default's is 28 / 128
     "weight-0.5": {"certainty_weight": 0.5},
     "16-coordinates": {"projection_dim": 16},
     "tau-0.1": {"temperature": 0.1},

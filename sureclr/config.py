@@ -42,7 +42,7 @@ class PretrainConfig:
     temperature: float | None = None
     """Temperature tau of the loss; default: the loss's own."""
     certainty_weight: float | None = None
-    """Weight lambda of the certainty term; default: the loss's own (sure: 24/m)."""
+    """Weight lambda of the certainty term; default: the loss's own (sure: 28/m)."""
     kernel_dimension: float | Literal["measured"] | None = None
     """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
     empirical_prior: float | None = None

@@ -22,7 +22,7 @@ from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
 from sureclr.maths.vmf import vmf_mean_resultant_length
 
 MEASURED: Literal["measured"] = "measured"
-PULL = 24.0  # lambda * m of SURE
+PULL = 28.0  # lambda * m of SURE
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 

@@ -105,7 +105,7 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: references.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, "means") if temperature else (24 / 8, 8, None, 0.0, "anchors"))),
+        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, "means") if temperature else (28 / 8, 8, None, 0.0, "anchors"))),
         "poisson-nce": lambda: references.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: references.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: references.mc_infonce(mu, x, t, s, generator()),
@@ -241,18 +241,18 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
     fixed = SureLoss(dimension=3.5, softening="off")
     mu = fixed.read(z, k)
-    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 24 / 3.5, 3.5).item(), abs=1e-5)
+    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 28 / 3.5, 3.5).item(), abs=1e-5)
     assert fixed.kernel_dimension == 3.5
 
 
 def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
-    """lambda m = 24: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
+    """lambda m = 28: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
     z, k = projections()
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
     for dimension, m in ((5, 5), (None, 8), ("measured", running)):
         loss = SureLoss(dimension=dimension, softening="off")
-        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 24 / m, m).item(), rel=1e-5)
+        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 28 / m, m).item(), rel=1e-5)
         assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
 
 
@@ -262,7 +262,7 @@ def test_the_prior_reaches_the_loss() -> None:
     values = []
     for options, beta in (({}, 0.0), ({"empirical_prior": 0.3}, 0.3), ({"empirical_prior": 1}, 1.0)):
         values.append(objective("sure", **options)(view).item())
-        expected = losses.sure(view.direction, view.radius, 0.2, 24 / 8, empirical_prior=beta, softening="anchors").item()
+        expected = losses.sure(view.direction, view.radius, 0.2, 28 / 8, empirical_prior=beta, softening="anchors").item()
         assert values[-1] == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values}) == 3
 
