@@ -19,7 +19,7 @@ from sureclr.maths.sphere import Posterior, cosine_gap, evidence_matrix, log_ker
 
 Inputs = ParamSpec("Inputs")
 Softening = Literal["anchors", "means", "off"]
-GROUP = 128  # images
+GROUP = 128  # images whose views `log_base_rate` holds against each other
 SUREST = 2.0  # how much surer than the mean a view may count; binds only where the mean radius is below a half
 Dimension = float | Tensor | None  # of the kernel, m > 1; None: the number of coordinates
 
