@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.uncertainty import json_able
-from sureclr.maths.losses import Softening, partners, sharpness, without_own_image
+from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
 from sureclr.training.monitor import evidence_split
 
 Result = dict[str, Any]
@@ -60,8 +60,11 @@ class Snapshot:
         cosines = self.views.double() @ self.views.double().T / temperature
         if softening == "off":
             return Logits(cosines)
-        a = sharpness(torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]]).double())  # SURE's is the radius
-        return Logits(a[:, None] * cosines) if softening == "anchors" else Logits(torch.outer(a, a) * cosines, a)
+        radii = torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]]).double()  # SURE's certainty is the radius
+        if softening == "anchors":
+            return Logits(sharpness(radii)[:, None] * cosines)
+        a = relative(radii)
+        return Logits(torch.outer(a, a) * cosines, a)
 
 
 def learning(folder: Path, images: ImageSet, temperature: float, softening: Softening = "off",

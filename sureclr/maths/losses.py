@@ -165,10 +165,10 @@ def sure(
         dimension: m of the kernel, above 1; None: the number of coordinates d. ``SureLoss`` passes the running 1 / E[c^2].
         gaps: (2n,), 1 - rho where the caller knows it better than float32's 1 - radii (``sigmoid(-k)``).
         empirical_prior: beta in [0, 1] of ``certainty``.
-        softening: of the logits of unsure views in L_what. With a_i = sg(rho_i) / mean_j sg(rho_j), view i's logit for j is
+        softening: of the logits of unsure views in L_what. View i's logit for j is
             "off": c_ij / tau (theory 3);
-            "anchors": a_i c_ij / tau: each view has the temperature that its certainty deserves (theory 4: 1/tau grows with r);
-            "means": a_i a_j c_ij / tau: inner products of posterior means, ``posterior_means``.
+            "anchors": a_i c_ij / tau, each view at the temperature that its certainty deserves, ``sharpness``;
+            "means": u_i.u_j over tau and the mean radius squared, ``posterior_means``.
             With equal radii all are NT-Xent. The radii have no gradient and no common scale in L_what, so the temperature, whose
             mean stays, cannot run away (theory 5).
         nt_xent: of rows, temperature and sharpness (``tiles.nt_xent`` for large batches).
@@ -184,19 +184,26 @@ def sure(
 
 @full_precision
 def sharpness(radii: Tensor) -> Tensor:
-    """a_i = sg(rho_i) / mean_j sg(rho_j), (2n,): how much surer than the mean."""
-    radii = radii.detach()
-    return radii / radii.mean()
+    """a_i = q_i / mean_j q_j, (2n,), q = r / (1 + r^2) at r = sg(rho_i) times the mean radius: theory 4 has 1/tau = d q."""
+    r = radii.detach() * radii.detach().mean()
+    q = r / (1 + r.square())
+    return q / q.mean()
 
 
 @full_precision
 def posterior_means(directions: Tensor, radii: Tensor) -> Tensor:
-    """min(a_i, SUREST) / SUREST mu_i, (2n, d): the posterior means u_i, but for one factor.
+    """min(a_i, SUREST) / SUREST mu_i, (2n, d), a = ``relative(radii)``: the posterior means u_i, but for one factor.
 
     NT-Xent of these rows at tau / SUREST^2 has the logits a_i a_j c_ij / tau, proportional to u_i.u_j, which is the *expected*
     cosine of the latents, E[z.z' | x, x'], and to first order in r the evidence s (theory 4).
     """
-    return sharpness(radii).clamp(max=SUREST)[:, None] / SUREST * directions
+    return relative(radii).clamp(max=SUREST)[:, None] / SUREST * directions
+
+
+def relative(radii: Tensor) -> Tensor:
+    """sg(rho_i) / mean_j sg(rho_j), (2n,)."""
+    radii = radii.detach()
+    return radii / radii.mean()
 
 
 def certainty(

@@ -70,7 +70,9 @@ def test_the_weights_of_softened_views_are_the_gradient(softening: Softening) ->
     radii = torch.linspace(0.2, 0.9, n, dtype=torch.float64)[torch.randperm(n, generator=torch.Generator().manual_seed(1))]
     taken = Snapshot(1, {}, {"first_direction": mu[:P], "second_direction": mu[P:], "first_certainty": radii[:P],
                              "second_certainty": radii[P:]})
-    a, found, remaining = radii / radii.mean(), taken.logits(TAU, softening), []
+    q = [r * radii.mean() / (1 + (r * radii.mean()) ** 2) for r in radii]
+    a = radii / radii.mean() if softening == "means" else torch.stack(q) / sum(q) * n
+    found, remaining = taken.logits(TAU, softening), []
     for i in range(n):
         cosines = (mu @ mu[i]).requires_grad_()
         logits = a[i] * (a if softening == "means" else 1) * cosines / TAU

@@ -59,10 +59,13 @@ def test_the_likelihood_leaves_the_directions_alone() -> None:
 
 
 def test_softened_logits_by_loops() -> None:
-    """a_i c_ij / tau; and u_i.u_j / (tau rho^2), rho the mean radius: 0.9 is less than twice the mean, so no view is held back."""
+    """Theory 4's temperature at the product with the mean radius, scaled to a mean of 1/tau; and u_i.u_j / (tau rho^2), rho the mean
+    radius: 0.9 is less than twice the mean, so no view is held back.
+    """
     mu, rho = views()
     mean = float(rho.mean())
-    expected = loops(lambda i, j: float(rho[i] * (mu[i] @ mu[j])) / (TAU * mean), 5)
+    q = [float(r) * mean / (1 + (float(r) * mean) ** 2) for r in rho]
+    expected = loops(lambda i, j: float(mu[i] @ mu[j]) / TAU * q[i] / np.mean(q), 5)
     assert losses.sure(mu, rho, TAU, weight=0, softening="anchors").item() == pytest.approx(expected, abs=1e-12)
     u = rho[:, None] * mu
     expected = loops(lambda i, j: float(u[i] @ u[j]) / (TAU * mean**2), 5)
