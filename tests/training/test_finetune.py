@@ -117,7 +117,7 @@ def test_at_the_start_every_class_is_equally_likely(run: Run) -> None:
 def test_frozen_bn_keeps_its_statistics_and_nothing_else(frozen: bool, run: Run) -> None:
     labels = labelled_rows(IMAGES, "train")
     model = start(run, "finetune", labels, 0)
-    fit(model, labels, labels, QUICK, ViewConfig.light(), 0.1, 0, frozen, lambda numbers: None)
+    fit(model, labels, labels, QUICK, ViewConfig.light(), 0.005, 0, frozen, lambda numbers: None)
     before, after = run.model.encoder.state_dict(), model.encoder.state_dict()
     statistics = [name for name in before if "running" in name or "num_batches" in name]
     norms = [f"{name}.weight" for name, module in model.encoder.named_modules() if isinstance(module, nn.BatchNorm2d)]
