@@ -24,9 +24,9 @@ def digits() -> PretrainConfig:
 def fashion_mnist() -> PretrainConfig:
     """Fashion-MNIST, 28x28 grey, on a CPU: `sureclr pretrain fashion-mnist`, then `sureclr linear RUN`.
 
-    Measured once (seed 0): 15.8 CPU minutes on one core of a shared 2-core AMD EPYC (380 images/s); linear 0.8811 (95 % 0.8746 to
-    0.8873, 10,000 test images), kNN 0.869; raw pixels 0.8475 and 0.845, untrained encoder 0.8267 and 0.781. Views without blur, jitter
-    at full strength, batches of 128: the study's choice (NOTEBOOK.md, third session).
+    Measured once (seed 0): about 15 minutes on one core of a shared 2-core AMD EPYC (340 to 430 images/s); linear 0.8852 (95 % 0.8788
+    to 0.8913, 10,000 test images), kNN 0.870; raw pixels 0.8475 and 0.845, untrained encoder 0.8267 and 0.781. Views without blur,
+    jitter at full strength, batches of 128: the study's choice (NOTEBOOK.md, third session).
     """
     return PretrainConfig("fashion-mnist", encoder="small", epochs=6, batch_size=128, learning_rate=2e-3, warmup_epochs=0.5,
                           monitor_every=1, snapshot_every=1, checkpoint_every=1, views=ViewConfig(blur_p=0))
