@@ -57,7 +57,8 @@ class Snapshot:
 
     def logits(self, temperature: float, softening: Softening) -> Logits:
         """What the loss makes of the views."""
-        cosines = self.views.double() @ self.views.double().T / temperature
+        views = self.views.double()
+        cosines = views @ views.T / temperature
         if softening == "off":
             return Logits(cosines)
         radii = torch.cat([self.tensors["first_certainty"], self.tensors["second_certainty"]]).double()  # SURE's certainty is the radius
@@ -84,11 +85,12 @@ def learning(folder: Path, images: ImageSet, temperature: float, softening: Soft
         return {"skipped": "there is no readable snapshot: train with --snapshot-every above 0.", "damaged": damaged}
     looks = []
     for done, snapshot in enumerate(taken, 1):
-        looks.append(negatives(snapshot.logits(temperature, softening), snapshot.tensors["label"]))
+        logits = snapshot.logits(temperature, softening)
+        looks.append(negatives(logits, snapshot.tensors["label"]))
         each(done, len(taken))
     rows = table_rows(taken[-1], images)
     gradient = {name: [look[name] for look in looks] for name in looks[0]}
-    shown = [] if rows is None else examples(taken[-1].logits(temperature, softening), rows)
+    shown = [] if rows is None else examples(logits, rows)  # of the last snapshot
     return json_able({
         **over_epochs(taken), "images": len(taken[0].tensors["index"]), "per_class": per_class(taken, images.classes), "damaged": damaged,
         "gradient": {"epochs": [s.epoch for s in taken], "temperature": temperature, **gradient, "examples": shown,

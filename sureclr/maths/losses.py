@@ -185,7 +185,8 @@ def sure(
 @full_precision
 def sharpness(radii: Tensor) -> Tensor:
     """a_i = q_i / mean_j q_j, (2n,), q = r / (1 + r^2) at r = sg(rho_i) times the mean radius: theory 4 has 1/tau = d q."""
-    r = radii.detach() * radii.detach().mean()
+    radii = radii.detach()
+    r = radii * radii.mean()
     q = r / (1 + r.square())
     return q / q.mean()
 

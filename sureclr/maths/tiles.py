@@ -106,7 +106,7 @@ def partner(mu: Tensor) -> Tensor:
     return mu.roll(len(mu) // 2, 0)
 
 
-def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float, sharpness: Tensor | float = 1) -> Tensor:
+def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float, sharpness: Tensor) -> Tensor:
     """mean_i ( log sum_{j != i} exp(l_ij) - l_ip(i) ), nats, of the logarithms (2n,) in bits."""
     return logarithm.mean() / BITS - (sharpness * (mu * partner(mu)).sum(1)).mean() / temperature
 

@@ -51,7 +51,7 @@ def test_each_is_json_is_told_in_words_and_the_map_lies_beside(made: Material) -
 def same_gradient(made: Material, found: dict[str, Any], softening: Softening) -> bool:
     """Whether the weights are those of this softening, and of no other where there are radii."""
     told = {name: learning(made.run.directory.snapshots, made.images, 0.2, name)["gradient"]
-            for name in (("off", "anchors", "means") if "radius" in vars(made.table) and made.table.radius is not None else ("off",))}
+            for name in (("off", "anchors", "means") if made.table.radius is not None else ("off",))}
     return [name for name in told if told[name] == found["learning"]["gradient"]] == [softening]
 
 

@@ -315,7 +315,7 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
         *((name, "weight", -0.1) for name in ("sure", "loss-prediction", "cosine-regression")),
         *((name, "dimension", 1.0) for name in ("sure", "poisson-nce", "gaussian-nce")),
         ("sure", "momentum", 1.0),
-        *(("sure", option, bad) for option in ("empirical_prior",) for bad in (-0.1, 1.1, math.nan)),
+        *(("sure", "empirical_prior", bad) for bad in (-0.1, 1.1, math.nan)),
         ("sure", "weight", math.nan),
         ("mc-infonce", "samples", 0),
     ],
