@@ -25,7 +25,9 @@ OLDEST = (3, 11)
 
 def run(*command, **environment):
     """Run a command in the repository; its failure is ours."""
-    code = subprocess.call([str(part) for part in command], cwd=str(ROOT), env=dict(os.environ, **environment))
+    code = subprocess.call(
+        [str(part) for part in command], cwd=str(ROOT), env=dict(os.environ, **environment)
+    )
     if code:
         sys.exit(code)
 
@@ -33,7 +35,9 @@ def run(*command, **environment):
 def fingerprint():
     """Changes when what is to be installed changes, or where (a moved checkout breaks an editable install)."""
     parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
-    return hashlib.sha256(b"\0".join([*parts, str(ROOT).encode(), sys.version.encode()])).hexdigest()
+    return hashlib.sha256(
+        b"\0".join([*parts, str(ROOT).encode(), sys.version.encode()])
+    ).hexdigest()
 
 
 def setup():
@@ -44,11 +48,24 @@ def setup():
         import ensurepip  # noqa: F401  (Debian splits it from Python)
         import venv
     except ImportError:
-        sys.exit("This Python has no venv module; install it (Debian, Ubuntu: apt install python3-venv) and run this again.")
+        sys.exit(
+            "This Python has no venv module; install it (Debian, Ubuntu: apt install python3-venv) and run this again."
+        )
     print("setting up .venv (about a minute, once)", file=sys.stderr, flush=True)
     if not (BIN / "python").exists() and not (BIN / "python.exe").exists():
         venv.create(str(VENV), with_pip=True)
-    run(BIN / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "-e", ".[dev]")
+    run(
+        BIN / "python",
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--disable-pip-version-check",
+        "-c",
+        "constraints.txt",
+        "-e",
+        ".[dev]",
+    )
     STAMP.write_text(fingerprint())
 
 
@@ -75,12 +92,32 @@ def test_slow(*words):
 def install_browser():
     """Chromium with its driver, and selenium in .venv. What could not be had is said; the browser tests then skip."""
     setup()
-    if not (shutil.which("chromium") and shutil.which("chromedriver")) and not apt_install("chromium", "chromium-driver"):
-        print("no Chromium here: the browser tests will be skipped (install chromium and chromium-driver)", file=sys.stderr, flush=True)
+    if not (shutil.which("chromium") and shutil.which("chromedriver")) and not apt_install(
+        "chromium", "chromium-driver"
+    ):
+        print(
+            "no Chromium here: the browser tests will be skipped (install chromium and chromium-driver)",
+            file=sys.stderr,
+            flush=True,
+        )
     if subprocess.call([str(BIN / "python"), "-c", "import selenium"], stderr=subprocess.DEVNULL):
-        pip = [str(BIN / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt", "selenium"]
+        pip = [
+            str(BIN / "python"),
+            "-m",
+            "pip",
+            "install",
+            "-q",
+            "--disable-pip-version-check",
+            "-c",
+            "constraints.txt",
+            "selenium",
+        ]
         if subprocess.call(pip, cwd=str(ROOT)):
-            print("selenium could not be installed: the browser tests will be skipped", file=sys.stderr, flush=True)
+            print(
+                "selenium could not be installed: the browser tests will be skipped",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def apt_install(*packages):
@@ -91,13 +128,27 @@ def apt_install(*packages):
     if root and not shutil.which("sudo"):
         return False
     quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    commands = (["apt-get", "update", "-qq"], ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages])
-    return not any(subprocess.call([*root, *command], env=quiet, stdout=subprocess.DEVNULL) for command in commands)
+    commands = (
+        ["apt-get", "update", "-qq"],
+        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
+    )
+    return not any(
+        subprocess.call([*root, *command], env=quiet, stdout=subprocess.DEVNULL)
+        for command in commands
+    )
 
 
 def browser(*words):
     install_browser()
-    run(BIN / "python", "-m", "pytest", "-rs", "tests/reporting/test_browser.py", *words, OMP_NUM_THREADS="1")
+    run(
+        BIN / "python",
+        "-m",
+        "pytest",
+        "-rs",
+        "tests/reporting/test_browser.py",
+        *words,
+        OMP_NUM_THREADS="1",
+    )
 
 
 def demo(*words):
@@ -105,13 +156,26 @@ def demo(*words):
     run(BIN / "sureclr", "demo", *words)
 
 
-JOBS = {"setup": setup, "demo": demo, "test": test, "test-slow": test_slow, "lint": lint, "browser": browser}
+JOBS = {
+    "setup": setup,
+    "demo": demo,
+    "test": test,
+    "test-slow": test_slow,
+    "lint": lint,
+    "browser": browser,
+}
 
 
 def main():
     if sys.version_info < OLDEST:
         found, needed = (".".join(map(str, version)) for version in (sys.version_info[:2], OLDEST))
-        sys.exit("SureCLR needs Python " + needed + " or newer; this is " + found + ". Install one and run it with that.")
+        sys.exit(
+            "SureCLR needs Python "
+            + needed
+            + " or newer; this is "
+            + found
+            + ". Install one and run it with that."
+        )
     if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
         sys.exit((__doc__ or "").strip())
     JOBS[sys.argv[1]](*sys.argv[2:])

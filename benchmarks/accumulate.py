@@ -1,11 +1,13 @@
-"""`python -m benchmarks.accumulate [--loss sure]`: what exact large batches cost, in time and in memory.
+"""`python -m benchmarks.accumulate [--loss sure]`: what exact large batches cost, in time and in
+memory.
 
-A step (views by their seeds, gradient, Adam) of the small encoder on grey 28 px images, one thread, in micro-batches of 64 images:
+A step (views by their seeds, gradient, Adam) of the small encoder on grey 28 px images, one thread,
+in micro-batches of 64 images:
   exact   embed all, one loss over the whole batch, run each micro-batch again (training/accumulate.py)
   apart   the original project's way: each micro-batch its own loss, so that negatives never meet; the floor of the ratio
   whole   the batch on one graph, up to 1,024 images, for its memory
-Every measurement is a process of its own, and the configurations take turns; medians of process CPU seconds. Memory is how far the
-step lifts the peak above what imports, model and images hold.
+Every measurement is a process of its own, and the configurations take turns; medians of process CPU
+seconds. Memory is how far the step lifts the peak above what imports, model and images hold.
 """
 
 import argparse
@@ -37,7 +39,12 @@ def network(loss: Objective) -> SimCLR:
     torch.manual_seed(0)
     body = encoder("small", channels=1)
     width = int(body.num_features)  # type: ignore[arg-type]
-    return SimCLR(body, ProjectionHead(width, 128), CertaintyHead(width) if loss.uses_certainty else None, loss.read).train()
+    return SimCLR(
+        body,
+        ProjectionHead(width, 128),
+        CertaintyHead(width) if loss.uses_certainty else None,
+        loss.read,
+    ).train()
 
 
 class Step:
@@ -48,16 +55,26 @@ class Step:
         self.model = network(self.objective)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3)
         generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.randint(0, 256, (images, 1, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+        self.pixels = torch.randint(
+            0, 256, (images, 1, SIZE, SIZE), dtype=torch.uint8, generator=generator
+        )
         self.seeds = torch.arange(images)
 
     def __call__(self, images: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         if self.way == "apart":
             for start in range(0, images, MICRO):
-                accumulate.backward(self.model, self.objective, partial(self.views, start=start), MICRO)
+                accumulate.backward(
+                    self.model, self.objective, partial(self.views, start=start), MICRO
+                )
         else:
-            accumulate.backward(self.model, self.objective, self.views, images, MICRO if self.way == "exact" else None)
+            accumulate.backward(
+                self.model,
+                self.objective,
+                self.views,
+                images,
+                MICRO if self.way == "exact" else None,
+            )
         self.optimizer.step()
 
     def views(self, part: slice, start: int = 0) -> Tensor:
@@ -76,20 +93,42 @@ def measure(way: str, loss: str, images: int) -> dict[str, float]:
 
 
 def fresh(way: str, loss: str, images: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.accumulate", "--one", way, "--loss", loss, "--batch", str(images)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.accumulate",
+        "--one",
+        way,
+        "--loss",
+        loss,
+        "--batch",
+        str(images),
+    ]
     root = Path(__file__).parents[1]
-    run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return {key: float(value) for key, value in json.loads(run.stdout).items()}
 
 
 def race(loss: str, images: int, rounds: int) -> dict[str, dict[str, float]]:
     ways = ["exact", "apart", *(["whole"] if images <= LARGEST_GRAPH else [])]
     runs = [{way: fresh(way, loss, images) for way in ways} for _ in range(rounds)]
-    return {way: {key: median(run[way][key] for run in runs) for key in ("seconds", "extra")} for way in ways}
+    return {
+        way: {key: median(run[way][key] for run in runs) for key in ("seconds", "extra")}
+        for way in ways
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--loss", choices=OBJECTIVES, default="sure")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
@@ -101,9 +140,16 @@ def main() -> None:
     print(f"{options.loss}, micro-batch {MICRO}: CPU seconds a step (images a second), MiB extra")
     for images in options.batch:
         results = race(options.loss, images, options.rounds)
-        told = "   ".join(f"{way} {one['seconds']:7.2f} s ({images / one['seconds']:4.0f}/s) {one['extra']:5.0f} MiB"
-                          for way, one in results.items())
-        print(f"  batch {images:5d}: {told}   exact/apart {results['exact']['seconds'] / results['apart']['seconds']:.2f}", flush=True)
+        told = "   ".join(
+            f"{way} {one['seconds']:7.2f} s ({images / one['seconds']:4.0f}/s)"
+            f" {one['extra']:5.0f} MiB"
+            for way, one in results.items()
+        )
+        print(
+            f"  batch {images:5d}: {told}   exact/apart"
+            f" {results['exact']['seconds'] / results['apart']['seconds']:.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

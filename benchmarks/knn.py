@@ -1,8 +1,9 @@
-"""`python -m benchmarks.knn`: blocked cosine top-k against the whole similarity matrix in torch, and scikit-learn's brute force.
+"""`python -m benchmarks.knn`: blocked cosine top-k against the whole similarity matrix in torch,
+and scikit-learn's brute force.
 
-The answers are compared first. CPU time is interleaved, medians; memory is the peak of a fresh process each, less that of a
-process that only makes the data. The peak is Linux's VmHWM: ru_maxrss would do no good, a child starts with its parent's. The
-floor is the matrix product alone.
+The answers are compared first. CPU time is interleaved, medians; memory is the peak of a fresh
+process each, less that of a process that only makes the data. The peak is Linux's VmHWM: ru_maxrss
+would do no good, a child starts with its parent's. The floor is the matrix product alone.
 """
 
 import subprocess
@@ -23,7 +24,9 @@ QUERIES, KEYS, DIMENSION, K, ROUNDS = 5000, 40000, 128, 20, 3
 
 def data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(QUERIES, DIMENSION, generator=generator), torch.randn(KEYS, DIMENSION, generator=generator)
+    return torch.randn(QUERIES, DIMENSION, generator=generator), torch.randn(
+        KEYS, DIMENSION, generator=generator
+    )
 
 
 def whole_matrix(queries: Tensor, keys: Tensor) -> Tensor:
@@ -48,7 +51,10 @@ def ours(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ours": ours, "whole matrix": whole_matrix, "scikit-learn": sklearn, "floor": product_only,
+    "ours": ours,
+    "whole matrix": whole_matrix,
+    "scikit-learn": sklearn,
+    "floor": product_only,
 }
 
 
@@ -59,8 +65,17 @@ def seconds(way: Callable[[Tensor, Tensor], Tensor], queries: Tensor, keys: Tens
 
 
 def peak(name: str) -> int:
-    """Peak memory in MiB of a fresh process that makes the data and runs one way (none: only makes the data)."""
-    return int(subprocess.run([sys.executable, "-m", "benchmarks.knn", name], capture_output=True, text=True, check=True).stdout)
+    """Peak memory in MiB of a fresh process that makes the data and runs one way (none: only makes
+    the data).
+    """
+    return int(
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.knn", name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    )
 
 
 def main() -> None:
@@ -73,13 +88,21 @@ def main() -> None:
         return
     reference = whole_matrix(queries, keys)
     for name in ("ours", "scikit-learn"):  # also the first call, which is dropped
-        print(f"largest difference of {name} from the whole matrix: {(WAYS[name](queries, keys) - reference).abs().max():.1e}")
-    rounds = [{name: seconds(way, queries, keys) for name, way in WAYS.items()} for _ in range(ROUNDS)]
+        print(
+            f"largest difference of {name} from the whole matrix:"
+            f" {(WAYS[name](queries, keys) - reference).abs().max():.1e}"
+        )
+    rounds = [
+        {name: seconds(way, queries, keys) for name, way in WAYS.items()} for _ in range(ROUNDS)
+    ]
     times = {name: median(r[name] for r in rounds) for name in WAYS}
     base = peak("none")
     print(f"{QUERIES} queries, {KEYS} keys, d {DIMENSION}, k {K}, 1 thread; medians of {ROUNDS}")
     for name, value in times.items():
-        print(f"  {name:14s} {value:6.2f} CPU s  {value / times['ours']:5.2f} x ours  {peak(name) - base:6d} MiB over the data")
+        print(
+            f"  {name:14s} {value:6.2f} CPU s  {value / times['ours']:5.2f} x ours "
+            f" {peak(name) - base:6d} MiB over the data"
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
-"""`python -m benchmarks.label_next RUN`: which labels are worth most? Accuracy of linear probes on frozen features, by budget and strategy.
+"""`python -m benchmarks.label_next RUN`: which labels are worth most? Accuracy of linear probes on
+frozen features, by budget and strategy.
 
-    python -m benchmarks.label_next RUN [--only STRATEGY ...] [--budgets 10 30 ...] [--seeds 10 11 12] [--threads 1]
-    python -m benchmarks.label_next --table
+    python -m benchmarks.label_next RUN [--only STRATEGY ...] [--budgets 10 30 ...] [--seeds 10 11
+    12] [--threads 1] python -m benchmarks.label_next --table
 
-RUN is a run on Fashion-MNIST. Strategies choose among its training images as if none had a label (they look at 8,192 of the 60,000,
-drawn by the seed); all 10,000 test images are predicted. The seeds are of the choice (pool, ties, k-means), on one run: the spread says
-nothing of other runs. Seeds 0 to 2 were used while strategies were shaped and are not in the table; the score of `evidence` was settled
-after seeds 10 to 12, so seeds 20 to 22 are its confirmation.
+RUN is a run on Fashion-MNIST. Strategies choose among its training images as if none had a label
+(they look at 8,192 of the 60,000, drawn by the seed); all 10,000 test images are predicted. The
+seeds are of the choice (pool, ties, k-means), on one run: the spread says nothing of other runs.
+Seeds 0 to 2 were used while strategies were shaped and are not in the table; the score of
+`evidence` was settled after seeds 10 to 12, so seeds 20 to 22 are its confirmation.
 
-The probe is the same for all: features standardised over all training images (no label needed), penalty |W|^2 / 2 beside C times the
-*sum* of the labelled images' losses, with scikit-learn's default C = 1, fixed beforehand: for chance's choice (other seeds, judged on
-training images) C = 0.1 is level with it over the five budgets (`--tune`). A class without a label counts as wrong.
-A measured cell is one line of label_next.jsonl and is not measured again.
+The probe is the same for all: features standardised over all training images (no label needed),
+    penalty |W|^2 / 2 beside C times the
+*sum* of the labelled images' losses, with scikit-learn's default C = 1, fixed beforehand: for
+chance's choice (other seeds, judged on training images) C = 0.1 is level with it over the five
+budgets (`--tune`). A class without a label counts as wrong. A measured cell is one line of
+label_next.jsonl and is not measured again.
 """
 
 import argparse
@@ -45,11 +49,16 @@ def main() -> None:
     asked = arguments()
     if asked.table:
         for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in kept(LINES)}):
-            mine = [line for line in kept(LINES) if (line["loss"], line["epochs"]) == (loss, epochs)]
+            mine = [
+                line for line in kept(LINES) if (line["loss"], line["epochs"]) == (loss, epochs)
+            ]
             print(f"{loss}, {epochs} epochs\n\n{table(mine)}")
         return
     if asked.run is None:
-        raise UserError(f"name a run on {SOURCE}: sureclr pretrain {SOURCE} --out RUN makes one (or --table prints what is measured).")
+        raise UserError(
+            f"name a run on {SOURCE}: sureclr pretrain {SOURCE} --out RUN makes one (or --table"
+            " prints what is measured)."
+        )
     torch.set_num_threads(asked.threads)
     seen = embedded(asked.run)
     about = load(asked.run, "cpu").config
@@ -57,22 +66,43 @@ def main() -> None:
         print(tune(seen))
         return
     of_run = {"loss": about.loss, "epochs": about.epochs}
-    done = {(line["strategy"], line["budget"], line["seed"]) for line in kept(LINES) if line.items() >= of_run.items()}
-    for cell in ((strategy, budget, seed) for seed in asked.seeds for budget in asked.budgets for strategy in asked.only):
+    done = {
+        (line["strategy"], line["budget"], line["seed"])
+        for line in kept(LINES)
+        if line.items() >= of_run.items()
+    }
+    for cell in (
+        (strategy, budget, seed)
+        for seed in asked.seeds
+        for budget in asked.budgets
+        for strategy in asked.only
+    ):
         if cell not in done:
             print(keep({**of_run, **measure(seen, *cell)}, LINES), flush=True)
 
 
 def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="benchmarks.label_next", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.label_next", description=__doc__, formatter_class=raw
+    )
     parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="STRATEGY", choices=list(STRATEGIES), default=list(STRATEGIES))
+    parser.add_argument(
+        "--only", nargs="+", metavar="STRATEGY", choices=list(STRATEGIES), default=list(STRATEGIES)
+    )
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tune", action="store_true", help="accuracy of chance's choice on other training images, by C")
-    parser.add_argument("--table", action="store_true", help="print the table of what is measured, and measure nothing")
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        help="accuracy of chance's choice on other training images, by C",
+    )
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the table of what is measured, and measure nothing",
+    )
     return parser.parse_args()
 
 
@@ -91,8 +121,14 @@ def measure(seen: Embeddings, strategy: str, budget: int, seed: int) -> dict[str
     rows = label_next(seen, np.zeros(len(seen), dtype=bool), budget, strategy, seed).rows
     seconds = time.process_time() - start
     accuracy = probe(seen, rows, np.flatnonzero(seen.split == "test"), C)
-    return {"strategy": strategy, "budget": budget, "seed": seed, "accuracy": accuracy,
-            "classes": len(seen.labels[torch.from_numpy(rows)].unique()), "selection_cpu_s": round(seconds, 2)}
+    return {
+        "strategy": strategy,
+        "budget": budget,
+        "seed": seed,
+        "accuracy": accuracy,
+        "classes": len(seen.labels[torch.from_numpy(rows)].unique()),
+        "selection_cpu_s": round(seconds, 2),
+    }
 
 
 def probe(seen: Embeddings, labelled: np.ndarray, judged: np.ndarray, c: float) -> float:
@@ -114,21 +150,42 @@ def tune(seen: Embeddings) -> str:
     judged, rest = train[:5000], train[5000:]
     rows = ["| C | " + " | ".join(map(str, BUDGETS)) + " |", "| --- " * (len(BUDGETS) + 1) + "|"]
     for c in TUNED:
-        drawn = [[np.random.default_rng(seed).choice(rest, budget, replace=False) for seed in TUNING_SEEDS] for budget in BUDGETS]
-        rows.append(f"| {c:g} | " + " | ".join(f"{mean(probe(seen, some, judged, c) for some in seeds):.3f}" for seeds in drawn) + " |")
+        drawn = [
+            [
+                np.random.default_rng(seed).choice(rest, budget, replace=False)
+                for seed in TUNING_SEEDS
+            ]
+            for budget in BUDGETS
+        ]
+        rows.append(
+            f"| {c:g} | "
+            + " | ".join(
+                f"{mean(probe(seen, some, judged, c) for some in seeds):.3f}" for seeds in drawn
+            )
+            + " |"
+        )
     return "\n".join(rows)
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation over seeds; the classes found at the smallest budget; CPU seconds of the largest."""
+    """Markdown: mean ± standard deviation over seeds; the classes found at the smallest budget; CPU
+    seconds of the largest.
+    """
     budgets = sorted({line["budget"] for line in lines})
     heads = ["", *(f"{budget:,}" for budget in budgets), "classes at least", "CPU s at most"]
     rows = ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for name in (name for name in STRATEGIES if name in Counter(line["strategy"] for line in lines)):
+    for name in (
+        name for name in STRATEGIES if name in Counter(line["strategy"] for line in lines)
+    ):
         mine = [line for line in lines if line["strategy"] == name]
-        cells = [spread([line["accuracy"] for line in mine if line["budget"] == budget]) for budget in budgets]
-        rows.append(f"| {name} | " + " | ".join(cells) + f" | {min(line['classes'] for line in mine)} | "
-                    f"{max(line['selection_cpu_s'] for line in mine):.1f} |")
+        cells = [
+            spread([line["accuracy"] for line in mine if line["budget"] == budget])
+            for budget in budgets
+        ]
+        rows.append(
+            f"| {name} | " + " | ".join(cells) + f" | {min(line['classes'] for line in mine)} | "
+            f"{max(line['selection_cpu_s'] for line in mine):.1f} |"
+        )
     return "\n".join(rows)
 
 

@@ -1,4 +1,6 @@
-"""What the experiments keep: a finished run is one line of a JSON-lines file, so that stopping loses one run at most."""
+"""What the experiments keep: a finished run is one line of a JSON-lines file, so that stopping
+loses one run at most.
+"""
 
 import json
 import sys

@@ -1,12 +1,15 @@
-"""`python -m benchmarks.loss [--peer-python PATH]`: NT-Xent in tiles against a tidy cross-entropy, the common mask-select code, lightly.
+"""`python -m benchmarks.loss [--peer-python PATH]`: NT-Xent in tiles against a tidy cross-entropy,
+the common mask-select code, lightly.
 
-Forward and backward of n pairs with d coordinates, one thread. Every measurement is a process of its own: one cold step gives the
-loss and the gradient's norm (they must agree) and the extra memory (how far it lifts the process's peak), a second one the process CPU
-seconds. The configurations take turns (A B C A B C); medians are printed. The floor is that of two symmetric sweeps, 4 N^2 d flops
+Forward and backward of n pairs with d coordinates, one thread. Every measurement is a process of
+its own: one cold step gives the loss and the gradient's norm (they must agree) and the extra memory
+(how far it lifts the process's peak), a second one the process CPU seconds. The configurations take
+turns (A B C A B C); medians are printed. The floor is that of two symmetric sweeps, 4 N^2 d flops
 for N = 2n (tiles.py), at the speed of this machine's own matrix product.
 
 PATH is the Python of an environment that has lightly (never this package's own):
-    python3 -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt lightly==1.6.0 torchvision==0.28.0
+    python3 -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt lightly==1.6.0
+    torchvision==0.28.0
 """
 
 import argparse
@@ -33,7 +36,9 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def tidy_cross_entropy(x: Tensor) -> Tensor:
-    """The similarity matrix with its diagonal filled, and cross-entropy with the partner as the class."""
+    """The similarity matrix with its diagonal filled, and cross-entropy with the partner as the
+    class.
+    """
     logits = (x @ x.T / TEMPERATURE).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(len(x)).roll(len(x) // 2))
 
@@ -65,10 +70,22 @@ def nt_xent(x: Tensor) -> Tensor:
 def sure(x: Tensor) -> Tensor:
     from sureclr.maths import tiles
 
-    return tiles.sure(x, torch.full((len(x),), 0.5, requires_grad=True), TEMPERATURE, dimension=20.0, softening="anchors")
+    return tiles.sure(
+        x,
+        torch.full((len(x),), 0.5, requires_grad=True),
+        TEMPERATURE,
+        dimension=20.0,
+        softening="anchors",
+    )
 
 
-LOSSES: dict[str, Loss] = {"nt-xent": nt_xent, "sure": sure, "tidy": tidy_cross_entropy, "mask-select": mask_select, "lightly": lightly}
+LOSSES: dict[str, Loss] = {
+    "nt-xent": nt_xent,
+    "sure": sure,
+    "tidy": tidy_cross_entropy,
+    "mask-select": mask_select,
+    "lightly": lightly,
+}
 
 
 # One process
@@ -77,12 +94,17 @@ LOSSES: dict[str, Loss] = {"nt-xent": nt_xent, "sure": sure, "tidy": tidy_cross_
 def inputs(n: int, d: int) -> Tensor:
     """(2n, d) unit vectors, rows i and i + n close to each other."""
     generator = torch.Generator().manual_seed(0)
-    latent, blur = torch.randn(n, d, generator=generator), torch.randn(2 * n, d, generator=generator)
+    latent, blur = (
+        torch.randn(n, d, generator=generator),
+        torch.randn(2 * n, d, generator=generator),
+    )
     return F.normalize(latent.repeat(2, 1) + 0.5 * blur, dim=1).requires_grad_()
 
 
 def peak() -> float:
-    """MiB, the most this process ever held. Linux: VmHWM, since ru_maxrss starts from the peak of whoever started the process."""
+    """MiB, the most this process ever held. Linux: VmHWM, since ru_maxrss starts from the peak of
+    whoever started the process.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -92,7 +114,9 @@ def peak() -> float:
 def step(loss: Loss, x: Tensor) -> tuple[float, float, float]:
     """Loss (nats), norm of the gradient, CPU seconds."""
     x.grad, start = None, time.process_time()
-    value = loss(F.normalize(x, dim=1))  # lightly normalises inside: without this, gradients would differ by their radial part
+    value = loss(
+        F.normalize(x, dim=1)
+    )  # lightly normalises inside: without this, gradients would differ by their radial part
     value.backward()
     seconds = time.process_time() - start
     assert x.grad is not None
@@ -105,7 +129,12 @@ def measure(name: str, n: int, d: int) -> dict[str, float]:
     step(LOSSES[name], inputs(16, d))  # imports, and what libraries set up once
     before = peak()
     value, norm, _ = step(LOSSES[name], x)
-    return {"loss": value, "gradient": norm, "extra": peak() - before, "seconds": step(LOSSES[name], x)[2]}
+    return {
+        "loss": value,
+        "gradient": norm,
+        "extra": peak() - before,
+        "seconds": step(LOSSES[name], x)[2],
+    }
 
 
 def product_speed(d: int, size: int = 512, times: int = 400) -> float:
@@ -124,19 +153,31 @@ def product_speed(d: int, size: int = 512, times: int = 400) -> float:
 
 def fresh(name: str, n: int, d: int, python: str) -> dict[str, float]:
     command = [python, str(Path(__file__)), "--one", name, "-n", str(n), "-d", str(d)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout)
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    result = json.loads(
+        subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
+    )
     return {key: float(value) for key, value in result.items()}
 
 
-def race(names: list[str], n: int, d: int, rounds: int, peer_python: str | None) -> dict[str, dict[str, float]]:
+def race(
+    names: list[str], n: int, d: int, rounds: int, peer_python: str | None
+) -> dict[str, dict[str, float]]:
     """Medians of each configuration, taking turns."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             python = peer_python if name == "lightly" and peer_python else sys.executable
             runs[name].append(fresh(name, n, d, python))
-    return {name: {key: median(run[key] for run in of) for key in of[0]} for name, of in runs.items()}
+    return {
+        name: {key: median(run[key] for run in of) for key in of[0]} for name, of in runs.items()
+    }
 
 
 def must_agree(results: dict[str, dict[str, float]]) -> None:
@@ -144,22 +185,38 @@ def must_agree(results: dict[str, dict[str, float]]) -> None:
     for name in results.keys() & {"lightly", *RIVALS}:
         for key in ("loss", "gradient"):
             if abs(results[name][key] / ours[key] - 1) > 1e-5:
-                raise SystemExit(f"{name} does not agree in its {key}: {results[name][key]} for {ours[key]}")
+                raise SystemExit(
+                    f"{name} does not agree in its {key}: {results[name][key]} for {ours[key]}"
+                )
 
 
 def report(results: dict[str, dict[str, float]], n: int, d: int) -> None:
     ours, floor = results["nt-xent"], 4 * (2 * n) ** 2 * d / product_speed(d)
-    print(f"n = {n} pairs, d = {d}, forward and backward; floor {floor:.3f} CPU s, ours {ours['seconds'] / floor:.2f}x")
-    print(f"  {'':12s} {'CPU s':>8s} {'x ours':>7s} {'MiB extra':>10s} {'x ours':>7s} {'loss, nats':>12s} {'|gradient|':>11s}")
+    print(
+        f"n = {n} pairs, d = {d}, forward and backward; floor {floor:.3f} CPU s, ours"
+        f" {ours['seconds'] / floor:.2f}x"
+    )
+    print(
+        f"  {'':12s} {'CPU s':>8s} {'x ours':>7s} {'MiB extra':>10s} {'x ours':>7s}"
+        f" {'loss, nats':>12s} {'|gradient|':>11s}"
+    )
     for name, one in results.items():
         time_ratio, memory_ratio = one["seconds"] / ours["seconds"], one["extra"] / ours["extra"]
-        print(f"  {name:12s} {one['seconds']:8.3f} {time_ratio:7.2f} {one['extra']:10.0f} {memory_ratio:7.1f} {one['loss']:12.6f} "
-              f"{one['gradient']:11.4e}", flush=True)
+        print(
+            f"  {name:12s} {one['seconds']:8.3f} {time_ratio:7.2f} {one['extra']:10.0f}"
+            f" {memory_ratio:7.1f} {one['loss']:12.6f} {one['gradient']:11.4e}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer-python", help="a Python that has lightly; without it lightly is raced if it is importable here")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peer-python",
+        help="a Python that has lightly; without it lightly is raced if it is importable here",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("-n", type=int, default=4096, help="pairs")
@@ -171,7 +228,13 @@ def main() -> None:
     from importlib.util import find_spec
 
     peers = ["lightly"] if options.peer_python or find_spec("lightly") else []
-    results = race(["nt-xent", "sure", *RIVALS, *peers], options.n, options.d, options.rounds, options.peer_python)
+    results = race(
+        ["nt-xent", "sure", *RIVALS, *peers],
+        options.n,
+        options.d,
+        options.rounds,
+        options.peer_python,
+    )
     must_agree(results)
     report(results, options.n, options.d)
     report(race(["nt-xent"], 4 * options.n, options.d, 1, None), 4 * options.n, options.d)

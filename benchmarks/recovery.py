@@ -1,17 +1,22 @@
-"""`python -m benchmarks.recovery`: does the radius come out? Theory 7's experiment: known latents, unknown mixing.
+"""`python -m benchmarks.recovery`: does the radius come out? Theory 7's experiment: known latents,
+unknown mixing.
 
-    python -m benchmarks.recovery [--only NAME ...] [--d 10 ...] [--noise poisson|vmf ...] [--latents uniform|clustered ...]
-                                  [--temperatures 0.2 ...] [--seeds 0 1 2] [--steps 1500] [--lines FILE]
+    python -m benchmarks.recovery [--only NAME ...] [--d 10 ...] [--noise poisson|vmf ...]
+    [--latents uniform|clustered ...]
+                                  [--temperatures 0.2 ...] [--seeds 0 1 2] [--steps 1500] [--lines
+                                  FILE]
     python -m benchmarks.recovery --table
 
-A latent z on S^{d-1}; two views of it, whose radii rho are uniform in [0.1, 0.98] and independent of z; their directions mu from
-the Poisson kernel at rho z, or from von Mises-Fisher with mean resultant length rho. So rho mu is the mean of z given the view
-(for uniform latents). A fixed random injective network turns rho mu into a 32-d observation; an MLP learns a direction and k from
+A latent z on S^{d-1}; two views of it, whose radii rho are uniform in [0.1, 0.98] and independent
+of z; their directions mu from the Poisson kernel at rho z, or from von Mises-Fisher with mean
+resultant length rho. So rho mu is the mean of z given the view (for uniform latents). A fixed
+random injective network turns rho mu into a 32-d observation; an MLP learns a direction and k from
 pairs of observations alone. Then its radius is held against the true one, which it never saw.
 
-In a world, SURE's temperatures are swept at seed 0, and the one whose log E[exp s] is nearest 0 goes on to all seeds: no truth in
-that choice. A reference keeps the temperature of its lowest error: the truth chooses, in its favour. kappa is read as its mean
-resultant length. A finished run is one line of recovery.jsonl, and a run that has its line is not done again.
+In a world, SURE's temperatures are swept at seed 0, and the one whose log E[exp s] is nearest 0
+goes on to all seeds: no truth in that choice. A reference keeps the temperature of its lowest
+error: the truth chooses, in its favour. kappa is read as its mean resultant length. A finished run
+is one line of recovery.jsonl, and a run that has its line is not done again.
 """
 
 import argparse
@@ -39,19 +44,41 @@ from sureclr.maths.sphere import Posterior
 from sureclr.maths.vmf import sample_vmf, vmf_mean_resultant_length
 
 LINES = Path(__file__).with_suffix(".jsonl")
-OBSERVED, WIDTH, RATE = 32, 256, 2e-3  # coordinates of an observation; the encoder's hidden width; Adam, cosine to 0
-PAIRS, TEST, NEGATIVES = 512, 4096, 1024  # latents: a step, a test, and of the test for log E[exp s] (its memory is quadratic)
+OBSERVED, WIDTH, RATE = (
+    32,
+    256,
+    2e-3,
+)  # coordinates of an observation; the encoder's hidden width; Adam, cosine to 0
+PAIRS, TEST, NEGATIVES = (
+    512,
+    4096,
+    1024,
+)  # latents: a step, a test, and of the test for log E[exp s] (its memory is quadratic)
 RADII = (0.1, 0.98)
-CENTRES, CLUSTER_RADIUS = 20, 0.7  # clustered latents: Poisson kernels of this radius about uniform centres
+CENTRES, CLUSTER_RADIUS = (
+    20,
+    0.7,
+)  # clustered latents: Poisson kernels of this radius about uniform centres
 
 # Names of SURE and what differs from its default, beside the weight and the kernel of theory 3.
-SURE: dict[str, dict[str, Any]] = {"sure": {}, "sure-directions": {"softening": "off"}, "sure-means": {"softening": "means"},
-                                   "sure-prior": {"empirical_prior": 0.5}}
+SURE: dict[str, dict[str, Any]] = {
+    "sure": {},
+    "sure-directions": {"softening": "off"},
+    "sure-means": {"softening": "means"},
+    "sure-prior": {"empirical_prior": 0.5},
+}
 SWEEP = (0.2, 0.3, 0.5, 1.0)
 # Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
 TEMPERATURES: dict[str, tuple[float | None, ...]] = {
-    "sure": SWEEP, "mc-infonce": (0.05, 0.1, 0.2, 0.5), "poisson-nce": (None,), "gaussian-nce": (None,),
-    "elk": (1.0, 0.5), "cosine-regression": SWEEP, "sure-directions": SWEEP, "sure-means": SWEEP, "sure-prior": SWEEP,
+    "sure": SWEEP,
+    "mc-infonce": (0.05, 0.1, 0.2, 0.5),
+    "poisson-nce": (None,),
+    "gaussian-nce": (None,),
+    "elk": (1.0, 0.5),
+    "cosine-regression": SWEEP,
+    "sure-directions": SWEEP,
+    "sure-means": SWEEP,
+    "sure-prior": SWEEP,
 }
 
 
@@ -72,7 +99,9 @@ class Job:
 
 
 class World:
-    """Pairs of observations with their truth. One seed gives one mixing network, one set of centres and one stream of pairs."""
+    """Pairs of observations with their truth. One seed gives one mixing network, one set of centres
+    and one stream of pairs.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job, self.generator = job, torch.Generator().manual_seed(job.seed)
@@ -81,7 +110,9 @@ class World:
         self.kappa = kappa_of_radius(job.d)
 
     def pairs(self, n: int) -> tuple[Tensor, Posterior]:
-        """(2n, 32) observations and their true posteriors; rows i and i + n are the views of latent i."""
+        """(2n, 32) observations and their true posteriors; rows i and i + n are the views of latent
+        i.
+        """
         low, high = RADII
         radius = low + (high - low) * torch.rand(2 * n, generator=self.generator)
         truth = Posterior(self.noisy(self.latents(n).repeat(2, 1), radius), radius)
@@ -92,7 +123,9 @@ class World:
         if self.job.latents == "uniform":
             return uniform_directions(n, self.job.d, self.generator)
         which = torch.randint(CENTRES, (n,), generator=self.generator)
-        return sample(Posterior(self.centres[which], torch.full((n,), CLUSTER_RADIUS)), self.generator)
+        return sample(
+            Posterior(self.centres[which], torch.full((n,), CLUSTER_RADIUS)), self.generator
+        )
 
     def noisy(self, z: Tensor, radius: Tensor) -> Tensor:
         """(n, d) directions about z with E[mu | z] = rho z. Both laws are symmetric in mu and z."""
@@ -102,11 +135,14 @@ class World:
 
 
 def mixing(d: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random injective map of (n, d) to (n, 32): orthogonal maps, and between them shifts and a leaky rectifier.
+    """A random injective map of (n, d) to (n, 32): orthogonal maps, and between them shifts and a
+    leaky rectifier.
 
     Without the shifts it would be homogeneous: the observation's length would give the radius away.
     """
-    maps = [torch.linalg.qr(torch.randn(OBSERVED, OBSERVED, generator=generator))[0] for _ in range(3)]
+    maps = [
+        torch.linalg.qr(torch.randn(OBSERVED, OBSERVED, generator=generator))[0] for _ in range(3)
+    ]
     shifts = [torch.randn(OBSERVED, generator=generator) / 2 for _ in range(2)]
 
     def observe(u: Tensor) -> Tensor:
@@ -122,7 +158,9 @@ def kappa_of_radius(d: int) -> Callable[[Tensor], Tensor]:
     """The inverse of A_d by interpolation: relative error of the radius under 1e-5 inside RADII."""
     log_kappa = torch.linspace(math.log(1e-2), math.log(1e4), 8192, dtype=torch.float64)
     radius = vmf_mean_resultant_length(log_kappa.exp(), d).numpy()
-    return lambda rho: torch.as_tensor(np.exp(np.interp(rho.numpy(), radius, log_kappa.numpy())), dtype=rho.dtype)
+    return lambda rho: torch.as_tensor(
+        np.exp(np.interp(rho.numpy(), radius, log_kappa.numpy())), dtype=rho.dtype
+    )
 
 
 # A run
@@ -133,7 +171,9 @@ def encoder(d: int) -> nn.Module:
     last = nn.Linear(WIDTH, d + 1)
     nn.init.zeros_(last.weight[-1])
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.Linear(OBSERVED, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), last)
+    return nn.Sequential(
+        nn.Linear(OBSERVED, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), last
+    )
 
 
 def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
@@ -144,7 +184,11 @@ def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
 def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
     """The trained loss and network, and the CPU seconds of a step without its data."""
     torch.manual_seed(job.seed)  # of the network's start
-    name, own = (job.name, {}) if job.name not in SURE else ("sure", {"weight": 1.0, "dimension": "measured", **SURE[job.name]})
+    name, own = (
+        (job.name, {})
+        if job.name not in SURE
+        else ("sure", {"weight": 1.0, "dimension": "measured", **SURE[job.name]})
+    )
     loss, net = objective(name, temperature=job.tau, **own), encoder(job.d)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
@@ -168,31 +212,55 @@ def one_run(job: Job) -> Line:
     with torch.no_grad():
         found = read(loss, net, x)
     m = getattr(loss, "kernel_dimension", None) or job.d
-    return {**asdict(job), **radius_numbers(found, truth), **pair_numbers(found, m), "cosine": direction_cosine(found, truth),
-            "kernel_dimension": m, "cpu_s_per_step": seconds, "date": date.today().isoformat()}
+    return {
+        **asdict(job),
+        **radius_numbers(found, truth),
+        **pair_numbers(found, m),
+        "cosine": direction_cosine(found, truth),
+        "kernel_dimension": m,
+        "cpu_s_per_step": seconds,
+        "date": date.today().isoformat(),
+    }
 
 
 def radius_numbers(found: Posterior, truth: Posterior) -> Line:
     """Of predicted against true radii, over 2n test views."""
     assert found.radius is not None and truth.radius is not None
     error = (found.radius - truth.radius).double()
-    return {"spearman": spearman(found.radius, truth.radius), "mae": error.abs().mean().item(), "bias": error.mean().item()}
+    return {
+        "spearman": spearman(found.radius, truth.radius),
+        "mae": error.abs().mean().item(),
+        "bias": error.mean().item(),
+    }
 
 
 def direction_cosine(found: Posterior, truth: Posterior) -> float:
-    """Mean over views of the cosine between the predicted direction and the true one, after the best orthogonal map."""
-    turn, _ = orthogonal_procrustes(found.direction.double().numpy(), truth.direction.double().numpy())
-    return (found.direction.double() @ torch.as_tensor(turn) * truth.direction).sum(-1).mean().item()
+    """Mean over views of the cosine between the predicted direction and the true one, after the
+    best orthogonal map.
+    """
+    turn, _ = orthogonal_procrustes(
+        found.direction.double().numpy(), truth.direction.double().numpy()
+    )
+    return (
+        (found.direction.double() @ torch.as_tensor(turn) * truth.direction).sum(-1).mean().item()
+    )
 
 
 def pair_numbers(found: Posterior, m: float) -> Line:
-    """What needs no truth: calibration of r = rho rho' against the pair's cosine, and log E[exp s] over different latents."""
+    """What needs no truth: calibration of r = rho rho' against the pair's cosine, and log E[exp s]
+    over different latents.
+    """
     assert found.radius is not None
     (first, second), (mu, other) = found.radius.chunk(2), found.direction.chunk(2)
     rows = torch.arange(NEGATIVES).repeat(2) + torch.tensor([0, TEST]).repeat_interleave(NEGATIVES)
-    diagnostic, error = log_mean_exp_evidence(Posterior(found.direction[rows].double(), found.radius[rows].double()), m)
-    return {"calibration": calibration(first * second, (mu * other).sum(-1)).error,
-            "log_mean_exp": diagnostic, "log_mean_exp_se": error}
+    diagnostic, error = log_mean_exp_evidence(
+        Posterior(found.direction[rows].double(), found.radius[rows].double()), m
+    )
+    return {
+        "calibration": calibration(first * second, (mu * other).sum(-1)).error,
+        "log_mean_exp": diagnostic,
+        "log_mean_exp_se": error,
+    }
 
 
 # Which runs
@@ -211,24 +279,43 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="benchmarks.recovery", description=__doc__, formatter_class=raw)
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(TEMPERATURES), default=list(TEMPERATURES))
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.recovery", description=__doc__, formatter_class=raw
+    )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=list(TEMPERATURES), default=list(TEMPERATURES)
+    )
     parser.add_argument("--d", nargs="+", type=int, default=[10, 4, 32])
-    parser.add_argument("--noise", nargs="+", choices=["poisson", "vmf"], default=["poisson", "vmf"])
-    parser.add_argument("--latents", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"])
-    parser.add_argument("--temperatures", nargs="+", type=float, help="instead of each loss's own list")
+    parser.add_argument(
+        "--noise", nargs="+", choices=["poisson", "vmf"], default=["poisson", "vmf"]
+    )
+    parser.add_argument(
+        "--latents", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"]
+    )
+    parser.add_argument(
+        "--temperatures", nargs="+", type=float, help="instead of each loss's own list"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lines", type=Path, default=LINES, help="the file of finished runs")
-    parser.add_argument("--table", action="store_true", help="print the table of the runs that are done, and do none")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the table of the runs that are done, and do none",
+    )
     return parser.parse_args()
 
 
 def jobs(asked: argparse.Namespace) -> Iterator[Job]:
-    """World after world, the deciding one (d = 10, our noise, uniform latents) first; in it SURE, MC-InfoNCE, the others."""
+    """World after world, the deciding one (d = 10, our noise, uniform latents) first; in it SURE,
+    MC-InfoNCE, the others.
+    """
     first, *others = asked.seeds
     for latents, noise, d, name in product(asked.latents, asked.noise, asked.d, asked.only):
-        sweep = [Job(name, d, noise, latents, tau, first, asked.steps) for tau in temperatures(name, asked.temperatures)]
+        sweep = [
+            Job(name, d, noise, latents, tau, first, asked.steps)
+            for tau in temperatures(name, asked.temperatures)
+        ]
         yield from sweep
         tau = chosen(name, sweep, kept(asked.lines))
         yield from (Job(name, d, noise, latents, tau, seed, asked.steps) for seed in others)
@@ -240,9 +327,13 @@ def temperatures(name: str, asked: list[float] | None) -> tuple[float | None, ..
 
 
 def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
-    """The temperature that goes on to the other seeds: SURE's without looking at the truth, a reference's by its error."""
+    """The temperature that goes on to the other seeds: SURE's without looking at the truth, a
+    reference's by its error.
+    """
     runs = [line for line in lines if key(line) in map(astuple, sweep)]
-    best: Line = min(runs, key=lambda line: abs(line["log_mean_exp"]) if name in SURE else line["mae"])
+    best: Line = min(
+        runs, key=lambda line: abs(line["log_mean_exp"]) if name in SURE else line["mae"]
+    )
     tau: float | None = best["tau"]
     return tau
 
@@ -257,20 +348,39 @@ def said(line: Line) -> str:
 
 # The table
 
-COLUMNS = {"Spearman": "spearman", "error of the radius": "mae", "bias": "bias", "cosine of directions": "cosine",
-           "calibration of r": "calibration", "log E[exp s]": "log_mean_exp", "its standard error": "log_mean_exp_se",
-           "m": "kernel_dimension", "CPU s a step": "cpu_s_per_step"}
+COLUMNS = {
+    "Spearman": "spearman",
+    "error of the radius": "mae",
+    "bias": "bias",
+    "cosine of directions": "cosine",
+    "calibration of r": "calibration",
+    "log E[exp s]": "log_mean_exp",
+    "its standard error": "log_mean_exp_se",
+    "m": "kernel_dimension",
+    "CPU s a step": "cpu_s_per_step",
+}
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown: mean over seeds, ± their standard deviation where there are several; a row a loss, world and temperature."""
-    rows = ["| latents, noise, d | loss | tau | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 4) + "|"]
+    """Markdown: mean over seeds, ± their standard deviation where there are several; a row a loss,
+    world and temperature.
+    """
+    rows = [
+        "| latents, noise, d | loss | tau | seeds | " + " | ".join(COLUMNS) + " |",
+        "| --- " * (len(COLUMNS) + 4) + "|",
+    ]
     worlds: dict[tuple[Any, ...], list[Line]] = {}
     for line in sorted(lines, key=lambda line: line["tau"] or 0):
-        worlds.setdefault((line["latents"], line["noise"], line["d"], line["name"], line["tau"]), []).append(line)
+        worlds.setdefault(
+            (line["latents"], line["noise"], line["d"], line["name"], line["tau"]), []
+        ).append(line)
     for (latents, noise, d, name, tau), runs in sorted(worlds.items(), key=rank):
         cells = [spread([run[column] for run in runs]) for column in COLUMNS.values()]
-        rows.append(f"| {latents}, {noise}, {d} | {name} | {tau or '-'} | {len(runs)} | " + " | ".join(cells) + " |")
+        rows.append(
+            f"| {latents}, {noise}, {d} | {name} | {tau or '-'} | {len(runs)} | "
+            + " | ".join(cells)
+            + " |"
+        )
     return "\n".join(rows)
 
 

@@ -1,10 +1,12 @@
-"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default, one encoder and budget.
+"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default,
+one encoder and budget.
 
-    python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2] [--threads 1]
-    python -m benchmarks.study --table [--source ...]
+    python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2]
+    [--threads 1] python -m benchmarks.study --table [--source ...]
 
-Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run is one line of study.jsonl,
-and a run that has its line is not done again, so stopping (Ctrl-C) loses one run at most. Under 4 minutes a run on one core.
+Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run
+is one line of study.jsonl, and a run that has its line is not done again, so stopping (Ctrl-C)
+loses one run at most. Under 4 minutes a run on one core.
 """
 
 import argparse
@@ -32,19 +34,34 @@ from sureclr.training.pretrain import pretrain
 from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
-LINES = Path(__file__).with_suffix(".jsonl")  # study_first, study_second: earlier defaults, NOTEBOOK.md says which
-ENCODER = {"fashion-mnist": "small-24"}  # instead of the recipe's, so that a run stays under 4 minutes
+LINES = Path(__file__).with_suffix(
+    ".jsonl"
+)  # study_first, study_second: earlier defaults, NOTEBOOK.md says which
+ENCODER = {
+    "fashion-mnist": "small-24"
+}  # instead of the recipe's, so that a run stays under 4 minutes
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
 EPOCHS = {"fashion-mnist": 8, "digits": 60}
 WARMUP_EPOCHS = {"fashion-mnist": 1.0, "digits": 5.0}
-SAID = ("knn", "linear", "r_auroc_clean", "r_auroc_crop", "train_cpu_s", "evaluation_cpu_s")  # when a run has finished
+SAID = (
+    "knn",
+    "linear",
+    "r_auroc_clean",
+    "r_auroc_crop",
+    "train_cpu_s",
+    "evaluation_cpu_s",
+)  # when a run has finished
 LEVELS = slice(1, None, 2)  # of the corruptions' five strengths, those measured here
 
-# Name -> what differs from the default: the source's recipe, whose loss, views and batch are what this study chose.
-# In the order in which they are run: the two that decide first, then published references, then the factors.
+# Name -> what differs from the default: the source's recipe, whose loss, views and batch are what
+# this study chose. In the order in which they are run: the two that decide first, then published
+# references, then the factors.
 DECIDING: dict[str, dict[str, Any]] = {"sure": {}, "nt-xent": {"loss": "nt-xent"}}
 OTHERS: dict[str, dict[str, Any]] = {
-    **{loss: {"loss": loss} for loss in ("loss-prediction", "mc-infonce", "elk", "tau", "cosine-regression")},
+    **{
+        loss: {"loss": loss}
+        for loss in ("loss-prediction", "mc-infonce", "elk", "tau", "cosine-regression")
+    },
     "gradient-off": {"certainty_gradient": "off"},
     "kernel-measured": {"kernel_dimension": "measured"},
     "blur": {"views": {"blur_p": 0.5}},
@@ -70,12 +87,16 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     images = subset(load(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
-        if (name, seed, asked.source) not in {(line["name"], line["seed"], line["source"]) for line in kept(LINES)}:
+        if (name, seed, asked.source) not in {
+            (line["name"], line["seed"], line["source"]) for line in kept(LINES)
+        }:
             print(f"{name} seed {seed}: {attempt(name, seed, images)}", flush=True)
 
 
 def attempt(name: str, seed: int, images: ImageSet) -> str:
-    """One run, its line kept, and what to say of it. One that fails (diverges, say) leaves no line: it is tried again."""
+    """One run, its line kept, and what to say of it. One that fails (diverges, say) leaves no line:
+    it is tried again.
+    """
     try:
         line = keep(one_run(name, seed, images), LINES)
     except UserError as error:
@@ -85,12 +106,18 @@ def attempt(name: str, seed: int, images: ImageSet) -> str:
 
 def arguments() -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="benchmarks.study", description=__doc__, formatter_class=raw)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.study", description=__doc__, formatter_class=raw
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONFIGURATIONS))
     parser.add_argument("--source", default="fashion-mnist", choices=list(EPOCHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--table", action="store_true", help="print the table of the runs that are done, and do none")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="print the table of the runs that are done, and do none",
+    )
     return parser.parse_args()
 
 
@@ -101,18 +128,31 @@ def order(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
 
 
 def subset(images: ImageSet) -> ImageSet:
-    """The same images for every run: drawn once by seed 0, then in the data set's order. Digits: all."""
+    """The same images for every run: drawn once by seed 0, then in the data set's order. Digits:
+    all.
+    """
     generator = torch.Generator().manual_seed(0)
     rows = [torch.as_tensor(images.rows(split)) for split in ("train", "test")]
-    chosen = [torch.randperm(len(r), generator=generator)[:most] for r, most in zip(rows, (TRAIN, TEST), strict=True)]
+    chosen = [
+        torch.randperm(len(r), generator=generator)[:most]
+        for r, most in zip(rows, (TRAIN, TEST), strict=True)
+    ]
     return images.select(torch.cat([r[c].sort().values for r, c in zip(rows, chosen, strict=True)]))
 
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     """The source's recipe at the study's budget, with what this name changes."""
     base = recipe(source)
-    base = replace(base, encoder=ENCODER.get(source, base.encoder), epochs=EPOCHS[source], warmup_epochs=WARMUP_EPOCHS[source],
-                   seed=seed, monitor_every=0, snapshot_every=0, checkpoint_every=0)
+    base = replace(
+        base,
+        encoder=ENCODER.get(source, base.encoder),
+        epochs=EPOCHS[source],
+        warmup_epochs=WARMUP_EPOCHS[source],
+        seed=seed,
+        monitor_every=0,
+        snapshot_every=0,
+        checkpoint_every=0,
+    )
     changed = CONFIGURATIONS[name]
     return replace(base, **{**changed, "views": replace(base.views, **changed.get("views", {}))})
 
@@ -122,61 +162,108 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     config = configuration(name, seed, images.name)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
-        run = pretrain(config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent())
+        run = pretrain(
+            config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent()
+        )
         trained = time.process_time() - start
         numbers = measured(run, images)
     steps = len(images.train) // config.batch_size * config.epochs
-    return {"name": name, "seed": seed, "source": images.name, "changed": CONFIGURATIONS[name], "epochs": config.epochs,
-            "encoder": config.encoder, "batch_size": config.batch_size,
-            "n_train": len(images.train), "n_test": len(images.test), **numbers, "ms_per_step": 1000 * trained / steps,
-            "train_cpu_s": trained, "evaluation_cpu_s": time.process_time() - start - trained, "threads": torch.get_num_threads(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-            "date": date.today().isoformat()}
+    return {
+        "name": name,
+        "seed": seed,
+        "source": images.name,
+        "changed": CONFIGURATIONS[name],
+        "epochs": config.epochs,
+        "encoder": config.encoder,
+        "batch_size": config.batch_size,
+        "n_train": len(images.train),
+        "n_test": len(images.test),
+        **numbers,
+        "ms_per_step": 1000 * trained / steps,
+        "train_cpu_s": trained,
+        "evaluation_cpu_s": time.process_time() - start - trained,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+    }
 
 
 def measured(run: Run, images: ImageSet) -> dict[str, Any]:
     """The study's numbers from the package's own evaluations; None where a loss has no such thing.
 
-    R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is nearest-neighbour similarity.
+    R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is
+    nearest-neighbour similarity.
     """
     embeddings = run.embed(images)
     reference = uncertainty.Reference.of(embeddings)
-    found = uncertainty.measure(run.embed, images, embeddings, run.config.views, levels=LEVELS, reference=reference)
+    found = uncertainty.measure(
+        run.embed, images, embeddings, run.config.views, levels=LEVELS, reference=reference
+    )
     foreign = ood.measure(run.embed, images, embeddings, reference=reference)
     random = {name: c["random"] for name, c in found["corruptions"].items()}
     calibration, evidence = found.get("calibration"), found.get("evidence")
     ranked = {"clean": found["clean"], **random}
     return {
-        "knn": 1 - found["selective"]["knn"]["error"], "linear": 1 - found["selective"]["linear"]["error"],
-        "instance_match": found["partner"]["instance_match"], "partner_auroc": found["partner"]["auroc"].get("certainty"),
+        "knn": 1 - found["selective"]["knn"]["error"],
+        "linear": 1 - found["selective"]["linear"]["error"],
+        "instance_match": found["partner"]["instance_match"],
+        "partner_auroc": found["partner"]["auroc"].get("certainty"),
         **{f"r_auroc_{what}": r["r_auroc"].get("certainty") for what, r in ranked.items()},
-        **{f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in ranked.items()},
+        **{
+            f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in ranked.items()
+        },
         **{f"spearman_{what}": r["spearman"].get("certainty") for what, r in random.items()},
-        **{f"less_certain_{what}": r["less_certain"].get("certainty") for what, r in random.items()},
+        **{
+            f"less_certain_{what}": r["less_certain"].get("certainty") for what, r in random.items()
+        },
         "calibration_raw": calibration and calibration["raw"]["error"],
         "calibration_mapped": calibration and calibration["mapped"]["error"],
         "mean_cosine_different": calibration and calibration["mean_cosine_different"],
         "log_mean_exp": evidence and evidence["log_mean_exp"],
         "log_mean_exp_se": evidence and evidence["log_mean_exp_standard_error"],
         "kernel_dimension": evidence and evidence["kernel_dimension"],
-        **{f"ood_{what}": r["auroc"].get("certainty") for what, r in foreign.items() if "auroc" in r},
-        **{f"nn_ood_{what}": r["auroc"]["neighbour_similarity"] for what, r in foreign.items() if "auroc" in r},
+        **{
+            f"ood_{what}": r["auroc"].get("certainty")
+            for what, r in foreign.items()
+            if "auroc" in r
+        },
+        **{
+            f"nn_ood_{what}": r["auroc"]["neighbour_similarity"]
+            for what, r in foreign.items()
+            if "auroc" in r
+        },
         "detail": {"uncertainty": compact(found), "ood": foreign},
     }
 
 
 def compact(found: dict[str, Any]) -> dict[str, Any]:
     """Without the curves, which make a line of 8 kB one of 12."""
-    selective = {name: {"error": r["error"], "aurc": r["aurc"]} for name, r in found.get("selective", {}).items()}
+    selective = {
+        name: {"error": r["error"], "aurc": r["aurc"]}
+        for name, r in found.get("selective", {}).items()
+    }
     return {**found, "selective": selective}
 
 
-COLUMNS = {"kNN": ("knn",), "linear": ("linear",), "instance match": ("instance_match",), "partner AUROC": ("partner_auroc",),
-           "R-AUROC clean / crop / blur": ("r_auroc_clean", "r_auroc_crop", "r_auroc_blur"), "nn": ("nn_r_auroc_clean",),
-           "Spearman, crop": ("spearman_crop",), "crop less certain": ("less_certain_crop",),
-           "calibration raw / mapped": ("calibration_raw", "calibration_mapped"), "log E[exp s]": ("log_mean_exp",),
-           "OOD other data / noise / inverted / flipped": ("ood_other", "ood_uniform-noise", "ood_inverted", "ood_flipped"),
-           "ms a step": ("ms_per_step",)}
+COLUMNS = {
+    "kNN": ("knn",),
+    "linear": ("linear",),
+    "instance match": ("instance_match",),
+    "partner AUROC": ("partner_auroc",),
+    "R-AUROC clean / crop / blur": ("r_auroc_clean", "r_auroc_crop", "r_auroc_blur"),
+    "nn": ("nn_r_auroc_clean",),
+    "Spearman, crop": ("spearman_crop",),
+    "crop less certain": ("less_certain_crop",),
+    "calibration raw / mapped": ("calibration_raw", "calibration_mapped"),
+    "log E[exp s]": ("log_mean_exp",),
+    "OOD other data / noise / inverted / flipped": (
+        "ood_other",
+        "ood_uniform-noise",
+        "ood_inverted",
+        "ood_flipped",
+    ),
+    "ms a step": ("ms_per_step",),
+}
 
 
 def table(lines: list[dict[str, Any]]) -> str:
@@ -184,7 +271,10 @@ def table(lines: list[dict[str, Any]]) -> str:
     rows = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for name in CONFIGURATIONS:
         if runs := [with_other(line) for line in lines if line["name"] == name]:
-            cells = [" / ".join(spread([run[key] for run in runs]) for key in keys) for keys in COLUMNS.values()]
+            cells = [
+                " / ".join(spread([run[key] for run in runs]) for key in keys)
+                for keys in COLUMNS.values()
+            ]
             rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -200,7 +290,9 @@ def spread(values: Sequence[float | None]) -> str:
     if not numbers:
         return "-"
     digits = 3 if abs(mean(numbers)) < 10 else 1
-    return f"{mean(numbers):.{digits}f}" + (f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else "")
+    return f"{mean(numbers):.{digits}f}" + (
+        f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+    )
 
 
 if __name__ == "__main__":

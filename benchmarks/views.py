@@ -1,9 +1,11 @@
-"""`python -m benchmarks.views [--rounds 7]`: SimCLR's two views, ours against torchvision, one thread, one process, interleaved.
+"""`python -m benchmarks.views [--rounds 7]`: SimCLR's two views, ours against torchvision, one
+thread, one process, interleaved.
 
-Every route draws views by the same law from the same noise images, from uint8 in memory to float32 in [0, 1]. That the operations
-are equal at equal parameters is checked by tests/data/test_views.py. Numbers are views per second of process CPU time, medians
-over the rounds, without the first round. The floor is the conversion from uint8 to float32 alone. kornia and lightly join where
-they are importable; nothing here installs them.
+Every route draws views by the same law from the same noise images, from uint8 in memory to float32
+in [0, 1]. That the operations are equal at equal parameters is checked by tests/data/test_views.py.
+Numbers are views per second of process CPU time, medians over the rounds, without the first round.
+The floor is the conversion from uint8 to float32 alone. kornia and lightly join where they are
+importable; nothing here installs them.
 """
 
 import argparse
@@ -20,7 +22,11 @@ import sureclr.compat  # noqa: F401
 from sureclr.data.views import ViewConfig, two_views
 
 Route = Callable[[Tensor], Any]
-SETTINGS = {"32 px colour": (3, 32, 512), "96 px colour": (3, 96, 128), "28 px grey": (1, 28, 512)}  # channels, size, images
+SETTINGS = {
+    "32 px colour": (3, 32, 512),
+    "96 px colour": (3, 96, 128),
+    "28 px grey": (1, 28, 512),
+}  # channels, size, images
 PER_IMAGE = 32  # images a round for the routes that take them one by one
 CONFIG = ViewConfig()
 
@@ -28,7 +34,9 @@ CONFIG = ViewConfig()
 def transforms(module: Any, size: int, last: list[Any]) -> Any:
     """SimCLR's augmentation written with torchvision's transforms, v1 or v2."""
     s, radius = CONFIG.strength, CONFIG.blur_radius(size, size)
-    jitter = module.ColorJitter(s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue)
+    jitter = module.ColorJitter(
+        s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue
+    )
     blur = module.GaussianBlur(2 * radius + 1, CONFIG.blur_sigma)
     return module.Compose(
         [
@@ -44,7 +52,9 @@ def transforms(module: Any, size: int, last: list[Any]) -> Any:
 
 def one_by_one(transform: Callable[[Any], Tensor], convert: Callable[[Tensor], Any]) -> Route:
     """Two views of each image, an image at a time, as in a data set's __getitem__."""
-    return lambda images: torch.stack([transform(convert(image)) for _ in range(2) for image in images[:PER_IMAGE]])
+    return lambda images: torch.stack(
+        [transform(convert(image)) for _ in range(2) for image in images[:PER_IMAGE]]
+    )
 
 
 def torchvision_routes(size: int) -> dict[str, Route]:
@@ -68,7 +78,13 @@ def kornia_route(size: int) -> Route:
     pipeline = torch.nn.Sequential(
         K.RandomResizedCrop((size, size), CONFIG.crop_area, CONFIG.crop_aspect),
         K.RandomHorizontalFlip(CONFIG.flip),
-        K.ColorJitter(s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue, p=CONFIG.jitter_p),
+        K.ColorJitter(
+            s * CONFIG.brightness,
+            s * CONFIG.contrast,
+            s * CONFIG.saturation,
+            s * CONFIG.hue,
+            p=CONFIG.jitter_p,
+        ),
         K.RandomGrayscale(p=CONFIG.grey_p),
         K.RandomGaussianBlur((kernel, kernel), CONFIG.blur_sigma, p=CONFIG.blur_p),
     )
@@ -86,7 +102,10 @@ def lightly_route(size: int) -> Route:
 def routes(channels: int, size: int) -> dict[str, tuple[Route, bool]]:
     """Name -> (route, whether it takes the whole batch)."""
     ours = {
-        "ours": (lambda images: two_views(images, torch.randint(2**62, (len(images),)), CONFIG), True),
+        "ours": (
+            lambda images: two_views(images, torch.randint(2**62, (len(images),)), CONFIG),
+            True,
+        ),
         "floor: uint8 to float32": (lambda images: images.repeat(2, 1, 1, 1).float() / 255, True),
     }
     peers = {name: (route, False) for name, route in torchvision_routes(size).items()}
@@ -100,12 +119,20 @@ def routes(channels: int, size: int) -> dict[str, tuple[Route, bool]]:
 def views_per_second(route: Route, images: Tensor, whole: bool) -> float:
     start = time.process_time()
     route(images)
-    return 2 * (len(images) if whole else min(len(images), PER_IMAGE)) / (time.process_time() - start)
+    return (
+        2 * (len(images) if whole else min(len(images), PER_IMAGE)) / (time.process_time() - start)
+    )
 
 
 def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
     """Median views a CPU second of each route; A B C A B C ..., the first round dropped."""
-    images = torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0,
+        256,
+        (n, channels, size, size),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
+    )
     entrants = routes(channels, size)
     speeds: dict[str, list[float]] = {name: [] for name in entrants}
     for _ in range(rounds + 1):
@@ -115,7 +142,9 @@ def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
     torch.set_num_threads(1)

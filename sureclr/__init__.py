@@ -31,10 +31,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "PretrainConfig": "config", "ViewConfig": "data.view_config", "ImageSet": "data.image_set", "load_images": "data.sources:load",
-    "two_views": "data.views", "UserError": "errors", "NTXentLoss": "maths.objectives", "SureLoss": "maths.objectives",
-    "objective": "maths.objectives", "Posterior": "maths.sphere", "Embeddings": "models.embed", "recipe": "recipes",
-    "load_finetuned": "training.finetuned", "pretrain": "training.pretrain", "Run": "training.run",
+    "PretrainConfig": "config",
+    "ViewConfig": "data.view_config",
+    "ImageSet": "data.image_set",
+    "load_images": "data.sources:load",
+    "two_views": "data.views",
+    "UserError": "errors",
+    "NTXentLoss": "maths.objectives",
+    "SureLoss": "maths.objectives",
+    "objective": "maths.objectives",
+    "Posterior": "maths.sphere",
+    "Embeddings": "models.embed",
+    "recipe": "recipes",
+    "load_finetuned": "training.finetuned",
+    "pretrain": "training.pretrain",
+    "Run": "training.run",
     "load": "training.run",
 }
 __all__ = ["__version__", *sorted(_HOMES)]

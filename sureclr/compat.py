@@ -1,8 +1,10 @@
 """The one place that knows of torchvision's missing CPU build.
 
-PyPI's torchvision wheel is built against CUDA's torch. Beside a CPU torch its compiled operators do not load, and the import stops
-with "operator torchvision::nms does not exist", which takes timm along. Transforms, data sets, models and all of timm need none of
-these operators: it is enough that their schemas are declared. ``torchvision.ops`` and ``torchvision.io`` stay out of reach (we decode
+PyPI's torchvision wheel is built against CUDA's torch. Beside a CPU torch its compiled operators do
+not load, and the import stops with "operator torchvision::nms does not exist", which takes timm
+along. Transforms, data sets, models and all of timm need none of
+these operators: it is enough that their schemas are declared. ``torchvision.ops`` and
+    ``torchvision.io`` stay out of reach (we decode
 with Pillow). Import this module before torchvision or timm.
 """
 
@@ -15,7 +17,9 @@ _declared: list[torch.library.Library] = []  # the declaration lives as long as 
 
 
 def prepare_torchvision() -> None:
-    """Declare the schemas that torchvision asks for at import, where its compiled operators do not load. Safe to call again."""
+    """Declare the schemas that torchvision asks for at import, where its compiled operators do not
+    load. Safe to call again.
+    """
     spec = find_spec("torchvision")
     if _declared or spec is None or spec.origin is None:
         return

@@ -1,6 +1,8 @@
-"""One frozen, complete, checked configuration of a pretraining run, and the YAML file that it is kept in.
+"""One frozen, complete, checked configuration of a pretraining run, and the YAML file that it is
+kept in.
 
-Defaults stand here and nowhere else; a recipe is a function that returns a configuration (recipes.py).
+Defaults stand here and nowhere else; a recipe is a function that returns a configuration
+(recipes.py).
 """
 
 import re
@@ -17,7 +19,9 @@ from sureclr.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides what a run learns. Where it is written and on which machine it runs are arguments of `pretrain`."""
+    """Everything that decides what a run learns. Where it is written and on which machine it runs
+    are arguments of `pretrain`.
+    """
 
     source: str
     """Data source: digits, fashion-mnist, cifar10, cifar100, stl10, or folder:PATH."""
@@ -38,31 +42,44 @@ class PretrainConfig:
     """Width of its hidden layers; default: the encoder's feature count."""
 
     loss: str = "sure"
-    """sure (NT-Xent plus a likelihood for the radius), nt-xent, or a reference loss (`sureclr list`)."""
+    """sure (NT-Xent plus a likelihood for the radius), nt-xent, or a reference loss (`sureclr
+    list`).
+    """
     temperature: float | None = None
     """Temperature tau of the loss; default: the loss's own."""
     certainty_weight: float | None = None
     """Weight lambda of the certainty term; default: the loss's own (sure: 28/m)."""
     kernel_dimension: float | Literal["measured"] | None = None
-    """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different images); default: projection_dim."""
+    """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different
+    images); default: projection_dim.
+    """
     empirical_prior: float | None = None
-    """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of which image; default: 0 (uniform)."""
+    """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of
+    which image; default: 0 (uniform).
+    """
     softening: Literal["anchors", "means", "off"] | None = None
-    """Softer logits where a view is unsure: its own (anchors), all that it takes part in (means), none (off); default: anchors, off where
-    certainty_gradient is off."""
+    """Softer logits where a view is unsure: its own (anchors), all that it takes part in (means),
+    none (off); default: anchors, off where certainty_gradient is off.
+    """
     samples: int | None = None
     """Monte Carlo samples a view (mc-infonce)."""
     certainty_gradient: Literal["on", "off"] = "on"
-    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's representation (softening: off)."""
+    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's
+    representation (softening: off).
+    """
 
     epochs: int = 200
     """Passes over the training images."""
     batch_size: int = 512
     """Images a step; the loss compares all 2 x batch_size views."""
     micro_batch: int | None = None
-    """Images in memory at once; smaller than batch_size: exact accumulation, BN statistics per micro-batch. Default: batch_size."""
+    """Images in memory at once; smaller than batch_size: exact accumulation, BN statistics per
+    micro-batch. Default: batch_size.
+    """
     optimizer: Literal["adam", "lars", "sgd"] = "adam"
-    """adam, lars (biases and norms excluded; for batches of 1024 and more), or sgd with Nesterov momentum."""
+    """adam, lars (biases and norms excluded; for batches of 1024 and more), or sgd with Nesterov
+    momentum.
+    """
     learning_rate: float = 1e-3
     """Peak learning rate."""
     weight_decay: float = 1e-6
@@ -75,9 +92,13 @@ class PretrainConfig:
     """Decides the initial weights, the order of the images and every view."""
 
     monitor_every: int = 5
-    """Epochs between quality checks (kNN on held-out training images, alignment, uniformity, effective rank); 0: never."""
+    """Epochs between quality checks (kNN on held-out training images, alignment, uniformity,
+    effective rank); 0: never.
+    """
     snapshot_every: int = 10
-    """Epochs between snapshots of 1,024 fixed training images, for the study of how it learned; 0: never."""
+    """Epochs between snapshots of 1,024 fixed training images, for the study of how it learned; 0:
+    never.
+    """
     checkpoint_every: int = 10
     """Epochs between checkpoints (one is always written at the end and on a signal)."""
 
@@ -87,40 +108,88 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         typed(type(self), {name: value for name, value in vars(self).items() if name != "views"})
         if not isinstance(self.views, ViewConfig):
-            raise UserError(f"views must be a ViewConfig, not {self.views!r}; make one with sureclr.ViewConfig(...).")
+            raise UserError(
+                f"views must be a ViewConfig, not {self.views!r}; make one with"
+                " sureclr.ViewConfig(...)."
+            )
         for rule, holds, value in self._rules():
             if not holds:
                 raise UserError(f"{rule}; got {value}.")
         if self.micro_batch and self.batch_size % self.micro_batch:
             nearest = max(1, round(self.batch_size / self.micro_batch)) * self.micro_batch
-            raise UserError(f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}; try batch_size {nearest}.")
+            raise UserError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch};"
+                f" try batch_size {nearest}."
+            )
 
     def _rules(self) -> list[tuple[str, bool, Any]]:
         return [
-            ("batch_size must be at least 2, because a batch of 1 has no other image to contrast with", self.batch_size >= 2,
-             self.batch_size),
-            ("micro_batch must be at least 2 (BN needs more than one image) or left out",
-             self.micro_batch is None or self.micro_batch >= 2, self.micro_batch),
+            (
+                (
+                    "batch_size must be at least 2, because a batch of 1 has no other image to"
+                    " contrast with"
+                ),
+                self.batch_size >= 2,
+                self.batch_size,
+            ),
+            (
+                "micro_batch must be at least 2 (BN needs more than one image) or left out",
+                self.micro_batch is None or self.micro_batch >= 2,
+                self.micro_batch,
+            ),
             ("epochs must be at least 1", self.epochs >= 1, self.epochs),
-            ("projection_layers must be 1 to 4", 1 <= self.projection_layers <= 4, self.projection_layers),
+            (
+                "projection_layers must be 1 to 4",
+                1 <= self.projection_layers <= 4,
+                self.projection_layers,
+            ),
             ("projection_dim must be at least 2", self.projection_dim >= 2, self.projection_dim),
-            ("projection_hidden must be positive or left out", self.projection_hidden is None or self.projection_hidden >= 1,
-             self.projection_hidden),
-            ("size must be at least 4 pixels or left out", self.size is None or self.size >= 4, self.size),
-            ("learning_rate must be a positive number", 0 < self.learning_rate < float("inf"), self.learning_rate),
-            ("weight_decay must not be negative", 0 <= self.weight_decay < float("inf"), self.weight_decay),
-            ("warmup_epochs must not be negative, and finite", 0 <= self.warmup_epochs < float("inf"), self.warmup_epochs),
+            (
+                "projection_hidden must be positive or left out",
+                self.projection_hidden is None or self.projection_hidden >= 1,
+                self.projection_hidden,
+            ),
+            (
+                "size must be at least 4 pixels or left out",
+                self.size is None or self.size >= 4,
+                self.size,
+            ),
+            (
+                "learning_rate must be a positive number",
+                0 < self.learning_rate < float("inf"),
+                self.learning_rate,
+            ),
+            (
+                "weight_decay must not be negative",
+                0 <= self.weight_decay < float("inf"),
+                self.weight_decay,
+            ),
+            (
+                "warmup_epochs must not be negative, and finite",
+                0 <= self.warmup_epochs < float("inf"),
+                self.warmup_epochs,
+            ),
             ("seed must not be negative, and below 2^31", 0 <= self.seed < 2**31, self.seed),
-            ("monitor_every, snapshot_every and checkpoint_every must not be negative",
-             min(self.monitor_every, self.snapshot_every, self.checkpoint_every) >= 0,
-             (self.monitor_every, self.snapshot_every, self.checkpoint_every)),
+            (
+                "monitor_every, snapshot_every and checkpoint_every must not be negative",
+                min(self.monitor_every, self.snapshot_every, self.checkpoint_every) >= 0,
+                (self.monitor_every, self.snapshot_every, self.checkpoint_every),
+            ),
         ]
 
     def objective_options(self) -> dict[str, Any]:
-        """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's own default."""
+        """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's
+        own default.
+        """
         simclr = self.softening is None and self.loss == "sure" and self.certainty_gradient == "off"
-        return {"temperature": self.temperature, "weight": self.certainty_weight, "dimension": self.kernel_dimension,
-                "empirical_prior": self.empirical_prior, "softening": "off" if simclr else self.softening, "samples": self.samples}
+        return {
+            "temperature": self.temperature,
+            "weight": self.certainty_weight,
+            "dimension": self.kernel_dimension,
+            "empirical_prior": self.empirical_prior,
+            "softening": "off" if simclr else self.softening,
+            "samples": self.samples,
+        }
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,11 +197,19 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag != "tag:yaml.org,2002:bool" or first in "tTfF"
+    ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -140,32 +217,48 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"the configuration {path} cannot be read ({error.strerror}); give the path of a YAML file.") from error
+        raise UserError(
+            f"the configuration {path} cannot be read ({error.strerror}); give the path of a YAML"
+            " file."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the configuration {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"the configuration {path} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"the configuration {path} must be a mapping of keys to values, as `sureclr pretrain --dry-run` prints it.")
+        raise UserError(
+            f"the configuration {path} must be a mapping of keys to values, as `sureclr pretrain"
+            " --dry-run` prints it."
+        )
     return content
 
 
 def from_dict(values: dict[str, Any]) -> PretrainConfig:
-    """A checked configuration from plain values (a file's); unknown keys and values of another type are refused by name."""
+    """A checked configuration from plain values (a file's); unknown keys and values of another type
+    are refused by name.
+    """
     plain = typed(PretrainConfig, {key: value for key, value in values.items() if key != "views"})
     if "source" not in plain:
         raise UserError("the configuration names no source; add for example `source: digits`.")
-    return PretrainConfig(**plain, views=ViewConfig(**typed(ViewConfig, view_values(values), "views.")))
+    return PretrainConfig(
+        **plain, views=ViewConfig(**typed(ViewConfig, view_values(values), "views."))
+    )
 
 
 def view_values(values: dict[str, Any]) -> dict[str, Any]:
     """What plain values say of the views; {} where nothing."""
     views = values.get("views") or {}
     if not isinstance(views, dict):
-        raise UserError(f"configuration key views must be a mapping of its own keys to values, not {views!r}.")
+        raise UserError(
+            f"configuration key views must be a mapping of its own keys to values, not {views!r}."
+        )
     return views
 
 
 def typed(config: type, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values as the fields of a configuration class want them: a whole number where a float is wanted, a tuple for a list."""
+    """The values as the fields of a configuration class want them: a whole number where a float is
+    wanted, a tuple for a list.
+    """
     hints = get_type_hints(config)
     for key in values:
         if key not in hints:
@@ -179,13 +272,21 @@ def _as(hint: Any, value: Any, key: str) -> Any:
     for choice in choices:
         if get_origin(choice) is Literal and value in get_args(choice):
             return value
-        if get_origin(choice) is tuple and isinstance(value, list | tuple) and len(value) == len(get_args(choice)):
-            return tuple(_as(part, entry, key) for part, entry in zip(get_args(choice), value, strict=True))
+        if (
+            get_origin(choice) is tuple
+            and isinstance(value, list | tuple)
+            and len(value) == len(get_args(choice))
+        ):
+            return tuple(
+                _as(part, entry, key) for part, entry in zip(get_args(choice), value, strict=True)
+            )
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if choice in (int, str, NoneType) and type(value) is choice:
             return value
-    raise UserError(f"configuration key {key} must be {' or '.join(map(_told, choices))}; got {value!r}.")
+    raise UserError(
+        f"configuration key {key} must be {' or '.join(map(_told, choices))}; got {value!r}."
+    )
 
 
 def _told(choice: Any) -> str:
@@ -193,16 +294,29 @@ def _told(choice: Any) -> str:
     if get_origin(choice) is Literal:
         words = [str(word) for word in get_args(choice)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
-    return "nothing" if choice is NoneType else str(choice) if get_origin(choice) else str(choice.__name__)
+    return (
+        "nothing"
+        if choice is NoneType
+        else str(choice)
+        if get_origin(choice)
+        else str(choice.__name__)
+    )
 
 
 def to_yaml(config: PretrainConfig) -> str:
-    """The configuration as YAML, in the order of its fields; `from_dict(read_yaml(...))` gives it back."""
+    """The configuration as YAML, in the order of its fields; `from_dict(read_yaml(...))` gives it
+    back.
+    """
     plain = asdict(config)
-    plain["views"] = {key: list(value) if isinstance(value, tuple) else value for key, value in plain["views"].items()}
+    plain["views"] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in plain["views"].items()
+    }
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
 def differing(one: PretrainConfig, other: PretrainConfig) -> list[str]:
     """The keys in which two configurations differ."""
-    return [f.name for f in fields(PretrainConfig) if getattr(one, f.name) != getattr(other, f.name)]
+    return [
+        f.name for f in fields(PretrainConfig) if getattr(one, f.name) != getattr(other, f.name)
+    ]

@@ -1,4 +1,6 @@
-"""What a user can mend: one sentence that names the rule, the value and the way out. The command line turns it into exit code 2."""
+"""What a user can mend: one sentence that names the rule, the value and the way out. The command
+line turns it into exit code 2.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -9,7 +11,9 @@ class UserError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a registry: the nearest known names first, then all of them."""
+    """The error for a name that is not in a registry: the nearest known names first, then all of
+    them.
+    """
     names = list(known)
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM ask for a stop; every loop polls the flag, saves what it has, and raises `Stopped` (exit 128 + signal)."""
+"""SIGINT and SIGTERM ask for a stop; every loop polls the flag, saves what it has, and raises
+`Stopped` (exit 128 + signal).
+"""
 
 import signal
 import threading
@@ -32,7 +34,9 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turn the first SIGINT or SIGTERM into a flag inside the block; the second interrupts at once. Only the main thread can."""
+    """Turn the first SIGINT or SIGTERM into a flag inside the block; the second interrupts at once.
+    Only the main thread can.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag

@@ -1,4 +1,6 @@
-"""One thread a test process (two run side by side), torchvision importable, and no UMAP even where a developer has it: it is slow."""
+"""One thread a test process (two run side by side), torchvision importable, and no UMAP even where
+a developer has it: it is slow.
+"""
 
 import sys
 

@@ -19,18 +19,28 @@ def views(n: int = 5, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     """(2n, d) directions, partners alike, and (2n,) radii in [0.1, 0.9]; float64."""
     g = generator(seed)
     image = torch.randn(n, d, generator=g, dtype=torch.float64)
-    noisy = torch.cat((image, image)) + 0.5 * torch.randn(2 * n, d, generator=g, dtype=torch.float64)
-    return torch.nn.functional.normalize(noisy, dim=-1), 0.1 + 0.8 * torch.rand(2 * n, generator=g, dtype=torch.float64)
+    noisy = torch.cat((image, image)) + 0.5 * torch.randn(
+        2 * n, d, generator=g, dtype=torch.float64
+    )
+    return torch.nn.functional.normalize(noisy, dim=-1), 0.1 + 0.8 * torch.rand(
+        2 * n, generator=g, dtype=torch.float64
+    )
 
 
 def all_losses(n: int = 5) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Every loss as a function of directions and one positive number a view (radius, kappa, temperature or prediction)."""
+    """Every loss as a function of directions and one positive number a view (radius, kappa,
+    temperature or prediction).
+    """
     return {
         "nt_xent": lambda mu, x: losses.nt_xent(mu, TAU),
         "dcl": lambda mu, x: references.dcl(mu, TAU),
         "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5),
-        "sure_with_prior": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4),
-        "sure_softened": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, softening="anchors"),
+        "sure_with_prior": lambda mu, x: losses.sure(
+            mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4
+        ),
+        "sure_softened": lambda mu, x: losses.sure(
+            mu, x, TAU, weight=0.7, dimension=3.5, softening="anchors"
+        ),
         "poisson_nce": lambda mu, x: references.poisson_nce(mu, x, 3.5),
         "gaussian_nce": lambda mu, x: references.gaussian_nce(mu, x, 3.5),
         "elk": lambda mu, x: references.elk(mu, 8 * x),

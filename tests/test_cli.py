@@ -1,4 +1,6 @@
-"""The command line: what it prints where, its exit codes, and that bad input is one line and writes nothing."""
+"""The command line: what it prints where, its exit codes, and that bad input is one line and writes
+nothing.
+"""
 
 import json
 import os
@@ -19,8 +21,24 @@ from tiny import equal, lines, train
 from sureclr.cli import main
 
 ROOT = Path(__file__).parents[1]
-BASE = ["--encoder", "small", "--stem", "imagenet", "--projection-dim", "8", "--warmup-epochs", "0", "--checkpoint-every", "1",
-        "--snapshot-every", "0", "--monitor-every", "0", "--device", "cpu"]
+BASE = [
+    "--encoder",
+    "small",
+    "--stem",
+    "imagenet",
+    "--projection-dim",
+    "8",
+    "--warmup-epochs",
+    "0",
+    "--checkpoint-every",
+    "1",
+    "--snapshot-every",
+    "0",
+    "--monitor-every",
+    "0",
+    "--device",
+    "cpu",
+]
 TINY = [*BASE, "--epochs", "2", "--batch-size", "500"]  # 4 steps on digits
 
 
@@ -63,20 +81,31 @@ def answered(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(out)
 
 
-# --- Help and names ---------------------------------------------------------------------------------------------------------------
+# --- Help and names -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "digits", "--dry-run"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "digits", "--dry-run"]],
+)
 def test_help_needs_no_torch(words: list[str]) -> None:
     """Nor anything else that takes its time."""
-    code = ("import sys\nfrom sureclr.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n    assert not e.code\n"
-            "print([m for m in ('torch','timm','torchvision','sklearn','matplotlib','numpy') if m in sys.modules], file=sys.stderr)")
-    done = subprocess.run(process(*words, code=code), capture_output=True, text=True, timeout=60, cwd=ROOT)
+    code = (
+        "import sys\nfrom sureclr.cli import main\ntry:\n    main()\nexcept SystemExit as e:\n   "
+        " assert not e.code\nprint([m for m in"
+        " ('torch','timm','torchvision','sklearn','matplotlib','numpy') if m in sys.modules],"
+        " file=sys.stderr)"
+    )
+    done = subprocess.run(
+        process(*words, code=code), capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     assert done.returncode == 0 and done.stdout.strip()
     assert done.stderr.strip().splitlines()[-1] == "[]"
 
 
-def test_every_key_of_the_configuration_is_a_flag_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_key_of_the_configuration_is_a_flag_with_its_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from dataclasses import fields
 
     from sureclr.config import PretrainConfig
@@ -84,21 +113,31 @@ def test_every_key_of_the_configuration_is_a_flag_with_its_default(capsys: pytes
 
     main(["pretrain", "--help"])
     text = capsys.readouterr().out
-    flags = [f"--{f.name.replace('_', '-')}" for f in fields(PretrainConfig) if f.name not in ("source", "views")]
-    assert all(flag in text for flag in flags + [f"--views.{f.name.replace('_', '-')}" for f in fields(ViewConfig)])
+    flags = [
+        f"--{f.name.replace('_', '-')}"
+        for f in fields(PretrainConfig)
+        if f.name not in ("source", "views")
+    ]
+    assert all(
+        flag in text
+        for flag in flags + [f"--views.{f.name.replace('_', '-')}" for f in fields(ViewConfig)]
+    )
     assert "[default: 512]" in " ".join(text.replace("│", " ").split())
 
 
 def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     found = answered(["list"], capsys)
-    assert {"digits", "cifar10", "folder:PATH"} <= found["sources"].keys() and {"sure", "nt-xent"} <= found["losses"].keys()
+    assert {"digits", "cifar10", "folder:PATH"} <= found["sources"].keys() and {
+        "sure",
+        "nt-xent",
+    } <= found["losses"].keys()
     assert {"small", "resnet50"} <= found["encoders"].keys() and "digits" in found["recipes"]
     main(["list"])
     text = capsys.readouterr().out
     assert all(name in text for kind in found.values() for name in kind)
 
 
-# --- Resolving the configuration --------------------------------------------------------------------------------------------------
+# --- Resolving the configuration ------------------------------------------------------
 
 
 def dry(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -106,17 +145,33 @@ def dry(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def test_command_line_over_file_over_recipe_over_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_over_file_over_recipe_over_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("epochs: 7\nbatch_size: 64\nviews:\n  flip: 0.25\n  hue: 0.1\n")
-    found = dry(["digits", "--recipe", "cifar10", "-c", str(file), "--epochs", "3", "--views.hue", "0.05"], capsys)
-    assert (found["source"], found["epochs"], found["batch_size"], found["encoder"], found["optimizer"]) == (
-        "digits", 3, 64, "resnet18", "adam")
-    assert (found["views"]["hue"], found["views"]["flip"], found["views"]["strength"], found["views"]["contrast"]) == (
-        0.05, 0.25, 0.5, 0.8)
+    found = dry(
+        ["digits", "--recipe", "cifar10", "-c", str(file), "--epochs", "3", "--views.hue", "0.05"],
+        capsys,
+    )
+    assert (
+        found["source"],
+        found["epochs"],
+        found["batch_size"],
+        found["encoder"],
+        found["optimizer"],
+    ) == ("digits", 3, 64, "resnet18", "adam")
+    assert (
+        found["views"]["hue"],
+        found["views"]["flip"],
+        found["views"]["strength"],
+        found["views"]["contrast"],
+    ) == (0.05, 0.25, 0.5, 0.8)
 
 
-def test_a_source_starts_from_its_own_recipe_and_a_file_from_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_source_starts_from_its_own_recipe_and_a_file_from_the_defaults(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dry(["digits"], capsys)["encoder"] == "small"
     assert dry([f"folder:{tmp_path}"], capsys)["batch_size"] == 256
     (tmp_path / "c.yaml").write_text("source: digits\n")
@@ -124,10 +179,25 @@ def test_a_source_starts_from_its_own_recipe_and_a_file_from_the_defaults(tmp_pa
 
 
 def test_dry_run_prints_a_file_that_repeats_it_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["pretrain", "digits", "--epochs", "5", "--certainty-gradient", "off", "--views.crop-area", "0.3", "0.9", "--dry-run"])
+    main(
+        [
+            "pretrain",
+            "digits",
+            "--epochs",
+            "5",
+            "--certainty-gradient",
+            "off",
+            "--views.crop-area",
+            "0.3",
+            "0.9",
+            "--dry-run",
+        ]
+    )
     text = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "c.yaml").write_text(text)
@@ -137,16 +207,31 @@ def test_dry_run_prints_a_file_that_repeats_it_and_writes_nothing(
     assert as_json == yaml.safe_load(text) | {"certainty_gradient": "off"}
 
 
-# --- Pretraining ------------------------------------------------------------------------------------------------------------------
+# --- Pretraining ----------------------------------------------------------------------
 
 
-def test_the_runs_own_file_repeats_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = answered(["pretrain", "-c", str(run / "config.yaml"), "--out", str(tmp_path / "again"), "--device", "cpu"], capsys)
+def test_the_runs_own_file_repeats_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = answered(
+        [
+            "pretrain",
+            "-c",
+            str(run / "config.yaml"),
+            "--out",
+            str(tmp_path / "again"),
+            "--device",
+            "cpu",
+        ],
+        capsys,
+    )
     assert equal(run, tmp_path / "again")
     assert answer["run"] == str(tmp_path / "again") and answer["last"]["step"] == 4
 
 
-def test_an_existing_run_is_left_alone_and_three_exits_are_named(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_run_is_left_alone_and_three_exits_are_named(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
     said = failed(["pretrain", "digits", *TINY, "--out", str(own)], capsys)
     assert all(word in said for word in ("--resume", "--overwrite", "--out"))
@@ -157,11 +242,17 @@ def test_overwrite_trains_anew_and_keeps_what_is_not_ours(own: Path, run: Path) 
     (own / "notes.txt").write_text("mine")
     (own / "results.json").write_text("{}")
     main(["pretrain", "digits", *TINY, "--out", str(own), "--overwrite"])
-    assert equal(own, run) and (own / "notes.txt").read_text() == "mine" and not (own / "results.json").exists()
+    assert (
+        equal(own, run)
+        and (own / "notes.txt").read_text() == "mine"
+        and not (own / "results.json").exists()
+    )
 
 
 def test_resume_with_another_option_names_it(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = failed(["pretrain", "--resume", "--out", str(own), "--epochs", "9", "--device", "cpu"], capsys)
+    said = failed(
+        ["pretrain", "--resume", "--out", str(own), "--epochs", "9", "--device", "cpu"], capsys
+    )
     assert "epochs" in said and "9" in said
 
 
@@ -169,7 +260,13 @@ def test_sigterm_ends_with_143_and_resume_with_the_same_run(run: Path, tmp_path:
     """A real process, killed as a cluster kills it."""
     out = tmp_path / "run"
     words = ["pretrain", "digits", *TINY, "--out", str(out)]
-    child = subprocess.Popen(process(*words), stderr=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    child = subprocess.Popen(
+        process(*words),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     while child.poll() is None and not (out / "metrics.jsonl").exists():
         time.sleep(0.02)
     child.send_signal(signal.SIGTERM)
@@ -182,29 +279,44 @@ def test_sigterm_ends_with_143_and_resume_with_the_same_run(run: Path, tmp_path:
     assert equal(run, out)
 
 
-# --- Evaluating -------------------------------------------------------------------------------------------------------------------
+# --- Evaluating -----------------------------------------------------------------------
 
 
-def test_knn_and_linear_beside_their_baselines(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_knn_and_linear_beside_their_baselines(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("knn", "linear"):
         found = answered([name, str(own)], capsys)
         assert found == json.loads((own / "results.json").read_text())[name]
-        assert 0.5 < found["accuracy"] <= 1 and found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+        assert (
+            0.5 < found["accuracy"] <= 1
+            and found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+        )
         assert found["baselines"].keys() == {"raw_pixels", "untrained"} and found["n_test"] == 797
     main(["knn", str(own)])
     *text, last = capsys.readouterr().out.strip().splitlines()
-    assert "raw pixels" in text[-1] and "untrained encoder" in text[-1] and last.startswith("next: sureclr")
+    assert (
+        "raw pixels" in text[-1]
+        and "untrained encoder" in text[-1]
+        and last.startswith("next: sureclr")
+    )
 
 
-def test_transfer_has_a_key_of_its_own(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_transfer_has_a_key_of_its_own(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     photos(tmp_path / "other", classes=2)
     answered(["knn", str(own), "--data", f"folder:{tmp_path / 'other'}"], capsys)
-    assert list(json.loads((own / "results.json").read_text())) == [f"knn:folder:{tmp_path / 'other'}"]
+    assert list(json.loads((own / "results.json").read_text())) == [
+        f"knn:folder:{tmp_path / 'other'}"
+    ]
     assert not (own / "embeddings.parquet").exists()
 
 
 def test_evaluate_does_what_is_missing_and_leaves_the_rest(
-    own: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    own: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from sureclr.evaluation import evaluate
     from sureclr.evaluation.evaluate import knn
@@ -212,7 +324,12 @@ def test_evaluate_does_what_is_missing_and_leaves_the_rest(
     def never(material: Any) -> dict[str, Any]:
         raise AssertionError("was there already")
 
-    kept = {"accuracy": 0.25, "interval": [0.2, 0.3], "n_test": 797, "baselines": {"raw_pixels": 0.1, "untrained": 0.1}}
+    kept = {
+        "accuracy": 0.25,
+        "interval": [0.2, 0.3],
+        "n_test": 797,
+        "baselines": {"raw_pixels": 0.1, "untrained": 0.1},
+    }
     (own / "results.json").write_text(json.dumps({"linear": kept}))
     monkeypatch.setattr(evaluate, "EVALUATIONS", {"linear": never, "knn": knn})
     found = answered(["evaluate", str(own)], capsys)
@@ -240,60 +357,106 @@ def photos(folder: Path, classes: int, each: int = 12) -> Path:
     return folder
 
 
-def test_unlabelled_images_pretrain_and_linear_says_what_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unlabelled_images_pretrain_and_linear_says_what_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = f"folder:{photos(tmp_path / 'photos', classes=0, each=20)}"
     out = str(tmp_path / "run")
-    main(["pretrain", source, *BASE, "--batch-size", "8", "--epochs", "1", "--size", "12", "--out", out])
+    main(
+        [
+            "pretrain",
+            source,
+            *BASE,
+            "--batch-size",
+            "8",
+            "--epochs",
+            "1",
+            "--size",
+            "12",
+            "--out",
+            out,
+        ]
+    )
     for name in ("linear", "knn"):
         said = failed([name, out, "--device", "cpu"], capsys)
         assert f"{name} needs labels" in said and "sub-folder" in said and "--data" in said
 
 
-# --- Bad input --------------------------------------------------------------------------------------------------------------------
+# --- Bad input ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["digitz"], ["unknown data source 'digitz'", "did you mean digits", "cifar10", "folder:PATH"]),
-    (["."], ["is a folder", "folder:."]),
-    (["folder:none"], ["none"]),
-    (["folder:empty"], ["empty"]),
-    (["digits", "--loss", "nt_xent"], ["unknown loss 'nt_xent'", "did you mean nt-xent", "sure"]),
-    (["digits", "--encoder", "resnet19"], ["unknown encoder 'resnet19'", "did you mean resnet", "small"]),
-    (["digits", "--recipe", "cifar"], ["unknown recipe 'cifar'", "did you mean cifar10"]),
-    (["digits", "--epocs", "3"], ["--epocs", "--epochs"]),
-    (["digits", "--epochs", "ten"], ["--epochs", "ten"]),
-    (["digits", "--optimizer", "adamw"], ["adamw", "lars"]),
-    (["digits", "--encoder", "convnext_atto", "--stem", "cifar"], ["stem cifar", "ResNet family"]),
-    (["digits", "--batch-size", "1"], ["batch_size must be at least 2", "1"]),
-    (["digits", "--batch-size", "1001"], ["batch_size 1001", "1000 training images", "500"]),
-    (["digits", "--batch-size", "100", "--micro-batch", "64"], ["batch_size 100", "micro_batch 64", "128"]),
-    (["digits", "--temperature", "0"], ["temperature", "0"]),
-    (["digits", "--temperature", "nan"], ["temperature", "nan"]),
-    (["digits", "--loss", "dcl", "--samples", "4"], ["dcl takes no samples", "temperature"]),
-    (["digits", "--loss", "nt-xent", "--certainty-gradient", "off"], ["certainty_gradient off", "nt-xent"]),
-    (["digits", "--views.flip", "2"], ["views.flip", "2"]),
-    (["digits", "--views.crop-area", "0.5", "0.2"], ["views.crop_area", "0.5"]),
-    (["digits", "--size", "2"], ["size must be at least 4", "2"]),
-    (["digits", "--device", "tpu"], ["tpu", "cpu"]),
-    (["digits", "--device", "cuda:99"], ["cuda:99", "cpu"]),
-    (["digits", "--track", "wandbb"], ["unknown tracker", "wandb"]),
-    (["digits", "--resume"], ["no run to resume"]),
-    (["digits", "--learning-rate", "nan"], ["learning_rate", "nan"]),
-    (["-c", "none.yaml"], ["none.yaml", "cannot be read"]),
-    (["-c", "ten.yaml"], ["epochs must be int", "'ten'"]),
-    (["-c", "key.yaml"], ["unknown configuration key 'epoch'", "epochs"]),
-    (["-c", "views.yaml"], ["views must be a mapping"]),
-    (["-c", "source.yaml"], ["source must be str"]),
-    ([], ["needs a data source", "sureclr pretrain digits"]),
-    (["digits", "cifar10"], ["cifar10"]),
-], ids=lambda value: " ".join(value) if value and value[0] != "unknown" else "")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["digitz"],
+            ["unknown data source 'digitz'", "did you mean digits", "cifar10", "folder:PATH"],
+        ),
+        (["."], ["is a folder", "folder:."]),
+        (["folder:none"], ["none"]),
+        (["folder:empty"], ["empty"]),
+        (
+            ["digits", "--loss", "nt_xent"],
+            ["unknown loss 'nt_xent'", "did you mean nt-xent", "sure"],
+        ),
+        (
+            ["digits", "--encoder", "resnet19"],
+            ["unknown encoder 'resnet19'", "did you mean resnet", "small"],
+        ),
+        (["digits", "--recipe", "cifar"], ["unknown recipe 'cifar'", "did you mean cifar10"]),
+        (["digits", "--epocs", "3"], ["--epocs", "--epochs"]),
+        (["digits", "--epochs", "ten"], ["--epochs", "ten"]),
+        (["digits", "--optimizer", "adamw"], ["adamw", "lars"]),
+        (
+            ["digits", "--encoder", "convnext_atto", "--stem", "cifar"],
+            ["stem cifar", "ResNet family"],
+        ),
+        (["digits", "--batch-size", "1"], ["batch_size must be at least 2", "1"]),
+        (["digits", "--batch-size", "1001"], ["batch_size 1001", "1000 training images", "500"]),
+        (
+            ["digits", "--batch-size", "100", "--micro-batch", "64"],
+            ["batch_size 100", "micro_batch 64", "128"],
+        ),
+        (["digits", "--temperature", "0"], ["temperature", "0"]),
+        (["digits", "--temperature", "nan"], ["temperature", "nan"]),
+        (["digits", "--loss", "dcl", "--samples", "4"], ["dcl takes no samples", "temperature"]),
+        (
+            ["digits", "--loss", "nt-xent", "--certainty-gradient", "off"],
+            ["certainty_gradient off", "nt-xent"],
+        ),
+        (["digits", "--views.flip", "2"], ["views.flip", "2"]),
+        (["digits", "--views.crop-area", "0.5", "0.2"], ["views.crop_area", "0.5"]),
+        (["digits", "--size", "2"], ["size must be at least 4", "2"]),
+        (["digits", "--device", "tpu"], ["tpu", "cpu"]),
+        (["digits", "--device", "cuda:99"], ["cuda:99", "cpu"]),
+        (["digits", "--track", "wandbb"], ["unknown tracker", "wandb"]),
+        (["digits", "--resume"], ["no run to resume"]),
+        (["digits", "--learning-rate", "nan"], ["learning_rate", "nan"]),
+        (["-c", "none.yaml"], ["none.yaml", "cannot be read"]),
+        (["-c", "ten.yaml"], ["epochs must be int", "'ten'"]),
+        (["-c", "key.yaml"], ["unknown configuration key 'epoch'", "epochs"]),
+        (["-c", "views.yaml"], ["views must be a mapping"]),
+        (["-c", "source.yaml"], ["source must be str"]),
+        ([], ["needs a data source", "sureclr pretrain digits"]),
+        (["digits", "cifar10"], ["cifar10"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0] != "unknown" else "",
+)
 def test_bad_input_is_one_line_exit_2_and_nothing_written(
-    words: list[str], said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    said: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for name, text in (("ten", "source: digits\nepochs: ten"), ("key", "source: digits\nepoch: 3"), ("views", "source: digits\nviews: 3"),
-                       ("source", "source: 5")):
+    for name, text in (
+        ("ten", "source: digits\nepochs: ten"),
+        ("key", "source: digits\nepoch: 3"),
+        ("views", "source: digits\nviews: 3"),
+        ("source", "source: 5"),
+    ):
         (tmp_path / f"{name}.yaml").write_text(text)
     before = sorted(tmp_path.rglob("*"))
     line = failed(["pretrain", *words], capsys)
@@ -302,11 +465,15 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", "photos"])
-def test_an_out_that_cannot_be_is_told_and_left_alone(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_out_that_cannot_be_is_told_and_left_alone(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("x")
     photos(tmp_path / "photos", classes=0)
     before = sorted(tmp_path.rglob("*"))
-    line = failed(["pretrain", "digits", *TINY, "--out", str(tmp_path / out), "--overwrite"], capsys)
+    line = failed(
+        ["pretrain", "digits", *TINY, "--out", str(tmp_path / out), "--overwrite"], capsys
+    )
     assert str(tmp_path / out) in line and "--out" in line and sorted(tmp_path.rglob("*")) == before
 
 
@@ -315,16 +482,31 @@ def test_a_diverging_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "diverged" in failed(["pretrain", "digits", *TINY, *options], capsys)
 
 
-@pytest.mark.parametrize("words", [
-    ["knn", "none"], ["linear", "none"], ["evaluate", "none"], ["knn", "RUN", "--data", "digitz"], ["evaluate", "RUN", "--data", "digitz"],
-    ["views", "digitz"], ["views", "digits", "--count", "0"], ["views", "digits", "--out", "RUN/config.yaml/x.png"], ["knn"], ["knnn"],
-])
-def test_other_commands_refuse_in_one_line_too(words: list[str], own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["knn", "none"],
+        ["linear", "none"],
+        ["evaluate", "none"],
+        ["knn", "RUN", "--data", "digitz"],
+        ["evaluate", "RUN", "--data", "digitz"],
+        ["views", "digitz"],
+        ["views", "digits", "--count", "0"],
+        ["views", "digits", "--out", "RUN/config.yaml/x.png"],
+        ["knn"],
+        ["knnn"],
+    ],
+)
+def test_other_commands_refuse_in_one_line_too(
+    words: list[str], own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     failed([word.replace("RUN", str(own)) for word in words], capsys)
     assert not (own / "results.json").exists()
 
 
-def test_a_full_memory_names_the_micro_batch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_memory_names_the_micro_batch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sureclr.training import pretrain
 
     def full(*_: Any, **__: Any) -> None:
@@ -347,13 +529,15 @@ def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`sureclr list | head -1`"""
-    child = subprocess.Popen(process("list"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    child = subprocess.Popen(
+        process("list"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    )
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
     assert child.wait(timeout=60) == 0 and child.stderr.read() == b""
 
 
-# --- Pictures ---------------------------------------------------------------------------------------------------------------------
+# --- Pictures -------------------------------------------------------------------------
 
 
 def test_views_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,11 +547,15 @@ def test_views_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert min(sheet.size) > 20
 
 
-# --- Runs on images given in Python -------------------------------------------------------------------------------------------------
+# --- Runs on images given in Python ---------------------------------------------------
 
 
-def test_a_run_on_own_images_asks_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its config names a source that the images did not come from: nothing may be evaluated on that one silently."""
+def test_a_run_on_own_images_asks_for_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its config names a source that the images did not come from: nothing may be evaluated on that
+    one silently.
+    """
     run = train(tmp_path / "run", source="digits", epochs=1, monitor_every=0, snapshot_every=0)
     assert "--data" in failed(["knn", str(run.path)], capsys)
     assert answered(["knn", str(run.path), "--data", "digits"], capsys)["n_test"] == 797

@@ -9,7 +9,10 @@ import torch
 
 @pytest.mark.parametrize("name", ["torchvision", "timm"])
 def test_a_fresh_process_imports_it(name: str) -> None:
-    code = f"import sureclr.compat, {name}; sureclr.compat.prepare_torchvision(); print({name}.__version__)"
+    code = (
+        f"import sureclr.compat, {name}; sureclr.compat.prepare_torchvision();"
+        f" print({name}.__version__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

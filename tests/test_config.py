@@ -1,4 +1,6 @@
-"""The configuration: its file gives it back, YAML's traps are disarmed, and every bad key or value is named."""
+"""The configuration: its file gives it back, YAML's traps are disarmed, and every bad key or value
+is named.
+"""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -24,17 +26,41 @@ POSITIVE = st.floats(1e-9, 1e6, allow_nan=False)
 
 @settings(max_examples=60, deadline=None)
 @given(
-    source=st.sampled_from(["digits", "folder:/a b/é: #1", "folder:off", "folder:1e5", "no"]), rate=POSITIVE, decay=st.floats(0, 1),
-    temperature=st.none() | POSITIVE, gradient=st.sampled_from(["on", "off"]), batch=st.integers(2, 9999),
-    hidden=st.none() | st.integers(1, 5000), area=st.floats(0.01, 1), flip=st.floats(0, 1), warmup=st.floats(0, 50) | st.integers(0, 50),
+    source=st.sampled_from(["digits", "folder:/a b/é: #1", "folder:off", "folder:1e5", "no"]),
+    rate=POSITIVE,
+    decay=st.floats(0, 1),
+    temperature=st.none() | POSITIVE,
+    gradient=st.sampled_from(["on", "off"]),
+    batch=st.integers(2, 9999),
+    hidden=st.none() | st.integers(1, 5000),
+    area=st.floats(0.01, 1),
+    flip=st.floats(0, 1),
+    warmup=st.floats(0, 50) | st.integers(0, 50),
 )
 def test_the_file_gives_the_configuration_back(
-    tmp_path_factory: pytest.TempPathFactory, source: str, rate: float, decay: float, temperature: float | None, gradient: Any,
-    batch: int, hidden: int | None, area: float, flip: float, warmup: float,
+    tmp_path_factory: pytest.TempPathFactory,
+    source: str,
+    rate: float,
+    decay: float,
+    temperature: float | None,
+    gradient: Any,
+    batch: int,
+    hidden: int | None,
+    area: float,
+    flip: float,
+    warmup: float,
 ) -> None:
     config = PretrainConfig(
-        source, learning_rate=rate, weight_decay=decay, temperature=temperature, certainty_gradient=gradient, batch_size=batch,
-        projection_hidden=hidden, warmup_epochs=warmup, views=ViewConfig(crop_area=(area, 1.0), flip=flip))
+        source,
+        learning_rate=rate,
+        weight_decay=decay,
+        temperature=temperature,
+        certainty_gradient=gradient,
+        batch_size=batch,
+        projection_hidden=hidden,
+        warmup_epochs=warmup,
+        views=ViewConfig(crop_area=(area, 1.0), flip=flip),
+    )
     assert read(to_yaml(config), tmp_path_factory.mktemp("yaml")) == config
 
 
@@ -53,13 +79,20 @@ def test_the_file_is_complete_and_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("word", ["off", "'off'", '"off"'])
 def test_off_is_a_word(word: str, tmp_path: Path) -> None:
-    assert read(f"source: digits\ncertainty_gradient: {word}\n", tmp_path).certainty_gradient == "off"
+    assert (
+        read(f"source: digits\ncertainty_gradient: {word}\n", tmp_path).certainty_gradient == "off"
+    )
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 1e-3), ("1E3", 1e3), ("+.5e1", 5.0), ("1", 1.0), ("0.001", 1e-3), (".5", 0.5)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("1E3", 1e3), ("+.5e1", 5.0), ("1", 1.0), ("0.001", 1e-3), (".5", 0.5)],
+)
 def test_numbers_as_people_write_them(text: str, value: float, tmp_path: Path) -> None:
     """YAML 1.1, and so PyYAML, takes 1e-3 for a word."""
-    config = read(f"source: digits\nlearning_rate: {text}\nviews:\n  crop_area: [1e-1, 1]\n", tmp_path)
+    config = read(
+        f"source: digits\nlearning_rate: {text}\nviews:\n  crop_area: [1e-1, 1]\n", tmp_path
+    )
     assert config.learning_rate == value and config.views.crop_area == (0.1, 1.0)
 
 
@@ -69,35 +102,47 @@ def test_missing_keys_take_their_defaults(tmp_path: Path) -> None:
     assert read("source: digits\nviews: {flip: 0}\n", tmp_path).views == ViewConfig(flip=0.0)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("source: digits\nepoch: 3", "unknown configuration key 'epoch': did you mean epochs"),
-    ("source: digits\nviews: {flipp: 0}", r"unknown configuration key 'views.flipp': did you mean views.flip"),
-    ("source: digits\n3: 4", "unknown configuration key"),
-    ("epochs: 3", "source"),
-    ("source: 5", "source must be str; got 5"),
-    ("source: digits\nepochs: ten", "epochs must be int; got 'ten'"),
-    ("source: digits\nepochs: 2.5", "epochs must be int; got 2.5"),
-    ("source: digits\nepochs: true", "epochs must be int; got True"),
-    ("source: digits\nepochs:", "epochs must be int; got None"),
-    ("source: digits\nlearning_rate: fast", "learning_rate must be float; got 'fast'"),
-    ("source: digits\nlearning_rate: [1]", "learning_rate must be float"),
-    ("source: digits\nlearning_rate: true", "learning_rate must be float; got True"),
-    ("source: digits\nstem: cifra", "stem must be one of imagenet, cifar; got 'cifra'"),
-    ("source: digits\nkernel_dimension: wide", "kernel_dimension must be float or measured or nothing; got 'wide'"),
-    ("source: digits\ncertainty_gradient: true", "certainty_gradient must be one of on, off; got True"),
-    ("source: digits\nsize: big", "size must be int or nothing; got 'big'"),
-    ("source: digits\nviews: 3", "views must be a mapping"),
-    ("source: digits\nviews: [flip]", "views must be a mapping"),
-    ("source: digits\nviews: {crop_area: 0.2}", "views.crop_area"),
-    ("source: digits\nviews: {crop_area: [0.2, 0.3, 0.4]}", "views.crop_area"),
-    ("source: digits\nviews: {crop_area: [0.2, x]}", "views.crop_area must be float; got 'x'"),
-    ("source: digits\nviews: {flip: 2}", r"views.flip must lie in \[0, 1\], not 2"),
-    ("- a\n- b", "must be a mapping"),
-    ("just text", "must be a mapping"),
-    ("", "must be a mapping"),
-    ("source: [", "is not valid YAML"),
-    ("source: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("source: digits\nepoch: 3", "unknown configuration key 'epoch': did you mean epochs"),
+        (
+            "source: digits\nviews: {flipp: 0}",
+            r"unknown configuration key 'views.flipp': did you mean views.flip",
+        ),
+        ("source: digits\n3: 4", "unknown configuration key"),
+        ("epochs: 3", "source"),
+        ("source: 5", "source must be str; got 5"),
+        ("source: digits\nepochs: ten", "epochs must be int; got 'ten'"),
+        ("source: digits\nepochs: 2.5", "epochs must be int; got 2.5"),
+        ("source: digits\nepochs: true", "epochs must be int; got True"),
+        ("source: digits\nepochs:", "epochs must be int; got None"),
+        ("source: digits\nlearning_rate: fast", "learning_rate must be float; got 'fast'"),
+        ("source: digits\nlearning_rate: [1]", "learning_rate must be float"),
+        ("source: digits\nlearning_rate: true", "learning_rate must be float; got True"),
+        ("source: digits\nstem: cifra", "stem must be one of imagenet, cifar; got 'cifra'"),
+        (
+            "source: digits\nkernel_dimension: wide",
+            "kernel_dimension must be float or measured or nothing; got 'wide'",
+        ),
+        (
+            "source: digits\ncertainty_gradient: true",
+            "certainty_gradient must be one of on, off; got True",
+        ),
+        ("source: digits\nsize: big", "size must be int or nothing; got 'big'"),
+        ("source: digits\nviews: 3", "views must be a mapping"),
+        ("source: digits\nviews: [flip]", "views must be a mapping"),
+        ("source: digits\nviews: {crop_area: 0.2}", "views.crop_area"),
+        ("source: digits\nviews: {crop_area: [0.2, 0.3, 0.4]}", "views.crop_area"),
+        ("source: digits\nviews: {crop_area: [0.2, x]}", "views.crop_area must be float; got 'x'"),
+        ("source: digits\nviews: {flip: 2}", r"views.flip must lie in \[0, 1\], not 2"),
+        ("- a\n- b", "must be a mapping"),
+        ("just text", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("source: [", "is not valid YAML"),
+        ("source: !!python/object/apply:os.system ['echo']", "is not valid YAML"),
+    ],
+)
 def test_what_a_file_may_not_hold_is_named(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read(text, tmp_path)
@@ -112,36 +157,45 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"batch_size": 1}, "batch_size must be at least 2.*got 1"),
-    ({"batch_size": 0}, "batch_size must be at least 2"),
-    ({"batch_size": 100, "micro_batch": 64}, "100 is not a multiple of micro_batch 64; try batch_size 128"),
-    ({"batch_size": 10, "micro_batch": 64}, "10 is not a multiple of micro_batch 64; try batch_size 64"),
-    ({"micro_batch": 1}, "micro_batch must be at least 2"),
-    ({"micro_batch": 0}, "micro_batch must be at least 2"),
-    ({"micro_batch": -4}, "micro_batch must be at least 2"),
-    ({"epochs": 0}, "epochs must be at least 1; got 0"),
-    ({"projection_layers": 0}, "projection_layers must be 1 to 4"),
-    ({"projection_layers": 5}, "projection_layers must be 1 to 4; got 5"),
-    ({"projection_dim": 1}, "projection_dim must be at least 2"),
-    ({"projection_hidden": 0}, "projection_hidden must be positive"),
-    ({"size": 3}, "size must be at least 4"),
-    ({"size": 0}, "size must be at least 4"),
-    ({"learning_rate": 0.0}, "learning_rate must be a positive number; got 0"),
-    ({"learning_rate": float("nan")}, "learning_rate must be a positive number; got nan"),
-    ({"learning_rate": float("inf")}, "learning_rate must be a positive number"),
-    ({"weight_decay": -1e-6}, "weight_decay must not be negative"),
-    ({"weight_decay": float("nan")}, "weight_decay must not be negative"),
-    ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative"),
-    ({"warmup_epochs": float("inf")}, "warmup_epochs"),
-    ({"seed": -1}, "seed must not be negative"),
-    ({"seed": 2**64}, "seed"),
-    ({"monitor_every": -1}, "monitor_every"),
-    ({"checkpoint_every": -1}, "checkpoint_every"),
-    ({"optimizer": "adamw"}, "optimizer must be one of adam, lars, sgd; got 'adamw'"),
-    ({"epochs": "3"}, "epochs must be int"),
-    ({"views": {"flip": 0}}, "views"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 1}, "batch_size must be at least 2.*got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 2"),
+        (
+            {"batch_size": 100, "micro_batch": 64},
+            "100 is not a multiple of micro_batch 64; try batch_size 128",
+        ),
+        (
+            {"batch_size": 10, "micro_batch": 64},
+            "10 is not a multiple of micro_batch 64; try batch_size 64",
+        ),
+        ({"micro_batch": 1}, "micro_batch must be at least 2"),
+        ({"micro_batch": 0}, "micro_batch must be at least 2"),
+        ({"micro_batch": -4}, "micro_batch must be at least 2"),
+        ({"epochs": 0}, "epochs must be at least 1; got 0"),
+        ({"projection_layers": 0}, "projection_layers must be 1 to 4"),
+        ({"projection_layers": 5}, "projection_layers must be 1 to 4; got 5"),
+        ({"projection_dim": 1}, "projection_dim must be at least 2"),
+        ({"projection_hidden": 0}, "projection_hidden must be positive"),
+        ({"size": 3}, "size must be at least 4"),
+        ({"size": 0}, "size must be at least 4"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number; got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a positive number; got nan"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a positive number"),
+        ({"weight_decay": -1e-6}, "weight_decay must not be negative"),
+        ({"weight_decay": float("nan")}, "weight_decay must not be negative"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative"),
+        ({"warmup_epochs": float("inf")}, "warmup_epochs"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"seed": 2**64}, "seed"),
+        ({"monitor_every": -1}, "monitor_every"),
+        ({"checkpoint_every": -1}, "checkpoint_every"),
+        ({"optimizer": "adamw"}, "optimizer must be one of adam, lars, sgd; got 'adamw'"),
+        ({"epochs": "3"}, "epochs must be int"),
+        ({"views": {"flip": 0}}, "views"),
+    ],
+)
 def test_impossible_values_are_refused_at_birth(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         replace(PretrainConfig("digits"), **changes)

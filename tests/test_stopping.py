@@ -1,4 +1,6 @@
-"""Signals become a flag: the first asks, the second insists, and the handlers that were there come back."""
+"""Signals become a flag: the first asks, the second insists, and the handlers that were there come
+back.
+"""
 
 import os
 import signal
@@ -16,7 +18,9 @@ def test_the_first_signal_sets_the_flag(number: int, code: int) -> None:
         stop.check("nothing happens")
         os.kill(os.getpid(), number)
         assert stop
-        with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name}; all is saved") as stopped:
+        with pytest.raises(
+            Stopped, match=f"stopped by {signal.Signals(number).name}; all is saved"
+        ) as stopped:
             stop.check("all is saved")
         assert stopped.value.exit_code == code
 
@@ -45,7 +49,9 @@ def test_nested_blocks_each_have_their_flag() -> None:
 
 
 def test_another_thread_gets_a_flag_that_nobody_sets() -> None:
-    """Python lets only the main thread take signals; training in a notebook's worker thread must still run."""
+    """Python lets only the main thread take signals; training in a notebook's worker thread must
+    still run.
+    """
     found: list[StopFlag] = []
 
     def work() -> None:

@@ -15,16 +15,34 @@ from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
 STEPS = 12  # 4 epochs of 3
-IMAGES = torch.randint(0, 256, (48, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-CONFIG = PretrainConfig("mine", encoder="small", projection_dim=8, projection_hidden=16, epochs=4, batch_size=16,
-                        warmup_epochs=1, learning_rate=1e-2, monitor_every=2, snapshot_every=2, checkpoint_every=1,
-                        views=ViewConfig(flip=0.0, strength=0.5))
+IMAGES = torch.randint(
+    0, 256, (48, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+)
+CONFIG = PretrainConfig(
+    "mine",
+    encoder="small",
+    projection_dim=8,
+    projection_hidden=16,
+    epochs=4,
+    batch_size=16,
+    warmup_epochs=1,
+    learning_rate=1e-2,
+    monitor_every=2,
+    snapshot_every=2,
+    checkpoint_every=1,
+    views=ViewConfig(flip=0.0, strength=0.5),
+)
 
 
 def train(out: Path, images: Any = IMAGES, **options: Any) -> Run:
     """`options` of PretrainConfig change CONFIG, others go to `pretrain`."""
     changes = {key: options.pop(key) for key in list(options) if hasattr(CONFIG, key)}
-    return pretrain(replace(CONFIG, **changes), images, out=out, **{"reporter": Silent(), "device": "cpu", **options})
+    return pretrain(
+        replace(CONFIG, **changes),
+        images,
+        out=out,
+        **{"reporter": Silent(), "device": "cpu", **options},
+    )
 
 
 class Interrupting(Silent):
@@ -42,7 +60,9 @@ class Interrupting(Silent):
 def lines(out: Path) -> list[dict[str, float]]:
     """metrics.jsonl without what depends on the clock."""
     read = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read]
+    return [
+        {key: value for key, value in line.items() if key != "images_per_second"} for line in read
+    ]
 
 
 def weights(out: Path) -> dict[str, Tensor]:
@@ -50,12 +70,21 @@ def weights(out: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     newest = max((out / "checkpoints").glob("step-*"))
-    return {f"{file.stem}.{name}": value for file in newest.glob("*.safetensors") for name, value in load_file(file).items()}
+    return {
+        f"{file.stem}.{name}": value
+        for file in newest.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
 
 
 def equal(a: Path, b: Path) -> bool:
     """Bit for bit the same end: checkpoints, lines and snapshots."""
     mine, other = weights(a), weights(b)
-    same = mine.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in mine.items())
-    snapshots = [[(file.name, file.read_bytes()) for file in sorted((x / "snapshots").iterdir())] for x in (a, b)]
+    same = mine.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in mine.items()
+    )
+    snapshots = [
+        [(file.name, file.read_bytes()) for file in sorted((x / "snapshots").iterdir())]
+        for x in (a, b)
+    ]
     return same and lines(a) == lines(b) and snapshots[0] == snapshots[1]

@@ -1,11 +1,20 @@
-"""The command line: the only package that knows about it. It imports torch only when a command runs."""
+"""The command line: the only package that knows about it. It imports torch only when a command
+runs.
+"""
 
 import sys
 from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from sureclr.cli import evaluate, finetune, label_next, look, report, train  # noqa: F401  # each adds its commands to the app
+from sureclr.cli import (
+    evaluate,
+    finetune,
+    label_next,
+    look,
+    report,
+    train,
+)  # each adds its commands to the app
 from sureclr.cli.shared import app
 from sureclr.errors import UserError
 from sureclr.stopping import Stopped
@@ -17,7 +26,9 @@ def fail(text: str, code: int) -> NoReturn:
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command. Exit codes: 0 done, 2 the user can mend it, 130 or 143 stopped with the state saved, 1 a bug of ours."""
+    """Run a command. Exit codes: 0 done, 2 the user can mend it, 130 or 143 stopped with the state
+    saved, 1 a bug of ours.
+    """
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError) as error:
@@ -32,4 +43,8 @@ def main(words: list[str] | None = None) -> None:
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        fail("the batch does not fit into the device's memory; try --micro-batch 64 (the gradient stays that of the whole batch).", 2)
+        fail(
+            "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient"
+            " stays that of the whole batch).",
+            2,
+        )

@@ -36,10 +36,19 @@ def views(
     import torch
 
     try:
-        augmented_pairs(images.images[chosen], config, torch.arange(len(chosen)) + seed * count, out)
+        augmented_pairs(
+            images.images[chosen], config, torch.arange(len(chosen)) + seed * count, out
+        )
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror or error}); give another --out.") from error
-    answer(json, {"out": str(out), "images": len(chosen)}, f"drawn: {out}", f"sureclr pretrain {source}")
+        raise UserError(
+            f"{out} cannot be written ({error.strerror or error}); give another --out."
+        ) from error
+    answer(
+        json,
+        {"out": str(out), "images": len(chosen)},
+        f"drawn: {out}",
+        f"sureclr pretrain {source}",
+    )
 
 
 def _spread(images: Any, count: int) -> Any:
@@ -61,12 +70,20 @@ def list_(*, json: Json = False) -> None:
     from sureclr.maths.objectives import OBJECTIVES
     from sureclr.models.encoders import COMMON
 
-    found = {"sources": {name: source.about for name, source in SOURCES.items()},
-             "losses": {name: _first_line(loss) for name, loss in OBJECTIVES.items()},
-             "encoders": {name: "" for name in COMMON} | {"...": "any other timm model name"},
-             "recipes": {name: _first_line(made) for name, made in RECIPES.items()}}
-    lines = [line for kind, names in found.items()
-             for line in (f"{kind}:", *(f"  {name:24s} {about}".rstrip() for name, about in names.items()))]
+    found = {
+        "sources": {name: source.about for name, source in SOURCES.items()},
+        "losses": {name: _first_line(loss) for name, loss in OBJECTIVES.items()},
+        "encoders": {name: "" for name in COMMON} | {"...": "any other timm model name"},
+        "recipes": {name: _first_line(made) for name, made in RECIPES.items()},
+    }
+    lines = [
+        line
+        for kind, names in found.items()
+        for line in (
+            f"{kind}:",
+            *(f"  {name:24s} {about}".rstrip() for name, about in names.items()),
+        )
+    ]
     answer(json, found, "\n".join(lines), "sureclr pretrain digits")
 
 

@@ -17,22 +17,38 @@ if TYPE_CHECKING:
 @app.command
 def report(
     run: Run_,
-    other: Annotated[Path | None, Parameter(name="OTHER", help="A second run, to be put beside the first.")] = None,
+    other: Annotated[
+        Path | None, Parameter(name="OTHER", help="A second run, to be put beside the first.")
+    ] = None,
     /,
     *,
-    evaluate: Annotated[bool, Parameter(negative="--no-evaluate", help="First run the evaluations that are missing.")] = True,
-    out: Annotated[Path | None, Parameter(help="HTML file. Default: report.html, or comparison-OTHER.html, in the run folder.")] = None,
+    evaluate: Annotated[
+        bool,
+        Parameter(negative="--no-evaluate", help="First run the evaluations that are missing."),
+    ] = True,
+    out: Annotated[
+        Path | None,
+        Parameter(
+            help="HTML file. Default: report.html, or comparison-OTHER.html, in the run folder."
+        ),
+    ] = None,
     open: Annotated[bool, Parameter(negative="", help="Show it in the browser.")] = False,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """One page that explains a run, made of its numbers: quality, how it learned, what it sees and ignores, how sure it is and why."""
+    """One page that explains a run, made of its numbers: quality, how it learned, what it sees and
+    ignores, how sure it is and why.
+    """
     runs = [numbers_of(path, evaluate, device, root) for path in (run, *([other] if other else []))]
     place = out or run / (f"comparison-{other.resolve().name}.html" if other else "report.html")
     size = page_of(runs, place, device)
-    answer(json, {"report": str(place), "bytes": size}, f"report: {place}  ({size / 1e6:.1f} MB, one file, opens without a network)",
-           f"open {place} in a browser")
+    answer(
+        json,
+        {"report": str(place), "bytes": size},
+        f"report: {place}  ({size / 1e6:.1f} MB, one file, opens without a network)",
+        f"open {place} in a browser",
+    )
     if open:
         import webbrowser
 
@@ -40,14 +56,18 @@ def report(
 
 
 def numbers_of(path: Path, evaluate: bool, device: str, root: Path | None) -> "Numbers":
-    """A run's numbers; the missing ones are made first, and what cannot be made is said and left out."""
+    """A run's numbers; the missing ones are made first, and what cannot be made is said and left
+    out.
+    """
     from sureclr.reporting.numbers import read_numbers
 
     if not evaluate:
         return read_numbers(path, root=root)
     with Opened(path, None, device, root) as opened:
         reasons = evaluate_missing(opened)
-        return read_numbers(path, images=opened.made.images if opened.made else None, root=root, reasons=reasons)
+        return read_numbers(
+            path, images=opened.made.images if opened.made else None, root=root, reasons=reasons
+        )
 
 
 def evaluate_missing(opened: Opened) -> dict[str, str]:
@@ -80,7 +100,13 @@ def comparison(a: "Numbers", b: "Numbers", device: str) -> tuple[dict[str, Any] 
     if key in a.results:
         return dict(a.results[key]), ""
     if a.table is None or b.table is None:
-        return None, f"one of them has no embeddings.parquet; run `sureclr report {a.path} {b.path}` without --no-evaluate."
+        return (
+            None,
+            (
+                f"one of them has no embeddings.parquet; run `sureclr report {a.path} {b.path}`"
+                " without --no-evaluate."
+            ),
+        )
     try:
         found = computed(a, a.table, b, b.table, device)
     except UserError as error:
@@ -89,7 +115,9 @@ def comparison(a: "Numbers", b: "Numbers", device: str) -> tuple[dict[str, Any] 
     return found, ""
 
 
-def computed(a: "Numbers", table_a: "Embeddings", b: "Numbers", table_b: "Embeddings", device: str) -> dict[str, Any]:
+def computed(
+    a: "Numbers", table_a: "Embeddings", b: "Numbers", table_b: "Embeddings", device: str
+) -> dict[str, Any]:
     """The comparison; block by block too where the images are at hand."""
     from sureclr.evaluation.compare import compare, compare_runs
     from sureclr.training.run import load

@@ -1,4 +1,6 @@
-"""What the commands share: the app, the types of their arguments, their answer, and a run opened for evaluation."""
+"""What the commands share: the app, the types of their arguments, their answer, and a run opened
+for evaluation.
+"""
 
 import json
 import sys
@@ -17,14 +19,32 @@ if TYPE_CHECKING:
     from sureclr.evaluation.material import Material
     from sureclr.training.run import Run
 
-app = App(name="sureclr", version=__version__,
-          help="Contrastive learning that knows how sure it is: one command to train, one to evaluate.")
+app = App(
+    name="sureclr",
+    version=__version__,
+    help="Contrastive learning that knows how sure it is: one command to train, one to evaluate.",
+)
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on stdout, all else on stderr.")]
+Json = Annotated[
+    bool,
+    Parameter(
+        name="--json", negative="", help="Print one JSON object on stdout, all else on stderr."
+    ),
+]
 Device = Annotated[str, Parameter(help="auto, cuda, mps or cpu.")]
-Root = Annotated[Path | None, Parameter(help="Where data sets lie or are downloaded to; default: $SURECLR_DATA, else "
-                                             "~/.cache/sureclr/data.")]
-Data = Annotated[str | None, Parameter(help="Other labelled data for transfer: digits, fashion-mnist, ..., folder:PATH.")]
+Root = Annotated[
+    Path | None,
+    Parameter(
+        help=(
+            "Where data sets lie or are downloaded to; default: $SURECLR_DATA, else "
+            "~/.cache/sureclr/data."
+        )
+    ),
+]
+Data = Annotated[
+    str | None,
+    Parameter(help="Other labelled data for transfer: digits, fashion-mnist, ..., folder:PATH."),
+]
 Run_ = Annotated[Path, Parameter(name="RUN", help="A run folder.")]
 
 
@@ -33,7 +53,9 @@ def dumped(value: dict[str, Any]) -> str:
 
 
 def answer(as_json: bool, value: dict[str, Any], text: str, following: str | None = None) -> None:
-    """The result on stdout (JSON or text); the next useful command on stderr with JSON, else as the last line."""
+    """The result on stdout (JSON or text); the next useful command on stderr with JSON, else as the
+    last line.
+    """
     if as_json:
         sys.stdout.write(dumped(value))
     else:
@@ -43,9 +65,18 @@ def answer(as_json: bool, value: dict[str, Any], text: str, following: str | Non
 
 
 class Opened:
-    """A run opened for evaluation: its material is made when first asked for, its results are kept in results.json."""
+    """A run opened for evaluation: its material is made when first asked for, its results are kept
+    in results.json.
+    """
 
-    def __init__(self, path: Path, data: str | None, device: str, root: Path | None, human: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: str | None,
+        device: str,
+        root: Path | None,
+        human: Path | None = None,
+    ) -> None:
         from sureclr.training.run import load
 
         self.run: Run = load(path, device)
@@ -68,18 +99,32 @@ class Opened:
         from sureclr.data.sources import load as load_source
 
         if self.data is None and not is_source(self.run.source):
-            raise UserError(f"this run was trained on images given in Python ({self.run.source}); name labelled data with --data.")
-        return load_source(self.data or self.run.source, root=self.root, size=self.run.size, channels=self.run.channels,
-                           seed=self.run.config.seed)
+            raise UserError(
+                f"this run was trained on images given in Python ({self.run.source}); name labelled"
+                " data with --data."
+            )
+        return load_source(
+            self.data or self.run.source,
+            root=self.root,
+            size=self.run.size,
+            channels=self.run.channels,
+            seed=self.run.config.seed,
+        )
 
     def material(self) -> "Material":
         from sureclr.evaluation.material import material
         from sureclr.models.embed import Embeddings
 
         if self.made is None:
-            kept, images, own = self.run.path / "embeddings.parquet", self.images(), self.data is None
+            kept, images, own = (
+                self.run.path / "embeddings.parquet",
+                self.images(),
+                self.data is None,
+            )
             table = Embeddings.read(kept) if own and kept.exists() else None
-            self.made = material(self.run, images, table, root=self.root, human=self.human, each_batch=self.progress)
+            self.made = material(
+                self.run, images, table, root=self.root, human=self.human, each_batch=self.progress
+            )
             if own and self.made.table is not table:
                 self.made.table.save(kept)
         return self.made
@@ -87,7 +132,12 @@ class Opened:
     def progress(self, done: int, total: int) -> None:
         self.stop.check("what was evaluated before is kept; run the same command again")
         if sys.stderr.isatty():
-            print(f"\r\033[Kembedding {done}/{total}" if done < total else "\r\033[K", end="", file=sys.stderr, flush=True)
+            print(
+                f"\r\033[Kembedding {done}/{total}" if done < total else "\r\033[K",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def result(self, name: str, again: bool) -> dict[str, Any]:
         from sureclr.evaluation.evaluate import EVALUATIONS
@@ -102,7 +152,9 @@ class Opened:
         return result
 
     def attempt(self, name: str) -> dict[str, Any] | str:
-        """The result, kept or made now; or why it cannot be had (no labels, say), which is also told."""
+        """The result, kept or made now; or why it cannot be had (no labels, say), which is also
+        told.
+        """
         try:
             return self.result(name, again=False)
         except UserError as error:

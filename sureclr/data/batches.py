@@ -1,5 +1,6 @@
-"""batch(seed, epoch, step): which images, and the seeds of their views, as a pure function. Nothing about a loader is ever saved,
-so a resumed run sees exactly what an unbroken one would."""
+"""batch(seed, epoch, step): which images, and the seeds of their views, as a pure function. Nothing
+about a loader is ever saved, so a resumed run sees exactly what an unbroken one would.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,25 +13,37 @@ from sureclr.errors import UserError
 
 
 class Batch(NamedTuple):
-    """Images of one step: indices (b,) into the training images, and the seed (b,) of each image's views; int64, on the CPU."""
+    """Images of one step: indices (b,) into the training images, and the seed (b,) of each image's
+    views; int64, on the CPU.
+    """
 
     indices: Tensor
     seeds: Tensor
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Full batches an epoch; what does not fill one waits for the next epoch's order. UserError where there is none."""
+    """Full batches an epoch; what does not fill one waits for the next epoch's order. UserError
+    where there is none.
+    """
     if images < 2:
-        raise UserError(f"there are {images} training images, and contrasting needs at least 2; give a source that has them.")
+        raise UserError(
+            f"there are {images} training images, and contrasting needs at least 2; give a source"
+            " that has them."
+        )
     if images < batch_size:
         smaller = max(2, images // 2)
-        raise UserError(f"batch_size {batch_size} is more than the {images} training images; try --batch-size {smaller}.")
+        raise UserError(
+            f"batch_size {batch_size} is more than the {images} training images; try --batch-size"
+            f" {smaller}."
+        )
     return images // batch_size
 
 
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, images: int) -> tuple[Tensor, Tensor]:
-    """The epoch's order (n,) and the seed of each image's views (n,): hashes of (image, seed, epoch)."""
+    """The epoch's order (n,) and the seed of each image's views (n,): hashes of (image, seed,
+    epoch).
+    """
     words = hashed(torch.arange(images), stream=(seed << 32) + epoch, count=2)
     return words[:, 0].argsort(), words[:, 1]
 
@@ -44,5 +57,7 @@ def batch(seed: int, epoch: int, step: int, images: int, batch_size: int) -> Bat
     True
     """
     order, seeds = _epoch(seed, epoch, images)
-    indices = order[step * batch_size : (step + 1) * batch_size].clone()  # the order itself is kept for the next step
+    indices = order[
+        step * batch_size : (step + 1) * batch_size
+    ].clone()  # the order itself is kept for the next step
     return Batch(indices, seeds[indices])

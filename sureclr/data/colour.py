@@ -1,6 +1,8 @@
-"""Colour operations of SimCLR's augmentation, each with one factor per image; equal to torchvision's at the same factor to 1e-5.
+"""Colour operations of SimCLR's augmentation, each with one factor per image; equal to
+torchvision's at the same factor to 1e-5.
 
-Everywhere: x (n, c, h, w) float32 in [0, 1], c = 3 (red, green, blue) or 1 (grey); factor (n,). A greyscale image has neither hue
+Everywhere: x (n, c, h, w) float32 in [0, 1], c = 3 (red, green, blue) or 1 (grey); factor (n,). A
+    greyscale image has neither hue
 nor saturation: `jitter` leaves both out for it, as torchvision does.
 """
 
@@ -39,18 +41,27 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of HSV by `factor` turns (1 = the full circle), in [-1/2, 1/2]. Exact, not the linear rotation of YIQ.
+    """Turn the hue of HSV by `factor` turns (1 = the full circle), in [-1/2, 1/2]. Exact, not the
+    linear rotation of YIQ.
 
-    With the hue H in sixths of a turn and chroma = max - min, each channel is min + chroma t(H), where the trapezium wave t is 1
-    within one sixth of the channel's own hue and 0 beyond two sixths: clamp(|H - 3|, 1, 2) - 1 for red, 2 - clamp(|H - 2|, 1, 2)
-    for green, the same around 4 for blue. May leave [0, 1] by one rounding.
+    With the hue H in sixths of a turn and chroma = max - min, each channel is min + chroma t(H),
+    where the trapezium wave t is 1 within one sixth of the channel's own hue and 0 beyond two
+    sixths: clamp(|H - 3|, 1, 2) - 1 for red, 2 - clamp(|H - 2|, 1, 2) for green, the same around 4
+    for blue. May leave [0, 1] by one rounding.
     """
     red, green, blue = x.unbind(dim=1)
     top = maximum(maximum(red, green), blue)
     chroma = top - minimum(minimum(red, green), blue)
-    not_red, not_green = (top - red).sign_(), (top - green).sign_()  # 0 or 1, whether the channel is below the maximum
-    sixths = (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)  # times chroma
-    sixths = (green - blue).lerp_(sixths, not_red)  # lerp by 0 or 1 is exact; `where` takes five times as long
+    not_red, not_green = (
+        (top - red).sign_(),
+        (top - green).sign_(),
+    )  # 0 or 1, whether the channel is below the maximum
+    sixths = (
+        (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)
+    )  # times chroma
+    sixths = (green - blue).lerp_(
+        sixths, not_red
+    )  # lerp by 0 or 1 is exact; `where` takes five times as long
     sixths.div_(chroma.clamp_min(1e-12)).add_(6 * factor.view(-1, 1, 1))
     sixths.sub_((sixths / 6).floor_(), alpha=6)  # modulo 6; remainder_ takes four times as long
     wave = [(sixths - centre).abs_().clamp_(1, 2).mul_(chroma) for centre in (3, 2, 4)]
@@ -58,14 +69,19 @@ def hue(x: Tensor, factor: Tensor) -> Tensor:
     return stack([wave[0].add_(top).sub_(chroma, alpha=2), high - wave[1], high - wave[2]], dim=1)
 
 
-OPERATIONS = (brightness, contrast, saturation, hue)  # the columns of `factors` and the numbers in `order`
+OPERATIONS = (
+    brightness,
+    contrast,
+    saturation,
+    hue,
+)  # the columns of `factors` and the numbers in `order`
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
     """torchvision's ColorJitter in place, each image in its own order of the four operations.
 
-    factors (n, 4) on x's device; order (n, 4) int64 on the CPU (no selection of rows waits for an accelerator): entry k is the
-    operation of step k, -1 leaves the image alone.
+    factors (n, 4) on x's device; order (n, 4) int64 on the CPU (no selection of rows waits for an
+    accelerator): entry k is the operation of step k, -1 leaves the image alone.
     """
     operations = OPERATIONS if x.shape[1] == 3 else OPERATIONS[:2]
     for step in order.unbind(dim=1):

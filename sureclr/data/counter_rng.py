@@ -1,7 +1,9 @@
-"""Random numbers without a state: each is a hash of (seed, stream, draw), so an image's numbers do not depend on its batch.
+"""Random numbers without a state: each is a hash of (seed, stream, draw), so an image's numbers do
+not depend on its batch.
 
-The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a Weyl sequence
-through a bijective mixer. In int64, whose products wrap modulo 2^64 on every device, so the numbers are the same everywhere.
+The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+OOPSLA 2014): a Weyl sequence through a bijective mixer. In int64, whose products wrap modulo 2^64
+on every device, so the numbers are the same everywhere.
 """
 
 import torch
@@ -29,9 +31,15 @@ def mix(x: Tensor) -> Tensor:
 
 
 def hashed(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """(n, count) int64 words, uniform over all 2^64, from seeds (n,) int64. Another stream gives independent words."""
-    state = mix(mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64)))  # seeds may be 0, 1, 2...: hashed before and after
-    steps = torch.tensor([_signed((draw + 1) * GOLDEN % (1 << 64)) for draw in range(count)], device=seeds.device)
+    """(n, count) int64 words, uniform over all 2^64, from seeds (n,) int64. Another stream gives
+    independent words.
+    """
+    state = mix(
+        mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64))
+    )  # seeds may be 0, 1, 2...: hashed before and after
+    steps = torch.tensor(
+        [_signed((draw + 1) * GOLDEN % (1 << 64)) for draw in range(count)], device=seeds.device
+    )
     return mix(state[:, None] + steps)
 
 
@@ -41,7 +49,9 @@ def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
 
 
 def shuffled(rows: Tensor, stream: int, seed: int = 0) -> Tensor:
-    """The rows (n,) int64 in an order that each row's own number decides: without some of them, the others keep their order."""
+    """The rows (n,) int64 in an order that each row's own number decides: without some of them, the
+    others keep their order.
+    """
     return rows[hashed(rows + (seed << 32), stream, 1)[:, 0].argsort()]
 
 

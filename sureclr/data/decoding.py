@@ -1,7 +1,9 @@
-"""One image file -> pixels. Imports neither torch nor the rest of the package, so that a worker process is up at once.
+"""One image file -> pixels. Imports neither torch nor the rest of the package, so that a worker
+process is up at once.
 
-Whatever Pillow opens becomes 8-bit grey or RGB: EXIF orientation applied, the first frame of an animation, palette and CMYK to
-RGB, transparency composited on white, 16-bit and floating-point values scaled (not clipped), the centre square resized.
+Whatever Pillow opens becomes 8-bit grey or RGB: EXIF orientation applied, the first frame of an
+animation, palette and CMYK to RGB, transparency composited on white, 16-bit and floating-point
+values scaled (not clipped), the centre square resized.
 """
 
 import warnings
@@ -12,18 +14,40 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Image.init()  # makes Pillow load its plugins; some builds lack some
-# Not every format of Pillow: EPS would run Ghostscript on a stranger's file; HDF5 and GRIB are no pictures. JPEG opens MPO too.
-SAFE = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+# Not every format of Pillow: EPS would run Ghostscript on a stranger's file; HDF5 and GRIB are no
+# pictures. JPEG opens MPO too.
+SAFE = (
+    "AVIF",
+    "BMP",
+    "DIB",
+    "GIF",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "PCX",
+    "PNG",
+    "PPM",
+    "QOI",
+    "SGI",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
 FORMATS = tuple(form for form in SAFE if form in Image.OPEN)
-ENDINGS = frozenset(ending for ending, form in Image.EXTENSION.items() if form in (*FORMATS, "MPO"))  # ".jpg", ...
+ENDINGS = frozenset(
+    ending for ending, form in Image.EXTENSION.items() if form in (*FORMATS, "MPO")
+)  # ".jpg", ...
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-DRAFT = 2  # a JPEG is decoded at a power-of-two reduction that keeps at least this many times the wanted side
+# A JPEG is decoded at a power-of-two reduction that keeps at least this many times the wanted side
+DRAFT = 2
 
 
 def decode(file: str, size: int, channels: int) -> NDArray[np.uint8] | str:
-    """(channels, size, size) uint8; or the reason, in words, why the file cannot be read. Never raises for a bad file.
+    """(channels, size, size) uint8; or the reason, in words, why the file cannot be read. Never
+    raises for a bad file.
 
-    Pillow refuses decompression bombs (more than 179 million pixels); truncated files and unknown formats end here too.
+    Pillow refuses decompression bombs (more than 179 million pixels); truncated files and unknown
+    formats end here too.
     """
     try:
         with warnings.catch_warnings():
@@ -33,7 +57,9 @@ def decode(file: str, size: int, channels: int) -> NDArray[np.uint8] | str:
         return "no image format that is known here"
     except OSError as error:
         return error.strerror or str(error)
-    except Exception as error:  # Pillow's plugins raise anything, SyntaxError and struct.error included
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise anything, SyntaxError and struct.error included
         return str(error) or type(error).__name__
 
 
@@ -54,10 +80,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, resized to `size` pixels a side: antialiased bilinear, as `image_set.resize`."""
+    """The largest centred square, resized to `size` pixels a side: antialiased bilinear, as
+    `image_set.resize`.
+    """
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))  # not resize(box=...), which mixes in pixels from outside the box
+    square = image.crop(
+        (left, top, left + side, top + side)
+    )  # not resize(box=...), which mixes in pixels from outside the box
     return square.resize((size, size), Image.Resampling.BILINEAR)
 
 
@@ -71,9 +101,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def scaled(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
-    """Wide grey values -> uint8, linearly from black 0 to a full scale that does not depend on the picture where possible.
+    """Wide grey values -> uint8, linearly from black 0 to a full scale that does not depend on the
+    picture where possible.
 
-    16 bits: 65535. 32-bit integers: 65535 too (Pillow's 16-bit PGM). Floats: the first of 1, 255, 65535 that holds them all.
+    16 bits: 65535. 32-bit integers: 65535 too (Pillow's 16-bit PGM). Floats: the first of 1, 255,
+        65535 that holds them all.
     Values that are negative or larger go from their own minimum to their own maximum.
     """
     numbers = values.astype(np.float64)

@@ -1,4 +1,6 @@
-"""Around torchvision's downloads, which check each md5: no long waits, nothing on stdout, one sentence where it fails."""
+"""Around torchvision's downloads, which check each md5: no long waits, nothing on stdout, one
+sentence where it fails.
+"""
 
 import contextlib
 import queue
@@ -16,16 +18,20 @@ STALL_SECONDS = 30  # a download that sends nothing for so long is given up
 
 
 @contextlib.contextmanager
-def downloading(title: str, files: str, folder: Path, url: str, md5: str | None = None) -> Iterator[None]:
+def downloading(
+    title: str, files: str, folder: Path, url: str, md5: str | None = None
+) -> Iterator[None]:
     """A block in which torchvision may download `files` from `url` into `folder`.
 
     Args:
         title: what a person calls it.
         files: the file, or several with commas, as the message names them.
-        md5: of the one file; if that lies in the folder and is whole, the network is not asked (torchvision only unpacks it).
+        md5: of the one file; if that lies in the folder and is whole, the network is not asked
+            (torchvision only unpacks it).
 
     Raises:
-        UserError: the server does not answer, the download fails or is not what was published, the folder cannot be written.
+        UserError: the server does not answer, the download fails or is not what was published, the
+            folder cannot be written.
     """
     before = socket.getdefaulttimeout()
     try:
@@ -39,20 +45,24 @@ def downloading(title: str, files: str, folder: Path, url: str, md5: str | None 
     except (OSError, RuntimeError, EOFError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"{title} is not whole in {folder} and could not be downloaded ({reason}); put {files} from {url} into {folder}, "
-            "or set SURECLR_DATA to the folder that has your data sets."
+            f"{title} is not whole in {folder} and could not be downloaded ({reason}); put {files}"
+            f" from {url} into {folder}, or set SURECLR_DATA to the folder that has your data sets."
         ) from error
     finally:
         socket.setdefaulttimeout(before)
 
 
 def reach(url: str) -> None:
-    """Return if the server answers within REACH_SECONDS, else OSError. In a thread: no timeout covers looking up a name."""
+    """Return if the server answers within REACH_SECONDS, else OSError. In a thread: no timeout
+    covers looking up a name.
+    """
     answers: queue.Queue[OSError | None] = queue.Queue()
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS).close()
+            urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=REACH_SECONDS
+            ).close()
             answers.put(None)
         except Exception as error:
             answers.put(error if isinstance(error, OSError) else OSError(str(error)))

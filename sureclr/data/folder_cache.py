@@ -1,7 +1,8 @@
 """Image files -> one memory-mapped array of uint8 pixels, decoded once by all cores.
 
-The cache lies in $SURECLR_CACHE, else ~/.cache/sureclr/folders, never in the user's folder. NAME.json (the manifest) says what
-NAME-*.bin (the pixels, row after row) holds. Both are written under a temporary name and renamed; a checksum finds damage.
+The cache lies in $SURECLR_CACHE, else ~/.cache/sureclr/folders, never in the user's folder.
+NAME.json (the manifest) says what NAME-*.bin (the pixels, row after row) holds. Both are written
+under a temporary name and renamed; a checksum finds damage.
 """
 
 import contextlib
@@ -28,18 +29,24 @@ from numpy.typing import NDArray
 from sureclr.data import decoding
 from sureclr.errors import UserError
 
-VERSION = 1  # of decoding and of the files: raise it when either changes, and every cache is built anew
+VERSION = (
+    1  # of decoding and of the files: raise it when either changes, and every cache is built anew
+)
 POOL_FROM = 256  # fewer images are decoded in this process: starting others would take longer
 CHUNK = 16  # files handed to a worker at a time
 BLOCK = 1 << 20  # bytes read at a time for the checksum
 
-Stamps = Mapping[str, tuple[int, int]]  # path below the folder -> (time of last change in ns, length in bytes)
+Stamps = Mapping[
+    str, tuple[int, int]
+]  # path below the folder -> (time of last change in ns, length in bytes)
 Decoded = NDArray[np.uint8] | str  # pixels, or the reason why there are none
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the pixel file holds: one row for each file of the listing that is not in `bad`, in the listing's order."""
+    """What the pixel file holds: one row for each file of the listing that is not in `bad`, in the
+    listing's order.
+    """
 
     folder: str
     listing: str  # sha256 of the version and of all names, times and lengths
@@ -53,7 +60,9 @@ class Manifest:
 def cached_pixels(
     folder: Path, files: Stamps, size: int, channels: int, progress: bool = True
 ) -> tuple[NDArray[np.uint8], Manifest, Path]:
-    """(n, c, h, w) uint8, memory-mapped copy-on-write; the manifest; where that lies. Decodes only where no cache is whole."""
+    """(n, c, h, w) uint8, memory-mapped copy-on-write; the manifest; where that lies. Decodes only
+    where no cache is whole.
+    """
     name = f"{_slug(folder.name)}-{_sha256(str(folder), size, channels)[:16]}"
     place, listing = cache_root() / f"{name}.json", _sha256(VERSION, list(files.items()))
     manifest = _read_manifest(place, listing)
@@ -61,17 +70,24 @@ def cached_pixels(
         if manifest is not None:
             print(f"{place.with_name(manifest.pixels)} is damaged; decoding again", file=sys.stderr)
         decoded = _decode_all(folder, files, size, channels, progress)
-        manifest = _build(place, Manifest(str(folder), listing, "", [0, channels, size, size], "", list(files), {}), decoded)
+        manifest = _build(
+            place,
+            Manifest(str(folder), listing, "", [0, channels, size, size], "", list(files), {}),
+            decoded,
+        )
     return _map(place.parent / manifest.pixels, manifest.shape), manifest, place
 
 
 def cache_root() -> Path:
     """$SURECLR_CACHE, else ~/.cache/sureclr/folders."""
-    return Path(os.environ.get("SURECLR_CACHE") or Path.home() / ".cache" / "sureclr" / "folders").expanduser()
+    return Path(
+        os.environ.get("SURECLR_CACHE") or Path.home() / ".cache" / "sureclr" / "folders"
+    ).expanduser()
 
 
 def _build(place: Path, plan: Manifest, decoded: Iterator[Decoded]) -> Manifest:
-    """Decode into a temporary file, rename it, then write the manifest: a reader sees the old cache or the new, never half.
+    """Decode into a temporary file, rename it, then write the manifest: a reader sees the old cache
+    or the new, never half.
 
     Args:
         plan: the manifest with all names, before it is known which can be read.
@@ -82,10 +98,16 @@ def _build(place: Path, plan: Manifest, decoded: Iterator[Decoded]) -> Manifest:
         with _renamed_when_done(pixels) as file:
             good, bad, checksum = _stream(file, plan.names, decoded)
         shape = [len(good), *plan.shape[1:]]
-        manifest = replace(plan, pixels=pixels.name, shape=shape, sha256=checksum, names=good, bad=bad)
+        manifest = replace(
+            plan, pixels=pixels.name, shape=shape, sha256=checksum, names=good, bad=bad
+        )
         with _renamed_when_done(place) as file:
-            file.write(json.dumps(asdict(manifest), indent=1).encode())  # ASCII: a name that is no UTF-8 survives as an escape
-        for old in set(place.parent.glob(f"{place.stem}-*.bin")) - {pixels}:  # of the folder as it was before
+            file.write(
+                json.dumps(asdict(manifest), indent=1).encode()
+            )  # ASCII: a name that is no UTF-8 survives as an escape
+        for old in set(place.parent.glob(f"{place.stem}-*.bin")) - {
+            pixels
+        }:  # of the folder as it was before
             old.unlink(missing_ok=True)
     except OSError as error:
         told = f"cannot write the cache of images {place.parent} ({error.strerror or error})"
@@ -93,8 +115,12 @@ def _build(place: Path, plan: Manifest, decoded: Iterator[Decoded]) -> Manifest:
     return manifest
 
 
-def _stream(file: IO[bytes], names: list[str], decoded: Iterator[Decoded]) -> tuple[list[str], dict[str, str], str]:
-    """Write the pixels as they arrive; (names that became rows, names and reasons of the others, checksum)."""
+def _stream(
+    file: IO[bytes], names: list[str], decoded: Iterator[Decoded]
+) -> tuple[list[str], dict[str, str], str]:
+    """Write the pixels as they arrive; (names that became rows, names and reasons of the others,
+    checksum).
+    """
     good: list[str] = []
     bad: dict[str, str] = {}
     checksum = hashlib.sha256()
@@ -111,8 +137,12 @@ def _stream(file: IO[bytes], names: list[str], decoded: Iterator[Decoded]) -> tu
 
 @contextlib.contextmanager
 def _renamed_when_done(target: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside the target that takes its name at the end, or goes where anything failed."""
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f"{target.stem}.", suffix=".tmp", delete=False) as file:
+    """A temporary file beside the target that takes its name at the end, or goes where anything
+    failed.
+    """
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix=f"{target.stem}.", suffix=".tmp", delete=False
+    ) as file:
         try:
             yield file
             file.flush()
@@ -123,7 +153,9 @@ def _renamed_when_done(target: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_manifest(place: Path, listing: str) -> Manifest | None:
-    """The manifest if there is one, of this listing; None where it is missing, older or no manifest at all."""
+    """The manifest if there is one, of this listing; None where it is missing, older or no manifest
+    at all.
+    """
     try:
         manifest = Manifest(**json.loads(place.read_bytes()))
         return manifest if manifest.listing == listing else None
@@ -152,10 +184,16 @@ def _map(file: Path, shape: list[int]) -> NDArray[np.uint8]:
     return np.memmap(file, np.uint8, mode="c", shape=tuple(shape))
 
 
-def _decode_all(folder: Path, files: Stamps, size: int, channels: int, progress: bool) -> Iterator[Decoded]:
+def _decode_all(
+    folder: Path, files: Stamps, size: int, channels: int, progress: bool
+) -> Iterator[Decoded]:
     """Each file's pixels or reason, in order, from as many processes as there are cores."""
     paths = [os.path.join(folder, name) for name in files]
-    results = _in_processes(paths, size, channels) if len(paths) >= POOL_FROM else _here(paths, size, channels)
+    results = (
+        _in_processes(paths, size, channels)
+        if len(paths) >= POOL_FROM
+        else _here(paths, size, channels)
+    )
     return _counted(results, len(paths)) if progress else results
 
 
@@ -178,7 +216,9 @@ def _in_processes(paths: list[str], size: int, channels: int) -> Iterator[Decode
 
 
 def _counted(results: Iterable[Decoded], total: int) -> Iterator[Decoded]:
-    """Pass the results on and say on stderr how far they are: a bar on a terminal, a line each tenth elsewhere."""
+    """Pass the results on and say on stderr how far they are: a bar on a terminal, a line each
+    tenth elsewhere.
+    """
     from rich.console import Console
     from rich.progress import track
 

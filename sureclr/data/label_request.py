@@ -1,5 +1,6 @@
-"""How many labels a user asks for, and which: "10%", "500", or a file. Apart from labels.py because the command line reads it, which
-imports no torch."""
+"""How many labels a user asks for, and which: "10%", "500", or a file. Apart from labels.py because
+the command line reads it, which imports no torch.
+"""
 
 import re
 from dataclasses import dataclass
@@ -25,11 +26,12 @@ class LabelRequest:
     def of(text: str) -> "LabelRequest":
         """What the user wrote.
 
-        >>> LabelRequest.of("10%").share, LabelRequest.of("500").count, LabelRequest.of("mine.csv").file
-        (0.1, 500, PosixPath('mine.csv'))
+        >>> LabelRequest.of("10%").share, LabelRequest.of("500").count,
+        LabelRequest.of("mine.csv").file (0.1, 500, PosixPath('mine.csv'))
 
         Raises:
-            UserError: a share outside (0, 100] %, a count below 1, or a bare number that could mean either.
+            UserError: a share outside (0, 100] %, a count below 1, or a bare number that could mean
+                either.
         """
         words = text.strip()
         if percent := re.fullmatch(r"([-+]?\d*\.?\d+)\s*%", words):
@@ -43,11 +45,15 @@ class LabelRequest:
 
 def _share(percent: float, words: str) -> float:
     if not 0 < percent <= 100:
-        raise UserError(f"a share of the labels must be above 0% and at most 100%, not {words}; try 10%.")
+        raise UserError(
+            f"a share of the labels must be above 0% and at most 100%, not {words}; try 10%."
+        )
     return percent / 100
 
 
 def _count(count: int) -> int:
     if count < 1:
-        raise UserError(f"a count of labels must be at least 1, and one a class, not {count}; try 500.")
+        raise UserError(
+            f"a count of labels must be at least 1, and one a class, not {count}; try 500."
+        )
     return count

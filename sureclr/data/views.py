@@ -1,10 +1,12 @@
-"""SimCLR's augmentation (Chen et al. 2020, section 2.1 and appendix A), batched: uint8 images in, random views out.
+"""SimCLR's augmentation (Chen et al. 2020, section 2.1 and appendix A), batched: uint8 images in,
+random views out.
 
     crop -> flip -> colour jitter -> grey -> blur
 
-Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on the batch around it nor on
-the device (up to float32 rounding). Parameters are drawn on the CPU, a few numbers an image, so no step waits for an accelerator;
-pixels stay on the images' device. Each operation equals torchvision's at the same parameters to 1e-5.
+Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on
+the batch around it nor on the device (up to float32 rounding). Parameters are drawn on the CPU, a
+few numbers an image, so no step waits for an accelerator; pixels stay on the images' device. Each
+operation equals torchvision's at the same parameters to 1e-5.
 """
 
 import math
@@ -19,8 +21,14 @@ from sureclr.data.counter_rng import uniform
 from sureclr.data.view_config import ViewConfig
 from sureclr.errors import UserError
 
-CROP_TRIES = 10  # torchvision's RandomResizedCrop: candidates before it falls back to a central crop
-_CHUNK = 2**19  # numbers worked on at once by a CPU core: 2 MiB of float32 stay in its cache (2**17 and 2**21 are slower)
+CROP_TRIES = (
+    10  # torchvision's RandomResizedCrop: candidates before it falls back to a central crop
+)
+_CHUNK = (
+    2**19
+    # Numbers worked on at once by a CPU core: 2 MiB of float32 stay in its cache (2**17 and 2**21 are
+    # slower)
+)
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,16 @@ class ViewParameters:
         return ViewParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def draw_parameters(seeds: Tensor, view: int, height: int, width: int, config: ViewConfig) -> ViewParameters:
-    """The parameters of view number `view` of images of height x width pixels, from seeds (n,) int64."""
+def draw_parameters(
+    seeds: Tensor, view: int, height: int, width: int, config: ViewConfig
+) -> ViewParameters:
+    """The parameters of view number `view` of images of height x width pixels, from seeds (n,)
+    int64.
+    """
     u = uniform(seeds.cpu(), view, 2 * CROP_TRIES + 15)
-    area, aspect, place, factors, order, coins = u.split([CROP_TRIES, CROP_TRIES, 2, 4, 4, 5], dim=1)
+    area, aspect, place, factors, order, coins = u.split(
+        [CROP_TRIES, CROP_TRIES, 2, 4, 4, 5], dim=1
+    )
     flip, jitter, grey, blurred, sigma = coins.unbind(dim=1)
     return ViewParameters(
         box=_draw_box(area, aspect, place, height, width, config),
@@ -64,19 +78,29 @@ def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 
 def _draw_factors(u: Tensor, config: ViewConfig) -> Tensor:
-    """Brightness, contrast and saturation around 1, never negative, and hue around 0. (n, 4) float64."""
+    """Brightness, contrast and saturation around 1, never negative, and hue around 0. (n, 4)
+    float64.
+    """
     amounts = [config.brightness, config.contrast, config.saturation, config.hue]
     reach = config.strength * torch.tensor(amounts, dtype=torch.float64)
     centre = torch.tensor([1, 1, 1, 0], dtype=torch.float64)
-    lowest = torch.maximum(centre - reach, centre - 1)  # 0 for the first three; hue reaches half a turn at most
+    lowest = torch.maximum(
+        centre - reach, centre - 1
+    )  # 0 for the first three; hue reaches half a turn at most
     return _between(u, lowest, centre + reach)
 
 
-def _draw_box(area: Tensor, aspect: Tensor, place: Tensor, height: int, width: int, config: ViewConfig) -> Tensor:
-    """torchvision's RandomResizedCrop.get_params: the first of ten candidates that fits, else a central crop. (n, 4) int64."""
+def _draw_box(
+    area: Tensor, aspect: Tensor, place: Tensor, height: int, width: int, config: ViewConfig
+) -> Tensor:
+    """torchvision's RandomResizedCrop.get_params: the first of ten candidates that fits, else a
+    central crop. (n, 4) int64.
+    """
     area = height * width * _between(area, *config.crop_area)
     aspect = _between(aspect, *map(math.log, config.crop_aspect)).exp()
-    size = torch.stack([(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=-1).long()  # (n, 10, 2)
+    size = torch.stack(
+        [(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=-1
+    ).long()  # (n, 10, 2)
     whole = torch.tensor([height, width])
     fits = ((size > 0) & (size <= whole)).all(dim=-1)
     first = fits.long().argmax(dim=1)  # the first True
@@ -97,29 +121,42 @@ def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple
 
 
 def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-    """Cut out, resize back bilinearly, flip. uint8 (n, c, h, w), box (n, 4), flip (n,) bool, one device -> float32 in [0, 1].
+    """Cut out, resize back bilinearly, flip. uint8 (n, c, h, w), box (n, 4), flip (n,) bool, one
+    device -> float32 in [0, 1].
 
-    A crop is never larger than the image, so this never shrinks, and torchvision's `antialias` makes no difference.
+    A crop is never larger than the image, so this never shrinks, and torchvision's `antialias`
+    makes no difference.
     """
     n, c, height, width = images.shape
     top, bottom, down = _neighbours(box[:, 0], box[:, 2], height)
-    left, right, along = (t.where(~flip[:, None], t.flip(1)) for t in _neighbours(box[:, 1], box[:, 3], width))
+    left, right, along = (
+        t.where(~flip[:, None], t.flip(1)) for t in _neighbours(box[:, 1], box[:, 3], width)
+    )
     rows = images.view(n * c * height, width)
-    first = torch.arange(0, n * c * height, height, device=images.device).view(n, c, 1)  # row 0 of every channel
-    upper, lower = (rows.index_select(0, (first + y[:, None]).view(-1)).view(images.shape).float() for y in (top, bottom))
+    first = torch.arange(0, n * c * height, height, device=images.device).view(
+        n, c, 1
+    )  # row 0 of every channel
+    upper, lower = (
+        rows.index_select(0, (first + y[:, None]).view(-1)).view(images.shape).float()
+        for y in (top, bottom)
+    )
     x = upper.lerp_(lower, down[:, None, :, None])
     left, right = (index[:, None, None].expand(images.shape) for index in (left, right))
     return x.gather(3, left).lerp_(x.gather(3, right), along[:, None, None]).div_(255)
 
 
 def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels between which each of `size` output pixels looks, and the second's weight; each (n, size).
+    """The two pixels between which each of `size` output pixels looks, and the second's weight;
+    each (n, size).
 
-    Pixel i of the output looks at (i + 1/2) length / size - 1/2, clamped to the crop. In integers, so exact at any size: float32
-    positions (and grid_sample) miss torchvision's values by 1.3e-5 at 96 px.
+    Pixel i of the output looks at (i + 1/2) length / size - 1/2, clamped to the crop. In integers,
+    so exact at any size: float32 positions (and grid_sample) miss torchvision's values by 1.3e-5 at
+    96 px.
     """
     start, length = start[:, None], length[:, None]
-    position = (2 * torch.arange(size, device=start.device) + 1) * length - size  # in units of 1 / (2 size) pixels
+    position = (
+        2 * torch.arange(size, device=start.device) + 1
+    ) * length - size  # in units of 1 / (2 size) pixels
     position.clamp_(min=0)
     near = position // (2 * size)
     weight = (position - 2 * size * near).float() / (2 * size)
@@ -127,28 +164,41 @@ def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with a kernel of 2 radius + 1 pixels and reflected edges. x (n, c, h, w); sigma (n,) pixels, > 0."""
+    """Gaussian blur with a kernel of 2 radius + 1 pixels and reflected edges. x (n, c, h, w); sigma
+    (n,) pixels, > 0.
+    """
     distance = torch.arange(-radius, radius + 1, device=x.device)
-    weight = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=1)[:, radius:, None, None, None]
+    weight = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=1)[
+        :, radius:, None, None, None
+    ]
     padded = torch.nn.functional.pad(x, (0, 0, radius, radius), mode="reflect")
     rows = _weighted(padded, weight, radius, 2)
-    return _weighted(torch.nn.functional.pad(rows, (radius, radius, 0, 0), mode="reflect"), weight, radius, 3)
+    return _weighted(
+        torch.nn.functional.pad(rows, (radius, radius, 0, 0), mode="reflect"), weight, radius, 3
+    )
 
 
 def _weighted(padded: Tensor, weight: Tensor, radius: int, dim: int) -> Tensor:
-    """The symmetric weighted sum of shifted copies along `dim`. Not a convolution, which autocast would take out of float32.
+    """The symmetric weighted sum of shifted copies along `dim`. Not a convolution, which autocast
+    would take out of float32.
 
-    padded: radius more pixels on either side along `dim`; weight (n, radius + 1, 1, 1, 1), the centre first.
+    padded: radius more pixels on either side along `dim`; weight (n, radius + 1, 1, 1, 1), the
+        centre first.
     """
     size = padded.shape[dim] - 2 * radius
     total = padded.narrow(dim, radius, size) * weight[:, 0]
     for shift in range(1, radius + 1):
-        total.addcmul_(padded.narrow(dim, radius - shift, size) + padded.narrow(dim, radius + shift, size), weight[:, shift])
+        total.addcmul_(
+            padded.narrow(dim, radius - shift, size) + padded.narrow(dim, radius + shift, size),
+            weight[:, shift],
+        )
     return total
 
 
 def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
-    """One view with the given parameters. images uint8 (n, c, h, w) -> float32 (n, c, h, w) in [0, 1]."""
+    """One view with the given parameters. images uint8 (n, c, h, w) -> float32 (n, c, h, w) in [0,
+    1].
+    """
     device = images.device
     x = crop_and_flip(images, parameters.box.to(device), parameters.flip.to(device))
     x = colour.jitter(x, parameters.factors.to(device), parameters.order)
@@ -165,7 +215,11 @@ def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
 def _chunks(images: Tensor) -> Iterator[slice]:
     """Rows worked on at once: on a CPU what its cores can keep in cache, else all."""
     n = len(images)
-    rows = n if images.device.type != "cpu" else torch.get_num_threads() * max(1, _CHUNK // images[0].numel())
+    rows = (
+        n
+        if images.device.type != "cpu"
+        else torch.get_num_threads() * max(1, _CHUNK // images[0].numel())
+    )
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
@@ -183,22 +237,36 @@ def _views(images: Tensor, seeds: Tensor, numbers: Sequence[int], config: ViewCo
 
 
 def _checked(images: Tensor, seeds: Tensor) -> Tensor:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-        raise UserError(f"views need uint8 images (n, 1 or 3, height, width), not {images.dtype} {tuple(images.shape)}.")
+    if (
+        images.dtype != torch.uint8
+        or images.ndim != 4
+        or images.shape[1] not in (1, 3)
+        or images.numel() == 0
+    ):
+        raise UserError(
+            f"views need uint8 images (n, 1 or 3, height, width), not {images.dtype}"
+            f" {tuple(images.shape)}."
+        )
     if seeds.dtype != torch.int64 or seeds.shape != images.shape[:1]:
-        raise UserError(f"views need one int64 seed an image, {len(images)}, not {seeds.dtype} {tuple(seeds.shape)}.")
+        raise UserError(
+            f"views need one int64 seed an image, {len(images)}, not {seeds.dtype}"
+            f" {tuple(seeds.shape)}."
+        )
     return images.contiguous()
 
 
 def one_view(images: Tensor, seeds: Tensor, view: int, config: ViewConfig) -> Tensor:
-    """View number `view` of each image: uint8 (n, c, h, w), c 1 or 3; seeds int64 (n,) -> float32 (n, c, h, w) in [0, 1].
+    """View number `view` of each image: uint8 (n, c, h, w), c 1 or 3; seeds int64 (n,) -> float32
+    (n, c, h, w) in [0, 1].
 
-    On the images' device; seeds are best left on the CPU, where the parameters are drawn. Raises UserError for images of another
-    kind or none, or seeds that do not fit.
+    On the images' device; seeds are best left on the CPU, where the parameters are drawn. Raises
+    UserError for images of another kind or none, or seeds that do not fit.
     """
     return _views(images, seeds, (view,), config)
 
 
 def two_views(images: Tensor, seeds: Tensor, config: ViewConfig) -> Tensor:
-    """Views 0 and 1 of each image, as `one_view` gives them: (2n, c, h, w), where rows i and i + n are the views of image i."""
+    """Views 0 and 1 of each image, as `one_view` gives them: (2n, c, h, w), where rows i and i + n
+    are the views of image i.
+    """
     return _views(images, seeds, (0, 1), config)

@@ -1,7 +1,8 @@
 """Two views of one image: does the radius predict their cosine, and is the evidence really nats?   (theory 2, 5, 6)
 
-The model says E[mu.mu' | r] = r, and gives s, the log odds that two views show one image. Both are tested on views of test
-images, raw and after a monotone map fitted on views of training images (drawn anew: the model was not trained on these).
+The model says E[mu.mu' | r] = r, and gives s, the log odds that two views show one image. Both are
+tested on views of test images, raw and after a monotone map fitted on views of training images
+(drawn anew: the model was not trained on these).
 """
 
 import math
@@ -59,15 +60,25 @@ class Pair:
         return pair_radius(a, b)[0], (a.direction * b.direction).sum(1)
 
     def kernel_dimension(self) -> float:
-        """m of the run's kernel; where its loss has none, that of these views: 1 / E[c^2] over different images (theory 3)."""
-        return self.seen.kernel_dimension or 1 / float(losses.mean_squared_cosine(self.seen.direction))
+        """m of the run's kernel; where its loss has none, that of these views: 1 / E[c^2] over
+        different images (theory 3).
+        """
+        return self.seen.kernel_dimension or 1 / float(
+            losses.mean_squared_cosine(self.seen.direction)
+        )
 
 
 def view_pair(embed: Embed, images: ImageSet, views: ViewConfig, seed: int, stream: int) -> Pair:
     """Embed two views of each image (through uint8, as any image would come)."""
     seeds = image_seeds(images, seed, stream)
     parts = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
-    both = torch.cat([to_uint8(one_view(images.images[p], seeds[p], view, views)) for view in (0, 1) for p in parts])
+    both = torch.cat(
+        [
+            to_uint8(one_view(images.images[p], seeds[p], view, views))
+            for view in (0, 1)
+            for p in parts
+        ]
+    )
     twice = images.select(np.tile(np.arange(len(images)), 2))
     return Pair(embed(replace(twice, images=both)))
 
@@ -78,15 +89,23 @@ def image_seeds(images: ImageSet, seed: int, stream: int) -> Tensor:
 
 
 def radius_calibration(pair: Pair, training: Pair) -> Result:
-    """E[mu.mu' | r] = r (theory 2): ten bins of equal count, mean absolute difference; raw, and after the map.
+    """E[mu.mu' | r] = r (theory 2): ten bins of equal count, mean absolute difference; raw, and
+    after the map.
 
-    Beside it the mean cosine of different images: where it is not 0, the radius has absorbed a base rate.
+    Beside it the mean cosine of different images: where it is not 0, the radius has absorbed a base
+    rate.
     """
     r, cosine = pair.radius_and_cosine()
     mapped = metrics.monotone_map(*training.radius_and_cosine())(r)
-    return {"n": pair.n, "n_map": training.n, "raw": diagram(metrics.calibration(r, cosine, BINS)),
-            "mapped": diagram(metrics.calibration(mapped, cosine, BINS)), "mean_r": float(r.mean()),
-            "mean_cosine": float(cosine.mean()), "mean_cosine_different": mean_cosine_different(pair)}
+    return {
+        "n": pair.n,
+        "n_map": training.n,
+        "raw": diagram(metrics.calibration(r, cosine, BINS)),
+        "mapped": diagram(metrics.calibration(mapped, cosine, BINS)),
+        "mean_r": float(r.mean()),
+        "mean_cosine": float(cosine.mean()),
+        "mean_cosine_different": mean_cosine_different(pair),
+    }
 
 
 def mean_cosine_different(pair: Pair) -> float:
@@ -96,11 +115,13 @@ def mean_cosine_different(pair: Pair) -> float:
 
 
 def evidence_calibration(pair: Pair, training: Pair) -> Result:
-    """Is s really nats? Every view of one side against all of the other; a pair shows one image with prior odds 1 : n - 1.
+    """Is s really nats? Every view of one side against all of the other; a pair shows one image
+    with prior odds 1 : n - 1.
 
-    posterior = sigmoid(s - log(n - 1)), raw; and by a monotone map s -> rate fitted on as many training pairs. For each a
-    reliability diagram (bins of equal width) and the mean log loss in nats, beside that of knowing the prior alone. And the
-    model's own diagnostic, log E[exp s] over different images, with its standard error: 0 if the model is true (theory 5).
+    posterior = sigmoid(s - log(n - 1)), raw; and by a monotone map s -> rate fitted on as many
+    training pairs. For each a reliability diagram (bins of equal width) and the mean log loss in
+    nats, beside that of knowing the prior alone. And the model's own diagnostic, log E[exp s] over
+    different images, with its standard error: 0 if the model is true (theory 5).
     """
     n = min(pair.n, training.n, EVIDENCE_IMAGES)
     pair, training = pair.first(n), training.first(n)
@@ -110,14 +131,23 @@ def evidence_calibration(pair: Pair, training: Pair) -> Result:
     raw = torch.sigmoid(s - math.log(n - 1))
     mapped = metrics.monotone_map(s_train, same)(s)
     estimate, error = losses.log_mean_exp_evidence(pair.posterior, m)
-    return {"n": n, "kernel_dimension": m, "kernel_dimension_from": "the run" if pair.seen.kernel_dimension else "these views",
-            "log_mean_exp": estimate, "log_mean_exp_standard_error": error,
-            "log_loss_prior": log_loss(torch.full_like(raw, 1 / n), same),
-            "raw": reliability(raw, same), "mapped": reliability(mapped, same)}
+    return {
+        "n": n,
+        "kernel_dimension": m,
+        "kernel_dimension_from": "the run" if pair.seen.kernel_dimension else "these views",
+        "log_mean_exp": estimate,
+        "log_mean_exp_standard_error": error,
+        "log_loss_prior": log_loss(torch.full_like(raw, 1 / n), same),
+        "raw": reliability(raw, same),
+        "mapped": reliability(mapped, same),
+    }
 
 
 def reliability(probability: Tensor, outcome: Tensor) -> Result:
-    return {**diagram(metrics.calibration(probability, outcome, BINS, "width")), "log_loss": log_loss(probability, outcome)}
+    return {
+        **diagram(metrics.calibration(probability, outcome, BINS, "width")),
+        "log_loss": log_loss(probability, outcome),
+    }
 
 
 def evidence_of_all(pair: Pair, dimension: float) -> Tensor:
@@ -127,11 +157,16 @@ def evidence_of_all(pair: Pair, dimension: float) -> Tensor:
 
 
 def log_loss(probability: Tensor, outcome: Tensor, smallest: float = 1e-9) -> float:
-    """- mean log(probability of what happened), nats; probabilities within `smallest` of 0 and 1 count as that."""
+    """- mean log(probability of what happened), nats; probabilities within `smallest` of 0 and 1
+    count as that.
+    """
     right = torch.where(outcome, probability, 1 - probability)
     return float(-right.clamp(min=smallest).log().mean())
 
 
 def diagram(found: metrics.Calibration) -> Result:
     """Plain lists of a reliability diagram."""
-    return {"error": found.error, **{name: getattr(found, name).tolist() for name in ("count", "predicted", "observed")}}
+    return {
+        "error": found.error,
+        **{name: getattr(found, name).tolist() for name in ("count", "predicted", "observed")},
+    }

@@ -1,4 +1,6 @@
-"""What evaluations read: the run's table, and the same table for two baselines, the untrained encoder and raw pixels."""
+"""What evaluations read: the run's table, and the same table for two baselines, the untrained
+encoder and raw pixels.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,20 +19,34 @@ from sureclr.evaluation.uncertainty import Reference
 from sureclr.models.embed import Embeddings, as_float
 from sureclr.training.run import Run
 
-RAW_NUMBERS = 1024  # of an image, as raw pixels: 32 px in grey, 18 in colour. A linear probe on 27,648 says no more and costs hours
+# Of an image, as raw pixels: 32 px in grey, 18 in colour. A linear probe on 27,648 says no more and
+# costs hours
+RAW_NUMBERS = 1024
 
 
 @dataclass
 class Probes:
-    """`linear_probe`, each fitted once: the same features are asked about by linear, uncertainty and ood, and as the last block."""
+    """`linear_probe`, each fitted once: the same features are asked about by linear, uncertainty
+    and ood, and as the last block.
+    """
 
     found: dict[bytes, ProbeResult] = field(default_factory=dict)
 
-    def __call__(self, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, *, allow_missing: bool = False) -> ProbeResult:
+    def __call__(
+        self,
+        train_x: Tensor,
+        train_y: Tensor,
+        test_x: Tensor,
+        test_y: Tensor,
+        *,
+        allow_missing: bool = False,
+    ) -> ProbeResult:
         check_rows(train_x, train_y, test_x, test_y, allow_missing)
         key = digest(train_x, train_y, test_x, test_y)
         if key not in self.found:
-            self.found[key] = linear_probe(train_x, train_y, test_x, test_y, allow_missing=allow_missing)
+            self.found[key] = linear_probe(
+                train_x, train_y, test_x, test_y, allow_missing=allow_missing
+            )
         return self.found[key]
 
 
@@ -73,13 +89,23 @@ class Material:
     @cached_property
     def raw(self) -> Embeddings:
         """The pixels themselves as features, in [0, 1], at most RAW_NUMBERS of an image."""
-        small = convert(self.images, size=min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels)))
+        small = convert(
+            self.images, size=min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels))
+        )
         pixels = as_float(small.images.flatten(1))
-        return replace(self.table, features=pixels, direction=F.normalize(pixels, dim=1), radius=None, certainty=None)
+        return replace(
+            self.table,
+            features=pixels,
+            direction=F.normalize(pixels, dim=1),
+            radius=None,
+            certainty=None,
+        )
 
     @cached_property
     def reference(self) -> Reference:
-        """Training images and their linear probe, with which uncertainty and ood both compare: fitted once."""
+        """Training images and their linear probe, with which uncertainty and ood both compare:
+        fitted once.
+        """
         return Reference.of(self.table, self.probes)
 
 
@@ -88,14 +114,26 @@ def labelled_split(table: Embeddings, what: str, name: str) -> tuple[Embeddings,
     train, test = table.labelled("train"), table.labelled("test")
     if len(train) == 0 or len(test) == 0:
         missing = "labelled training images" if len(train) == 0 else "labelled test images"
-        raise UserError(f"{what} needs labels, and {name} has no {missing}; put the images into one sub-folder a class "
-                        "(with train/ and test/ above them, or we split), or name labelled data with --data.")
+        raise UserError(
+            f"{what} needs labels, and {name} has no {missing}; put the images into one sub-folder"
+            " a class (with train/ and test/ above them, or we split), or name labelled data with"
+            " --data."
+        )
     return train, test
 
 
-def material(run: Run, images: ImageSet, table: Embeddings | None = None, *, root: Path | None = None, human: Path | None = None,
-             each_batch: Callable[[int, int], None] = lambda done, total: None) -> Material:
-    """The material of a run on these images; `table` where it has been computed before and is still of these images."""
+def material(
+    run: Run,
+    images: ImageSet,
+    table: Embeddings | None = None,
+    *,
+    root: Path | None = None,
+    human: Path | None = None,
+    each_batch: Callable[[int, int], None] = lambda done, total: None,
+) -> Material:
+    """The material of a run on these images; `table` where it has been computed before and is still
+    of these images.
+    """
     fitting = convert(images, run.size, run.channels)
     if table is None or list(table.paths) != list(fitting.paths):
         table = run.embed(fitting, each_batch)

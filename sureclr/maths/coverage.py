@@ -8,11 +8,14 @@ from torch import Tensor
 LAZY = 64  # rows whose gain is brought up to date at once
 
 
-def greedy_cover(near: Tensor, covered: Tensor, budget: int) -> tuple[NDArray[np.int64], list[float]]:
+def greedy_cover(
+    near: Tensor, covered: Tensor, budget: int
+) -> tuple[NDArray[np.int64], list[float]]:
     """Rows chosen one by one to raise sum_i max_j near_ji the most, and by how much each raised it.
 
-    The sum is submodular, so this reaches 1 - 1/e of the best choice (Nemhauser, Wolsey and Fisher 1978). Lazy (Minoux 1978): gains only
-    fall, so old ones are bounds, and a row at the top once brought up to date is the best.
+    The sum is submodular, so this reaches 1 - 1/e of the best choice (Nemhauser, Wolsey and Fisher
+    1978). Lazy (Minoux 1978): gains only fall, so old ones are bounds, and a row at the top once
+    brought up to date is the best.
 
     Args:
         near: (n, m), how well each row stands for each of m columns.

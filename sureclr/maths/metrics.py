@@ -1,7 +1,9 @@
-"""Numbers that say how good directions and certainties are: tensors in, numbers out, means over all rows unless said otherwise.
+"""Numbers that say how good directions and certainties are: tensors in, numbers out, means over all
+rows unless said otherwise.
 
-Directions are unit vectors (n, d). A certainty is any increasing scale: only its order counts, and equal values are treated as
-equal (mean ranks), so that no number here depends on the order of the rows.
+Directions are unit vectors (n, d). A certainty is any increasing scale: only its order counts, and
+equal values are treated as equal (mean ranks), so that no number here depends on the order of the
+rows.
 """
 
 import math
@@ -18,34 +20,43 @@ BLOCK = 2048  # rows of a block of pairs: 32 MiB in float64
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean |mu_i - mu'_i|^2 over the pairs of views (n, d) of the same image, in [0, 4] (Wang & Isola 2020, eq. 3, alpha = 2)."""
+    """Mean |mu_i - mu'_i|^2 over the pairs of views (n, d) of the same image, in [0, 4] (Wang &
+    Isola 2020, eq. 3, alpha = 2).
+    """
     return float((first.double() - second.double()).square().sum(1).mean())
 
 
 def uniformity(directions: Tensor, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |mu_i - mu_j|^2) over pairs i != j, nats, in [-4 t, 0] (Wang & Isola 2020, eq. 4).
+    """log of the mean of exp(-t |mu_i - mu_j|^2) over pairs i != j, nats, in [-4 t, 0] (Wang &
+    Isola 2020, eq. 4).
 
-    Uniform directions in high dimension give about -2 t + 2 t^2 / d; 0 is a collapse to a point. Unit vectors only.
+    Uniform directions in high dimension give about -2 t + 2 t^2 / d; 0 is a collapse to a point.
+    Unit vectors only.
 
     Raises:
         ValueError: fewer than two directions.
     """
     n, total = len(directions), 0.0
     if n < 2:
-        raise ValueError(f"uniformity is a mean over pairs, it needs two directions or more, got {n}")
+        raise ValueError(
+            f"uniformity is a mean over pairs, it needs two directions or more, got {n}"
+        )
     for start in range(0, n, BLOCK):
         rows = directions[start : start + BLOCK].double()
         for other in range(start, n, BLOCK):
             pairs = torch.exp(2 * t * (rows @ directions[other : other + BLOCK].double().T - 1))
-            total += float(2 * pairs.sum() if other > start else pairs.sum() - pairs.diagonal().sum())
+            total += float(
+                2 * pairs.sum() if other > start else pairs.sum() - pairs.diagonal().sum()
+            )
     return math.log(total / (n * (n - 1)))
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the singular values' shares, in [1, min(n, f)] (RankMe, Garrido et al. 2023, eq. 1; not centred).
+    """exp of the entropy of the singular values' shares, in [1, min(n, f)] (RankMe, Garrido et al.
+    2023, eq. 1; not centred).
 
-    From the eigenvalues of the smaller Gram matrix in float64, summed by blocks: no float64 copy of the features. NaN or infinite
-    features raise torch's LinAlgError.
+    From the eigenvalues of the smaller Gram matrix in float64, summed by blocks: no float64 copy of
+    the features. NaN or infinite features raise torch's LinAlgError.
     """
     tall = features if len(features) >= features.shape[1] else features.T
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=features.device)
@@ -57,9 +68,14 @@ def effective_rank(features: Tensor) -> float:
 
 
 def instance_match(first: Tensor, second: Tensor) -> float:
-    """How often the view of the other side nearest to a view is its own partner; mean over the 2n views (n, d) + (n, d)."""
+    """How often the view of the other side nearest to a view is its own partner; mean over the 2n
+    views (n, d) + (n, d).
+    """
     own = torch.arange(len(first), device=first.device)
-    hits = [(top_k(a, b, 1)[1][:, 0] == own).double().mean() for a, b in ((first, second), (second, first))]
+    hits = [
+        (top_k(a, b, 1)[1][:, 0] == own).double().mean()
+        for a, b in ((first, second), (second, first))
+    ]
     return float(sum(hits) / 2)
 
 
@@ -69,10 +85,12 @@ def nearest_has_class(
     """Does the nearest neighbour have the right class, and how similar is it?
 
     Args:
-        queries: (q, d), labels: (q,). keys: (n, d), key_labels: (n,); None: among the queries themselves, without oneself.
+        queries: (q, d), labels: (q,). keys: (n, d), key_labels: (n,); None: among the queries
+            themselves, without oneself.
 
     Returns:
-        (correct (q,) bool, similarity (q,) cosine: the baseline certainty to print beside any learned one).
+        (correct (q,) bool, similarity (q,) cosine: the baseline certainty to print beside any
+        learned one).
     """
     if keys is None or key_labels is None:
         similarity, index = top_k(queries, queries, 1, exclude_self=True)
@@ -82,17 +100,24 @@ def nearest_has_class(
 
 
 def r_auroc(
-    certainty: Tensor, queries: Tensor, labels: Tensor, keys: Tensor | None = None, key_labels: Tensor | None = None
+    certainty: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
 ) -> float:
-    """AUROC of the certainty (q,) for "the nearest neighbour has the right class" (URL benchmark, Kirchhof et al. 2023).
+    """AUROC of the certainty (q,) for "the nearest neighbour has the right class" (URL benchmark,
+    Kirchhof et al. 2023).
 
-    Without keys the neighbour is sought among the queries, as the benchmark does; see nearest_has_class.
+    Without keys the neighbour is sought among the queries, as the benchmark does; see
+    nearest_has_class.
     """
     return auroc(certainty, nearest_has_class(queries, labels, keys, key_labels)[0])
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
-    """P(score of a positive > score of a negative) + P(equal) / 2: Mann and Whitney's U. NaN if one of the two kinds is absent.
+    """P(score of a positive > score of a negative) + P(equal) / 2: Mann and Whitney's U. NaN if one
+    of the two kinds is absent.
 
     Args:
         score: (n,) finite. positive: (n,) bool.
@@ -105,9 +130,11 @@ def auroc(score: Tensor, positive: Tensor) -> float:
 
 
 def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-    """(coverage (n,), risk (n,)): the error rate among the k surest rows, k = 1..n, at coverage k / n (El-Yaniv & Wiener 2010).
+    """(coverage (n,), risk (n,)): the error rate among the k surest rows, k = 1..n, at coverage k /
+    n (El-Yaniv & Wiener 2010).
 
-    Rows of equal certainty are taken in random order, in expectation: each counts with the mean error of its group.
+    Rows of equal certainty are taken in random order, in expectation: each counts with the mean
+    error of its group.
     """
     _, group = _finite(certainty).unique(return_inverse=True)
     error = 1 - correct.to(torch.float64)
@@ -117,19 +144,25 @@ def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def aurc(certainty: Tensor, correct: Tensor) -> float:
-    """Area under the risk-coverage curve: mean of its n risks, in [0, 1], lower is better (Geifman et al. 2019)."""
+    """Area under the risk-coverage curve: mean of its n risks, in [0, 1], lower is better (Geifman
+    et al. 2019).
+    """
     return float(risk_coverage(certainty, correct)[1].mean())
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation, (n,) and (n,), with mean ranks for equal values. NaN if one of them is constant."""
+    """Spearman's rank correlation, (n,) and (n,), with mean ranks for equal values. NaN if one of
+    them is constant.
+    """
     a, b = (r - r.mean() for r in (ranks(first), ranks(second)))
     scale = float((a.square().sum() * b.square().sum()).sqrt())
     return float((a * b).sum()) / scale if scale > 0 else math.nan
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(n,) float64 ranks from 1; equal values share their mean rank. Raises ValueError for values that are not finite."""
+    """(n,) float64 ranks from 1; equal values share their mean rank. Raises ValueError for values
+    that are not finite.
+    """
     _, group, count = _finite(values).unique(return_inverse=True, return_counts=True)
     last = count.cumsum(0).double()
     return (last - (count.double() - 1) / 2)[group]
@@ -151,24 +184,32 @@ class Calibration:
 
 
 def calibration(
-    predicted: Tensor, observed: Tensor, bins: int = 10, binning: Literal["count", "width"] = "count"
+    predicted: Tensor,
+    observed: Tensor,
+    bins: int = 10,
+    binning: Literal["count", "width"] = "count",
 ) -> Calibration:
-    """Does E[cosine of the two views | r] = r hold (theory 2)? Bins of the predicted r (n,) against the observed cosine (n,).
+    """Does E[cosine of the two views | r] = r hold (theory 2)? Bins of the predicted r (n,) against
+    the observed cosine (n,).
 
     Args:
-        binning: "count", the default: bins of equal count, for radii crowd together and bins of equal width would be empty or
-            huge; equal predictions share a bin. "width": of equal width between the smallest and the largest prediction.
+        binning: "count", the default: bins of equal count, for radii crowd together and bins of
+            equal width would be empty or huge; equal predictions share a bin. "width": of equal
+            width between the smallest and the largest prediction.
     """
     if binning == "count":
         position = (ranks(predicted) - 0.5) / len(predicted)
     else:
         low, high = _finite(predicted).double().aminmax()
-        position = (predicted.double() - low) / (high - low).clamp_min(torch.finfo(torch.float64).tiny)
+        position = (predicted.double() - low) / (high - low).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
     return _table(position, predicted, observed, bins)
 
 
 def ece(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of the most likely class (Guo et al. 2017): bins of equal width in [0, 1].
+    """Expected calibration error of the most likely class (Guo et al. 2017): bins of equal width in
+    [0, 1].
 
     Args:
         probabilities: (n, K), rows sum to 1. target: (n,) int64, the right column.
@@ -178,24 +219,32 @@ def ece(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
 
 
 def monotone_map(score: Tensor, outcome: Tensor) -> Callable[[Tensor], Tensor]:
-    """The increasing map score -> E[outcome] with least squares (isotonic regression), constant beyond the scores it has seen.
+    """The increasing map score -> E[outcome] with least squares (isotonic regression), constant
+    beyond the scores it has seen.
 
-    Fit it on held-out rows, apply it to others: a score on an arbitrary scale becomes a calibrated probability or cosine.
+    Fit it on held-out rows, apply it to others: a score on an arbitrary scale becomes a calibrated
+    probability or cosine.
     """
     from sklearn.isotonic import IsotonicRegression  # late: 1.4 s
 
-    model = IsotonicRegression(out_of_bounds="clip").fit(score.cpu().double().numpy(), outcome.cpu().double().numpy())
+    model = IsotonicRegression(out_of_bounds="clip").fit(
+        score.cpu().double().numpy(), outcome.cpu().double().numpy()
+    )
     return lambda new: torch.from_numpy(model.predict(new.cpu().double().numpy())).to(new.device)
 
 
-def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(
+    successes: int, trials: int, z: float = 1.959963984540054
+) -> tuple[float, float]:
     """Wilson's (1927) interval of a rate, 95 % by default: inside [0, 1], and of use at 0 and at 1.
 
     Raises:
         ValueError: no trials, or successes outside [0, trials].
     """
     if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"a rate needs 0 <= successes <= trials and a trial, got {successes} of {trials}")
+        raise ValueError(
+            f"a rate needs 0 <= successes <= trials and a trial, got {successes} of {trials}"
+        )
     rate, shrink = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
@@ -204,7 +253,10 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959963984540054) -
 
 def _finite(values: Tensor) -> Tensor:
     if not values.isfinite().all():
-        raise ValueError(f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite; they have no order")
+        raise ValueError(
+            f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite; they have"
+            " no order"
+        )
     return values
 
 
@@ -212,6 +264,10 @@ def _table(position: Tensor, predicted: Tensor, observed: Tensor, bins: int) -> 
     """Rows with position in [i / bins, (i + 1) / bins) make bin i; position 1 belongs to the last."""
     index = (position * bins).long().clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64, device=index.device)
-    sums.index_add_(1, index, torch.stack([torch.ones_like(position), predicted.double(), observed.double()]).double())
+    sums.index_add_(
+        1,
+        index,
+        torch.stack([torch.ones_like(position), predicted.double(), observed.double()]).double(),
+    )
     count, p, o = sums[:, sums[0] > 0]
     return Calibration(count.long(), p / count, o / count, float((p - o).abs().sum() / count.sum()))

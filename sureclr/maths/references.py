@@ -1,11 +1,23 @@
-"""The reference losses, each the formula of its paper. Conventions as in losses.py: a mean over all 2n views, in nats."""
+"""The reference losses, each the formula of its paper. Conventions as in losses.py: a mean over all
+2n views, in nats.
+"""
 
 import math
 
 import torch
 from torch import Tensor
 
-from sureclr.maths.losses import Dimension, above, full_precision, info_nce, nt_xent, pairs, partners, per_view_nt_xent, without_own_image
+from sureclr.maths.losses import (
+    Dimension,
+    above,
+    full_precision,
+    info_nce,
+    nt_xent,
+    pairs,
+    partners,
+    per_view_nt_xent,
+    without_own_image,
+)
 from sureclr.maths.sphere import Posterior, evidence_matrix, pair_gap, wide
 from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 
@@ -13,18 +25,25 @@ from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 
 
 @full_precision
-def poisson_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
-    """InfoNCE over s(u_i, u_j), direction and radius together (theory 3, last point). Arguments as for ``sure``; scalar, nats."""
+def poisson_nce(
+    directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
+) -> Tensor:
+    """InfoNCE over s(u_i, u_j), direction and radius together (theory 3, last point). Arguments as
+    for ``sure``; scalar, nats.
+    """
     pairs(directions)
     views = Posterior(directions, radii, gaps)
     return info_nce(evidence_matrix(views, views, dimension)).mean()
 
 
 @full_precision
-def gaussian_evidence(directions: Tensor, radii: Tensor, dimension: float | Tensor, gaps: Tensor | None = None) -> Tensor:
+def gaussian_evidence(
+    directions: Tensor, radii: Tensor, dimension: float | Tensor, gaps: Tensor | None = None
+) -> Tensor:
     """m ((a c - a^2) / (1 - a^2) - log(1 - a^2) / 2), a = rho_i rho_j, c = mu_i.mu_j, (N, N), nats   (issue 4; Mehler 1866).
 
-    The pointwise mutual information of two standard Gaussian vectors of m coordinates and length sqrt(m), correlated by a.
+    The pointwise mutual information of two standard Gaussian vectors of m coordinates and length
+    sqrt(m), correlated by a.
     """
     gaps = 1 - radii if gaps is None else gaps
     a, gap = torch.outer(radii, radii), pair_gap(gaps[:, None], gaps)
@@ -33,8 +52,12 @@ def gaussian_evidence(directions: Tensor, radii: Tensor, dimension: float | Tens
     return dimension * (a * c_minus_a / one_minus_a2 - torch.log(one_minus_a2) / 2)
 
 
-def gaussian_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None) -> Tensor:
-    """InfoNCE over the Mehler kernel, the Gaussian sister of ``poisson_nce``. Arguments as for ``sure``; scalar, nats."""
+def gaussian_nce(
+    directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
+) -> Tensor:
+    """InfoNCE over the Mehler kernel, the Gaussian sister of ``poisson_nce``. Arguments as for
+    ``sure``; scalar, nats.
+    """
     pairs(directions)
     m = directions.shape[1] if dimension is None else dimension
     return info_nce(gaussian_evidence(directions, radii, m, gaps)).mean()
@@ -42,17 +65,25 @@ def gaussian_nce(directions: Tensor, radii: Tensor, dimension: Dimension = None,
 
 @full_precision
 def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
-    """InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors, divided by the temperature.
+    """InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors, divided by
+    the temperature.
 
     s_ij = log Int vMF(z; mu_i, kappa_i) vMF(z; mu_j, kappa_j) dz
          = log C(kappa_i) + log C(kappa_j) - log C(|kappa_i mu_i + kappa_j mu_j|)
 
-    Jebara & Kondor 2003; in a loss Kirchhof et al. 2022 (non-isotropic probabilistic metric learning) and 2023 (URL). Against the
-    uniform probability measure s is a pointwise mutual information, as in ``poisson_nce``. kappas (2n,), from 0; scalar, nats.
+    Jebara & Kondor 2003; in a loss Kirchhof et al. 2022 (non-isotropic probabilistic metric
+    learning) and 2023 (URL). Against the uniform probability measure s is a pointwise mutual
+    information, as in ``poisson_nce``. kappas (2n,), from 0; scalar, nats.
     """
     pairs(directions)
-    d, mu, kappa = directions.shape[1], wide(directions), wide(kappas)  # float32 loses the difference of log C's, of size kappa
-    squared_norm = kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (mu @ mu.T)
+    d, mu, kappa = (
+        directions.shape[1],
+        wide(directions),
+        wide(kappas),
+    )  # float32 loses the difference of log C's, of size kappa
+    squared_norm = (
+        kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (mu @ mu.T)
+    )
     norm = squared_norm.clamp(min=torch.finfo(kappa.dtype).tiny).sqrt()
     log_c = vmf_log_normaliser(kappa, d)
     evidence = log_c[:, None] + log_c - vmf_log_normaliser(norm, d)
@@ -60,16 +91,22 @@ def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 @full_precision
-def mc_infonce(directions: Tensor, kappas: Tensor, temperature: float, samples: int, generator: torch.Generator) -> Tensor:
-    """- mean_i log mean_s ( exp(z_i.z_p(i) / tau) / sum_{j != i} exp(z_i.z_j / tau) ), z_i ~ vMF(mu_i, kappa_i) for s = 1..S.
+def mc_infonce(
+    directions: Tensor, kappas: Tensor, temperature: float, samples: int, generator: torch.Generator
+) -> Tensor:
+    """- mean_i log mean_s ( exp(z_i.z_p(i) / tau) / sum_{j != i} exp(z_i.z_j / tau) ), z_i ~
+    vMF(mu_i, kappa_i) for s = 1..S.
 
-    Kirchhof et al. 2023 (Probabilistic Contrastive Learning Recovers the Correct Aleatoric Uncertainty), MC-InfoNCE, with their
-    kappa_pos = 1 / tau, and their sums over negatives without the constant 1 / M. The mean is inside the logarithm, so the loss
-    of few samples is too high on average (Jensen). kappas (2n,), from 0; scalar, nats; memory S (2n)^2.
+    Kirchhof et al. 2023 (Probabilistic Contrastive Learning Recovers the Correct Aleatoric
+    Uncertainty), MC-InfoNCE, with their kappa_pos = 1 / tau, and their sums over negatives without
+    the constant 1 / M. The mean is inside the logarithm, so the loss of few samples is too high on
+    average (Jensen). kappas (2n,), from 0; scalar, nats; memory S (2n)^2.
     """
     pairs(directions)
     count = int(above("samples", samples, 0))
-    z = sample_vmf(directions.expand(count, -1, -1), kappas.expand(count, -1), generator)  # (S, 2n, d)
+    z = sample_vmf(
+        directions.expand(count, -1, -1), kappas.expand(count, -1), generator
+    )  # (S, 2n, d)
     log_ratio = -info_nce(z @ z.mT / above("temperature", temperature, 0))  # (S, 2n)
     return (math.log(count) - log_ratio.logsumexp(0)).mean()
 
@@ -79,9 +116,11 @@ def mc_infonce(directions: Tensor, kappas: Tensor, temperature: float, samples: 
 
 @full_precision
 def dcl(directions: Tensor, temperature: float) -> Tensor:
-    """- mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ): NT-Xent without the positive below.
+    """- mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ): NT-Xent
+    without the positive below.
 
-    Yeh et al. 2022 (Decoupled Contrastive Learning), L_DC. (2n, d) -> scalar, nats, mean over 2n views; it can be negative.
+    Yeh et al. 2022 (Decoupled Contrastive Learning), L_DC. (2n, d) -> scalar, nats, mean over 2n
+    views; it can be negative.
     """
     pairs(directions)
     evidence = directions @ directions.T / above("temperature", temperature, 0)
@@ -90,32 +129,44 @@ def dcl(directions: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
-    """- mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ): NT-Xent with a temperature an anchor.
+    """- mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ): NT-Xent with
+    a temperature an anchor.
 
-    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so the ratio is the probability
-    of naming the partner; the original drops it there. (2n, d) and (2n,) -> scalar, nats, mean over 2n views.
+    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so
+    the ratio is the probability of naming the partner; the original drops it there. (2n, d) and
+    (2n,) -> scalar, nats, mean over 2n views.
     """
     pairs(directions)
     return info_nce(directions @ directions.T / temperatures[:, None]).mean()
 
 
 @full_precision
-def loss_prediction(directions: Tensor, predictions: Tensor, temperature: float, weight: float = 1.0) -> Tensor:
-    """mean_i l_i + lambda mean_i (prediction_i - sg(l_i))^2, l_i the NT-Xent of view i; predictions (2n,) in nats.
+def loss_prediction(
+    directions: Tensor, predictions: Tensor, temperature: float, weight: float = 1.0
+) -> Tensor:
+    """mean_i l_i + lambda mean_i (prediction_i - sg(l_i))^2, l_i the NT-Xent of view i; predictions
+    (2n,) in nats.
 
-    Yoo & Kweon 2019 (Learning Loss for Active Learning); the squared error in place of their ranking loss is the URL benchmark's
-    (Kirchhof et al. 2023). Scalar, nats (the second term nats^2), mean over 2n views.
+    Yoo & Kweon 2019 (Learning Loss for Active Learning); the squared error in place of their
+    ranking loss is the URL benchmark's (Kirchhof et al. 2023). Scalar, nats (the second term
+    nats^2), mean over 2n views.
     """
     per_view = per_view_nt_xent(directions, temperature)
     return per_view.mean() + weight * (predictions - per_view.detach()).square().mean()
 
 
 @full_precision
-def cosine_regression(directions: Tensor, radii: Tensor, temperature: float, weight: float = 1.0) -> Tensor:
-    """L_what + lambda mean_i (rho_i rho_p(i) - sg(mu_i.mu_p(i)))^2: our simplest rival, E[c | r] = r by least squares (theory 8).
+def cosine_regression(
+    directions: Tensor, radii: Tensor, temperature: float, weight: float = 1.0
+) -> Tensor:
+    """L_what + lambda mean_i (rho_i rho_p(i) - sg(mu_i.mu_p(i)))^2: our simplest rival, E[c | r] =
+    r by least squares (theory 8).
 
     Scalar, nats (the second term has no unit), mean over 2n views.
     """
     rho, rho_other = pairs(radii)
     mu, other = pairs(directions.detach())
-    return nt_xent(directions, temperature) + weight * (rho * rho_other - (mu * other).sum(-1)).square().mean()
+    return (
+        nt_xent(directions, temperature)
+        + weight * (rho * rho_other - (mu * other).sum(-1)).square().mean()
+    )

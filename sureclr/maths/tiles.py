@@ -1,18 +1,23 @@
-"""NT-Xent and SURE in tiles: memory linear in n, the gradient computed in the forward pass (issue 6).
+"""NT-Xent and SURE in tiles: memory linear in n, the gradient computed in the forward pass (issue
+6).
 
-The (2n, 2n) matrix of cosines is symmetric, so only the tiles (I, J) of its upper triangle are computed; each serves its rows and
-its columns. A row's normaliser is known only once the whole row has been seen, and the gradient needs those of both ends,
+The (2n, 2n) matrix of cosines is symmetric, so only the tiles (I, J) of its upper triangle are
+computed; each serves its rows and its columns. A row's normaliser is known only once the whole row
+has been seen, and the gradient needs those of both ends,
 
     dL/dmu_i = 1 / (2n tau) ( sum_j (p_ij + p_ji) mu_j - 2 mu_p(i) ),      p_ij = exp(l_ij) / sum_{k != i} exp(l_ik),
 
-or with a temperature tau / a_i a row, sum_j (a_i p_ij + a_j p_ji) mu_j - (a_i + a_p(i)) mu_p(i) in the brackets,
-so there are two sweeps: normalisers, then gradient. With N = 2n, the cosines cost N^2 d flops a sweep and the gradient 2 N^2 d:
-4 N^2 d in all, 3 N^2 d where the first sweep's tiles were kept (``KEPT``). Whole rows in one sweep, or a matrix with autograd,
-would be 6 N^2 d.
+or with a temperature tau / a_i a row, sum_j (a_i p_ij + a_j p_ji) mu_j - (a_i + a_p(i)) mu_p(i) in
+the brackets,
+so there are two sweeps: normalisers, then gradient. With N = 2n, the cosines cost N^2 d flops a
+    sweep and the gradient 2 N^2 d:
+4 N^2 d in all, 3 N^2 d where the first sweep's tiles were kept (``KEPT``). Whole rows in one sweep,
+or a matrix with autograd, would be 6 N^2 d.
 
-Everything is in bits (on a CPU exp2 costs a third of exp), and in nats at the end. Where 1/tau <= ``FLAT``, exp(l) of unit
-vectors neither overflows nor underflows, and the sums need no maximum. At lower temperatures float32 cosines are too coarse (an
-error of 6e-8 / tau): float64, and log-sum-exp tile by tile. The operator is opaque to torch.compile, and runs on any device.
+Everything is in bits (on a CPU exp2 costs a third of exp), and in nats at the end. Where 1/tau <=
+``FLAT``, exp(l) of unit vectors neither overflows nor underflows, and the sums need no maximum. At
+lower temperatures float32 cosines are too coarse (an error of 6e-8 / tau): float64, and log-sum-exp
+tile by tile. The operator is opaque to torch.compile, and runs on any device.
 """
 
 import math
@@ -27,8 +32,12 @@ from sureclr.maths import losses
 from sureclr.maths.losses import above, full_precision, pairs
 from sureclr.maths.sphere import wide
 
-TILE = 512  # rows and columns; 1 MiB in float32 stays in the second-level cache: 100 GF/s a core for 88 at 1024 (EPYC, AVX-512)
-KEPT = 2**24  # bytes of tiles kept from the first sweep for the second: all of them up to about n = 1024
+# Rows and columns; 1 MiB in float32 stays in the second-level cache: 100 GF/s a core for 88 at 1024
+# (EPYC, AVX-512)
+TILE = 512
+KEPT = (
+    2**24
+)  # bytes of tiles kept from the first sweep for the second: all of them up to about n = 1024
 FLAT = 60.0  # nats: exp(+-60), times rows, times rows again, are normal float32 numbers
 BITS = 1 / math.log(2)  # in a nat
 
@@ -37,12 +46,15 @@ Entries = Callable[[slice, slice], Tensor]
 
 @full_precision
 def nt_xent(directions: Tensor, temperature: float, sharpness: Tensor | None = None) -> Tensor:
-    """``losses.nt_xent`` in tiles, the same number and gradient: (2n, d) unit vectors -> scalar, nats, mean over 2n views.
+    """``losses.nt_xent`` in tiles, the same number and gradient: (2n, d) unit vectors -> scalar,
+    nats, mean over 2n views.
 
-    Without need of a gradient the second sweep is skipped. No second derivatives (asking for them raises).
+    Without need of a gradient the second sweep is skipped. No second derivatives (asking for them
+    raises).
 
     Raises:
-        UserError: an odd number of rows, fewer than two pairs, or a temperature that is not a positive number.
+        UserError: an odd number of rows, fewer than two pairs, or a temperature that is not a
+            positive number.
     """
     pairs(directions)
     needed = torch.is_grad_enabled() and directions.requires_grad
@@ -57,15 +69,21 @@ sure = partial(losses.sure, nt_xent=nt_xent)  # L_sure costs O(n), so L_what alo
 # The operator
 
 
-def in_tiles(directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """NT-Xent in nats, and its gradient (2n, d) with respect to the directions, or an empty tensor if it is not wanted."""
+def in_tiles(
+    directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """NT-Xent in nats, and its gradient (2n, d) with respect to the directions, or an empty tensor
+    if it is not wanted.
+    """
     flat = 1 / temperature <= FLAT
     mu = directions.detach() if flat else wide(directions.detach())
     a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
     rows = Sums(mu) if flat and sharpness is None else LogSums(mu, a)
     entries = similarities(mu, BITS / temperature, rows)
     kept: list[Tensor] = []
-    for i, j, entry in sweep(len(mu), entries, kept, KEPT // (TILE**2 * mu.element_size()) if gradient else 0):
+    for i, j, entry in sweep(
+        len(mu), entries, kept, KEPT // (TILE**2 * mu.element_size()) if gradient else 0
+    ):
         rows.add(entry, i, j)
     loss = mean_loss(mu, rows.logarithm(), temperature, a).to(directions.dtype)
     if not gradient:
@@ -80,8 +98,12 @@ nt_xent_and_gradient = torch.library.custom_op("sureclr::nt_xent", in_tiles, mut
 
 
 @nt_xent_and_gradient.register_fake
-def _(directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return directions.new_empty(()), torch.empty_like(directions) if gradient else directions.new_empty(0)
+def _(
+    directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    return directions.new_empty(()), (
+        torch.empty_like(directions) if gradient else directions.new_empty(0)
+    )
 
 
 def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -89,9 +111,13 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[1])
 
 
-def _scale_gradient(ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None) -> tuple[Tensor, None, None, None]:
+def _scale_gradient(
+    ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None
+) -> tuple[Tensor, None, None, None]:
     if of_loss is None or of_gradient is not None:  # the gradient itself was differentiated
-        raise RuntimeError("NT-Xent in tiles has no second derivative; use sureclr.maths.losses.nt_xent for it.")
+        raise RuntimeError(
+            "NT-Xent in tiles has no second derivative; use sureclr.maths.losses.nt_xent for it."
+        )
     return of_loss * ctx.saved_tensors[0], None, None, None
 
 
@@ -119,7 +145,9 @@ def upper_tiles(rows: int) -> Iterator[tuple[slice, slice]]:
 
 
 def similarities(mu: Tensor, scale: float, rows: "Rows") -> Entries:
-    """What the sums need of a tile: a function of (I, J) that returns scale * mu_I mu_J^T, i = j hidden, as ``rows`` wants it."""
+    """What the sums need of a tile: a function of (I, J) that returns scale * mu_I mu_J^T, i = j
+    hidden, as ``rows`` wants it.
+    """
     scaled, room = mu * scale, mu.new_empty(TILE * TILE)
 
     def entries(i: slice, j: slice) -> Tensor:
@@ -130,7 +158,9 @@ def similarities(mu: Tensor, scale: float, rows: "Rows") -> Entries:
     return entries
 
 
-def sweep(rows: int, entries: Entries, kept: list[Tensor], limit: int = 0) -> Iterator[tuple[slice, slice, Tensor]]:
+def sweep(
+    rows: int, entries: Entries, kept: list[Tensor], limit: int = 0
+) -> Iterator[tuple[slice, slice, Tensor]]:
     """Each upper tile once, from ``kept`` or computed anew; the first ``limit`` are kept."""
     for index, (i, j) in enumerate(upper_tiles(rows)):
         tile = kept[index] if index < len(kept) else entries(i, j)
@@ -197,16 +227,25 @@ class LogSums:
         return logits
 
     def add(self, entry: Tensor, i: slice, j: slice) -> None:
-        self.total[i] = torch.logaddexp2(self.total[i], log_sum_exp2(entry * self.sharpness[i, None], 1))
+        self.total[i] = torch.logaddexp2(
+            self.total[i], log_sum_exp2(entry * self.sharpness[i, None], 1)
+        )
         if i != j:
-            self.total[j] = torch.logaddexp2(self.total[j], log_sum_exp2(entry * self.sharpness[j], 0))
+            self.total[j] = torch.logaddexp2(
+                self.total[j], log_sum_exp2(entry * self.sharpness[j], 0)
+            )
 
     def logarithm(self) -> Tensor:
         return self.total
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
         of_row, of_column = self.sharpness[i, None], self.sharpness[j]
-        return (entry * of_row - self.total[i, None]).exp2_().mul_(of_row).add_((entry * of_column - self.total[j]).exp2_().mul_(of_column))
+        return (
+            (entry * of_row - self.total[i, None])
+            .exp2_()
+            .mul_(of_row)
+            .add_((entry * of_column - self.total[j]).exp2_().mul_(of_column))
+        )
 
 
 def log_sum_exp2(x: Tensor, dim: int) -> Tensor:

@@ -1,15 +1,20 @@
-"""NT-Xent in two Triton kernels: logarithms of the normalisers, then the gradient. No (2n, 2n) matrix reaches memory.
+"""NT-Xent in two Triton kernels: logarithms of the normalisers, then the gradient. No (2n, 2n)
+matrix reaches memory.
 
     import sureclr.maths.triton_tiles as triton_tiles
     triton_tiles.switch_on()        # from here on tiles.nt_xent runs them on NVIDIA and AMD GPUs
 
-A program owns a block of rows and walks over all columns, so nothing is written twice and the result does not depend on timing
-(no atomics); the price is that the symmetry is not used: 2 N^2 d flops, then 4 N^2 d, for 4 N^2 d in tiles.py.
+A program owns a block of rows and walks over all columns, so nothing is written twice and the
+result does not depend on timing (no atomics); the price is that the symmetry is not used: 2 N^2 d
+flops, then 4 N^2 d, for 4 N^2 d in tiles.py.
 
-Status: the arithmetic is tested in Triton's interpreter (TRITON_INTERPRET=1) against float64, and both kernels compile for
-NVIDIA's capabilities 7.5, 8.0 and 9.0 (up to 128 coordinates at most 16 bytes a thread spilled, 24 KiB shared). **They have never
-run on a GPU**, none being at hand: that is why nothing switches them on by itself. Without them tiles.py runs on GPUs as it is.
+Status: the arithmetic is tested in Triton's interpreter (TRITON_INTERPRET=1) against float64, and
+    both kernels compile for
+NVIDIA's capabilities 7.5, 8.0 and 9.0 (up to 128 coordinates at most 16 bytes a thread spilled, 24
+KiB shared). **They have never run on a GPU**, none being at hand: that is why nothing switches them
+on by itself. Without them tiles.py runs on GPUs as it is.
 """
+
 # mypy: disallow-untyped-defs=False
 # (a kernel's arguments are pointers and numbers of Triton's own kind)
 
@@ -27,35 +32,72 @@ try:
 except ModuleNotFoundError:  # the module can be read (by doctest, by documentation), not used
     triton = None
 
-ROWS, COLUMNS, CHUNK, WARPS = 64, 32, 32, 8  # of a block; coordinates at a time; whole-width products spill 4 to 7 KiB a thread
+ROWS, COLUMNS, CHUNK, WARPS = (
+    64,
+    32,
+    32,
+    8,
+)  # of a block; coordinates at a time; whole-width products spill 4 to 7 KiB a thread
 WIDEST = 256  # coordinates
 
 jit = triton.jit if triton else lambda kernel: kernel
 
 
 @jit
-def _cosines(mu, i, j, rows, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr):
-    """mu_I mu_J^T, (ROWS, COLUMNS): a view with itself and columns beyond the end are -inf, whatever (positive) scale follows."""
+def _cosines(
+    mu,
+    i,
+    j,
+    rows,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """mu_I mu_J^T, (ROWS, COLUMNS): a view with itself and columns beyond the end are -inf,
+    whatever (positive) scale follows.
+    """
     cosine = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, WIDTH, CHUNK):
         axis = start + tl.arange(0, CHUNK)
-        mine = tl.load(mu + i[:, None] * width + axis[None, :], mask=(i[:, None] < rows) & (axis[None, :] < width), other=0.0)
-        theirs = tl.load(mu + axis[:, None] + j[None, :] * width, mask=(axis[:, None] < width) & (j[None, :] < rows), other=0.0)
+        mine = tl.load(
+            mu + i[:, None] * width + axis[None, :],
+            mask=(i[:, None] < rows) & (axis[None, :] < width),
+            other=0.0,
+        )
+        theirs = tl.load(
+            mu + axis[:, None] + j[None, :] * width,
+            mask=(axis[:, None] < width) & (j[None, :] < rows),
+            other=0.0,
+        )
         cosine = tl.dot(mine, theirs, cosine, input_precision="ieee")
     return tl.where((i[:, None] == j[None, :]) | (j[None, :] >= rows), float("-inf"), cosine)
 
 
 @jit
 def _logarithms(
-    mu, logarithm, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
+    mu,
+    logarithm,
+    rows,
+    width,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """log2 sum_{j != i} 2^(scale_i c_ij) of a block of rows, with a running maximum."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     scale_i = tl.load(scale + i, mask=i < rows, other=1.0)
-    largest = tl.full([ROWS], -1e30, tl.float32)  # finite: a block of columns may hold nothing but the row itself
+    largest = tl.full(
+        [ROWS], -1e30, tl.float32
+    )  # finite: a block of columns may hold nothing but the row itself
     total = tl.zeros([ROWS], tl.float32)
     for start in range(0, rows, COLUMNS):
-        logits = scale_i[:, None] * _cosines(mu, i, start + tl.arange(0, COLUMNS), rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
+        logits = scale_i[:, None] * _cosines(
+            mu, i, start + tl.arange(0, COLUMNS), rows, width, ROWS, COLUMNS, WIDTH, CHUNK
+        )
         risen = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp2(largest - risen) + tl.sum(tl.exp2(logits - risen[:, None]), 1)
         largest = risen
@@ -64,37 +106,73 @@ def _logarithms(
 
 @jit
 def _pulls(
-    mu, logarithm, pull, rows, width, scale, ROWS: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr
+    mu,
+    logarithm,
+    pull,
+    rows,
+    width,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """sum_j (scale_i p_ij + scale_j p_ji) mu_j of a block of rows."""
     i, axis = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
-    of_row, scale_i = tl.load(logarithm + i, mask=i < rows, other=0.0), tl.load(scale + i, mask=i < rows, other=1.0)
+    of_row, scale_i = (
+        tl.load(logarithm + i, mask=i < rows, other=0.0),
+        tl.load(scale + i, mask=i < rows, other=1.0),
+    )
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for start in range(0, rows, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         cosine = _cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
-        of_column, scale_j = tl.load(logarithm + j, mask=j < rows, other=0.0), tl.load(scale + j, mask=j < rows, other=1.0)
+        of_column, scale_j = (
+            tl.load(logarithm + j, mask=j < rows, other=0.0),
+            tl.load(scale + j, mask=j < rows, other=1.0),
+        )
         both = scale_i[:, None] * tl.exp2(scale_i[:, None] * cosine - of_row[:, None])
         both += scale_j[None, :] * tl.exp2(scale_j[None, :] * cosine - of_column[None, :])
-        theirs = tl.load(mu + j[:, None] * width + axis[None, :], mask=(j[:, None] < rows) & (axis[None, :] < width), other=0.0)
+        theirs = tl.load(
+            mu + j[:, None] * width + axis[None, :],
+            mask=(j[:, None] < rows) & (axis[None, :] < width),
+            other=0.0,
+        )
         total = tl.dot(both, theirs, total, input_precision="ieee")
-    tl.store(pull + i[:, None] * width + axis[None, :], total, mask=(i[:, None] < rows) & (axis[None, :] < width))
+    tl.store(
+        pull + i[:, None] * width + axis[None, :],
+        total,
+        mask=(i[:, None] < rows) & (axis[None, :] < width),
+    )
 
 
 def fits(directions: Tensor, temperature: float) -> bool:
-    """Whether the kernels may take it: float32, no temperature that needs float64 cosines, few enough coordinates."""
-    return directions.dtype == torch.float32 and 1 / temperature <= tiles.FLAT and directions.shape[1] <= WIDEST
+    """Whether the kernels may take it: float32, no temperature that needs float64 cosines, few
+    enough coordinates.
+    """
+    return (
+        directions.dtype == torch.float32
+        and 1 / temperature <= tiles.FLAT
+        and directions.shape[1] <= WIDEST
+    )
 
 
-def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool,
-                         sharpness: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def nt_xent_and_gradient(
+    directions: Tensor, temperature: float, gradient: bool, sharpness: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """``tiles.in_tiles`` by the kernels, or itself where they do not fit."""
     if not fits(directions, temperature):
         return tiles.in_tiles(directions, temperature, gradient, sharpness)
     mu = directions.detach().contiguous()
     a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
     (rows, width), scale = mu.shape, (a * (tiles.BITS / temperature)).contiguous()
-    blocks = dict(ROWS=ROWS, COLUMNS=COLUMNS, WIDTH=max(CHUNK, triton.next_power_of_2(width)), CHUNK=CHUNK, num_warps=WARPS)
+    blocks = dict(
+        ROWS=ROWS,
+        COLUMNS=COLUMNS,
+        WIDTH=max(CHUNK, triton.next_power_of_2(width)),
+        CHUNK=CHUNK,
+        num_warps=WARPS,
+    )
     grid, logarithm = (triton.cdiv(rows, ROWS),), mu.new_empty(rows)
     _logarithms[grid](mu, logarithm, rows, width, scale, **blocks)
     loss = tiles.mean_loss(mu, logarithm, temperature, a)
@@ -107,7 +185,11 @@ def nt_xent_and_gradient(directions: Tensor, temperature: float, gradient: bool,
 
 
 def switch_on() -> None:
-    """Let ``tiles.nt_xent`` use the kernels on GPUs, in this process. Raises UserError where triton is missing."""
+    """Let ``tiles.nt_xent`` use the kernels on GPUs, in this process. Raises UserError where triton
+    is missing.
+    """
     if triton is None:
-        raise UserError("the GPU kernels of NT-Xent need triton, which is not installed; pip install triton.")
+        raise UserError(
+            "the GPU kernels of NT-Xent need triton, which is not installed; pip install triton."
+        )
     tiles.nt_xent_and_gradient.register_kernel("cuda", nt_xent_and_gradient)

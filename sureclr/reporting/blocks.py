@@ -1,4 +1,6 @@
-"""What a page is made of. A section is a heading, a sentence that says how to read it, and blocks; a template draws each kind."""
+"""What a page is made of. A section is a heading, a sentence that says how to read it, and blocks;
+a template draws each kind.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +15,9 @@ from sureclr.reporting.pictures import uri
 
 @dataclass(frozen=True)
 class Figure:
-    """Charts under one title, with one sentence that says how to read them. key: where its numbers stand in results.json."""
+    """Charts under one title, with one sentence that says how to read them. key: where its numbers
+    stand in results.json.
+    """
 
     key: str
     title: str
@@ -99,23 +103,37 @@ class Section:
     columns: Sequence[Sequence[Block]] = field(default_factory=list)
 
 
-def section(id: str, title: str, how: str, build: Callable[[Numbers], list[Block]], runs: Sequence[Numbers]) -> Section:
+def section(
+    id: str, title: str, how: str, build: Callable[[Numbers], list[Block]], runs: Sequence[Numbers]
+) -> Section:
     return Section(id, title, how, [build(run) for run in runs])
 
 
-def from_key(run: Numbers, key: str, build: Callable[[Numbers, dict[str, Any]], list[Block]]) -> list[Block]:
+def from_key(
+    run: Numbers, key: str, build: Callable[[Numbers, dict[str, Any]], list[Block]]
+) -> list[Block]:
     """The blocks of one key of results.json, or the sentence that says why there are none."""
     found = run.results.get(key)
     if not found:
         why = f": {run.reasons[key]}" if key in run.reasons else "."
-        return [Note(f"results.json holds no “{key}” yet; `sureclr evaluate {run.path}` makes it{why}", missing=True)]
+        return [
+            Note(
+                f"results.json holds no “{key}” yet; `sureclr evaluate {run.path}` makes it{why}",
+                missing=True,
+            )
+        ]
     if "skipped" in found and isinstance(found["skipped"], str):
         return [Note(f"There is no “{key}” here: {found['skipped']}", missing=True)]
     try:
         return build(run, found)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return [Note(f"“{key}” in results.json was written by another version ({type(error).__name__}: {error}); take the key out and "
-                     f"`sureclr evaluate {run.path}` makes it again.", missing=True)]
+        return [
+            Note(
+                f"“{key}” in results.json was written by another version ({type(error).__name__}:"
+                f" {error}); take the key out and `sureclr evaluate {run.path}` makes it again.",
+                missing=True,
+            )
+        ]
 
 
 def picture(run: Numbers, row: int, *lines: str) -> Picture:
@@ -125,7 +143,12 @@ def picture(run: Numbers, row: int, *lines: str) -> Picture:
     alt = ", ".join(filter(None, [f"image {path}", f"label {label}" if label else "", *lines]))
     if run.images is None or row >= len(run.images):
         return Picture("", [label or path, *lines], alt)
-    return Picture(uri(run.images, row), list(filter(None, [label, *lines])), alt, max(run.images.images.shape[2:]) <= 40)
+    return Picture(
+        uri(run.images, row),
+        list(filter(None, [label, *lines])),
+        alt,
+        max(run.images.images.shape[2:]) <= 40,
+    )
 
 
 def label_of(run: Numbers, row: int) -> str:

@@ -26,8 +26,8 @@ _FRAME = 217  # light grey: white images end somewhere
 def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Path) -> None:
     """A sheet of images with two random views of each: uint8 (n, c, h, w), int64 (n,) -> a PNG.
 
-    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees. UserError where the file
-    cannot be written.
+    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees.
+    UserError where the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -35,10 +35,31 @@ def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Pat
     height, width = sheet.shape[0] + _TOP + _MARGIN, max(sheet.shape[1] + 2 * _MARGIN, _WIDTH)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     figure.figimage(sheet, xo=_MARGIN, yo=_MARGIN)
-    figure.text(_MARGIN / width, 1 - 14 / height, "Two random views of each image", fontsize=13, weight="bold", va="top")
-    figure.text(_MARGIN / width, 1 - 38 / height, _settings(config, *images.shape[1:]), fontsize=8, color="0.35", va="top")
+    figure.text(
+        _MARGIN / width,
+        1 - 14 / height,
+        "Two random views of each image",
+        fontsize=13,
+        weight="bold",
+        va="top",
+    )
+    figure.text(
+        _MARGIN / width,
+        1 - 38 / height,
+        _settings(config, *images.shape[1:]),
+        fontsize=8,
+        color="0.35",
+        va="top",
+    )
     for centre, head in zip(centres, _HEADS * len(centres), strict=False):
-        figure.text((_MARGIN + centre) / width, 1 - (_TOP - 6) / height, head, fontsize=9, ha="center", va="bottom")
+        figure.text(
+            (_MARGIN + centre) / width,
+            1 - (_TOP - 6) / height,
+            head,
+            fontsize=9,
+            ha="center",
+            va="bottom",
+        )
     _save(figure, path)
 
 
@@ -50,14 +71,18 @@ def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.ui
 
 
 def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
-    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and each column's middle."""
+    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and
+    each column's middle.
+    """
     n, per_row = len(triples), math.ceil((len(triples) / 3) ** 0.5)
     factor = max(1, -(-_CELL // max(triples.shape[2:4])))
     cells = triples.repeat(factor, axis=2).repeat(factor, axis=3)
     cells = np.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=_FRAME)
     h, w = cells.shape[2:4]
     stride = 3 * (w + _GAP) + 2 * _GAP  # a wider gap between triples
-    sheet = np.full((-(-n // per_row) * (h + _GAP) - _GAP, per_row * stride - 3 * _GAP, 3), 255, dtype=np.uint8)
+    sheet = np.full(
+        (-(-n // per_row) * (h + _GAP) - _GAP, per_row * stride - 3 * _GAP, 3), 255, dtype=np.uint8
+    )
     left = [group * stride + column * (w + _GAP) for group in range(per_row) for column in range(3)]
     for i, triple in enumerate(cells):
         top = i // per_row * (h + _GAP)
@@ -73,7 +98,10 @@ def _settings(config: ViewConfig, channels: int, height: int, width: int) -> str
     parts = [
         (True, f"crop {config.crop_area[0]:g} to {config.crop_area[1]:g} of the area"),
         (config.flip, f"flip {config.flip:g}"),
-        (config.jitter_p * config.strength, f"jitter {config.jitter_p:g}, strength {config.strength:g}"),
+        (
+            config.jitter_p * config.strength,
+            f"jitter {config.jitter_p:g}, strength {config.strength:g}",
+        ),
         (config.grey_p * (channels > 1), f"grey {config.grey_p:g}"),
         (config.blur_p * (kernel > 1), f"blur {config.blur_p:g}, kernel {kernel} px"),
     ]
@@ -85,4 +113,6 @@ def _save(figure: "Figure", path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DPI, format="png")
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place with --out.") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; choose another place with --out."
+        ) from error

@@ -53,9 +53,15 @@ class Numbers:
         return [e for e, _ in kept], [v for _, v in kept]
 
 
-def read_numbers(path: Path, *, images: "ImageSet | None" = None, root: Path | None = None,
-                 reasons: dict[str, str] | None = None) -> Numbers:
-    """Read a run folder. images: those of the run's own source where they are at hand; else they are read from it.
+def read_numbers(
+    path: Path,
+    *,
+    images: "ImageSet | None" = None,
+    root: Path | None = None,
+    reasons: dict[str, str] | None = None,
+) -> Numbers:
+    """Read a run folder. images: those of the run's own source where they are at hand; else they
+    are read from it.
 
     Raises:
         UserError: no run folder, or a damaged file in it.
@@ -64,7 +70,10 @@ def read_numbers(path: Path, *, images: "ImageSet | None" = None, root: Path | N
 
     directory = RunDir(path)
     if not directory.is_run():
-        raise UserError(f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr pretrain` wrote.")
+        raise UserError(
+            f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr"
+            " pretrain` wrote."
+        )
     config = from_dict(read_yaml(directory.config))
     kept, why = path / "embeddings.parquet", ""
     table = Embeddings.read(kept) if kept.is_file() else None
@@ -72,11 +81,23 @@ def read_numbers(path: Path, *, images: "ImageSet | None" = None, root: Path | N
         images, why = own_images(directory, config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, why = None, "the images of the source are no longer those of embeddings.parquet"
-    return Numbers(path, config, _json(path / "environment.json"), directory.lines() if directory.metrics.is_file() else [],
-                   directory.results_so_far(), table, _places(path / "map.parquet"), images, why, reasons or {})
+    return Numbers(
+        path,
+        config,
+        _json(path / "environment.json"),
+        directory.lines() if directory.metrics.is_file() else [],
+        directory.results_so_far(),
+        table,
+        _places(path / "map.parquet"),
+        images,
+        why,
+        reasons or {},
+    )
 
 
-def own_images(directory: RunDir, config: PretrainConfig, root: Path | None) -> "tuple[ImageSet | None, str]":
+def own_images(
+    directory: RunDir, config: PretrainConfig, root: Path | None
+) -> "tuple[ImageSet | None, str]":
     """The images that a run was trained on, from its source; or None and why they cannot be had."""
     from sureclr.data.sources import is_source, load
 
@@ -90,7 +111,9 @@ def own_images(directory: RunDir, config: PretrainConfig, root: Path | None) -> 
 
 
 def trained_on(directory: RunDir, config: PretrainConfig) -> str:
-    """The source as the newest checkpoint names it (images given in Python have a name of their own), else the configuration's."""
+    """The source as the newest checkpoint names it (images given in Python have a name of their
+    own), else the configuration's.
+    """
     for checkpoint in reversed(directory.saved()):
         if source := _json(checkpoint / "state.json").get("source"):
             return str(source)
@@ -115,8 +138,12 @@ def _places(path: Path) -> dict[str, Any] | None:
     try:
         read = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete it and run `sureclr evaluate {path.parent}`.") from error
-    return {name: _array(read[name]) for name in read.column_names if len(read)} | {"count": np.asarray(len(read))}
+        raise UserError(
+            f"{path} cannot be read ({error}); delete it and run `sureclr evaluate {path.parent}`."
+        ) from error
+    return {name: _array(read[name]) for name in read.column_names if len(read)} | {
+        "count": np.asarray(len(read))
+    }
 
 
 def _array(column: Any) -> Any:

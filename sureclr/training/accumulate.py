@@ -1,9 +1,12 @@
-"""A contrastive step of any batch size: on one graph where it fits, else exactly, micro-batch by micro-batch.
+"""A contrastive step of any batch size: on one graph where it fits, else exactly, micro-batch by
+micro-batch.
 
-The loss compares every view with every other, so gradients of small batches do not add up to that of a large one. Exact accumulation
-(GradCache, Gao et al. 2021): embed all micro-batches without a graph, take the loss and its gradient with respect to the head's outputs
-over the whole batch, then run each micro-batch again and backpropagate its part. BN statistics are those of the micro-batch, in both
-passes; running statistics are updated in the second pass alone. Dropout draws the same masks in both.
+The loss compares every view with every other, so gradients of small batches do not add up to that
+of a large one. Exact accumulation (GradCache, Gao et al. 2021): embed all micro-batches without a
+graph, take the loss and its gradient with respect to the head's outputs over the whole batch, then
+run each micro-batch again and backpropagate its part. BN statistics are those of the micro-batch,
+in both passes; running statistics are updated in the second pass alone. Dropout draws the same
+masks in both.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,16 +22,26 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training.devices import autocast
 
 Heads = tuple[Tensor, Tensor | None]  # projections (m, d), k (m,) or None
-MakeViews = Callable[[slice], Tensor]  # images of a micro-batch -> both views of each (2m, c, h, w), always the same for the same slice
+MakeViews = Callable[
+    [slice], Tensor
+]  # images of a micro-batch -> both views of each (2m, c, h, w), always the same for the same slice
 
 
-def backward(model: SimCLR, objective: Objective, views: MakeViews, images: int, micro_batch: int | None = None,
-             generator: torch.Generator | None = None, precision: torch.dtype = torch.float32) -> tuple[Tensor, Posterior]:
-    """Add the gradient of the loss over all 2 x `images` views to the parameters; the loss (nats) and the posteriors, detached.
+def backward(
+    model: SimCLR,
+    objective: Objective,
+    views: MakeViews,
+    images: int,
+    micro_batch: int | None = None,
+    generator: torch.Generator | None = None,
+    precision: torch.dtype = torch.float32,
+) -> tuple[Tensor, Posterior]:
+    """Add the gradient of the loss over all 2 x `images` views to the parameters; the loss (nats)
+    and the posteriors, detached.
 
     Args:
-        views: both views of the images of a slice, rows i and i + m of image i; called twice for each micro-batch where it
-            accumulates, and must return the same pixels.
+        views: both views of the images of a slice, rows i and i + m of image i; called twice for
+            each micro-batch where it accumulates, and must return the same pixels.
         images: images of the effective batch.
         micro_batch: images on one graph; None: all of them.
         generator: for losses that sample.
@@ -45,8 +58,14 @@ def backward(model: SimCLR, objective: Objective, views: MakeViews, images: int,
     return _accumulated(model, objective, views, parts, generator, precision)
 
 
-def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: list[slice], generator: torch.Generator | None,
-                 precision: torch.dtype) -> tuple[Tensor, Posterior]:
+def _accumulated(
+    model: SimCLR,
+    objective: Objective,
+    views: MakeViews,
+    parts: list[slice],
+    generator: torch.Generator | None,
+    precision: torch.dtype,
+) -> tuple[Tensor, Posterior]:
     states, outputs = [], []
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
@@ -64,8 +83,15 @@ def _accumulated(model: SimCLR, objective: Objective, views: MakeViews, parts: l
         images = views(part)
         _set_random_states(images.device, state)
         again = [output for output in _run(model, images, precision) if output is not None]
-        pairs = [(output, _rows(gradient, part)) for output, gradient in zip(again, gradients, strict=True) if gradient is not None]
-        torch.autograd.backward([output for output, _ in pairs], [gradient.to(output.dtype) for output, gradient in pairs])
+        pairs = [
+            (output, _rows(gradient, part))
+            for output, gradient in zip(again, gradients, strict=True)
+            if gradient is not None
+        ]
+        torch.autograd.backward(
+            [output for output, _ in pairs],
+            [gradient.to(output.dtype) for output, gradient in pairs],
+        )
     return loss.detach(), _detached(posterior)
 
 
@@ -76,7 +102,9 @@ def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
 
 def _random_states(device: torch.device) -> list[Tensor]:
     """Of torch's own generators, which dropout draws from: the CPU's and the device's."""
-    return [torch.get_rng_state()] + ([] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()])
+    return [torch.get_rng_state()] + (
+        [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
+    )
 
 
 def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
@@ -86,7 +114,9 @@ def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
 
 
 def _both_views(parts: list[Tensor]) -> Tensor:
-    """Micro-batches (2m, ...) -> the whole batch (2n, ...): all first views, then all second ones; float32."""
+    """Micro-batches (2m, ...) -> the whole batch (2n, ...): all first views, then all second ones;
+    float32.
+    """
     halves = [part.float().chunk(2) for part in parts]
     return torch.cat([first for first, _ in halves] + [second for _, second in halves])
 
@@ -98,14 +128,18 @@ def _rows(whole: Tensor, part: slice) -> Tensor:
 
 
 def _detached(posterior: Posterior) -> Posterior:
-    values: dict[str, Any] = {name: None if value is None else value.detach() for name, value in vars(posterior).items()}
+    values: dict[str, Any] = {
+        name: None if value is None else value.detach() for name, value in vars(posterior).items()
+    }
     return Posterior(**values)
 
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """BN normalises with its batch, as in training, and leaves its running statistics alone."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

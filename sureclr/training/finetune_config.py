@@ -1,4 +1,6 @@
-"""Everything that decides a fine-tuning. Apart from finetune.py because the command line reads it, which imports no torch."""
+"""Everything that decides a fine-tuning. Apart from finetune.py because the command line reads it,
+which imports no torch.
+"""
 
 import math
 from dataclasses import dataclass, fields
@@ -11,14 +13,22 @@ from sureclr.errors import UserError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning with few labels: the pretrained encoder and the one from scratch are trained and searched alike."""
+    """Fine-tuning with few labels: the pretrained encoder and the one from scratch are trained and
+    searched alike.
+    """
 
     labels: str | None = None
-    """A share of the labelled training images (10%), a count (500), or a CSV file path,label; default: 10%, of a fold 100%."""
+    """A share of the labelled training images (10%), a count (500), or a CSV file path,label;
+    default: 10%, of a fold 100%.
+    """
     fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.typed tries them in this order)
-    """Choose among the images of this fold of the data set's own (stl10: 0 to 9); all: one fold a seed, as many as there are."""
+    """Choose among the images of this fold of the data set's own (stl10: 0 to 9); all: one fold a
+    seed, as many as there are.
+    """
     seeds: int = 5
-    """Repetitions, seeds 0, 1, ...: of the choice of labels, the split, the order, the crops and the weights of the scratch encoder."""
+    """Repetitions, seeds 0, 1, ...: of the choice of labels, the split, the order, the crops and
+    the weights of the scratch encoder.
+    """
 
     epochs: int = 30
     """Passes over the labels; the epoch that is best on the held-out labels is kept."""
@@ -29,9 +39,13 @@ class FinetuneConfig:
     classifier_lr: float | None = None
     """Peak learning rate of the classifier; default: the encoder's."""
     tune: Literal["every", "first"] = "every"
-    """Search the learning rates for every seed, or for the first alone, whose choice then serves the others."""
+    """Search the learning rates for every seed, or for the first alone, whose choice then serves
+    the others.
+    """
     validation: float = 0.2
-    """Share of the labels of each class that is held out to choose learning rate and epoch. The test set is not looked at."""
+    """Share of the labels of each class that is held out to choose learning rate and epoch. The
+    test set is not looked at.
+    """
     momentum: float = 0.9
     """Nesterov momentum of SGD."""
     weight_decay: float = 1e-4
@@ -55,17 +69,45 @@ class FinetuneConfig:
     def _rules(self) -> list[tuple[str, bool, Any]]:
         return [
             ("seeds must be at least 1", self.seeds >= 1, self.seeds),
-            ("fold must be 0 or more, or all", not isinstance(self.fold, int) or self.fold >= 0, self.fold),
+            (
+                "fold must be 0 or more, or all",
+                not isinstance(self.fold, int) or self.fold >= 0,
+                self.fold,
+            ),
             ("epochs must be at least 1", self.epochs >= 1, self.epochs),
-            ("batch_size must be at least 2 (BN needs more than one image)", self.batch_size >= 2, self.batch_size),
-            ("lr must be one or more different positive numbers", bool(self.lr) and all(map(_positive, self.lr))
-             and len(set(self.lr)) == len(self.lr), self.lr),
-            ("classifier_lr must be a positive number or left out", self.classifier_lr is None or _positive(self.classifier_lr),
-             self.classifier_lr),
+            (
+                "batch_size must be at least 2 (BN needs more than one image)",
+                self.batch_size >= 2,
+                self.batch_size,
+            ),
+            (
+                "lr must be one or more different positive numbers",
+                bool(self.lr)
+                and all(map(_positive, self.lr))
+                and len(set(self.lr)) == len(self.lr),
+                self.lr,
+            ),
+            (
+                "classifier_lr must be a positive number or left out",
+                self.classifier_lr is None or _positive(self.classifier_lr),
+                self.classifier_lr,
+            ),
             ("validation must lie between 0 and 1", 0 < self.validation < 1, self.validation),
-            ("momentum must be above 0 (Nesterov's needs some) and below 1", 0 < self.momentum < 1, self.momentum),
-            ("weight_decay must not be negative", 0 <= self.weight_decay < math.inf, self.weight_decay),
-            ("warmup_epochs must not be negative, and finite", 0 <= self.warmup_epochs < math.inf, self.warmup_epochs),
+            (
+                "momentum must be above 0 (Nesterov's needs some) and below 1",
+                0 < self.momentum < 1,
+                self.momentum,
+            ),
+            (
+                "weight_decay must not be negative",
+                0 <= self.weight_decay < math.inf,
+                self.weight_decay,
+            ),
+            (
+                "warmup_epochs must not be negative, and finite",
+                0 <= self.warmup_epochs < math.inf,
+                self.warmup_epochs,
+            ),
         ]
 
     @property

@@ -1,6 +1,7 @@
 """Signs of quality while a run trains, from training images alone: the test set is never looked at.
 
-kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective rank (RankMe), a warning on collapse.
+kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective rank
+(RankMe), a warning on collapse.
 """
 
 import math
@@ -30,7 +31,8 @@ class Monitor:
     Attributes:
         images: the training images.
         probes: (p,) rows whose views, features and posteriors are followed.
-        queries, bank: (q,), (b,) rows, disjoint, labelled: held-out images and those among which they look for neighbours.
+        queries, bank: (q,), (b,) rows, disjoint, labelled: held-out images and those among which
+            they look for neighbours.
         seed: of the probes' views.
     """
 
@@ -50,7 +52,8 @@ class Monitor:
     def look(self, model: SimCLR, views: ViewConfig) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Numbers for metrics.jsonl, and the probes' tensors for a snapshot.
 
-        The numbers: knn (accuracy, k = 20), alignment, uniformity, effective_rank, cosine_different (mean over pairs of different
+        The numbers: knn (accuracy, k = 20), alignment, uniformity, effective_rank, cosine_different
+            (mean over pairs of different
         images), and where there is a radius its mean.
         """
         with evaluating(model):
@@ -63,12 +66,26 @@ class Monitor:
             "effective_rank": float(metrics.effective_rank(features)),
             "cosine_different": mean_cosine_of_different(first.direction),
         }
-        tensors = {"index": self.probes, "label": clean.labels, "features": clean.features,
-                   "direction": clean.direction, "first_direction": first.direction, "second_direction": second.direction}
+        tensors = {
+            "index": self.probes,
+            "label": clean.labels,
+            "features": clean.features,
+            "direction": clean.direction,
+            "first_direction": first.direction,
+            "second_direction": second.direction,
+        }
         if clean.radius is not None:
             numbers["radius"] = float(clean.radius.mean())
-        if clean.certainty is not None and first.certainty is not None and second.certainty is not None:
-            tensors |= {"certainty": clean.certainty, "first_certainty": first.certainty, "second_certainty": second.certainty}
+        if (
+            clean.certainty is not None
+            and first.certainty is not None
+            and second.certainty is not None
+        ):
+            tensors |= {
+                "certainty": clean.certainty,
+                "first_certainty": first.certainty,
+                "second_certainty": second.certainty,
+            }
         numbers |= evidence_split(torch.cat([first.direction, second.direction]))
         return numbers, tensors
 
@@ -82,7 +99,9 @@ class Monitor:
     def _knn(self, model: SimCLR) -> dict[str, float]:
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
-        bank, queries = (embed(model, self.images.select(rows)) for rows in (self.bank, self.queries))
+        bank, queries = (
+            embed(model, self.images.select(rows)) for rows in (self.bank, self.queries)
+        )
         similarity, index = neighbours.top_k(queries.features, bank.features, min(20, len(bank)))
         guess = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
         return {"knn": float((guess == queries.labels).float().mean())}
@@ -95,10 +114,11 @@ def mean_cosine_of_different(directions: Tensor) -> float:
 
 
 def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, float]:
-    """NT-Xent's two parts at a fixed temperature, nats: what it says of positives, and the log-mean-exp over negatives.
+    """NT-Xent's two parts at a fixed temperature, nats: what it says of positives, and the
+    log-mean-exp over negatives.
 
-    Their difference, plus log(2n - 2) and a small correction for the positive in the denominator, is the loss: one pulls views of
-    an image together, the other spreads the images.
+    Their difference, plus log(2n - 2) and a small correction for the positive in the denominator,
+    is the loss: one pulls views of an image together, the other spreads the images.
     """
     logits = directions @ directions.T / temperature
     positives = losses.partners(logits)
@@ -109,6 +129,9 @@ def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, fl
 def collapse_warning(numbers: dict[str, float]) -> str | None:
     """One sentence with the remedy where the directions have collapsed."""
     if numbers.get("cosine_different", 0.0) > COLLAPSED_COSINE:
-        return (f"the representation is collapsing: different images have mean cosine {numbers['cosine_different']:.3f}; lower "
-                "the learning rate, raise the batch size, or check that the images differ.")
+        return (
+            "the representation is collapsing: different images have mean cosine"
+            f" {numbers['cosine_different']:.3f}; lower the learning rate, raise the batch size, or"
+            " check that the images differ."
+        )
     return None

@@ -1,4 +1,6 @@
-"""A run: its configuration, its model, and its folder. `sureclr.load(run)` opens one; `build` makes a fresh model of a configuration."""
+"""A run: its configuration, its model, and its folder. `sureclr.load(run)` opens one; `build` makes
+a fresh model of a configuration.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +34,8 @@ class Run:
         model: in evaluation mode, on the chosen device.
         objective: the loss with its state (kernel dimension).
         size, channels: of the images that the model takes, pixels and colours.
-        source: name of the images it was trained on: a data source, or that of an ImageSet given in Python.
+        source: name of the images it was trained on: a data source, or that of an ImageSet given in
+            Python.
     """
 
     directory: RunDir
@@ -52,35 +55,64 @@ class Run:
         """m of the run's likelihood, None where the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
 
-    def embed(self, images: Any, each_batch: Callable[[int, int], None] = lambda done, total: None) -> Embeddings:
-        """The table of these images (an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images), at the run's size."""
+    def embed(
+        self, images: Any, each_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> Embeddings:
+        """The table of these images (an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a
+        list of PIL images), at the run's size.
+        """
         fitting = convert(as_image_set(images), self.size, self.channels)
-        return embed(self.model, fitting, kernel_dimension=self.kernel_dimension, each_batch=each_batch)
+        return embed(
+            self.model, fitting, kernel_dimension=self.kernel_dimension, each_batch=each_batch
+        )
 
     def untrained(self) -> "Run":
         """The same network as it was before its first step: the baseline of every evaluation."""
         model, criterion = build(self.config, self.channels, self.model.mean, self.model.std)
-        return Run(self.directory, self.config, model.to(self.model.mean.device).eval(), criterion, self.size, self.channels, self.source)
+        return Run(
+            self.directory,
+            self.config,
+            model.to(self.model.mean.device).eval(),
+            criterion,
+            self.size,
+            self.channels,
+            self.source,
+        )
 
 
-def build(config: PretrainConfig, channels: int, mean: Tensor, std: Tensor) -> tuple[SimCLR, Objective]:
-    """A fresh model and its loss; the initial weights are a function of config.seed. mean, std: (channels,) of the pixels in [0, 1]."""
+def build(
+    config: PretrainConfig, channels: int, mean: Tensor, std: Tensor
+) -> tuple[SimCLR, Objective]:
+    """A fresh model and its loss; the initial weights are a function of config.seed. mean, std:
+    (channels,) of the pixels in [0, 1].
+    """
     criterion = objective(config.loss, **config.objective_options())
     if config.certainty_gradient == "off" and not criterion.uses_certainty:
-        raise UserError(f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none; leave it out.")
+        raise UserError(
+            f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none;"
+            " leave it out."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = encoder(config.encoder, config.stem, channels, pretrained=config.init == "timm")
         features = cast(int, network.num_features)
-        projection = ProjectionHead(features, config.projection_dim, config.projection_hidden, config.projection_layers)
-        certainty = CertaintyHead(features, gradient=config.certainty_gradient == "on") if criterion.uses_certainty else None
+        projection = ProjectionHead(
+            features, config.projection_dim, config.projection_hidden, config.projection_layers
+        )
+        certainty = (
+            CertaintyHead(features, gradient=config.certainty_gradient == "on")
+            if criterion.uses_certainty
+            else None
+        )
     model = SimCLR(network, projection, certainty, criterion.read, mean.cpu(), std.cpu())
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
     return model, criterion
 
 
 def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (c,) of the pixels in [0, 1]: timm's own for its pretrained weights, else of the training images."""
+    """Mean and standard deviation (c,) of the pixels in [0, 1]: timm's own for its pretrained
+    weights, else of the training images.
+    """
     if config.init == "timm":
         import timm
 
@@ -96,21 +128,39 @@ def as_image_set(images: Any, name: str = "images") -> ImageSet:
     if isinstance(images, ImageSet):
         return images
     if isinstance(images, Sequence) and not isinstance(images, str) and len(images):
-        if strange := {image.mode for image in images if getattr(image, "mode", "RGB") not in ("L", "RGB")}:
-            raise UserError(f"PIL images must be grey (L) or RGB, not {', '.join(sorted(strange))}; convert them, image.convert('RGB').")
+        if strange := {
+            image.mode for image in images if getattr(image, "mode", "RGB") not in ("L", "RGB")
+        }:
+            raise UserError(
+                f"PIL images must be grey (L) or RGB, not {', '.join(sorted(strange))}; convert"
+                " them, image.convert('RGB')."
+            )
         arrays = [np.asarray(image) for image in images]  # PIL images
         if len({array.shape for array in arrays}) > 1:
-            raise UserError("the images of a list must be of one size and mode; resize and convert them first, or give a folder: source.")
+            raise UserError(
+                "the images of a list must be of one size and mode; resize and convert them first,"
+                " or give a folder: source."
+            )
         images = np.stack(arrays)
         images = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
     pixels = torch.as_tensor(images)
     if pixels.ndim == 3:
         pixels = pixels.unsqueeze(1)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        raise UserError("images must be uint8 of shape (n, c, h, w) or (n, h, w) with 1 or 3 channels, a list of PIL images of one size, "
-                        f"or an ImageSet; got {pixels.dtype} of shape {tuple(pixels.shape)}.")
+        raise UserError(
+            "images must be uint8 of shape (n, c, h, w) or (n, h, w) with 1 or 3 channels, a list"
+            f" of PIL images of one size, or an ImageSet; got {pixels.dtype} of shape"
+            f" {tuple(pixels.shape)}."
+        )
     n = len(pixels)
-    return ImageSet(name, pixels.contiguous(), torch.full((n,), -1), (), np.full(n, "train"), [f"train/{i:05d}" for i in range(n)])
+    return ImageSet(
+        name,
+        pixels.contiguous(),
+        torch.full((n,), -1),
+        (),
+        np.full(n, "train"),
+        [f"train/{i:05d}" for i in range(n)],
+    )
 
 
 def load(path: str | Path, device: str = "auto") -> Run:
@@ -121,32 +171,51 @@ def load(path: str | Path, device: str = "auto") -> Run:
     """
     directory = RunDir(Path(path))
     if not directory.is_run():
-        raise UserError(f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr pretrain` wrote.")
+        raise UserError(
+            f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr"
+            " pretrain` wrote."
+        )
     config = from_dict(read_yaml(directory.config))
     parts, numbers = directory.load_checkpoint()
     if names := differing(from_dict(numbers["configuration"]), config):
-        raise UserError(f"the checkpoint in {path} was made with another {', '.join(names)} than its config.yaml says; "
-                        "was the configuration edited? Put the original back.")
+        raise UserError(
+            f"the checkpoint in {path} was made with another {', '.join(names)} than its"
+            " config.yaml says; was the configuration edited? Put the original back."
+        )
     try:
         mean, std = parts["model"]["mean"], parts["model"]["std"]
         model, criterion = build(replace(config, init="random"), numbers["channels"], mean, std)
         model.load_state_dict(parts["model"])
         criterion.load_state_dict(parts["objective"])
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"the checkpoint in {path} does not fit its config.yaml ({' '.join(str(error).split())[:200]}); "
-                        "it was made by another version of SureCLR: use that one.") from error
+        raise UserError(
+            f"the checkpoint in {path} does not fit its config.yaml"
+            f" ({' '.join(str(error).split())[:200]}); it was made by another version of SureCLR:"
+            " use that one."
+        ) from error
     chosen = choose_device(device)
-    return Run(directory, config, model.to(chosen).eval(), criterion.to(chosen), numbers["size"], numbers["channels"],
-               numbers["source"])
+    return Run(
+        directory,
+        config,
+        model.to(chosen).eval(),
+        criterion.to(chosen),
+        numbers["size"],
+        numbers["channels"],
+        numbers["source"],
+    )
 
 
 def environment() -> dict[str, Any]:
     """Versions and machine, for environment.json."""
     import platform
 
-    return {"python": platform.python_version(), "machine": platform.platform(), "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            **{name: _version(name) for name in ("sureclr", "torch", "torchvision", "timm", "numpy")}}
+    return {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **{name: _version(name) for name in ("sureclr", "torch", "torchvision", "timm", "numpy")},
+    }
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,6 @@
-"""Training a classifier on few labels: an encoder with a linear layer, the epoch chosen on held-out labels. No test set is seen here."""
+"""Training a classifier on few labels: an encoder with a linear layer, the epoch chosen on held-out
+labels. No test set is seen here.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -21,12 +23,15 @@ from sureclr.training.devices import autocast, choose_precision
 from sureclr.training.finetune_config import FinetuneConfig
 from sureclr.training.optimizers import learning_rate, parameter_groups
 
-EACH_STEP = Callable[[dict[str, float]], None]  # told epoch, loss and images of every step; may raise to stop
+EACH_STEP = Callable[
+    [dict[str, float]], None
+]  # told epoch, loss and images of every step; may raise to stop
 AT_ONCE = 512  # images judged at once
 
 
 class Classifier(nn.Module):
-    """Images (n, c, h, w) in [0, 1] -> logits (n, classes) of a linear layer on the encoder's features; no projection head.
+    """Images (n, c, h, w) in [0, 1] -> logits (n, classes) of a linear layer on the encoder's
+    features; no projection head.
 
     The layer starts at zero: every class is equally likely.
 
@@ -49,7 +54,9 @@ class Classifier(nn.Module):
         self.to(mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast(Tensor, self.classifier(self.encoder(standardised(images, self.mean, self.std))))
+        return cast(
+            Tensor, self.classifier(self.encoder(standardised(images, self.mean, self.std)))
+        )
 
     @property
     def device(self) -> torch.device:
@@ -58,13 +65,19 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Score:
-    """On held-out labels; ordered by accuracy, and where that is equal by cross-entropy. NaN where nothing was held out."""
+    """On held-out labels; ordered by accuracy, and where that is equal by cross-entropy. NaN where
+    nothing was held out.
+    """
 
     accuracy: float
     nats: float
 
     def beats(self, other: "Score | None") -> bool:
-        return other is None or math.isnan(self.accuracy) or (self.accuracy, -self.nats) > (other.accuracy, -other.nats)
+        return (
+            other is None
+            or math.isnan(self.accuracy)
+            or (self.accuracy, -self.nats) > (other.accuracy, -other.nats)
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,8 @@ class Fit:
     """The best epoch of one training.
 
     Attributes:
-        lr: peak of the encoder. epoch: counted from 1; 0 if training diverged before the first was over.
+        lr: peak of the encoder. epoch: counted from 1; 0 if training diverged before the first was
+            over.
         score: of that epoch on the held-out labels, None if diverged. model: its weights.
     """
 
@@ -82,9 +96,19 @@ class Fit:
     model: Classifier
 
 
-def fit(model: Classifier, train: Labelled, held_out: Labelled, config: FinetuneConfig, views: ViewConfig, lr: float, seed: int,
-        frozen: bool, each_step: EACH_STEP) -> Fit:
-    """Train, look at the held-out labels after each epoch, and return to the best one (the last, if nothing is held out).
+def fit(
+    model: Classifier,
+    train: Labelled,
+    held_out: Labelled,
+    config: FinetuneConfig,
+    views: ViewConfig,
+    lr: float,
+    seed: int,
+    frozen: bool,
+    each_step: EACH_STEP,
+) -> Fit:
+    """Train, look at the held-out labels after each epoch, and return to the best one (the last, if
+    nothing is held out).
 
     Args:
         frozen: BN keeps its statistics; its scale and shift are trained all the same.
@@ -124,8 +148,15 @@ class Training:
         self.batch_size = min(self.config.batch_size, len(self.train))
         self.per_epoch = steps_per_epoch(len(self.train), self.batch_size)
         self.precision = choose_precision(self.config.precision, self.model.device)
-        peaks = ((self.model.encoder, self.lr), (self.model.classifier, self.config.classifier_lr or self.lr))
-        groups = [{**group, "peak": peak, "lr": peak} for part, peak in peaks for group in parameter_groups(part, self.config.weight_decay)]
+        peaks = (
+            (self.model.encoder, self.lr),
+            (self.model.classifier, self.config.classifier_lr or self.lr),
+        )
+        groups = [
+            {**group, "peak": peak, "lr": peak}
+            for part, peak in peaks
+            for group in parameter_groups(part, self.config.weight_decay)
+        ]
         self.optimizer = torch.optim.SGD(groups, momentum=self.config.momentum, nesterov=True)
 
     def epoch(self, number: int, each_step: EACH_STEP) -> bool:
@@ -137,7 +168,13 @@ class Training:
             loss = self.step(number, step)
             if not math.isfinite(loss):
                 return False
-            each_step({"epoch": number + (step + 1) / self.per_epoch, "loss": loss, "images": self.batch_size})
+            each_step(
+                {
+                    "epoch": number + (step + 1) / self.per_epoch,
+                    "loss": loss,
+                    "images": self.batch_size,
+                }
+            )
         return True
 
     def step(self, epoch: int, step: int) -> float:
@@ -146,7 +183,9 @@ class Training:
             group["lr"] = share * group["peak"]
         index, seeds = batch(self.seed, epoch, step, len(self.train), self.batch_size)
         device = self.model.device
-        images = one_view(self.train.pixels(index).to(device, non_blocking=True), seeds, 0, self.views)
+        images = one_view(
+            self.train.pixels(index).to(device, non_blocking=True), seeds, 0, self.views
+        )
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(device, self.precision):
             logits = self.model(images)
@@ -165,7 +204,9 @@ class Training:
 
 
 def judge(model: Classifier, labelled: Labelled, poll: Callable[[], None]) -> Score:
-    """Accuracy and cross-entropy (nats, mean over images) on whole images, in evaluation mode and float32."""
+    """Accuracy and cross-entropy (nats, mean over images) on whole images, in evaluation mode and
+    float32.
+    """
     if len(labelled) == 0:
         return Score(math.nan, math.nan)
     right, nats = 0, 0.0
@@ -189,7 +230,9 @@ def freeze_statistics(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators, from which dropout draws, as a function of the seed; they come back as they were."""
+    """torch's own generators, from which dropout draws, as a function of the seed; they come back
+    as they were.
+    """
     kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
     with torch.random.fork_rng(devices=devices, device_type=kind):
         torch.manual_seed(seed)

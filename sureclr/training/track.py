@@ -1,4 +1,6 @@
-"""The numbers of a run in TensorBoard or Weights & Biases, where the user has them (`pip install sureclr[track]`)."""
+"""The numbers of a run in TensorBoard or Weights & Biases, where the user has them (`pip install
+sureclr[track]`).
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,12 +20,17 @@ def check_tracker(name: str | None) -> None:
     if name is not None and name not in TRACKERS:
         raise unknown("tracker", name, TRACKERS)
     if name is not None and find_spec(name) is None:
-        raise UserError(f"--track {name} needs the package {name}; install it with: pip install 'sureclr[track]'.")
+        raise UserError(
+            f"--track {name} needs the package {name}; install it with: pip install"
+            " 'sureclr[track]'."
+        )
 
 
 @contextmanager
 def tracker(name: str | None, folder: Path, config: PretrainConfig) -> Iterator[Tracker]:
-    """A function that takes the numbers of each step; None: one that forgets them. `folder` holds what the tracker writes."""
+    """A function that takes the numbers of each step; None: one that forgets them. `folder` holds
+    what the tracker writes.
+    """
     if name is None:
         yield lambda numbers: None
         return

@@ -9,9 +9,41 @@ from PIL import Image
 
 from sureclr.cli import main
 
-TINY = ["--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--checkpoint-every", "1", "--snapshot-every", "0",
-        "--monitor-every", "0", "--device", "cpu", "--epochs", "1", "--batch-size", "8", "--size", "8"]
-QUICK = ["--epochs", "1", "--seeds", "2", "--lr", "0.03", "0.1", "--batch-size", "4", "--device", "cpu"]
+TINY = [
+    "--encoder",
+    "small",
+    "--projection-dim",
+    "8",
+    "--warmup-epochs",
+    "0",
+    "--checkpoint-every",
+    "1",
+    "--snapshot-every",
+    "0",
+    "--monitor-every",
+    "0",
+    "--device",
+    "cpu",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--size",
+    "8",
+]
+QUICK = [
+    "--epochs",
+    "1",
+    "--seeds",
+    "2",
+    "--lr",
+    "0.03",
+    "0.1",
+    "--batch-size",
+    "4",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,24 +60,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-def test_one_json_object_and_the_same_as_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_json_object_and_the_same_as_text(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     main(["finetune", str(run), "--labels", "50%", *QUICK, "--json"])
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert out.count("\n") == 1 and "next: sureclr" in err and "seed 1" in err
     kept = json.loads((run / "results.json").read_text())["finetune:50%"]
-    assert kept == found and found["n_labels"] == 8 and found["n_test"] == 6 and found["configuration"]["lr"] == [0.03, 0.1]
+    assert (
+        kept == found
+        and found["n_labels"] == 8
+        and found["n_test"] == 6
+        and found["configuration"]["lr"] == [0.03, 0.1]
+    )
     assert {lr for lr, _, _ in found["per_seed"][0]["scratch"]["tried"]} == {0.03, 0.1}
     main(["finetune", str(run), "--labels", "50%", *QUICK])
     text, err = capsys.readouterr()
     rows = text.splitlines()
-    assert "8 labels, 2 seeds, 6 test images" in rows[0] and f"{found['accuracy']:.4f}" in rows[1] and "2 of 2 seeds" in err
-    assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith("next: sureclr")
+    assert (
+        "8 labels, 2 seeds, 6 test images" in rows[0]
+        and f"{found['accuracy']:.4f}" in rows[1]
+        and "2 of 2 seeds" in err
+    )
+    assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith(
+        "next: sureclr"
+    )
     assert (run / rows[-2].removeprefix("classifier: ")).is_file()
 
 
-def test_a_file_of_labels_that_differs_from_the_folders_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_labels_that_differs_from_the_folders_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = [f"train/{'ab'[i % 2]}/{i // 2}.png,{'ab'[(i + (i == 0)) % 2]}" for i in range(8)]
     (tmp_path / "mine.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     main(["finetune", str(run), "--labels", str(tmp_path / "mine.csv"), *QUICK])
@@ -53,13 +100,22 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(run: Path, tmp_p
     assert "1 of 8 labels of the file are not those of" in err and "8 labels, 2 seeds," in out
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--labels", "none.csv"], "no such file"), (["--labels", "150%"], "at most 100%"), (["--labels", "1"], "too few labels for 2 classes"),
-    (["--labels", "99"], "99 labels were asked for"), (["--labels", "4", "--lr", "-1"], "lr must be"),
-    (["--labels", "4", "--fold", "0"], "no folds of its own"), (["--labels", "4", "--bn", "off"], "bn"),
-    (["--labels", "4", "--data", "nothing"], "nothing"),
-])
-def test_bad_input_is_one_line(words: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--labels", "none.csv"], "no such file"),
+        (["--labels", "150%"], "at most 100%"),
+        (["--labels", "1"], "too few labels for 2 classes"),
+        (["--labels", "99"], "99 labels were asked for"),
+        (["--labels", "4", "--lr", "-1"], "lr must be"),
+        (["--labels", "4", "--fold", "0"], "no folds of its own"),
+        (["--labels", "4", "--bn", "off"], "bn"),
+        (["--labels", "4", "--data", "nothing"], "nothing"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str], said: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.json")}
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:

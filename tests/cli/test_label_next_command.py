@@ -11,8 +11,28 @@ from PIL import Image
 from sureclr.cli import main
 from sureclr.models.embed import Embeddings
 
-TINY = ["--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--checkpoint-every", "1", "--snapshot-every", "0",
-        "--monitor-every", "0", "--device", "cpu", "--epochs", "1", "--batch-size", "8", "--size", "12"]
+TINY = [
+    "--encoder",
+    "small",
+    "--projection-dim",
+    "8",
+    "--warmup-epochs",
+    "0",
+    "--checkpoint-every",
+    "1",
+    "--snapshot-every",
+    "0",
+    "--monitor-every",
+    "0",
+    "--device",
+    "cpu",
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--size",
+    "12",
+]
 
 
 def photos(folder: Path, names: list[str]) -> Path:
@@ -27,7 +47,15 @@ def photos(folder: Path, names: list[str]) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of 24 images in one folder, none labelled."""
     place = tmp_path_factory.mktemp("label_next")
-    main(["pretrain", f"folder:{photos(place / 'photos', [f'{i}.png' for i in range(24)])}", *TINY, "--out", str(place / "run")])
+    main(
+        [
+            "pretrain",
+            f"folder:{photos(place / 'photos', [f'{i}.png' for i in range(24)])}",
+            *TINY,
+            "--out",
+            str(place / "run"),
+        ]
+    )
     return place / "run"
 
 
@@ -40,21 +68,31 @@ def read(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
-def test_the_file_is_to_be_filled_in_and_the_answer_says_the_same(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_is_to_be_filled_in_and_the_answer_says_the_same(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     capsys.readouterr()
     main(next_(run, tmp_path / "next.csv", "--budget", "6", "--json"))
     out, err = capsys.readouterr()
     found, rows = json.loads(out), read(tmp_path / "next.csv")
     assert out.count("\n") == 1 and "next: sureclr finetune" in err
-    assert [(row["path"], row["label"], row["reason"]) for row in rows] == [(row["path"], "", row["reason"]) for row in found["next"]]
+    assert [(row["path"], row["label"], row["reason"]) for row in rows] == [
+        (row["path"], "", row["reason"]) for row in found["next"]
+    ]
     assert len({row["path"] for row in rows}) == 6 and found["known"] == 0 and found["note"] == ""
     table = Embeddings.read(run / "embeddings.parquet")
     for row in rows:
         i = list(table.paths).index(row["path"])
-        assert table.split[i] != "test" and float(row["certainty"]) == pytest.approx(float(table.certainty[i]), abs=1e-4)
+        assert table.split[i] != "test" and float(row["certainty"]) == pytest.approx(
+            float(table.certainty[i]), abs=1e-4
+        )
     main(next_(run, tmp_path / "again.csv", "--budget", "8"))
     *text, last = capsys.readouterr().out.strip().splitlines()
-    assert "8 images to label, 0 labelled already" in text[0] and "k-means is the default" in text[0] and rows[0]["path"] in text[2]
+    assert (
+        "8 images to label, 0 labelled already" in text[0]
+        and "k-means is the default" in text[0]
+        and rows[0]["path"] in text[2]
+    )
     assert "3 more" in text[-2]
     assert last.startswith("next: sureclr finetune")
 
@@ -65,22 +103,53 @@ def test_known_images_are_left_out(run: Path, tmp_path: Path) -> None:
     known = tmp_path / "known.csv"
     known.write_text("path,label\n" + "".join(f"{row['path']},cat\n" for row in rows))
     main(next_(run, tmp_path / "second.csv", "--budget", "6", "--known", str(known)))
-    assert not {row["path"] for row in rows} & {row["path"] for row in read(tmp_path / "second.csv")}
+    assert not {row["path"] for row in rows} & {
+        row["path"] for row in read(tmp_path / "second.csv")
+    }
 
 
-def test_a_set_with_all_its_labels_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = photos(tmp_path / "other", [f"train/{kind}/{i}.png" for kind in "ab" for i in range(4)] + ["test/a/0.png", "test/b/0.png"])
-    main(next_(run, tmp_path / "next.csv", "--budget", "2", "--data", f"folder:{other}", "--strategy", "random"))
-    assert "every training image of" in capsys.readouterr().out and len(read(tmp_path / "next.csv")) == 2
+def test_a_set_with_all_its_labels_is_told(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = photos(
+        tmp_path / "other",
+        [f"train/{kind}/{i}.png" for kind in "ab" for i in range(4)]
+        + ["test/a/0.png", "test/b/0.png"],
+    )
+    main(
+        next_(
+            run,
+            tmp_path / "next.csv",
+            "--budget",
+            "2",
+            "--data",
+            f"folder:{other}",
+            "--strategy",
+            "random",
+        )
+    )
+    assert (
+        "every training image of" in capsys.readouterr().out
+        and len(read(tmp_path / "next.csv")) == 2
+    )
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (["--budget", "0"], "1 or more, not 0"), (["--budget", "99"], "99 labels is more than the"),
-    (["--budget", "3", "--strategy", "best"], "unknown strategy 'best'"),
-    (["--budget", "3", "--known", "missing.csv"], "missing.csv"), ([], "--budget"),
-])
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--budget", "0"], "1 or more, not 0"),
+        (["--budget", "99"], "99 labels is more than the"),
+        (["--budget", "3", "--strategy", "best"], "unknown strategy 'best'"),
+        (["--budget", "3", "--known", "missing.csv"], "missing.csv"),
+        ([], "--budget"),
+    ],
+)
 def test_bad_input_is_one_line_and_writes_nothing(
-    words: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as stopped:
@@ -90,22 +159,30 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert not (tmp_path / "next.csv").exists()
 
 
-def test_a_file_that_is_there_is_never_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_there_is_never_overwritten(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Someone may have typed hundreds of labels into it."""
     (tmp_path / "next.csv").write_text("mine")
     with pytest.raises(SystemExit):
         main(next_(run, tmp_path / "next.csv", "--budget", "3"))
-    assert (tmp_path / "next.csv").read_text() == "mine" and "there already" in capsys.readouterr().err
+    assert (
+        tmp_path / "next.csv"
+    ).read_text() == "mine" and "there already" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(next_(run, tmp_path / "nowhere" / "next.csv", "--budget", "3"))
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_loss_without_a_radius_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_without_a_radius_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = f"folder:{photos(tmp_path / 'photos', [f'{i}.png' for i in range(12)])}"
     main(["pretrain", source, *TINY, "--loss", "nt-xent", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit):
-        main(next_(tmp_path / "run", tmp_path / "next.csv", "--budget", "3", "--strategy", "certain"))
+        main(
+            next_(tmp_path / "run", tmp_path / "next.csv", "--budget", "3", "--strategy", "certain")
+        )
     assert "needs the certainty" in capsys.readouterr().err
     main(next_(tmp_path / "run", tmp_path / "next.csv", "--budget", "3"))
     assert list(read(tmp_path / "next.csv")[0]) == ["path", "label", "reason"]

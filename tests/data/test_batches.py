@@ -1,4 +1,6 @@
-"""batch(seed, epoch, step): pure, every image once an epoch, another order each epoch, seeds that never meet."""
+"""batch(seed, epoch, step): pure, every image once an epoch, another order each epoch, seeds that
+never meet.
+"""
 
 import pytest
 import torch
@@ -11,13 +13,24 @@ from sureclr.errors import UserError
 
 
 def epoch_of(seed: int, epoch: int, images: int, size: int) -> tuple[list[int], list[int]]:
-    parts = [batch(seed, epoch, step, images, size) for step in range(steps_per_epoch(images, size))]
-    return [i for p in parts for i in p.indices.tolist()], [s for p in parts for s in p.seeds.tolist()]
+    parts = [
+        batch(seed, epoch, step, images, size) for step in range(steps_per_epoch(images, size))
+    ]
+    return [i for p in parts for i in p.indices.tolist()], [
+        s for p in parts for s in p.seeds.tolist()
+    ]
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), epoch=st.integers(0, 3000), images=st.integers(2, 300), size=st.integers(2, 40))
-def test_no_image_twice_an_epoch_and_all_where_batches_fill_it(seed: int, epoch: int, images: int, size: int) -> None:
+@given(
+    seed=st.integers(0, 2**31),
+    epoch=st.integers(0, 3000),
+    images=st.integers(2, 300),
+    size=st.integers(2, 40),
+)
+def test_no_image_twice_an_epoch_and_all_where_batches_fill_it(
+    seed: int, epoch: int, images: int, size: int
+) -> None:
     size = min(size, images)
     indices, seeds = epoch_of(seed, epoch, images, size)
     assert len(indices) == images // size * size
@@ -36,7 +49,12 @@ def test_pure() -> None:
     first = batch(3, 5, 1, 50, 10)
     kept = (first.indices.clone(), first.seeds.clone())
     first.indices.zero_(), first.seeds.zero_()
-    for between in (lambda: None, lambda: batch(3, 6, 0, 50, 10), lambda: batch(3, 5, 0, 51, 10), batches._epoch.cache_clear):
+    for between in (
+        lambda: None,
+        lambda: batch(3, 6, 0, 50, 10),
+        lambda: batch(3, 5, 0, 51, 10),
+        batches._epoch.cache_clear,
+    ):
         between()
         again = batch(3, 5, 1, 50, 10)
         assert torch.equal(again.indices, kept[0]) and torch.equal(again.seeds, kept[1])
@@ -44,19 +62,28 @@ def test_pure() -> None:
 
 
 def test_known_values_stay() -> None:
-    """A resumed run must see the same batches after an upgrade: these numbers were written down once."""
+    """A resumed run must see the same batches after an upgrade: these numbers were written down
+    once.
+    """
     indices, seeds = batch(seed=7, epoch=2, step=1, images=10, batch_size=3)
-    assert (indices.tolist(), seeds.tolist()) == ([5, 2, 1], [4992167972413342767, 7783350970792382997, -9213011074394855604])
+    assert (indices.tolist(), seeds.tolist()) == (
+        [5, 2, 1],
+        [4992167972413342767, 7783350970792382997, -9213011074394855604],
+    )
 
 
 def test_orders_and_seeds_differ_between_epochs_and_seeds() -> None:
-    orders, seeds = zip(*(epoch_of(seed, epoch, 64, 64) for seed in range(4) for epoch in range(8)), strict=True)
+    orders, seeds = zip(
+        *(epoch_of(seed, epoch, 64, 64) for seed in range(4) for epoch in range(8)), strict=True
+    )
     assert len({tuple(order) for order in orders}) == 32
     assert len({s for some in seeds for s in some}) == 32 * 64  # no view seed is used twice
 
 
 def test_the_order_is_fair() -> None:
-    """Over 400 epochs the mean place of each of 20 images is 9.5 within 5 standard errors, and no pair keeps its order."""
+    """Over 400 epochs the mean place of each of 20 images is 9.5 within 5 standard errors, and no
+    pair keeps its order.
+    """
     orders = torch.stack([batch(1, epoch, 0, 20, 20).indices for epoch in range(400)])  # (400, 20)
     places = orders.argsort(dim=1).double()
     standard_error = ((20**2 - 1) / 12 / 400) ** 0.5
@@ -65,10 +92,14 @@ def test_the_order_is_fair() -> None:
     assert float((before - 0.5).abs().max()) < 5 * 0.5 / 400**0.5
 
 
-@pytest.mark.parametrize(("images", "size", "words"), [
-    (0, 2, "0 training images"), (1, 2, "1 training images"),
-    (10, 16, "batch_size 16 .* 10 training images; try --batch-size 5"),
-])
+@pytest.mark.parametrize(
+    ("images", "size", "words"),
+    [
+        (0, 2, "0 training images"),
+        (1, 2, "1 training images"),
+        (10, 16, "batch_size 16 .* 10 training images; try --batch-size 5"),
+    ],
+)
 def test_too_few_images_are_told(images: int, size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         steps_per_epoch(images, size)

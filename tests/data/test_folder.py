@@ -1,4 +1,6 @@
-"""folder:PATH: known pixels through every mode of Pillow, classes and splits, the cache, and hostile files."""
+"""folder:PATH: known pixels through every mode of Pillow, classes and splits, the cache, and
+hostile files.
+"""
 
 import io
 import json
@@ -42,7 +44,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def picture(file: Path, colour: Any = RED, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> Path:
+def picture(
+    file: Path, colour: Any = RED, mode: str = "RGB", size: tuple[int, int] = (8, 8)
+) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, colour).save(file)
     return file
@@ -89,7 +93,12 @@ def saved(file: Path, image: Image.Image, **options: Any) -> Path:
         ("a.png", "RGBA", (255, 0, 0, 51), (255, 204, 204)),  # 0.2 of red, 0.8 of white
         ("a.png", "LA", (0, 51), (204, 204, 204)),
         ("a.png", "I;16", 65535, WHITE),
-        ("a.png", "I;16", 257 * 100, (100, 100, 100)),  # clipping would give 255, the low byte 100 as well: see below
+        (
+            "a.png",
+            "I;16",
+            257 * 100,
+            (100, 100, 100),
+        ),  # clipping would give 255, the low byte 100 as well: see below
         ("a.png", "I;16", 256, (1, 1, 1)),
         ("a.png", "I;16", 128, (0, 0, 0)),
         ("a.tif", "I;16", 32768, (128, 128, 128)),
@@ -110,7 +119,10 @@ def test_every_mode_becomes_the_colour_a_person_sees(
 @pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.jp2"])
 def test_lossy_formats_come_near(tmp_path: Path, name: str) -> None:
     pixels = decode(str(picture(tmp_path / name, (200, 100, 50))), 4, 3)
-    assert not isinstance(pixels, str) and np.abs(pixels.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 4
+    assert (
+        not isinstance(pixels, str)
+        and np.abs(pixels.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 4
+    )
 
 
 def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
@@ -123,14 +135,25 @@ def test_a_palette_gives_its_colours_and_its_transparent_entry_the_paper(tmp_pat
     assert pixel(saved(tmp_path / "solid.png", image)) == (40, 50, 60)
     assert pixel(saved(tmp_path / "clear.png", image, transparency=1)) == WHITE
     assert pixel(saved(tmp_path / "other.png", image, transparency=0)) == (40, 50, 60)
-    assert pixel(saved(tmp_path / "half.png", image, transparency=bytes([0, 51]))) == (212, 214, 216)  # a fifth of it
+    assert pixel(saved(tmp_path / "half.png", image, transparency=bytes([0, 51]))) == (
+        212,
+        214,
+        216,
+    )  # a fifth of it
 
 
 def test_a_transparent_colour_of_an_rgb_png_shows_the_paper(tmp_path: Path) -> None:
-    assert pixel(saved(tmp_path / "a.png", Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3))) == WHITE
+    assert (
+        pixel(
+            saved(tmp_path / "a.png", Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3))
+        )
+        == WHITE
+    )
 
 
-def test_wide_values_outside_every_scale_go_from_their_least_to_their_greatest(tmp_path: Path) -> None:
+def test_wide_values_outside_every_scale_go_from_their_least_to_their_greatest(
+    tmp_path: Path,
+) -> None:
     values = np.linspace(-3, 70000, 64, dtype=np.float32).reshape(8, 8)
     for name, array in (("f.tif", values), ("i.tif", values.astype(np.int32))):
         pixels = decode(str(saved(tmp_path / name, Image.fromarray(array))), 8, 1)
@@ -150,13 +173,18 @@ def test_a_16_bit_ramp_keeps_its_order_and_its_ends(tmp_path: Path) -> None:
 
 
 def test_values_that_are_not_finite_are_a_bad_file(tmp_path: Path) -> None:
-    assert decode(str(picture(tmp_path / "a.tif", float("nan"), "F")), 8, 3) == "it has values that are not finite"
+    assert (
+        decode(str(picture(tmp_path / "a.tif", float("nan"), "F")), 8, 3)
+        == "it has values that are not finite"
+    )
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     upright = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    undone: dict[int, Callable[[Any], Any]] = {  # how a camera of this orientation stores the upright picture
+    undone: dict[
+        int, Callable[[Any], Any]
+    ] = {  # how a camera of this orientation stores the upright picture
         1: lambda a: a,
         2: np.fliplr,
         3: lambda a: np.rot90(a, 2),
@@ -176,14 +204,21 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
     for name in ("a.gif", "a.tiff", "a.png"):
-        assert pixel(saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])) == RED
+        assert (
+            pixel(saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])) == RED
+        )
 
 
 def test_the_shorter_side_fills_the_square_and_the_centre_stays(tmp_path: Path) -> None:
-    stripes = np.repeat(np.array([0, 50, 100, 200], np.uint8), 8)[None].repeat(16, 0)  # (16, 32): the centre is 50 | 100
+    stripes = np.repeat(np.array([0, 50, 100, 200], np.uint8), 8)[None].repeat(
+        16, 0
+    )  # (16, 32): the centre is 50 | 100
     pixels = decode(str(saved(tmp_path / "a.png", Image.fromarray(stripes))), 8, 1)
     assert not isinstance(pixels, str)
-    assert pixels[0, 0, [0, 1, 2]].tolist() == [50] * 3 and pixels[0, 0, [5, 6, 7]].tolist() == [100] * 3
+    assert (
+        pixels[0, 0, [0, 1, 2]].tolist() == [50] * 3
+        and pixels[0, 0, [5, 6, 7]].tolist() == [100] * 3
+    )
 
 
 def test_a_folder_and_a_tensor_are_resized_alike(tmp_path: Path) -> None:
@@ -199,7 +234,11 @@ def test_a_folder_and_a_tensor_are_resized_alike(tmp_path: Path) -> None:
 
 def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_the_same_picture(tmp_path: Path) -> None:
     for side in (64, 200, 640):  # four waves across: a scale below 16 pixels would flatten them
-        wave = (127.5 + 127.5 * np.sin(np.arange(side) * 8 * np.pi / side)).astype(np.uint8)[None].repeat(side, 0)
+        wave = (
+            (127.5 + 127.5 * np.sin(np.arange(side) * 8 * np.pi / side))
+            .astype(np.uint8)[None]
+            .repeat(side, 0)
+        )
         image = Image.fromarray(np.stack([wave, wave.T, 255 - wave], axis=-1))
         image.save(tmp_path / "a.jpg", quality=98, subsampling=0)
         image.save(tmp_path / "a.png")
@@ -215,13 +254,18 @@ def bomb() -> bytes:
     """A PNG of 200 kB at most that says it has 2e10 pixels."""
     header = struct.pack(">IIBBBBB", 200_000, 100_000, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    body = (struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks)
+    body = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(body)
 
 
 def truncated(form: str) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, form)
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
+        buffer, form
+    )
     return buffer.getvalue()[:2000]
 
 
@@ -253,12 +297,25 @@ def test_bad_files_are_listed_and_not_fatal(tmp_path: Path, own_cache: Path, cap
         (root / "cat" / name).write_bytes(data)
     os.symlink("nowhere", root / "dog" / "gone.jpg")
     images = read(root, progress=True)
-    assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and images.labels.tolist() == [0, 0, 1, 1]
+    assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and images.labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
     (manifest,) = own_cache.glob("*.json")
-    assert sorted(json.loads(manifest.read_text())["bad"]) == sorted([*(f"cat/{name}" for name in BAD), "dog/gone.jpg"])
+    assert sorted(json.loads(manifest.read_text())["bad"]) == sorted(
+        [*(f"cat/{name}" for name in BAD), "dog/gone.jpg"]
+    )
     told = capfd.readouterr()
-    assert told.out == "" and "7 of 11 image files could not be read: cat/bomb.png (" in told.err and "7 of 11" in images.note
-    assert "script.jpg" not in told.err and str(manifest) in told.err  # the first few, and where all are
+    assert (
+        told.out == ""
+        and "7 of 11 image files could not be read: cat/bomb.png (" in told.err
+        and "7 of 11" in images.note
+    )
+    assert (
+        "script.jpg" not in told.err and str(manifest) in told.err
+    )  # the first few, and where all are
 
 
 def test_nothing_readable_is_one_sentence(tmp_path: Path) -> None:
@@ -279,7 +336,9 @@ def test_nothing_readable_is_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
 
 
-def test_a_folder_that_may_not_be_listed_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_may_not_be_listed_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: Any) -> Any:
         raise PermissionError(13, "Permission denied")
 
@@ -331,7 +390,9 @@ def test_classes_are_the_first_sub_folders_by_name(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 0, 1, -1]
     assert images.split[3] == "unlabelled"
     images = read(tree(tmp_path, *(f"loose {i}.png" for i in range(9))))
-    assert images.split[3:].tolist() == ["unlabelled"] * 10  # never held out: they could not be scored
+    assert (
+        images.split[3:].tolist() == ["unlabelled"] * 10
+    )  # never held out: they could not be scored
 
 
 def test_an_unlabelled_folder_holds_out_a_fifth_and_says_so(tmp_path: Path) -> None:
@@ -347,9 +408,13 @@ def test_a_fifth_of_each_class_is_held_out_by_seed(seed: int) -> None:
     groups = np.repeat([0, 1, 2, 3, 4], [100, 40, 7, 2, 1])
     mask = held_out(groups, seed)
     assert np.bincount(groups[mask], minlength=5).tolist() == [20, 8, 1, 1, 0]
-    assert np.array_equal(mask, held_out(groups, seed)) and not np.array_equal(mask, held_out(groups, seed + 1))
+    assert np.array_equal(mask, held_out(groups, seed)) and not np.array_equal(
+        mask, held_out(groups, seed + 1)
+    )
     often = np.mean([held_out(groups, s) for s in range(300)], axis=0)
-    assert np.abs(often[:140] - 0.2).max() < 0.12  # 5 standard deviations: no image is always or never chosen
+    assert (
+        np.abs(often[:140] - 0.2).max() < 0.12
+    )  # 5 standard deviations: no image is always or never chosen
 
 
 def test_the_split_of_a_folder_is_the_held_out_fifth(tmp_path: Path) -> None:
@@ -359,7 +424,15 @@ def test_the_split_of_a_folder_is_the_held_out_fifth(tmp_path: Path) -> None:
 
 
 def test_split_folders_decide_where_there_is_train(tmp_path: Path) -> None:
-    root = tree(tmp_path, "train/b/1.png", "train/a/1.png", "train/odd.png", "test/a/2.png", "test/c/2.png", "test/odd.png")
+    root = tree(
+        tmp_path,
+        "train/b/1.png",
+        "train/a/1.png",
+        "train/odd.png",
+        "test/a/2.png",
+        "test/c/2.png",
+        "test/odd.png",
+    )
     tree(root, "val/a/3.png", "unlabelled/x/4.png", "other/5.png")
     images = read(root)
     assert images.classes == ("a", "b", "c")
@@ -400,7 +473,9 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_mapped(
     assert sorted(decoded) == ["a.png", "b.png", "bad.png"]
     second = read(root, seed=5)
     assert len(decoded) == 3
-    assert second.images.tolist() == first.images.tolist() and list(second.paths) == list(first.paths) == ["a.png", "b.png"]
+    assert second.images.tolist() == first.images.tolist() and list(second.paths) == list(
+        first.paths
+    ) == ["a.png", "b.png"]
     (pixels,) = own_cache.glob("*.bin")
     assert pixels.name in Path("/proc/self/maps").read_text()
     first.images.fill_(9)  # a private copy: the cache keeps what it had
@@ -435,7 +510,11 @@ def test_a_changed_folder_is_decoded_anew_and_the_old_cache_goes(
 def test_sizes_and_channels_have_caches_of_their_own(tmp_path: Path, decoded: list[str]) -> None:
     root = tree(tmp_path / "pics", "a.png")
     for _ in range(2):
-        shapes = [tuple(read(root, size=size, channels=channels).images.shape) for size in (4, 8) for channels in (1, 3)]
+        shapes = [
+            tuple(read(root, size=size, channels=channels).images.shape)
+            for size in (4, 8)
+            for channels in (1, 3)
+        ]
         assert shapes == [(1, 1, 4, 4), (1, 3, 4, 4), (1, 1, 8, 8), (1, 3, 8, 8)]
     assert len(decoded) == 4
 
@@ -462,7 +541,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_cache_is_noticed_and_built_again(tmp_path: Path, decoded: list[str], own_cache: Path, damage: str) -> None:
+def test_a_damaged_cache_is_noticed_and_built_again(
+    tmp_path: Path, decoded: list[str], own_cache: Path, damage: str
+) -> None:
     root = tree(tmp_path / "pics", "a.png", "b.png")
     whole = read(root)
     pattern, harm = DAMAGE[damage]
@@ -470,12 +551,16 @@ def test_a_damaged_cache_is_noticed_and_built_again(tmp_path: Path, decoded: lis
     decoded.clear()
     again = read(root)
     assert sorted(decoded) == ["a.png", "b.png"]
-    assert again.images.tolist() == [[[[value] * 8] * 8] * 3 for value in (0, 1)] and list(again.paths) == list(whole.paths)
+    assert again.images.tolist() == [[[[value] * 8] * 8] * 3 for value in (0, 1)] and list(
+        again.paths
+    ) == list(whole.paths)
     read(root)
     assert len(decoded) == 2
 
 
-def test_a_stop_in_the_middle_leaves_nothing_behind(tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_in_the_middle_leaves_nothing_behind(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tree(tmp_path / "pics", "a.png", "b.png")
 
     def stop(file: str, size: int, channels: int) -> Any:
@@ -489,7 +574,9 @@ def test_a_stop_in_the_middle_leaves_nothing_behind(tmp_path: Path, own_cache: P
     assert list(own_cache.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set SURECLR_CACHE"):
@@ -507,7 +594,11 @@ def test_processes_give_what_one_gives_in_order_and_say_how_far(
     monkeypatch.setattr(decoding, "decode", decode)
     capfd.readouterr()
     there = read(root, size=6, progress=True)
-    assert there.images.tolist() == here.images.tolist() and there.paths == here.paths and there.note != ""
+    assert (
+        there.images.tolist() == here.images.tolist()
+        and there.paths == here.paths
+        and there.note != ""
+    )
     told = capfd.readouterr()
     assert told.out == "" and told.err.count("decoding images: ") == 10 and "41 of 41" in told.err
 

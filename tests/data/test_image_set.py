@@ -1,4 +1,6 @@
-"""ImageSet: what it refuses, that selections follow every column, and resizing and recolouring against Pillow."""
+"""ImageSet: what it refuses, that selections follow every column, and resizing and recolouring
+against Pillow.
+"""
 
 from dataclasses import replace
 
@@ -17,7 +19,9 @@ def a_set(n: int = 6, channels: int = 3, height: int = 5, width: int = 5) -> Ima
     generator = torch.Generator().manual_seed(n)
     return ImageSet(
         name="made",
-        images=torch.randint(0, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8),
+        images=torch.randint(
+            0, 256, (n, channels, height, width), generator=generator, dtype=torch.uint8
+        ),
         labels=torch.tensor([0, 1, 0, -1, -1, 1][:n]),
         classes=("a", "b"),
         split=np.array(["train", "train", "train", "unlabelled", "unlabelled", "test"][:n]),
@@ -91,7 +95,9 @@ def test_folds_name_the_same_images_after_a_selection() -> None:
     images = a_set()
     moved = images.select([2, 5, 1, 0])
     assert images.folds is not None and moved.folds is not None
-    assert [[moved.paths[i] for i in fold] for fold in moved.folds] == [[images.paths[i] for i in fold] for fold in images.folds]
+    assert [[moved.paths[i] for i in fold] for fold in moved.folds] == [
+        [images.paths[i] for i in fold] for fold in images.folds
+    ]
     assert images.select([0, 1]).folds is None  # image 2 of both folds is gone
 
 
@@ -100,10 +106,14 @@ def test_resizing_is_pillows_antialiased_bilinear(size: int) -> None:
     pixels = a_set(3, 3, 32, 32).images
     ours = resize(pixels, size)
     for image, mine in zip(pixels, ours, strict=True):
-        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(
+            (size, size), Image.Resampling.BILINEAR
+        )
         theirs = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)
         difference = (mine.int() - theirs.int()).float()
-        assert difference.abs().max() <= 1 and difference.mean().abs() < 0.15  # Pillow rounds twice; cutting off is -0.5
+        assert (
+            difference.abs().max() <= 1 and difference.mean().abs() < 0.15
+        )  # Pillow rounds twice; cutting off is -0.5
     assert torch.equal(resize(pixels, 32), pixels)
 
 
@@ -111,12 +121,16 @@ def test_oblong_images_keep_their_centre_square() -> None:
     wide = torch.zeros(1, 1, 4, 10, dtype=torch.uint8)
     wide[..., 3:7] = torch.arange(4, dtype=torch.uint8)
     assert torch.equal(resize(wide, 4)[0, 0, 0], torch.arange(4, dtype=torch.uint8))
-    assert torch.equal(resize(wide.transpose(2, 3), 4)[0, 0, :, 0], torch.arange(4, dtype=torch.uint8))
+    assert torch.equal(
+        resize(wide.transpose(2, 3), 4)[0, 0, :, 0], torch.arange(4, dtype=torch.uint8)
+    )
 
 
 def test_grey_is_pillows_rec_601_luma_to_the_bit() -> None:
     pixels = a_set(3, 3, 64, 64).images
-    theirs = [np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in pixels]
+    theirs = [
+        np.array(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in pixels
+    ]
     assert recolour(pixels, 1).squeeze(1).tolist() == [grey.tolist() for grey in theirs]
     assert (recolour(torch.full((1, 3, 2, 2), 255, dtype=torch.uint8), 1) == 255).all()
 

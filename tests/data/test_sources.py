@@ -1,4 +1,6 @@
-"""Data sets: files of the true format with few images, written here and read back pixel by pixel; and what comes without them."""
+"""Data sets: files of the true format with few images, written here and read back pixel by pixel;
+and what comes without them.
+"""
 
 import functools
 import gzip
@@ -41,7 +43,9 @@ def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("SURECLR_DATA", str(tmp_path / "data"))
     for reader in (datasets.CIFAR10, datasets.CIFAR100, datasets.STL10):
-        monkeypatch.setattr(reader, "url", f"http://127.0.0.1:9/{reader.filename}")  # nobody listens there
+        monkeypatch.setattr(
+            reader, "url", f"http://127.0.0.1:9/{reader.filename}"
+        )  # nobody listens there
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
 
 
@@ -62,9 +66,13 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 def publish(monkeypatch: pytest.MonkeyPatch, reader: Any, files: dict[str, bytes]) -> None:
     """Make torchvision take these files for the published ones."""
     for table in ("train_list", "test_list"):
-        monkeypatch.setattr(reader, table, [[name, md5(files[name])] for name, _ in getattr(reader, table)])
+        monkeypatch.setattr(
+            reader, table, [[name, md5(files[name])] for name, _ in getattr(reader, table)]
+        )
     if hasattr(reader, "meta"):
-        monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": md5(files[reader.meta["filename"]])})
+        monkeypatch.setattr(
+            reader, "meta", {**reader.meta, "md5": md5(files[reader.meta["filename"]])}
+        )
 
 
 def archive(folder: str, files: dict[str, bytes]) -> bytes:
@@ -78,28 +86,49 @@ def archive(folder: str, files: dict[str, bytes]) -> bytes:
 
 
 @pytest.fixture
-def cifar10(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, bytes], dict[str, tuple[NDArray[np.uint8], list[int]]]]:
-    """Files as Toronto's: pickles of {"data": (n, 3072), "labels"}; the pixels beside them, (n, 3, 32, 32)."""
+def cifar10(
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[dict[str, bytes], dict[str, tuple[NDArray[np.uint8], list[int]]]]:
+    """Files as Toronto's: pickles of {"data": (n, 3072), "labels"}; the pixels beside them, (n, 3,
+    32, 32).
+    """
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     truth = {name: (noise(4, 3, 32, 32), RANDOM.integers(0, 10, 4).tolist()) for name in names}
-    files = {name: pickle.dumps({"data": pixels.reshape(4, 3072), "labels": labels}) for name, (pixels, labels) in truth.items()}
+    files = {
+        name: pickle.dumps({"data": pixels.reshape(4, 3072), "labels": labels})
+        for name, (pixels, labels) in truth.items()
+    }
     files["batches.meta"] = pickle.dumps({"label_names": [f"class {i}" for i in range(10)]})
     publish(monkeypatch, datasets.CIFAR10, files)
     return files, truth
 
 
 def idx(array: NDArray[np.uint8]) -> bytes:
-    return b"\0\0\x08" + bytes([array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.tobytes()
+    return (
+        b"\0\0\x08"
+        + bytes([array.ndim])
+        + b"".join(n.to_bytes(4, "big") for n in array.shape)
+        + array.tobytes()
+    )
 
 
 def fashion() -> dict[str, NDArray[np.uint8]]:
-    return {name: noise(*shape) if len(shape) > 1 else noise(*shape) % 10 for name, shape in FASHION_SHAPES.items()}
+    return {
+        name: noise(*shape) if len(shape) > 1 else noise(*shape) % 10
+        for name, shape in FASHION_SHAPES.items()
+    }
 
 
 def check_fashion(truth: dict[str, NDArray[np.uint8]]) -> None:
     images = load("fashion-mnist")
-    assert images.images[:, 0].tolist() == [*truth["train-images-idx3-ubyte"].tolist(), *truth["t10k-images-idx3-ubyte"].tolist()]
-    assert images.labels.tolist() == [*truth["train-labels-idx1-ubyte"].tolist(), *truth["t10k-labels-idx1-ubyte"].tolist()]
+    assert images.images[:, 0].tolist() == [
+        *truth["train-images-idx3-ubyte"].tolist(),
+        *truth["t10k-images-idx3-ubyte"].tolist(),
+    ]
+    assert images.labels.tolist() == [
+        *truth["train-labels-idx1-ubyte"].tolist(),
+        *truth["t10k-labels-idx1-ubyte"].tolist(),
+    ]
     assert images.split.tolist() == ["train"] * 5 + ["test"] * 3
     assert images.classes[9] == "Ankle boot"
 
@@ -110,9 +139,14 @@ def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
     theirs, images = load_digits(), load("digits")
     assert images.images.shape == (1797, 1, 8, 8) and images.images.max() == 255
     assert np.array_equal(np.rint(images.images[:, 0].numpy() / 255 * 16), theirs.images)
-    assert images.labels.tolist() == theirs.target.tolist() and images.classes == tuple("0123456789")
+    assert images.labels.tolist() == theirs.target.tolist() and images.classes == tuple(
+        "0123456789"
+    )
     assert len(images.train) == 1000 and len(images.test) == 797
-    assert images.test.labels.tolist() == theirs.target[1000:].tolist() and images.test.paths[0] == "test/00000"
+    assert (
+        images.test.labels.tolist() == theirs.target[1000:].tolist()
+        and images.test.paths[0] == "test/00000"
+    )
 
 
 def test_size_and_channels_are_as_asked() -> None:
@@ -124,18 +158,28 @@ def test_size_and_channels_are_as_asked() -> None:
 
 @pytest.mark.parametrize("where", ["data/FashionMNIST/raw", "debian"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_fashion_mnist_is_read_from_idx_files_plain_or_gzipped(tmp_path: Path, where: str, ending: str) -> None:
+def test_fashion_mnist_is_read_from_idx_files_plain_or_gzipped(
+    tmp_path: Path, where: str, ending: str
+) -> None:
     truth = fashion()
     pack: Callable[[bytes], bytes] = gzip.compress if ending else bytes
     write(tmp_path / where, {name + ending: pack(idx(array)) for name, array in truth.items()})
     check_fashion(truth)
 
 
-def test_a_plain_file_wins_over_the_gzipped_one_and_the_data_folder_over_debians(tmp_path: Path) -> None:
+def test_a_plain_file_wins_over_the_gzipped_one_and_the_data_folder_over_debians(
+    tmp_path: Path,
+) -> None:
     truth, other = fashion(), fashion()
-    write(tmp_path / "debian", {f"{name}.gz": gzip.compress(idx(array)) for name, array in other.items()})
+    write(
+        tmp_path / "debian",
+        {f"{name}.gz": gzip.compress(idx(array)) for name, array in other.items()},
+    )
     check_fashion(other)
-    write(tmp_path / "data/FashionMNIST/raw", {f"{name}.gz": gzip.compress(idx(array)) for name, array in other.items()})
+    write(
+        tmp_path / "data/FashionMNIST/raw",
+        {f"{name}.gz": gzip.compress(idx(array)) for name, array in other.items()},
+    )
     write(tmp_path / "data/FashionMNIST/raw", {name: idx(array) for name, array in truth.items()})
     check_fashion(truth)
 
@@ -150,7 +194,9 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_a_damaged_idx_file_is_named_in_one_sentence(tmp_path: Path, damage: Callable[[bytes], bytes], ending: str) -> None:
+def test_a_damaged_idx_file_is_named_in_one_sentence(
+    tmp_path: Path, damage: Callable[[bytes], bytes], ending: str
+) -> None:
     pack: Callable[[bytes], bytes] = gzip.compress if ending else bytes
     files = {name + ending: pack(idx(array)) for name, array in fashion().items()}
     files[f"t10k-images-idx3-ubyte{ending}"] = damage(files[f"t10k-images-idx3-ubyte{ending}"])
@@ -167,7 +213,9 @@ def test_images_and_labels_of_different_number_are_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_cifar10_is_read_pixel_by_pixel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cifar10: Any, form: str) -> None:
+def test_cifar10_is_read_pixel_by_pixel(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cifar10: Any, form: str
+) -> None:
     files, truth = cifar10
     packed = archive("cifar-10-batches-py", files)
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed))
@@ -187,17 +235,27 @@ def test_cifar100_gives_its_fine_labels(monkeypatch: pytest.MonkeyPatch, tmp_pat
     pixels = {"train": noise(6, 3, 32, 32), "test": noise(2, 3, 32, 32)}
     fine = {"train": [99, 0, 1, 2, 3, 4], "test": [98, 7]}
     files = {
-        name: pickle.dumps({"data": array.reshape(-1, 3072), "fine_labels": fine[name], "coarse_labels": [19] * len(array)})
+        name: pickle.dumps(
+            {
+                "data": array.reshape(-1, 3072),
+                "fine_labels": fine[name],
+                "coarse_labels": [19] * len(array),
+            }
+        )
         for name, array in pixels.items()
     }
-    files["meta"] = pickle.dumps({"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["c"] * 20})
+    files["meta"] = pickle.dumps(
+        {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["c"] * 20}
+    )
     publish(monkeypatch, datasets.CIFAR100, files)
     write(tmp_path / "data/cifar-100-python", files)
     images = load("cifar100")
     assert np.array_equal(images.train.images.numpy(), pixels["train"]) and np.array_equal(
         images.test.images.numpy(), pixels["test"]
     )
-    assert images.labels.tolist() == fine["train"] + fine["test"] and images.classes[99] == "fine 99"
+    assert (
+        images.labels.tolist() == fine["train"] + fine["test"] and images.classes[99] == "fine 99"
+    )
 
 
 class Trap:
@@ -210,7 +268,9 @@ class Trap:
         return Path.mkdir, (self.place,)
 
 
-def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path: Path, cifar10: Any) -> None:
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(
+    tmp_path: Path, cifar10: Any
+) -> None:
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     write(tmp_path / "data/cifar-10-batches-py", cifar10[0] | {"data_batch_2": trap})
     with pytest.raises(UserError, match="not whole"):
@@ -222,12 +282,22 @@ def test_a_pickle_that_is_not_the_published_one_is_never_opened(tmp_path: Path, 
 
 @pytest.fixture
 def stl10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, NDArray[np.uint8]]:
-    """Files as Stanford's: each channel column by column, labels from 1; the pixels beside them, (n, 3, 96, 96)."""
-    truth = {"train": noise(6, 3, 96, 96), "unlabeled": noise(4, 3, 96, 96), "test": noise(2, 3, 96, 96)}
-    files = {f"{part}_X.bin": array.transpose(0, 1, 3, 2).tobytes() for part, array in truth.items()}
+    """Files as Stanford's: each channel column by column, labels from 1; the pixels beside them,
+    (n, 3, 96, 96).
+    """
+    truth = {
+        "train": noise(6, 3, 96, 96),
+        "unlabeled": noise(4, 3, 96, 96),
+        "test": noise(2, 3, 96, 96),
+    }
+    files = {
+        f"{part}_X.bin": array.transpose(0, 1, 3, 2).tobytes() for part, array in truth.items()
+    }
     files |= {"train_y.bin": bytes([1, 2, 3, 10, 5, 6]), "test_y.bin": bytes([10, 1])}
     files["class_names.txt"] = "\n".join(f"class {i}" for i in range(10)).encode()
-    files["fold_indices.txt"] = b"".join(b"%d %d %d \n" % (i % 6, (i + 1) % 6, (i + 2) % 6) for i in range(10))
+    files["fold_indices.txt"] = b"".join(
+        b"%d %d %d \n" % (i % 6, (i + 1) % 6, (i + 2) % 6) for i in range(10)
+    )
     publish(monkeypatch, datasets.STL10, files)
     write(tmp_path / "data/stl10_binary", files)
     return truth
@@ -235,11 +305,22 @@ def stl10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, NDArray[
 
 def test_stl10_has_its_unlabelled_images_and_its_folds(stl10: dict[str, NDArray[np.uint8]]) -> None:
     images = load("stl10")
-    assert np.array_equal(images.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"], stl10["test"]]))
-    assert images.labels.tolist() == [0, 1, 2, 9, 4, 5, -1, -1, -1, -1, 9, 0] and images.classes[9] == "class 9"
+    assert np.array_equal(
+        images.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"], stl10["test"]])
+    )
+    assert (
+        images.labels.tolist() == [0, 1, 2, 9, 4, 5, -1, -1, -1, -1, 9, 0]
+        and images.classes[9] == "class 9"
+    )
     assert images.split.tolist() == ["train"] * 6 + ["unlabelled"] * 4 + ["test"] * 2
-    assert np.array_equal(images.pretraining.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"]]))
-    assert images.folds is not None and images.folds.shape == (10, 3) and images.folds[9].tolist() == [3, 4, 5]
+    assert np.array_equal(
+        images.pretraining.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"]])
+    )
+    assert (
+        images.folds is not None
+        and images.folds.shape == (10, 3)
+        and images.folds[9].tolist() == [3, 4, 5]
+    )
     assert images.train.folds is not None and torch.equal(images.train.folds, images.folds)
 
 
@@ -247,7 +328,10 @@ def test_stl10_agrees_with_torchvisions_own_reader(tmp_path: Path, stl10: Any) -
     theirs, images = datasets.STL10(tmp_path / "data", split="train", folds=4), load("stl10")
     assert images.folds is not None
     fold = images.select(images.folds[4])
-    assert np.array_equal(fold.images.numpy(), theirs.data) and fold.labels.tolist() == theirs.labels.tolist()
+    assert (
+        np.array_equal(fold.images.numpy(), theirs.data)
+        and fold.labels.tolist() == theirs.labels.tolist()
+    )
 
 
 ARCHIVES = {
@@ -259,7 +343,9 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize(("name", "file"), ARCHIVES.items())
-def test_offline_one_sentence_names_the_file_the_place_and_the_address(tmp_path: Path, capfd: Any, name: str, file: str) -> None:
+def test_offline_one_sentence_names_the_file_the_place_and_the_address(
+    tmp_path: Path, capfd: Any, name: str, file: str
+) -> None:
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
         load(name)
     for part in (file, str(tmp_path / "data"), "http://127.0.0.1:9/", "SURECLR_DATA"):
@@ -269,7 +355,10 @@ def test_offline_one_sentence_names_the_file_the_place_and_the_address(tmp_path:
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "REACH_SECONDS", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(OSError, match=r"timed out|no answer"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(OSError, match=r"timed out|no answer"),
+    ):
         downloads.reach(f"http://127.0.0.1:{silent.getsockname()[1]}/")
 
 
@@ -297,14 +386,20 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """A web server of this process: its address and its folder."""
     folder = tmp_path / "server"
     folder.mkdir()
-    with QuietServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as http_server:
+    with QuietServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))
+    ) as http_server:
         threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://127.0.0.1:{http_server.server_port}/", folder
         http_server.shutdown()
 
 
 def test_what_is_missing_is_downloaded_checked_and_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: Any, server: tuple[str, Path], cifar10: Any
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: Any,
+    server: tuple[str, Path],
+    cifar10: Any,
 ) -> None:
     packed = archive("cifar-10-batches-py", cifar10[0])
     write(server[1], {"cifar-10-python.tar.gz": packed})
@@ -318,7 +413,9 @@ def test_what_is_missing_is_downloaded_checked_and_kept(
     assert socket.getdefaulttimeout() is None
 
 
-def test_what_a_reader_prints_goes_to_stderr(tmp_path: Path, capfd: Any, server: tuple[str, Path]) -> None:
+def test_what_a_reader_prints_goes_to_stderr(
+    tmp_path: Path, capfd: Any, server: tuple[str, Path]
+) -> None:
     with downloads.downloading("Chatter", "file", tmp_path, server[0]):
         print("100 %")  # older torchvision did
     told = capfd.readouterr()
@@ -335,18 +432,24 @@ def test_a_download_that_is_not_the_published_file_is_refused(
     assert not (tmp_path / "data/cifar-10-batches-py").exists()
 
 
-def test_fashion_mnist_is_downloaded_with_its_hash_check(monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path]) -> None:
+def test_fashion_mnist_is_downloaded_with_its_hash_check(
+    monkeypatch: pytest.MonkeyPatch, server: tuple[str, Path]
+) -> None:
     truth = fashion()
     files = {f"{name}.gz": gzip.compress(idx(array)) for name, array in truth.items()}
     write(server[1], files)
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [server[0]])
     with pytest.raises(UserError, match="Fashion-MNIST is not whole"):
         load("fashion-mnist")
-    monkeypatch.setattr(datasets.FashionMNIST, "resources", [(name, md5(data)) for name, data in files.items()])
+    monkeypatch.setattr(
+        datasets.FashionMNIST, "resources", [(name, md5(data)) for name, data in files.items()]
+    )
     check_fashion(truth)
 
 
-def test_a_data_folder_that_is_a_file_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_data_folder_that_is_a_file_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "data").write_text("no folder")
     for name in ("cifar10", "fashion-mnist"):
         with pytest.raises(UserError, match=r"^[^\n]+$"):

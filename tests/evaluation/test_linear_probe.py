@@ -1,4 +1,6 @@
-"""Witness: scikit-learn's LogisticRegression on the same split and the same standardised rows. The solver: tests/maths/test_logistic.py."""
+"""Witness: scikit-learn's LogisticRegression on the same split and the same standardised rows. The
+solver: tests/maths/test_logistic.py.
+"""
 
 import math
 
@@ -21,7 +23,9 @@ def test_stratified_split_keeps_shares_and_never_takes_a_whole_class() -> None:
     assert [int(held[target == c].sum()) for c in range(4)] == [10, 2, 1, 0]
     assert torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(0)))
     assert not torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(1)))
-    assert [int(stratified_split(target, 0.99, torch.Generator())[target == c].sum()) for c in range(4)] == [49, 9, 1, 0]
+    assert [
+        int(stratified_split(target, 0.99, torch.Generator())[target == c].sum()) for c in range(4)
+    ] == [49, 9, 1, 0]
 
 
 def test_the_probe_is_the_chosen_model_on_raw_features() -> None:
@@ -29,12 +33,18 @@ def test_the_probe_is_the_chosen_model_on_raw_features() -> None:
     found = linear_probe(x, y, tx, ty, tolerance=1e-8)
     mean, scale = standardisation(x)
     n, strength = 400, found.strength
-    witness = LogisticRegression(C=1 / (n * strength), tol=1e-10, max_iter=10000).fit(((x - mean) / scale).numpy(), y.numpy())
+    witness = LogisticRegression(C=1 / (n * strength), tol=1e-10, max_iter=10000).fit(
+        ((x - mean) / scale).numpy(), y.numpy()
+    )
     probabilities = witness.predict_proba(((tx - mean) / scale).numpy())
     assert np.allclose(found.probabilities.numpy(), probabilities, atol=1e-5)
     assert torch.allclose(found.logits, tx @ found.weight + found.bias)
     right = int((found.predictions == ty).sum())
-    assert found.accuracy == right / 300 == pytest.approx(witness.score(((tx - mean) / scale).numpy(), ty.numpy()))
+    assert (
+        found.accuracy
+        == right / 300
+        == pytest.approx(witness.score(((tx - mean) / scale).numpy(), ty.numpy()))
+    )
     assert found.interval == wilson_interval(right, 300)
     assert found.converged and found.gradient <= 1e-8 and 0.4 < found.accuracy < 0.95
 
@@ -46,7 +56,9 @@ def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
     mean, scale = standardisation(x[~held])
     scores = []
     for strength in module.STRENGTHS:
-        witness = LogisticRegression(C=1 / (int((~held).sum()) * strength), tol=1e-9, max_iter=20000)
+        witness = LogisticRegression(
+            C=1 / (int((~held).sum()) * strength), tol=1e-9, max_iter=20000
+        )
         witness.fit(((x - mean) / scale)[~held].numpy(), y[~held].numpy())
         scores.append(witness.score(((x - mean) / scale)[held].numpy(), y[held].numpy()))
     assert [s for s, _ in found.strengths] == list(module.STRENGTHS)
@@ -62,7 +74,9 @@ def test_of_equally_accurate_strengths_the_strongest_is_taken() -> None:
 def test_the_test_rows_cannot_change_the_model() -> None:
     x, y = rows(150)
     a, b = (linear_probe(x, y, *rows(60, seed=s)) for s in (1, 2))
-    assert a.strength == b.strength and torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+    assert (
+        a.strength == b.strength and torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+    )
 
 
 def test_scaling_and_shifting_columns_changes_nothing() -> None:
@@ -72,19 +86,27 @@ def test_scaling_and_shifting_columns_changes_nothing() -> None:
     one = linear_probe(x, y, tx, ty, tolerance=1e-8)
     moved, tmoved = (torch.cat([a * scale - 3, torch.full((len(a), 1), 2.5)], 1) for a in (x, tx))
     two = linear_probe(moved, y, tmoved, ty, tolerance=1e-8)
-    assert one.strength == two.strength and torch.allclose(one.probabilities, two.probabilities, atol=1e-5)
+    assert one.strength == two.strength and torch.allclose(
+        one.probabilities, two.probabilities, atol=1e-5
+    )
 
 
 def test_labels_need_not_be_consecutive_and_missing_classes_can_be_wrong() -> None:
     (x, y), (tx, ty) = rows(200), rows(100, seed=1)
     plain, spread = linear_probe(x, y, tx, ty), linear_probe(x, 10 * y, tx, 10 * ty)
-    assert spread.classes.tolist() == [0, 10, 20, 30] and torch.equal(spread.predictions, 10 * plain.predictions)
+    assert spread.classes.tolist() == [0, 10, 20, 30] and torch.equal(
+        spread.predictions, 10 * plain.predictions
+    )
     seen = y != 3
     with pytest.raises(UserError, match=r"without a training row: \[3\]"):
         linear_probe(x[seen], y[seen], tx, ty)
     found = linear_probe(x[seen], y[seen], tx, ty, allow_missing=True)
     assert found.logits.shape == (100, 3)
-    assert found.accuracy == float((found.predictions == ty).double().mean()) <= float((ty != 3).double().mean())
+    assert (
+        found.accuracy
+        == float((found.predictions == ty).double().mean())
+        <= float((ty != 3).double().mean())
+    )
 
 
 def test_one_row_a_class_and_one_strength_leave_nothing_to_choose() -> None:
@@ -96,8 +118,14 @@ def test_one_row_a_class_and_one_strength_leave_nothing_to_choose() -> None:
 
 
 def test_half_precision_and_integer_features_are_widened() -> None:
-    x, y = torch.randint(0, 17, (200, 6), generator=torch.Generator().manual_seed(0)), torch.arange(200) % 2
-    results = [linear_probe(x.to(t), y, x.to(t), y).accuracy for t in (torch.uint8, torch.float16, torch.float64)]
+    x, y = (
+        torch.randint(0, 17, (200, 6), generator=torch.Generator().manual_seed(0)),
+        torch.arange(200) % 2,
+    )
+    results = [
+        linear_probe(x.to(t), y, x.to(t), y).accuracy
+        for t in (torch.uint8, torch.float16, torch.float64)
+    ]
     assert results[0] == results[1] == results[2]
 
 
@@ -107,17 +135,27 @@ def test_half_precision_and_integer_features_are_widened() -> None:
         ({"train_y": torch.tensor([0, -1, 1, -1])}, "2 of 4 training rows have none"),
         ({"train_y": torch.tensor([1, 1, 1, 1])}, "every training row has label 1"),
         ({"train_y": torch.tensor([0, 1])}, "got 4 rows and 2 labels"),
-        ({"test_x": torch.empty(0, 2), "test_y": torch.empty(0, dtype=torch.int64)}, "test rows, got 0 rows"),
+        (
+            {"test_x": torch.empty(0, 2), "test_y": torch.empty(0, dtype=torch.int64)},
+            "test rows, got 0 rows",
+        ),
         ({"test_y": torch.tensor([0, 5])}, "without a training row"),
-        ({"train_x": torch.tensor([[0, math.nan], [1, 1], [2, 1], [3, 2]])}, "finite, 1 of 4 training rows"),
+        (
+            {"train_x": torch.tensor([[0, math.nan], [1, 1], [2, 1], [3, 2]])},
+            "finite, 1 of 4 training rows",
+        ),
         ({"test_x": torch.full((2, 2), math.inf)}, "finite, 2 of 2 test rows"),
         ({"strengths": [0.0, 1.0]}, "above 0"),
         ({"strengths": []}, "above 0"),
     ],
 )
 def test_bad_input_is_one_sentence(change: dict, message: str) -> None:
-    good = {"train_x": torch.rand(4, 2), "train_y": torch.tensor([0, 1, 0, 1]),
-            "test_x": torch.rand(2, 2), "test_y": torch.tensor([0, 1])}
+    good = {
+        "train_x": torch.rand(4, 2),
+        "train_y": torch.tensor([0, 1, 0, 1]),
+        "test_x": torch.rand(2, 2),
+        "test_y": torch.tensor([0, 1]),
+    }
     linear_probe(**good)
     with pytest.raises(UserError, match=message) as error:
         linear_probe(**{**good, **change})

@@ -27,7 +27,14 @@ def pictures(name: str = "pictures", n: int = N) -> ImageSet:
     pixels = torch.randint(0, 60, (n, 1, SIDE, SIDE), generator=generator)
     pixels[..., : SIDE // 2] += 180
     split = np.asarray(["test" if i % 3 == 0 else "train" for i in range(n)])
-    return ImageSet(name, pixels.to(torch.uint8), torch.arange(n) // 3 % 2, ("a", "b"), split, [str(i) for i in range(n)])
+    return ImageSet(
+        name,
+        pixels.to(torch.uint8),
+        torch.arange(n) // 3 % 2,
+        ("a", "b"),
+        split,
+        [str(i) for i in range(n)],
+    )
 
 
 def embed(images: ImageSet) -> Embeddings:
@@ -35,7 +42,16 @@ def embed(images: ImageSet) -> Embeddings:
     x = images.images.float() / 255
     certainty = x[..., : SIDE // 2].mean((1, 2, 3)) - x[..., SIDE // 2 :].mean((1, 2, 3))
     flat = x.flatten(1)
-    return Embeddings(flat, normalize(flat, dim=1), None, certainty, images.labels, images.classes, images.split, images.paths)
+    return Embeddings(
+        flat,
+        normalize(flat, dim=1),
+        None,
+        certainty,
+        images.labels,
+        images.classes,
+        images.split,
+        images.paths,
+    )
 
 
 def without_fashion(name: str, root: Path | None = None) -> ImageSet:
@@ -44,17 +60,26 @@ def without_fashion(name: str, root: Path | None = None) -> ImageSet:
     return load(name, root=root)
 
 
-def test_a_certainty_that_knows_its_own_images_tells_them_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certainty_that_knows_its_own_images_tells_them_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ood, "load", without_fashion)
     images = pictures()
     found = ood.measure(embed, images, embed(images))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["inverted"]["auroc"]["certainty"] == 1  # the bright half becomes the dark one
     assert found["uniform-noise"]["auroc"]["certainty"] == 1
-    assert found["flipped"]["auroc"]["certainty"] == pytest.approx(0.5, abs=0.01)  # upside down, left and right stay
+    assert found["flipped"]["auroc"]["certainty"] == pytest.approx(
+        0.5, abs=0.01
+    )  # upside down, left and right stay
     assert found["digits"]["n"] == 797
     assert "resized from 8 to 12" in found["digits"]["note"]
-    assert set(found["inverted"]["auroc"]) == {"certainty", "neighbour_similarity", "feature_norm", "negative_entropy"}
+    assert set(found["inverted"]["auroc"]) == {
+        "certainty",
+        "neighbour_similarity",
+        "feature_norm",
+        "negative_entropy",
+    }
 
 
 def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
@@ -62,17 +87,26 @@ def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
     table = embed(images)
     foreign = ood.altered("uniform-noise", images.test, 0)
     reference = Reference.of(table)
-    own, other = judge(table.select(table.split == "test"), reference), judge(embed(foreign), reference)
+    own, other = (
+        judge(table.select(table.split == "test"), reference),
+        judge(embed(foreign), reference),
+    )
     found = ood.told_apart(own, other, "")["auroc"]
     for name, score in own.scores.items():
         truth = np.repeat([1, 0], [len(score), len(other.scores[name])])
-        assert found[name] == pytest.approx(roc_auc_score(truth, torch.cat([score, other.scores[name]]).double()))
+        assert found[name] == pytest.approx(
+            roc_auc_score(truth, torch.cat([score, other.scores[name]]).double())
+        )
 
 
 def test_the_alterations_are_what_they_say() -> None:
     test = pictures(n=900).test
-    assert np.array_equal(ood.altered("flipped", test, 0).images.numpy(), test.images.numpy()[:, :, ::-1, :])
-    assert np.array_equal(ood.altered("inverted", test, 0).images.numpy(), 255 - test.images.numpy())
+    assert np.array_equal(
+        ood.altered("flipped", test, 0).images.numpy(), test.images.numpy()[:, :, ::-1, :]
+    )
+    assert np.array_equal(
+        ood.altered("inverted", test, 0).images.numpy(), 255 - test.images.numpy()
+    )
     noise = ood.altered("uniform-noise", test, 0).images
     assert noise.shape == test.images.shape
     assert stats.chisquare(np.bincount(noise.flatten().numpy(), minlength=256)).pvalue > 1e-3
@@ -81,7 +115,9 @@ def test_the_alterations_are_what_they_say() -> None:
     assert not torch.equal(noise, ood.altered("uniform-noise", test, 1).images)
 
 
-def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(ood, "load", without_fashion)
     images = pictures("digits")
     found = ood.measure(embed, images, embed(images))
@@ -97,7 +133,7 @@ def test_other_images_come_as_the_run_takes_them(monkeypatch: pytest.MonkeyPatch
     assert set(foreign.split.tolist()) == {"test"}
 
 
-# --- CIFAR-10H ------------------------------------------------------------------------------------------------------------------
+# --- CIFAR-10H ------------------------------------------------------------------------
 
 
 def probabilities() -> np.ndarray:
@@ -124,8 +160,16 @@ def test_certainty_follows_minus_the_human_entropy() -> None:
     features = torch.rand(10_020, 4, generator=torch.Generator().manual_seed(0))
     certainty = torch.cat([torch.zeros(20), -(entropies.float() ** 3)])
     split = np.repeat(["train", "test"], [20, 10_000])
-    table = Embeddings(features, normalize(features, dim=1), None, certainty, torch.arange(10_020) % 2, ("a", "b"), split,
-                       [str(i) for i in range(10_020)])
+    table = Embeddings(
+        features,
+        normalize(features, dim=1),
+        None,
+        certainty,
+        torch.arange(10_020) % 2,
+        ("a", "b"),
+        split,
+        [str(i) for i in range(10_020)],
+    )
     images = pictures("cifar10")
     found = ood.against_humans(images, table, entropies)
     assert found["n"] == 10_000 and found["spearman"]["certainty"] > 0.999

@@ -19,7 +19,10 @@ def plain(near: Tensor, covered: Tensor, budget: int) -> list[int]:
     """Greedy as it is defined: every gain anew for every choice."""
     rows: list[int] = []
     for _ in range(budget):
-        value = [-1.0 if j in rows else float(torch.stack([covered, *near[[*rows, j]]]).amax(0).sum()) for j in range(len(near))]
+        value = [
+            -1.0 if j in rows else float(torch.stack([covered, *near[[*rows, j]]]).amax(0).sum())
+            for j in range(len(near))
+        ]
         rows.append(int(np.argmax(value)))
     return rows
 
@@ -44,6 +47,12 @@ def test_greedy_reaches_its_guarantee_of_the_best_subset() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_all_can_be_chosen_once_each_where_nothing_more_is_to_gain(value: float) -> None:
-    """More rows than are brought up to date at once, all alike: the choice must end, and repeat nothing."""
+    """More rows than are brought up to date at once, all alike: the choice must end, and repeat
+    nothing.
+    """
     rows, gains = greedy_cover(torch.full((200, 7), value), torch.zeros(7), 200)
-    assert sorted(rows.tolist()) == list(range(200)) and gains[0] == 7 * value and set(gains[1:]) == {0.0}
+    assert (
+        sorted(rows.tolist()) == list(range(200))
+        and gains[0] == 7 * value
+        and set(gains[1:]) == {0.0}
+    )

@@ -17,20 +17,31 @@ from sureclr.maths.sphere import Posterior
 
 
 def test_nt_xent_is_algorithm_1_of_simclr() -> None:
-    """Chen et al. 2020, Algorithm 1, as written: views interleaved as z_{2k-1}, z_{2k}, l(i, j), the mean over both orders."""
+    """Chen et al. 2020, Algorithm 1, as written: views interleaved as z_{2k-1}, z_{2k}, l(i, j),
+    the mean over both orders.
+    """
     n = 5
     directions, _ = views(n)
-    z = {2 * k + 1: directions[k] for k in range(n)} | {2 * k + 2: directions[k + n] for k in range(n)}
+    z = {2 * k + 1: directions[k] for k in range(n)} | {
+        2 * k + 2: directions[k + n] for k in range(n)
+    }
 
     def s(i: int, j: int) -> float:
         return float(z[i] @ z[j] / (z[i].norm() * z[j].norm()))
 
     def cost(i: int, j: int) -> float:
-        return -math.log(math.exp(s(i, j) / TAU) / sum(math.exp(s(i, k) / TAU) for k in range(1, 2 * n + 1) if k != i))
+        return -math.log(
+            math.exp(s(i, j) / TAU)
+            / sum(math.exp(s(i, k) / TAU) for k in range(1, 2 * n + 1) if k != i)
+        )
 
-    expected = sum(cost(2 * k - 1, 2 * k) + cost(2 * k, 2 * k - 1) for k in range(1, n + 1)) / (2 * n)
+    expected = sum(cost(2 * k - 1, 2 * k) + cost(2 * k, 2 * k - 1) for k in range(1, n + 1)) / (
+        2 * n
+    )
     assert losses.nt_xent(directions, TAU).item() == pytest.approx(expected, abs=1e-12)
-    assert losses.per_view_nt_xent(directions, TAU)[2].item() == pytest.approx(cost(5, 6), abs=1e-12)  # view 1 of image 3
+    assert losses.per_view_nt_xent(directions, TAU)[2].item() == pytest.approx(
+        cost(5, 6), abs=1e-12
+    )  # view 1 of image 3
 
 
 def test_sure_is_nt_xent_and_the_log_likelihood() -> None:
@@ -41,15 +52,24 @@ def test_sure_is_nt_xent_and_the_log_likelihood() -> None:
         r, c = float(rho[i] * rho[p]), float(mu[i] @ mu[p])
         likelihood += math.log((1 - r**2) / (1 - 2 * r * c + r**2) ** (m / 2)) / (2 * n)
     value = losses.sure(mu, rho, TAU, weight=0.7, dimension=m)
-    assert value.item() == pytest.approx(losses.nt_xent(mu, TAU).item() - 0.7 * likelihood, abs=1e-12)
-    assert losses.sure(mu, rho, TAU) == losses.sure(mu, rho, TAU, 1.0, mu.shape[1], 1 - rho)  # the defaults
+    assert value.item() == pytest.approx(
+        losses.nt_xent(mu, TAU).item() - 0.7 * likelihood, abs=1e-12
+    )
+    assert losses.sure(mu, rho, TAU) == losses.sure(
+        mu, rho, TAU, 1.0, mu.shape[1], 1 - rho
+    )  # the defaults
 
 
 def test_the_likelihood_leaves_the_directions_alone() -> None:
-    """Theory 7: no gradient of L_sure at the direction output; that of sure is NT-Xent's, bit for bit."""
+    """Theory 7: no gradient of L_sure at the direction output; that of sure is NT-Xent's, bit for
+    bit.
+    """
     gradients = []
-    for loss in (lambda mu, rho: losses.nt_xent(mu, TAU), lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0),
-                 lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0, empirical_prior=0.5)):
+    for loss in (
+        lambda mu, rho: losses.nt_xent(mu, TAU),
+        lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0),
+        lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0, empirical_prior=0.5),
+    ):
         mu, rho = (x.requires_grad_() for x in views())
         loss(mu, rho).backward()
         gradients.append(mu.grad)
@@ -59,17 +79,22 @@ def test_the_likelihood_leaves_the_directions_alone() -> None:
 
 
 def test_softened_logits_by_loops() -> None:
-    """Theory 4's temperature at the product with the mean radius, scaled to a mean of 1/tau; and u_i.u_j / (tau rho^2), rho the mean
+    """Theory 4's temperature at the product with the mean radius, scaled to a mean of 1/tau; and
+    u_i.u_j / (tau rho^2), rho the mean
     radius: 0.9 is less than twice the mean, so no view is held back.
     """
     mu, rho = views()
     mean = float(rho.mean())
     q = [float(r) * mean / (1 + (float(r) * mean) ** 2) for r in rho]
     expected = loops(lambda i, j: float(mu[i] @ mu[j]) / TAU * q[i] / np.mean(q), 5)
-    assert losses.sure(mu, rho, TAU, weight=0, softening="anchors").item() == pytest.approx(expected, abs=1e-12)
+    assert losses.sure(mu, rho, TAU, weight=0, softening="anchors").item() == pytest.approx(
+        expected, abs=1e-12
+    )
     u = rho[:, None] * mu
     expected = loops(lambda i, j: float(u[i] @ u[j]) / (TAU * mean**2), 5)
-    assert losses.sure(mu, rho, TAU, weight=0, softening="means").item() == pytest.approx(expected, abs=1e-12)
+    assert losses.sure(mu, rho, TAU, weight=0, softening="means").item() == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 @pytest.mark.parametrize("softening", get_args(losses.Softening))
@@ -84,7 +109,10 @@ def test_no_posterior_mean_counts_more_than_twice_the_average() -> None:
     rho = torch.full((10,), 0.05, dtype=torch.float64)
     rho[3] = 0.9  # 6.7 times the mean of 0.135
     rows = losses.posterior_means(mu, rho) * losses.SUREST
-    torch.testing.assert_close(rows.norm(dim=1), torch.tensor([2.0 if i == 3 else 0.05 / 0.135 for i in range(10)], dtype=torch.float64))
+    torch.testing.assert_close(
+        rows.norm(dim=1),
+        torch.tensor([2.0 if i == 3 else 0.05 / 0.135 for i in range(10)], dtype=torch.float64),
+    )
     torch.testing.assert_close(torch.nn.functional.normalize(rows, dim=1), mu)
 
 
@@ -92,11 +120,17 @@ def test_no_posterior_mean_counts_more_than_twice_the_average() -> None:
 def test_the_softened_contrast_leaves_the_radii_alone(softening: losses.Softening) -> None:
     """... and the likelihood the directions: each term trains its own."""
     mu, rho = (x.requires_grad_() for x in views())
-    of_mu, of_rho = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=0, softening=softening), (mu, rho))
+    of_mu, of_rho = torch.autograd.grad(
+        losses.sure(mu, rho, TAU, weight=0, softening=softening), (mu, rho)
+    )
     assert of_rho.abs().max() == 0
-    both = torch.autograd.grad(losses.sure(mu, rho, TAU, weight=100.0, softening=softening), (mu, rho))
+    both = torch.autograd.grad(
+        losses.sure(mu, rho, TAU, weight=100.0, softening=softening), (mu, rho)
+    )
     assert torch.equal(both[0], of_mu) and both[1].abs().min() > 0
-    assert torch.autograd.gradcheck(lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, softening=softening), (mu,))
+    assert torch.autograd.gradcheck(
+        lambda mu: losses.sure(mu, rho.detach(), TAU, weight=0, softening=softening), (mu,)
+    )
 
 
 @pytest.mark.parametrize("group", [5, 3])  # of images: all five, then three and two
@@ -113,7 +147,9 @@ def test_the_base_rate_is_its_loop(group: int, monkeypatch: pytest.MonkeyPatch) 
         mean += math.log(density) / (2 * n)
     assert losses.log_base_rate(mu, rho, m).item() == pytest.approx(mean, abs=1e-12)
     own = losses.radius_likelihood(mu, rho, m).item()
-    assert losses.certainty(mu, rho, m, empirical_prior=0.3).item() == pytest.approx(own + 0.3 * mean, abs=1e-12)
+    assert losses.certainty(mu, rho, m, empirical_prior=0.3).item() == pytest.approx(
+        own + 0.3 * mean, abs=1e-12
+    )
     assert losses.certainty(mu, rho, m).item() == own
 
 
@@ -125,11 +161,15 @@ def test_the_base_rate_of_a_large_batch_is_the_mean_over_its_groups() -> None:
     rows = [torch.cat((half, half + 129)) for half in torch.arange(129).tensor_split([65])]
     apart = sum(len(r) / 258 * losses.log_base_rate(mu[r], rho[r], 3.5) for r in rows)
     assert whole.item() == pytest.approx(apart.item(), abs=1e-12)
-    torch.testing.assert_close(*(torch.autograd.grad(value, rho)[0] for value in (whole, apart)), rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, rho)[0] for value in (whole, apart)), rtol=1e-10, atol=1e-14
+    )
 
 
 def test_the_base_rate_is_zero_where_directions_are_uniform() -> None:
-    """P integrates to 1; a log-mean over 254 others is low by about var / (2 * 254), 0.001 here. Crowded directions are not."""
+    """P integrates to 1; a log-mean over 254 others is low by about var / (2 * 254), 0.001 here.
+    Crowded directions are not.
+    """
     mu = uniform_directions(1280, 4, generator(), torch.zeros((), dtype=torch.float64))
     radii = 0.3 + 0.3 * torch.rand(1280, generator=generator(1), dtype=torch.float64)
     assert abs(losses.log_base_rate(mu, radii).item()) < 0.01
@@ -139,10 +179,14 @@ def test_the_base_rate_is_zero_where_directions_are_uniform() -> None:
 
 @pytest.mark.parametrize("m", [1.5, 4.0, 128.0])
 def test_the_gradient_of_the_likelihood_is_the_formula_and_bounded(m: float) -> None:
-    """Theory 5: d/dr log P = m (c - r)/(1 - 2 r c + r^2) - 2 r/(1 - r^2), and |d log P / d logit rho| < m."""
+    """Theory 5: d/dr log P = m (c - r)/(1 - 2 r c + r^2) - 2 r/(1 - r^2), and |d log P / d logit
+    rho| < m.
+    """
     g = generator(1)
     rho = torch.sigmoid(7 * torch.randn(4000, generator=g, dtype=torch.float64)).requires_grad_()
-    turn = torch.rand(2000, generator=g, dtype=torch.float64).pow(4) * math.pi  # many pairs close together, where it is steep
+    turn = (
+        torch.rand(2000, generator=g, dtype=torch.float64).pow(4) * math.pi
+    )  # many pairs close together, where it is steep
     mu = torch.stack((torch.cat((turn, 0 * turn)).cos(), torch.cat((turn, 0 * turn)).sin()), -1)
     losses.radius_likelihood(mu, rho, m).backward()
     slope = -2000 * rho.grad  # d log P of the pair / d rho_i
@@ -156,7 +200,9 @@ def test_the_gradient_of_the_likelihood_is_the_formula_and_bounded(m: float) -> 
 
 
 def test_the_likelihood_recovers_single_radii() -> None:
-    """Strictly proper (theory 3): the radii of three kinds of views come back from pairs of the model, and not at a wrong m."""
+    """Strictly proper (theory 3): the radii of three kinds of views come back from pairs of the
+    model, and not at a wrong m.
+    """
     truth, d, n = torch.tensor([0.35, 0.6, 0.9], dtype=torch.float64), 8, 30_000
     kind = torch.randint(3, (2 * n,), generator=generator(2))
     z = uniform_directions(n, d, generator(3), truth)
@@ -198,7 +244,9 @@ def test_views_that_know_nothing_cannot_name_the_partner() -> None:
         assert loss(mu, 0 * rho).item() == pytest.approx(math.log(9), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(all_losses().keys() - {"sure_softened"}))  # which stops one gradient for each input
+@pytest.mark.parametrize(
+    "name", sorted(all_losses().keys() - {"sure_softened"})
+)  # which stops one gradient for each input
 def test_gradients(name: str) -> None:
     """Against finite differences; where a loss stops a gradient, only the number's."""
     mu, x = views(n=3, d=3)
@@ -221,9 +269,14 @@ def test_no_order_of_images_or_views_matters(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*all_losses(), "mc_infonce"])
 def test_half_precision_is_raised_to_float32(name: str) -> None:
-    """bfloat16 inputs, with and without autocast, give float32 and exactly the loss of the same numbers in float32."""
+    """bfloat16 inputs, with and without autocast, give float32 and exactly the loss of the same
+    numbers in float32.
+    """
     mu, x = (v.bfloat16() for v in views(n=6, d=16))
-    loss = (all_losses() | {"mc_infonce": lambda mu, x: references.mc_infonce(mu, 8 * x, TAU, 4, generator())})[name]
+    loss = (
+        all_losses()
+        | {"mc_infonce": lambda mu, x: references.mc_infonce(mu, 8 * x, TAU, 4, generator())}
+    )[name]
     plain = loss(mu.float(), x.float())
     assert plain.dtype == loss(mu, x).dtype == torch.float32
     assert loss(mu, x).item() == pytest.approx(plain.item(), abs=1e-6)
@@ -233,20 +286,28 @@ def test_half_precision_is_raised_to_float32(name: str) -> None:
 
 @pytest.mark.parametrize("certainty", [6.9, 12.0])
 def test_float32_is_exact_for_sure_views(certainty: float) -> None:
-    """Theory 5: at rho = 0.999 and d = 128 the naive form is 0.24 nats wrong; this one, given the gaps, stays under 1e-3."""
+    """Theory 5: at rho = 0.999 and d = 128 the naive form is 0.24 nats wrong; this one, given the
+    gaps, stays under 1e-3.
+    """
     g = generator(5)
     k = certainty + 0.1 * torch.rand(64, generator=g, dtype=torch.float64)
     mu = uniform_directions(32, 128, g, k)
-    mu = torch.nn.functional.normalize(torch.cat((mu, mu + math.exp(-certainty) * uniform_directions(32, 128, g, k))), dim=-1)
+    mu = torch.nn.functional.normalize(
+        torch.cat((mu, mu + math.exp(-certainty) * uniform_directions(32, 128, g, k))), dim=-1
+    )
     k32, mu32 = k.float(), mu.float()
-    exact = losses.radius_likelihood(mu32.double(), torch.sigmoid(k32.double()), 128, torch.sigmoid(-k32.double()))
+    exact = losses.radius_likelihood(
+        mu32.double(), torch.sigmoid(k32.double()), 128, torch.sigmoid(-k32.double())
+    )
     value = losses.radius_likelihood(mu32, torch.sigmoid(k32), 128, torch.sigmoid(-k32))
     assert value.item() == pytest.approx(exact.item(), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", all_losses())
 def test_nothing_overflows(name: str) -> None:
-    """Identical views, opposite views, temperature 1e-3, radii at 1 - 1e-3: finite loss and gradient in float32."""
+    """Identical views, opposite views, temperature 1e-3, radii at 1 - 1e-3: finite loss and
+    gradient in float32.
+    """
     for same in (1.0, -1.0):
         mu = torch.nn.functional.normalize(torch.randn(8, 16, generator=generator()), dim=-1)
         mu = torch.cat((mu, same * mu)).requires_grad_()
@@ -259,7 +320,9 @@ def test_nothing_overflows(name: str) -> None:
 
 def test_mean_squared_cosine_is_its_loop() -> None:
     mu, _ = views()
-    squares = [float(mu[i] @ mu[j]) ** 2 for i, j in product(range(10), range(10)) if i % 5 != j % 5]
+    squares = [
+        float(mu[i] @ mu[j]) ** 2 for i, j in product(range(10), range(10)) if i % 5 != j % 5
+    ]
     assert losses.mean_squared_cosine(mu).item() == pytest.approx(np.mean(squares), abs=1e-12)
 
 
@@ -280,11 +343,15 @@ def test_log_mean_exp_evidence_is_its_loop() -> None:
         for i, j in product(range(10), range(10))
         if i % 5 != j % 5 and (r := float(rho[i] * rho[j]))
     ]
-    assert losses.log_mean_exp_evidence(Posterior(mu, rho), 4)[0] == pytest.approx(math.log(np.mean(ratio)), abs=1e-12)
+    assert losses.log_mean_exp_evidence(Posterior(mu, rho), 4)[0] == pytest.approx(
+        math.log(np.mean(ratio)), abs=1e-12
+    )
 
 
 def test_log_mean_exp_evidence_is_zero_where_the_model_is_true() -> None:
-    """Theory 5, in 40 worlds: unbiased in E, and the standard error is the observed spread. Clusters are seen."""
+    """Theory 5, in 40 worlds: unbiased in E, and the standard error is the observed spread.
+    Clusters are seen.
+    """
     ratios, errors = [], []
     for seed in range(40):
         mu = uniform_directions(300, 4, generator(seed), torch.zeros((), dtype=torch.float64))
@@ -317,15 +384,25 @@ def test_rows_that_are_no_pairs(name: str, rows: int) -> None:
 @pytest.mark.parametrize("temperature", [0.0, -0.5, math.inf, math.nan])
 def test_temperatures_that_are_none(temperature: float) -> None:
     mu, x = views()
-    for loss in (losses.nt_xent, references.dcl, lambda mu, t: losses.sure(mu, x, t), lambda mu, t: references.elk(mu, x, t)):
+    for loss in (
+        losses.nt_xent,
+        references.dcl,
+        lambda mu, t: losses.sure(mu, x, t),
+        lambda mu, t: references.elk(mu, x, t),
+    ):
         with pytest.raises(UserError, match="temperature must be a finite number above 0"):
             loss(mu, temperature)
 
 
 def test_the_sampler_of_this_file_has_the_semigroup() -> None:
-    """Two views drawn about one latent have E[mu.mu'] = rho rho' (theory 2): the worlds above are the model's."""
+    """Two views drawn about one latent have E[mu.mu'] = rho rho' (theory 2): the worlds above are
+    the model's.
+    """
     c = sample_cosine(torch.full((20_000,), 0.54, dtype=torch.float64), 8, generator())
     z = uniform_directions(20_000, 8, generator(1), c)
-    mu, other = (sample(Posterior(z, torch.full_like(c, radius)), generator(seed)) for seed, radius in ((2, 0.6), (3, 0.9)))
+    mu, other = (
+        sample(Posterior(z, torch.full_like(c, radius)), generator(seed))
+        for seed, radius in ((2, 0.6), (3, 0.9))
+    )
     assert c.mean().item() == pytest.approx(0.54, abs=0.01)
     assert (mu * other).sum(-1).mean().item() == pytest.approx(0.54, abs=0.01)

@@ -26,15 +26,22 @@ def generator(seed: int) -> torch.Generator:
 
 def test_alignment_is_two_minus_two_cosines() -> None:
     a, b = (normalize(torch.randn(50, 6, generator=generator(s)).double(), dim=1) for s in (0, 1))
-    assert metrics.alignment(a, b) == pytest.approx(float((2 - 2 * (a * b).sum(1)).mean()), abs=1e-14)
+    assert metrics.alignment(a, b) == pytest.approx(
+        float((2 - 2 * (a * b).sum(1)).mean()), abs=1e-14
+    )
     assert metrics.alignment(a, -a) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("t", [2.0, 0.5])
-def test_uniformity_is_the_mean_over_pairs_in_blocks(t: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uniformity_is_the_mean_over_pairs_in_blocks(
+    t: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "BLOCK", 7)
     u = normalize(torch.randn(30, 5, generator=generator(0)).double(), dim=1)
-    pairs = [math.exp(-t * float((u[i] - u[j]).square().sum())) for i, j in itertools.combinations(range(30), 2)]
+    pairs = [
+        math.exp(-t * float((u[i] - u[j]).square().sum()))
+        for i, j in itertools.combinations(range(30), 2)
+    ]
     assert metrics.uniformity(u, t) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-12)
 
 
@@ -46,7 +53,9 @@ def test_uniformity_of_a_collapse_and_of_two_poles() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40)])
-def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effective_rank_is_the_entropy_of_singular_values(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "BLOCK", 9)
     x = torch.randn(shape, generator=generator(1)).double() * torch.logspace(0, 2, shape[1])
     p = np.linalg.svd(x.numpy(), compute_uv=False)
@@ -60,17 +69,22 @@ def test_effective_rank_of_equal_axes_and_of_one_direction() -> None:
 
 
 def test_instance_match_counts_both_sides() -> None:
-    """Images 0 and 1 agree; the second view of image 2 looks like image 0, its first view like nothing else."""
+    """Images 0 and 1 agree; the second view of image 2 looks like image 0, its first view like
+    nothing else.
+    """
     first = torch.eye(4)[:3]
     second = torch.stack([first[0], first[1], first[0] + 0.1 * first[1]])
-    # first -> second: 0 and 1 right, 2 finds index 0 (all cosines 0): wrong. second -> first: 0 and 1 right, 2 finds 0: wrong.
+    # first -> second: 0 and 1 right, 2 finds index 0 (all cosines 0): wrong. second -> first: 0 and
+    # 1 right, 2 finds 0: wrong.
     assert metrics.instance_match(first, second) == pytest.approx(4 / 6)
     assert metrics.instance_match(first, first.roll(1, 0)) == 0
 
 
 def test_instance_match_is_not_the_same_for_the_two_sides() -> None:
     first = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
-    second = torch.tensor([[0.9, 0.2], [1.0, 0.0]])  # first: 0 finds 1, 1 finds 0; second: 0 finds 0, 1 finds 0
+    second = torch.tensor(
+        [[0.9, 0.2], [1.0, 0.0]]
+    )  # first: 0 finds 1, 1 finds 0; second: 0 finds 0, 1 finds 0
     assert metrics.instance_match(first, second) == pytest.approx(1 / 4)
 
 
@@ -79,22 +93,37 @@ def test_instance_match_is_not_the_same_for_the_two_sides() -> None:
 
 def test_nearest_has_class_with_and_without_keys() -> None:
     keys, key_labels = torch.eye(3), torch.tensor([0, 1, 2])
-    queries, labels = torch.tensor([[1.0, 0.1, 0], [0, 0.9, 1.0], [3.0, 0, 0.1]]), torch.tensor([0, 1, 1])
+    queries, labels = (
+        torch.tensor([[1.0, 0.1, 0], [0, 0.9, 1.0], [3.0, 0, 0.1]]),
+        torch.tensor([0, 1, 1]),
+    )
     correct, similarity = metrics.nearest_has_class(queries, labels, keys, key_labels)
     assert correct.tolist() == [True, False, False]
     assert similarity[0].item() == pytest.approx(1 / math.sqrt(1.01))
     # Among themselves: 0 and 2 find each other (labels 0 and 1), 1 finds 0.
     assert metrics.nearest_has_class(queries, labels)[0].tolist() == [False, False, False]
-    assert metrics.nearest_has_class(queries, torch.tensor([1, 0, 1]))[0].tolist() == [True, False, True]
+    assert metrics.nearest_has_class(queries, torch.tensor([1, 0, 1]))[0].tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_r_auroc_is_the_auroc_of_that_event() -> None:
-    x, y = torch.randn(60, 3, generator=generator(3)), torch.randint(3, (60,), generator=generator(4))
+    x, y = (
+        torch.randn(60, 3, generator=generator(3)),
+        torch.randint(3, (60,), generator=generator(4)),
+    )
     certainty = torch.rand(60, generator=generator(5))
     cosine = normalize(x, dim=1) @ normalize(x, dim=1).T
-    nearest = [max((j for j in range(60) if j != i), key=lambda j, i=i: float(cosine[i, j])) for i in range(60)]
+    nearest = [
+        max((j for j in range(60) if j != i), key=lambda j, i=i: float(cosine[i, j]))
+        for i in range(60)
+    ]
     event = [int(y[nearest[i]] == y[i]) for i in range(60)]
-    assert metrics.r_auroc(certainty, x, y) == pytest.approx(roc_auc_score(event, certainty.numpy()))
+    assert metrics.r_auroc(certainty, x, y) == pytest.approx(
+        roc_auc_score(event, certainty.numpy())
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,7 +132,9 @@ def test_auroc_equals_scikit_learn_with_ties(seed: int, levels: int) -> None:
     score = torch.randint(levels, (50,), generator=generator(seed)).double()
     positive = torch.rand(50, generator=generator(seed + 1)) < 0.3
     positive[0], positive[1] = True, False
-    assert metrics.auroc(score, positive) == pytest.approx(roc_auc_score(positive.numpy(), score.numpy()), abs=1e-12)
+    assert metrics.auroc(score, positive) == pytest.approx(
+        roc_auc_score(positive.numpy(), score.numpy()), abs=1e-12
+    )
 
 
 def test_auroc_of_one_kind_is_not_a_number_and_nan_scores_are_refused() -> None:
@@ -118,7 +149,9 @@ def test_spearman_and_ranks_equal_scipy_with_ties(seed: int, levels: int) -> Non
     a, b = (torch.randint(levels, (30,), generator=generator(seed + i)).double() for i in (0, 1))
     a[:2] = b[:2] = torch.tensor([-1.0, 99.0])  # never constant
     assert metrics.ranks(a).tolist() == stats.rankdata(a.numpy()).tolist()
-    assert metrics.spearman(a, b) == pytest.approx(stats.spearmanr(a.numpy(), b.numpy()).statistic, abs=1e-12)
+    assert metrics.spearman(a, b) == pytest.approx(
+        stats.spearmanr(a.numpy(), b.numpy()).statistic, abs=1e-12
+    )
 
 
 def test_spearman_of_a_constant_is_not_a_number() -> None:
@@ -126,7 +159,9 @@ def test_spearman_of_a_constant_is_not_a_number() -> None:
 
 
 def test_risk_coverage_without_ties_by_hand() -> None:
-    coverage, risk = metrics.risk_coverage(torch.tensor([0.9, 0.1, 0.5, 0.7]), torch.tensor([True, False, True, False]))
+    coverage, risk = metrics.risk_coverage(
+        torch.tensor([0.9, 0.1, 0.5, 0.7]), torch.tensor([True, False, True, False])
+    )
     assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert risk.tolist() == pytest.approx([0, 1 / 2, 1 / 3, 1 / 2])
 
@@ -138,7 +173,9 @@ def test_aurc_with_ties_is_the_mean_over_all_orders(seed: int) -> None:
     correct = torch.rand(6, generator=generator(seed + 1)) < 0.5
     areas = []
     for order in itertools.permutations(range(6)):
-        ranked = sorted(order, key=lambda i: -float(certainty[i]))  # stable: the permutation decides between equals
+        ranked = sorted(
+            order, key=lambda i: -float(certainty[i])
+        )  # stable: the permutation decides between equals
         errors = np.cumsum([1 - int(correct[i]) for i in ranked])
         areas.append(float((errors / np.arange(1, 7)).mean()))
     assert metrics.aurc(certainty, correct) == pytest.approx(sum(areas) / len(areas), abs=1e-12)
@@ -149,7 +186,9 @@ def test_aurc_with_ties_is_the_mean_over_all_orders(seed: int) -> None:
 
 @pytest.mark.parametrize("binning", ["count", "width"])
 def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
-    r = 0.3 + 0.7 * torch.rand(200, generator=generator(0)).double() ** 3  # far from 0: equal width is of the range seen
+    r = (
+        0.3 + 0.7 * torch.rand(200, generator=generator(0)).double() ** 3
+    )  # far from 0: equal width is of the range seen
     c = r + 0.1 * torch.randn(200, generator=generator(1)).double()
     order = np.argsort(r.numpy())
     low, high = float(r.min()), float(r.max())
@@ -161,7 +200,9 @@ def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
     assert table.count.tolist() == [len(b) for b in bins]
     assert table.predicted.tolist() == pytest.approx([float(r[b].mean()) for b in bins])
     assert table.observed.tolist() == pytest.approx([float(c[b].mean()) for b in bins])
-    assert table.error == pytest.approx(sum(len(b) * abs(float((r[b] - c[b]).mean())) for b in bins) / 200)
+    assert table.error == pytest.approx(
+        sum(len(b) * abs(float((r[b] - c[b]).mean())) for b in bins) / 200
+    )
 
 
 def test_calibration_of_a_constant_shift_and_of_equal_predictions() -> None:
@@ -176,7 +217,9 @@ def test_calibration_of_a_constant_shift_and_of_equal_predictions() -> None:
 def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
     r = torch.randint(5, (60,), generator=generator(0)).double() / 5
     c, order = torch.rand(60, generator=generator(1)), torch.randperm(60, generator=generator(2))
-    assert metrics.calibration(r, c).observed.tolist() == pytest.approx(metrics.calibration(r[order], c[order]).observed.tolist())
+    assert metrics.calibration(r, c).observed.tolist() == pytest.approx(
+        metrics.calibration(r[order], c[order]).observed.tolist()
+    )
 
 
 def test_ece_by_loops_and_at_the_ends() -> None:
@@ -187,16 +230,22 @@ def test_ece_by_loops_and_at_the_ends() -> None:
     for b in range(15):
         inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
         if inside.any():
-            gap = float(confidence[inside].mean()) - float((guess == target)[inside].double().mean())
+            gap = float(confidence[inside].mean()) - float(
+                (guess == target)[inside].double().mean()
+            )
             total += float(inside.sum()) * abs(gap)
     assert metrics.ece(p, target) == pytest.approx(total / 300, abs=1e-12)
     sure = torch.eye(3)
-    assert metrics.ece(sure, torch.arange(3)) == 0 and metrics.ece(sure, torch.tensor([1, 2, 0])) == 1
+    assert (
+        metrics.ece(sure, torch.arange(3)) == 0 and metrics.ece(sure, torch.tensor([1, 2, 0])) == 1
+    )
 
 
 def test_monotone_map_pools_violators_and_is_constant_outside() -> None:
     fitted = metrics.monotone_map(torch.tensor([0.0, 1, 2, 3]), torch.tensor([0.0, 0.6, 0.4, 1.0]))
-    assert fitted(torch.tensor([-5.0, 0, 1, 2, 3, 9])).tolist() == pytest.approx([0, 0, 0.5, 0.5, 1, 1])
+    assert fitted(torch.tensor([-5.0, 0, 1, 2, 3, 9])).tolist() == pytest.approx(
+        [0, 0, 0.5, 0.5, 1, 1]
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -204,7 +253,9 @@ def test_monotone_map_pools_violators_and_is_constant_outside() -> None:
 def test_wilson_equals_scipy(trials: int, share: float) -> None:
     successes = round(share * trials)
     expected = stats.binomtest(successes, trials).proportion_ci(0.95, "wilson")
-    assert metrics.wilson_interval(successes, trials) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    assert metrics.wilson_interval(successes, trials) == pytest.approx(
+        (expected.low, expected.high), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])

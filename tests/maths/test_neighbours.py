@@ -12,14 +12,19 @@ from sureclr.maths import neighbours
 from sureclr.maths.neighbours import top_k, vote
 
 
-def by_loops(queries: Tensor, keys: Tensor, k: int, exclude_self: bool) -> tuple[list[list[float]], list[list[int]]]:
+def by_loops(
+    queries: Tensor, keys: Tensor, k: int, exclude_self: bool
+) -> tuple[list[list[float]], list[list[int]]]:
     def unit(row: list[float]) -> list[float]:
         length = math.sqrt(sum(v * v for v in row))
         return [v / length if length else 0.0 for v in row]
 
     unit_keys, similarity, index = [unit(r) for r in keys.tolist()], [], []
     for q, row in enumerate(unit(r) for r in queries.tolist()):
-        found = [(-sum(a * b for a, b in zip(row, key, strict=True)), j) for j, key in enumerate(unit_keys)]
+        found = [
+            (-sum(a * b for a, b in zip(row, key, strict=True)), j)
+            for j, key in enumerate(unit_keys)
+        ]
         best = sorted(pair for pair in found if not (exclude_self and pair[1] == q))[:k]
         similarity.append([-s for s, _ in best])
         index.append([j for _, j in best])
@@ -34,13 +39,21 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("k", [1, 5, 11, 30])
-def test_equals_the_definition_across_blocks(k: int, exclude_self: bool, small_blocks: None) -> None:
+def test_equals_the_definition_across_blocks(
+    k: int, exclude_self: bool, small_blocks: None
+) -> None:
     keys = torch.randn(40, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
-    queries = keys if exclude_self else torch.randn(23, 6, generator=torch.Generator().manual_seed(k + 1), dtype=torch.float64)
+    queries = (
+        keys
+        if exclude_self
+        else torch.randn(23, 6, generator=torch.Generator().manual_seed(k + 1), dtype=torch.float64)
+    )
     similarity, index = top_k(queries, keys, k, exclude_self)
     expected = by_loops(queries, keys, k, exclude_self)
     assert index.tolist() == expected[1]
-    assert torch.allclose(similarity, torch.tensor(expected[0], dtype=torch.float64), rtol=0, atol=1e-14)
+    assert torch.allclose(
+        similarity, torch.tensor(expected[0], dtype=torch.float64), rtol=0, atol=1e-14
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -59,7 +72,9 @@ def test_equal_cosines_go_to_the_lowest_index(seed: int, k: int, exclude_self: b
 
 def test_a_collapsed_set_finds_the_first_rows() -> None:
     assert top_k(torch.ones(3, 4), torch.ones(50, 4), 2)[1].tolist() == [[0, 1]] * 3
-    assert top_k(torch.zeros(2, 4), torch.ones(50, 4), 2)[0].tolist() == [[0, 0]] * 2  # a row of zeros has no direction
+    assert (
+        top_k(torch.zeros(2, 4), torch.ones(50, 4), 2)[0].tolist() == [[0, 0]] * 2
+    )  # a row of zeros has no direction
 
 
 def test_length_does_not_matter_and_half_precision_is_widened() -> None:
@@ -69,10 +84,16 @@ def test_length_does_not_matter_and_half_precision_is_widened() -> None:
     assert top_k(keys, keys, 4)[0].dtype == torch.float32
 
 
-def test_no_block_is_larger_than_promised(monkeypatch: pytest.MonkeyPatch, small_blocks: None) -> None:
+def test_no_block_is_larger_than_promised(
+    monkeypatch: pytest.MonkeyPatch, small_blocks: None
+) -> None:
     seen: list[tuple[int, ...]] = []
     original = neighbours._best_of_block
-    monkeypatch.setattr(neighbours, "_best_of_block", lambda block, k: seen.append(tuple(block.shape)) or original(block, k))
+    monkeypatch.setattr(
+        neighbours,
+        "_best_of_block",
+        lambda block, k: seen.append(tuple(block.shape)) or original(block, k),
+    )
     top_k(torch.randn(20, 3), torch.randn(50, 3), 5)
     assert len(seen) == 3 * 5 and max(q for q, _ in seen) == 7 and max(k for _, k in seen) == 11
 
@@ -97,10 +118,16 @@ def test_exclude_self_needs_the_same_rows() -> None:
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0.05, 0.1, 1.0, 10.0]))
 def test_vote_equals_the_sum_of_weights_in_loops(seed: int, temperature: float) -> None:
     generator = torch.Generator().manual_seed(seed)
-    similarity, labels = torch.rand(10, 7, generator=generator).double() * 2 - 1, torch.randint(4, (10, 7), generator=generator)
+    similarity, labels = (
+        torch.rand(10, 7, generator=generator).double() * 2 - 1,
+        torch.randint(4, (10, 7), generator=generator),
+    )
     expected = []
     for row, names in zip(similarity.tolist(), labels.tolist(), strict=True):
-        votes = [sum(math.exp(s / temperature) for s, c in zip(row, names, strict=True) if c == label) for label in range(4)]
+        votes = [
+            sum(math.exp(s / temperature) for s, c in zip(row, names, strict=True) if c == label)
+            for label in range(4)
+        ]
         expected.append(votes.index(max(votes)))
     assert vote(similarity, labels, 4, temperature).tolist() == expected
 
@@ -113,4 +140,6 @@ def test_temperature_decides_between_one_near_and_two_far() -> None:
 
 
 def test_vote_does_not_overflow_and_gives_equal_votes_to_the_lowest_class() -> None:
-    assert vote(torch.tensor([[1.0, 1.0], [0.9, 1.0]]), torch.tensor([[2, 1], [0, 1]]), 3, 1e-4).tolist() == [1, 1]
+    assert vote(
+        torch.tensor([[1.0, 1.0], [0.9, 1.0]]), torch.tensor([[2, 1], [0, 1]]), 3, 1e-4
+    ).tolist() == [1, 1]

@@ -1,4 +1,6 @@
-"""The losses as modules: how k is read, the running kernel dimension, the registry, and what bad input is told."""
+"""The losses as modules: how k is read, the running kernel dimension, the registry, and what bad
+input is told.
+"""
 
 import math
 
@@ -34,10 +36,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def projections(n: int = 6, d: int = 8, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(2n, d) projections of any length, partners alike, and (2n,) numbers k; float32. Off centre, so that m is about d / 2."""
+    """(2n, d) projections of any length, partners alike, and (2n,) numbers k; float32. Off centre,
+    so that m is about d / 2.
+    """
     g = generator(seed)
     image = torch.randn(n, d, generator=g) + 1
-    return torch.cat((image, image)) + 0.5 * torch.randn(2 * n, d, generator=g), torch.randn(2 * n, generator=g)
+    return torch.cat((image, image)) + 0.5 * torch.randn(2 * n, d, generator=g), torch.randn(
+        2 * n, generator=g
+    )
 
 
 def read(loss: Objective, z: Tensor, k: Tensor) -> Posterior:
@@ -54,7 +60,9 @@ def test_the_registry() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_loss_trains_the_head(name: str) -> None:
-    """Gradient descent on free projections and k lowers it: each is differentiable in what it reads."""
+    """Gradient descent on free projections and k lowers it: each is differentiable in what it
+    reads.
+    """
     loss = objective(name)
     z, k = (x.requires_grad_() for x in projections())
     optimizer = torch.optim.Adam([z, k], lr=0.03)
@@ -80,7 +88,9 @@ def test_the_length_of_a_projection_says_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_half_precision_heads(name: str) -> None:
-    """A head under autocast gives bfloat16; the posterior and the loss are float32, and those of the same numbers in float32."""
+    """A head under autocast gives bfloat16; the posterior and the loss are float32, and those of
+    the same numbers in float32.
+    """
     z, k = (x.bfloat16() for x in projections())
     loss = objective(name)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -97,15 +107,29 @@ def test_half_precision_heads(name: str) -> None:
 def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
     """At its defaults (temperature None), and with every option another."""
     z, k = (x.double() for x in projections())
-    other = {"temperature": temperature, "weight": 0.7, "dimension": 3.5, "empirical_prior": 0.4, "softening": "means", "samples": 5}
-    loss = objective(name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {}))
+    other = {
+        "temperature": temperature,
+        "weight": 0.7,
+        "dimension": 3.5,
+        "empirical_prior": 0.4,
+        "softening": "means",
+        "samples": 5,
+    }
+    loss = objective(
+        name, **({o: v for o, v in other.items() if o in OPTIONS[name]} if temperature else {})
+    )
     posterior = read(loss, z, k)
     mu, rho, x = nn.functional.normalize(z, dim=-1), posterior.radius, posterior.parameter
     t, w, m, s = (temperature, 0.7, 3.5, 5) if temperature else (0.2, 1.0, 8, 16)
     expected = {
         "nt-xent": lambda: losses.nt_xent(mu, t),
         "dcl": lambda: references.dcl(mu, t),
-        "sure": lambda: losses.sure(mu, rho, t, *((w, m, None, 0.4, "means") if temperature else (28 / 8, 8, None, 0.0, "anchors"))),
+        "sure": lambda: losses.sure(
+            mu,
+            rho,
+            t,
+            *((w, m, None, 0.4, "means") if temperature else (28 / 8, 8, None, 0.0, "anchors")),
+        ),
         "poisson-nce": lambda: references.poisson_nce(mu, rho, m),
         "gaussian-nce": lambda: references.gaussian_nce(mu, rho, m),
         "mc-infonce": lambda: references.mc_infonce(mu, x, t, s, generator()),
@@ -123,10 +147,16 @@ def test_loss_equals_its_function(name: str, temperature: float | None) -> None:
 
 @pytest.mark.parametrize("name", WITH_RADIUS)
 def test_radii_start_at_a_half_and_stay_inside(name: str) -> None:
-    """1 - rho >= 1e-3 however large k, and the slope never dies: at k = 100 it is still 1e-8 or more in float32."""
+    """1 - rho >= 1e-3 however large k, and the slope never dies: at k = 100 it is still 1e-8 or
+    more in float32.
+    """
     k = torch.tensor([-1e4, -100.0, -3.0, 0.0, 3.0, 100.0, 1e4], requires_grad=True)
     posterior = objective(name).read(torch.ones(7, 32), k)
-    assert posterior.radius is not None and posterior.gap is not None and posterior.certainty is not None
+    assert (
+        posterior.radius is not None
+        and posterior.gap is not None
+        and posterior.certainty is not None
+    )
     assert posterior.radius[3].item() == pytest.approx(0.5, abs=0.01)
     assert posterior.gap.min().item() >= GAP_MIN * 0.98 and posterior.radius.min().item() > 5e-4
     assert posterior.gap.min().item() < 1.1e-3  # the range is used
@@ -178,7 +208,11 @@ def test_mc_infonce_asks_for_a_generator_and_repeats_with_it() -> None:
     z, k = projections()
     loss = objective("mc-infonce", samples=3)
     posterior = loss.read(z, k)
-    assert loss(posterior, generator(1)) == loss(posterior, generator(1)) != loss(posterior, generator(2))
+    assert (
+        loss(posterior, generator(1))
+        == loss(posterior, generator(1))
+        != loss(posterior, generator(2))
+    )
     with pytest.raises(UserError, match="no generator"):
         loss(posterior)
 
@@ -196,7 +230,9 @@ def test_a_posterior_or_head_of_another_loss_is_refused(name: str) -> None:
 
 
 def test_the_running_kernel_dimension_is_the_exact_weighted_mean() -> None:
-    """Weights momentum^age, normalised: the first is the batch's own; evaluation leaves it; it is saved with the state."""
+    """Weights momentum^age, normalised: the first is the batch's own; evaluation leaves it; it is
+    saved with the state.
+    """
     loss, means = SureLoss(dimension="measured", momentum=0.7), []
     assert loss.kernel_dimension is None
     for seed in range(5):
@@ -210,7 +246,9 @@ def test_the_running_kernel_dimension_is_the_exact_weighted_mean() -> None:
     z, k = projections(seed=9)
     value = loss.eval()(loss.read(z, k))
     assert loss.kernel_dimension == before
-    assert value.item() == pytest.approx(SureLoss(dimension=before)(loss.read(z, k)).item(), abs=1e-5)
+    assert value.item() == pytest.approx(
+        SureLoss(dimension=before)(loss.read(z, k)).item(), abs=1e-5
+    )
     copy = SureLoss(dimension="measured")
     copy.load_state_dict(loss.state_dict())
     assert copy.kernel_dimension == before and not list(loss.parameters())
@@ -225,7 +263,11 @@ def test_uniform_directions_have_all_dimensions_and_no_more() -> None:
     assert orthogonal(orthogonal.read(torch.eye(8, 32), torch.zeros(8))).isfinite()
     assert orthogonal.kernel_dimension == 32
     flat = SureLoss()
-    flat(flat.read(nn.functional.pad(uniform_directions(4000, 5, generator()), (0, 27)), torch.zeros(4000)))
+    flat(
+        flat.read(
+            nn.functional.pad(uniform_directions(4000, 5, generator()), (0, 27)), torch.zeros(4000)
+        )
+    )
     assert flat.kernel_dimension == pytest.approx(5, rel=0.02)
 
 
@@ -233,36 +275,53 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     """The direction's gradient is NT-Xent's at any weight: nothing leaks through m."""
     z, k = projections()
     gradients = []
-    for loss in (SureLoss(weight=50.0, dimension="measured", softening="off"),
-                 SureLoss(weight=50.0, dimension=3.5, softening="off"), NTXentLoss()):
+    for loss in (
+        SureLoss(weight=50.0, dimension="measured", softening="off"),
+        SureLoss(weight=50.0, dimension=3.5, softening="off"),
+        NTXentLoss(),
+    ):
         free = z.clone().requires_grad_()
         loss(read(loss, free, k)).backward()
         gradients.append(free.grad)
     assert torch.equal(gradients[0], gradients[2]) and torch.equal(gradients[1], gradients[2])
     fixed = SureLoss(dimension=3.5, softening="off")
     mu = fixed.read(z, k)
-    assert fixed(mu).item() == pytest.approx(losses.sure(mu.direction, mu.radius, 0.2, 28 / 3.5, 3.5).item(), abs=1e-5)
+    assert fixed(mu).item() == pytest.approx(
+        losses.sure(mu.direction, mu.radius, 0.2, 28 / 3.5, 3.5).item(), abs=1e-5
+    )
     assert fixed.kernel_dimension == 3.5
 
 
 def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
-    """lambda m = 28: by number, by the coordinates (8 here), and by the running m, which the first batch sets."""
+    """lambda m = 28: by number, by the coordinates (8 here), and by the running m, which the first
+    batch sets.
+    """
     z, k = projections()
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
     for dimension, m in ((5, 5), (None, 8), ("measured", running)):
         loss = SureLoss(dimension=dimension, softening="off")
-        assert loss(view).item() == pytest.approx(losses.sure(view.direction, view.radius, 0.2, 28 / m, m).item(), rel=1e-5)
-        assert loss.kernel_dimension == pytest.approx(running if m == 8 else m, rel=1e-5)  # evidence is read with the measured one
+        assert loss(view).item() == pytest.approx(
+            losses.sure(view.direction, view.radius, 0.2, 28 / m, m).item(), rel=1e-5
+        )
+        assert loss.kernel_dimension == pytest.approx(
+            running if m == 8 else m, rel=1e-5
+        )  # evidence is read with the measured one
 
 
 def test_the_prior_reaches_the_loss() -> None:
     z, k = projections()
     view = SureLoss().read(z, k)
     values = []
-    for options, beta in (({}, 0.0), ({"empirical_prior": 0.3}, 0.3), ({"empirical_prior": 1}, 1.0)):
+    for options, beta in (
+        ({}, 0.0),
+        ({"empirical_prior": 0.3}, 0.3),
+        ({"empirical_prior": 1}, 1.0),
+    ):
         values.append(objective("sure", **options)(view).item())
-        expected = losses.sure(view.direction, view.radius, 0.2, 28 / 8, empirical_prior=beta, softening="anchors").item()
+        expected = losses.sure(
+            view.direction, view.radius, 0.2, 28 / 8, empirical_prior=beta, softening="anchors"
+        ).item()
         assert values[-1] == pytest.approx(expected, abs=1e-5)
     assert len({round(value, 3) for value in values}) == 3
 
@@ -270,12 +329,16 @@ def test_the_prior_reaches_the_loss() -> None:
 def test_without_softening_the_first_term_is_nt_xent() -> None:
     z, k = projections()
     view = SureLoss().read(z, k)
-    assert SureLoss(weight=0, softening="off")(view).item() == pytest.approx(losses.nt_xent(view.direction, 0.2).item(), abs=1e-5)
+    assert SureLoss(weight=0, softening="off")(view).item() == pytest.approx(
+        losses.nt_xent(view.direction, 0.2).item(), abs=1e-5
+    )
     assert abs(SureLoss(weight=0)(view).item() - losses.nt_xent(view.direction, 0.2).item()) > 1e-3
 
 
 def test_softening_is_one_of_three() -> None:
-    with pytest.raises(UserError, match="softening must be one of anchors, means, off, and is on; leave it out"):
+    with pytest.raises(
+        UserError, match="softening must be one of anchors, means, off, and is on; leave it out"
+    ):
         SureLoss(softening="on")
 
 
@@ -287,7 +350,9 @@ def test_a_dimension_in_words_is_measured_or_refused() -> None:
 def test_before_any_training_the_kernel_has_all_coordinates() -> None:
     z, k = projections()
     loss = SureLoss(dimension="measured").eval()
-    assert loss(loss.read(z, k)).item() == pytest.approx(SureLoss(dimension=8)(loss.read(z, k)).item(), abs=1e-5)
+    assert loss(loss.read(z, k)).item() == pytest.approx(
+        SureLoss(dimension=8)(loss.read(z, k)).item(), abs=1e-5
+    )
     assert loss.kernel_dimension is None
 
 
@@ -296,7 +361,11 @@ def test_before_any_training_the_kernel_has_all_coordinates() -> None:
 
 def test_options_that_are_none_keep_the_default() -> None:
     loss = objective("sure", temperature=None, weight=0.0, dimension=None)
-    assert isinstance(loss, SureLoss) and (loss.temperature, loss.weight, loss.dimension) == (0.2, 0.0, None)
+    assert isinstance(loss, SureLoss) and (loss.temperature, loss.weight, loss.dimension) == (
+        0.2,
+        0.0,
+        None,
+    )
 
 
 def test_options_that_a_loss_does_not_take_are_refused() -> None:

@@ -1,4 +1,6 @@
-"""Samplers against the density's distribution function, closed forms and moments. Fixed seeds; each p-value bar is 1e-3."""
+"""Samplers against the density's distribution function, closed forms and moments. Fixed seeds; each
+p-value bar is 1e-3.
+"""
 
 import math
 
@@ -23,7 +25,11 @@ def poisson_cdf(d: int, rho: float):
     """P(c <= x) by trapezoids in v = 2 artanh(c), straight from the density of theory 1."""
     v = np.linspace(-60, 60, 200_001)
     c_gap, c_rise = 2 / (1 + np.exp(v)), 2 / (1 + np.exp(-v))  # 1 - c and 1 + c
-    log_f = (d - 1) / 2 * np.log(c_gap * c_rise) + np.log(1 - rho**2) - d / 2 * np.log((1 - rho) ** 2 + 2 * rho * c_gap)
+    log_f = (
+        (d - 1) / 2 * np.log(c_gap * c_rise)
+        + np.log(1 - rho**2)
+        - d / 2 * np.log((1 - rho) ** 2 + 2 * rho * c_gap)
+    )
     cdf = np.cumsum(np.exp(log_f - log_f.max()))
     return lambda x: np.interp(x, v, cdf / cdf[-1])
 
@@ -62,7 +68,9 @@ def test_a_quarter_of_the_proposals_is_accepted(d, rho, monkeypatch):
 
 @pytest.mark.parametrize("d", [2, 3, 8, 128, 4096])
 def test_hat_touches_the_density_at_its_mode_and_covers_it(d):
-    """The density's peak is found by search, its height by trapezoids: neither by the formulas of the sampler."""
+    """The density's peak is found by search, its height by trapezoids: neither by the formulas of
+    the sampler.
+    """
     v = torch.linspace(-40, 60, 400_001, dtype=torch.float64)
     for rho in (0.0, 0.5, 0.999):
         shift = torch.tensor(4 * math.atanh(rho), dtype=torch.float64)
@@ -110,7 +118,10 @@ def test_uniform_directions_spread_evenly():
 
 def test_only_the_given_generator_is_read_and_no_gradient_is_kept():
     before = torch.get_rng_state()
-    posterior = Posterior(torch.eye(3)[:1].expand(2, 5, 3).clone().requires_grad_(), torch.full((2, 5), 0.5, requires_grad=True))
+    posterior = Posterior(
+        torch.eye(3)[:1].expand(2, 5, 3).clone().requires_grad_(),
+        torch.full((2, 5), 0.5, requires_grad=True),
+    )
     first, again, other = (sample(posterior, seeded(s)) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.shape == (2, 5, 3) and not first.requires_grad
@@ -119,7 +130,10 @@ def test_only_the_given_generator_is_read_and_no_gradient_is_kept():
 
 
 def test_bad_input_is_told():
-    for wrong in (lambda: sample_cosine(torch.zeros(1), 1, seeded()), lambda: uniform_directions(3, 1, seeded())):
+    for wrong in (
+        lambda: sample_cosine(torch.zeros(1), 1, seeded()),
+        lambda: uniform_directions(3, 1, seeded()),
+    ):
         with pytest.raises(UserError, match="at least 2"):
             wrong()
     for radius in (1.0, math.nan):  # would wait for ever for an accepted proposal

@@ -1,4 +1,6 @@
-"""The laws of theory.md, section 7, that concern the sphere. Witness: quadrature over the sphere, built here."""
+"""The laws of theory.md, section 7, that concern the sphere. Witness: quadrature over the sphere,
+built here.
+"""
 
 import math
 from itertools import pairwise
@@ -22,7 +24,9 @@ from sureclr.maths.sphere import (
 )
 
 DIMENSIONS, RADII = (2, 3, 8, 128, 512), (0.0, 0.3, 0.9, 0.999)
-every_kernel = pytest.mark.parametrize(("d", "rho"), [(d, rho) for d in DIMENSIONS for rho in RADII])
+every_kernel = pytest.mark.parametrize(
+    ("d", "rho"), [(d, rho) for d in DIMENSIONS for rho in RADII]
+)
 
 
 def f64(x) -> torch.Tensor:
@@ -30,9 +34,15 @@ def f64(x) -> torch.Tensor:
 
 
 def zonal_rule(d: float, panels: int = 60, smallest: float = 1e-5) -> tuple[np.ndarray, np.ndarray]:
-    """Angles and log weights of E[f(theta)], theta that of a uniform direction to the pole; panels shrink towards the pole."""
+    """Angles and log weights of E[f(theta)], theta that of a uniform direction to the pole; panels
+    shrink towards the pole.
+    """
     x, w = np.polynomial.legendre.leggauss(16)
-    edges = np.unique(np.concatenate([[0], np.geomspace(smallest, math.pi, panels), np.linspace(0.1, math.pi, panels)]))
+    edges = np.unique(
+        np.concatenate(
+            [[0], np.geomspace(smallest, math.pi, panels), np.linspace(0.1, math.pi, panels)]
+        )
+    )
     theta = np.concatenate([a + (b - a) * (x + 1) / 2 for a, b in pairwise(edges)])
     weight = np.concatenate([(b - a) * w / 2 for a, b in pairwise(edges)])
     log_area = gammaln(d / 2) - gammaln((d - 1) / 2) - math.log(math.pi) / 2
@@ -47,14 +57,24 @@ def under_kernel(function, d: float, rho: float, power: int = 1) -> float:
 
 
 def sphere_rule(d: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Directions (n, 3) and weights for uniform z on S^{d-1}: z_0, z_1 and the length of the rest, for functions of those."""
+    """Directions (n, 3) and weights for uniform z on S^{d-1}: z_0, z_1 and the length of the rest,
+    for functions of those.
+    """
     (theta, log_weight), (phi, log_other) = zonal_rule(d, 10, 0.02), zonal_rule(d - 1, 10, 0.02)
-    z = [np.cos(theta)[:, None] + 0 * phi, np.sin(theta)[:, None] * np.cos(phi), np.sin(theta)[:, None] * np.sin(phi)]
-    return f64(np.stack(z, -1).reshape(-1, 3)), f64(np.exp(np.add.outer(log_weight, log_other)).ravel())
+    z = [
+        np.cos(theta)[:, None] + 0 * phi,
+        np.sin(theta)[:, None] * np.cos(phi),
+        np.sin(theta)[:, None] * np.sin(phi),
+    ]
+    return f64(np.stack(z, -1).reshape(-1, 3)), f64(
+        np.exp(np.add.outer(log_weight, log_other)).ravel()
+    )
 
 
 def log_posterior(u: torch.Tensor, z: torch.Tensor, d: int) -> torch.Tensor:
-    """log P(u, z) on S^{d-1} for u in the plane of z_0 and z_1, from the three numbers of sphere_rule."""
+    """log P(u, z) on S^{d-1} for u in the plane of z_0 and z_1, from the three numbers of
+    sphere_rule.
+    """
     return log_kernel(cosine_gap(u / u.norm(), z), u.norm(), 1 - u.norm(), d)
 
 
@@ -62,34 +82,46 @@ def at_angle(gamma: float, d: int) -> torch.Tensor:
     return f64([math.cos(gamma), math.sin(gamma)] + [0.0] * (d - 2))
 
 
-def views(n: int, d: int, seed: int = 0, radius: float | None = None, spread: float | None = None) -> Posterior:
+def views(
+    n: int, d: int, seed: int = 0, radius: float | None = None, spread: float | None = None
+) -> Posterior:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=g, dtype=torch.float64)
     if spread is not None:
         x = spread * x / math.sqrt(d) + torch.eye(d, dtype=torch.float64)[0]
-    rho = torch.rand(n, generator=g, dtype=torch.float64) * 0.98 if radius is None else f64([radius] * n)
+    rho = (
+        torch.rand(n, generator=g, dtype=torch.float64) * 0.98
+        if radius is None
+        else f64([radius] * n)
+    )
     return Posterior(x / x.norm(dim=1, keepdim=True), rho)
 
 
-# --- The posterior --------------------------------------------------------------------------------------------------------------
+# --- The posterior --------------------------------------------------------------------
 
 
 @every_kernel
 def test_kernel_integrates_to_one_and_its_mean_is_the_radius(d, rho):
-    assert under_kernel(lambda log_p, c: 1, d, rho, power=0) == pytest.approx(1, abs=1e-9)  # the witness itself
+    assert under_kernel(lambda log_p, c: 1, d, rho, power=0) == pytest.approx(
+        1, abs=1e-9
+    )  # the witness itself
     assert under_kernel(lambda log_p, c: 1, d, rho) == pytest.approx(1, abs=1e-9)
     assert under_kernel(lambda log_p, c: c, d, rho) == pytest.approx(rho, abs=1e-9)
 
 
 @pytest.mark.parametrize("m", [1.8, 2.5, 16.4])
 def test_kernel_of_a_real_dimension_is_normalised(m):
-    assert under_kernel(lambda log_p, c: 1, m, 0.7) == pytest.approx(1, abs=2e-4)  # the weight is singular where c = -1 for m < 2
+    assert under_kernel(lambda log_p, c: 1, m, 0.7) == pytest.approx(
+        1, abs=2e-4
+    )  # the weight is singular where c = -1 for m < 2
 
 
 @pytest.mark.parametrize("d", [2, 3, 8, 128])
 def test_second_moment_of_the_kernel(d):
     r = 0.4 if d == 128 else 0.9
-    assert under_kernel(lambda log_p, c: 1, d, r, power=2) == pytest.approx((1 + r**2) / (1 - r**2) ** (d - 1), rel=1e-9)
+    assert under_kernel(lambda log_p, c: 1, d, r, power=2) == pytest.approx(
+        (1 + r**2) / (1 - r**2) ** (d - 1), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("d", [3, 8, 128])
@@ -113,7 +145,7 @@ def test_direct_formula_of_the_paper():
     torch.testing.assert_close(sphere.density(u, z), expected)
 
 
-# --- Evidence -------------------------------------------------------------------------------------------------------------------
+# --- Evidence -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("d", [3, 8, 32])
@@ -122,7 +154,9 @@ def test_evidence_is_the_integral_of_the_two_posteriors(d):
     z, weight = sphere_rule(d)
     for a, b, gamma in ((0.7, 0.6, 0.5), (0.3, 0.8, 2.5), (0.75, 0.75, 0.0)):
         x, y = Posterior(at_angle(0, d), f64(a)), Posterior(at_angle(gamma, d), f64(b))
-        integral = (weight * (log_posterior(x.mean[:3], z, d) + log_posterior(y.mean[:3], z, d)).exp()).sum()
+        integral = (
+            weight * (log_posterior(x.mean[:3], z, d) + log_posterior(y.mean[:3], z, d)).exp()
+        ).sum()
         assert evidence(x, y).exp().item() == pytest.approx(integral.item(), rel=1e-5)
 
 
@@ -143,7 +177,9 @@ def test_evidence_is_symmetric_zero_without_certainty_and_the_matrix_agrees_with
 @pytest.mark.parametrize("r", [0.1, 0.5, 0.95])
 def test_expected_exp_evidence_is_one_and_the_expected_cosine_of_a_pair_is_r(r):
     theta, log_weight = zonal_rule(8)
-    partners = Posterior(torch.stack([at_angle(t, 8) for t in theta]), f64([math.sqrt(r)] * len(theta)))
+    partners = Posterior(
+        torch.stack([at_angle(t, 8) for t in theta]), f64([math.sqrt(r)] * len(theta))
+    )
     view = Posterior(at_angle(0, 8), f64(math.sqrt(r)))
     joint = (f64(log_weight) + evidence(view, partners)).exp()
     assert joint.sum().item() == pytest.approx(1, abs=1e-9)
@@ -162,7 +198,7 @@ def test_slope_in_the_radius_is_that_of_theory_5_and_bounded_in_its_logit():
     assert slope.abs().max() < m
 
 
-# --- Numbers --------------------------------------------------------------------------------------------------------------------
+# --- Numbers --------------------------------------------------------------------------
 
 
 def single(posterior: Posterior) -> Posterior:
@@ -199,7 +235,10 @@ def test_naive_float32_would_fail():
 def test_gradient_of_the_matrix_is_that_of_the_pairs_in_float32_too():
     a, b = single(views(20, 32, 0, 0.98, 0.1)), single(views(20, 32, 1, 0.98, 0.1))
     gradients = []
-    for matrix in (evidence_matrix, lambda x, y: evidence(sphere._column(x), Posterior(y.direction, y.radius, y.gap))):
+    for matrix in (
+        evidence_matrix,
+        lambda x, y: evidence(sphere._column(x), Posterior(y.direction, y.radius, y.gap)),
+    ):
         mu = a.direction.clone().requires_grad_()
         left = Posterior(mu, a.radius, a.gap)
         left = left if matrix is evidence_matrix else Posterior(mu[:, None], a.radius, a.gap)
@@ -226,8 +265,12 @@ def test_gradcheck():
     a, b = views(3, 4), views(3, 4, seed=1)
     inputs = [x.clone().requires_grad_() for x in (a.direction, a.radius, b.direction, b.radius)]
     for function in (evidence, evidence_matrix):
-        assert torch.autograd.gradcheck(lambda m, r, n, s, f=function: f(Posterior(m, r), Posterior(n, s)), inputs)
-    assert torch.autograd.gradcheck(lambda m, r, z: sphere.log_density(Posterior(m, r), z), [*inputs[:2], inputs[2]])
+        assert torch.autograd.gradcheck(
+            lambda m, r, n, s, f=function: f(Posterior(m, r), Posterior(n, s)), inputs
+        )
+    assert torch.autograd.gradcheck(
+        lambda m, r, z: sphere.log_density(Posterior(m, r), z), [*inputs[:2], inputs[2]]
+    )
     radius = f64([0.05, 0.5, 0.99]).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: sphere.information(r, 7), radius)
     assert torch.autograd.gradcheck(InformationTable(7), radius)
@@ -236,7 +279,7 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(lambda u, f=fuse: f(u).mean, means)
 
 
-# --- Information ----------------------------------------------------------------------------------------------------------------
+# --- Information ----------------------------------------------------------------------
 
 
 def series(rho: float, d: float, terms: int = 40_000) -> float:
@@ -299,11 +342,15 @@ def test_fisher_information_is_the_mean_squared_score(d, rho):
     assert sphere.fisher_information(f64(rho), d).item() == pytest.approx(expected.item(), rel=1e-8)
 
 
-# --- Fusion ---------------------------------------------------------------------------------------------------------------------
+# --- Fusion ---------------------------------------------------------------------------
 
 
-def product_mean(means: torch.Tensor, z: torch.Tensor, weight: torch.Tensor | float, d: int) -> torch.Tensor:
-    """The mean of the normalised product of the Poisson kernels, on a rule; its first two coordinates."""
+def product_mean(
+    means: torch.Tensor, z: torch.Tensor, weight: torch.Tensor | float, d: int
+) -> torch.Tensor:
+    """The mean of the normalised product of the Poisson kernels, on a rule; its first two
+    coordinates.
+    """
     log_product = sum(log_posterior(u[: z.shape[1]], z, d) for u in means)
     mass = weight * (log_product - log_product.max()).exp()
     return (mass[:, None] * z).sum(0)[:2] / mass.sum()
@@ -319,13 +366,17 @@ CONFLICT = torch.tensor([[0.7, 0.2], [-0.3, 0.85], [0.1, 0.6]], dtype=torch.floa
 def test_product_of_two_on_the_circle():
     t = torch.arange(4000, dtype=torch.float64) * 2 * math.pi / 4000
     z = torch.stack([t.cos(), t.sin()], 1)
-    torch.testing.assert_close(fuse_product(CONFLICT[:2]).mean, product_mean(CONFLICT[:2], z, 1.0, 2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        fuse_product(CONFLICT[:2]).mean, product_mean(CONFLICT[:2], z, 1.0, 2), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("d", [3, 8, 32])
 def test_product_of_two_on_a_sphere(d):
     means = padded(CONFLICT[:2], d)
-    torch.testing.assert_close(fuse_product(means).mean[:2], product_mean(means, *sphere_rule(d), d), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        fuse_product(means).mean[:2], product_mean(means, *sphere_rule(d), d), rtol=0, atol=1e-5
+    )
 
 
 def test_product_of_more_is_near_the_truth_in_many_dimensions():
@@ -333,7 +384,9 @@ def test_product_of_more_is_near_the_truth_in_many_dimensions():
     errors = {}
     for d in (4, 32, 128):
         means = padded(CONFLICT, d)
-        errors[d] = (fuse_product(means).mean[:2] - product_mean(means, *sphere_rule(d), d)).norm().item()
+        errors[d] = (
+            (fuse_product(means).mean[:2] - product_mean(means, *sphere_rule(d), d)).norm().item()
+        )
     assert errors[128] < 4e-3
     assert 3 * errors[128] < 1.2 * errors[32] < errors[4]
 
@@ -341,8 +394,12 @@ def test_product_of_more_is_near_the_truth_in_many_dimensions():
 def test_fixed_point_is_exact_for_one_and_two():
     u, v = CONFLICT[:2]
     pair = sphere._posterior(sphere._saddle_point(torch.stack([u, v])), torch.float64)
-    torch.testing.assert_close(pair.mean, fuse_product(torch.stack([u, v])).mean, rtol=0, atol=1e-12)
-    torch.testing.assert_close(sphere._posterior(sphere._saddle_point(u[None]), torch.float64).mean, u, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        pair.mean, fuse_product(torch.stack([u, v])).mean, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        sphere._posterior(sphere._saddle_point(u[None]), torch.float64).mean, u, rtol=0, atol=1e-12
+    )
 
 
 def test_fusion_of_one_of_nothing_and_in_any_order():
@@ -352,10 +409,16 @@ def test_fusion_of_one_of_nothing_and_in_any_order():
         torch.testing.assert_close(fuse(means[[2, 0, 3, 1]]).mean, fuse(means).mean)
         torch.testing.assert_close(fuse(means.reshape(2, 2, 6)).mean[1], fuse(means[1::2]).mean)
         nothing = fuse(torch.zeros(3, 6))
-        assert nothing.radius == 0 and nothing.gap == nothing.direction.norm() == 1 and nothing.mean.dtype == torch.float32
+        assert (
+            nothing.radius == 0
+            and nothing.gap == nothing.direction.norm() == 1
+            and nothing.mean.dtype == torch.float32
+        )
     know_nothing = torch.zeros(3, 6, dtype=torch.float64)
     for k in (1, 2, 4):
-        torch.testing.assert_close(fuse_product(torch.cat([means[:k], know_nothing])).mean, fuse_product(means[:k]).mean)
+        torch.testing.assert_close(
+            fuse_product(torch.cat([means[:k], know_nothing])).mean, fuse_product(means[:k]).mean
+        )
     torch.testing.assert_close(fuse_average(means).mean, means.mean(0))
 
 
@@ -364,18 +427,22 @@ def test_average_is_never_surer_than_the_surest_and_the_product_of_agreeing_view
     assert fuse_average(torch.stack([u, u, 0.1 * u])).radius < 0.5
     two, four = fuse_product(u.repeat(2, 1)), fuse_product(u.repeat(4, 1))
     assert 0.5 < two.radius < four.radius < 1
-    torch.testing.assert_close(two.radius, f64(2 * 0.5 / 1.25))  # of two equal views: 2 rho / (1 + rho^2)
+    torch.testing.assert_close(
+        two.radius, f64(2 * 0.5 / 1.25)
+    )  # of two equal views: 2 rho / (1 + rho^2)
 
 
 def test_fused_gap_survives_float32():
     means = torch.tensor([[0.999, 0.0, 0.0]] * 2)
     rho = means[0, 0].item()
-    assert fuse_product(means).gap.item() == pytest.approx((1 - rho) ** 2 / (1 + rho**2), rel=1e-6)  # of two equal views
+    assert fuse_product(means).gap.item() == pytest.approx(
+        (1 - rho) ** 2 / (1 + rho**2), rel=1e-6
+    )  # of two equal views
     for fused in (fuse_product(means), fuse_product(means.repeat(3, 1))):
         assert sphere.log_density(fused, fused.direction).isfinite()
 
 
-# --- Bad input ------------------------------------------------------------------------------------------------------------------
+# --- Bad input ------------------------------------------------------------------------
 
 
 def test_bad_input_is_told():

@@ -1,4 +1,6 @@
-"""The losses in tiles against the whole matrix in float64 with autograd, and what tiles alone can get wrong."""
+"""The losses in tiles against the whole matrix in float64 with autograd, and what tiles alone can
+get wrong.
+"""
 
 import importlib
 import math
@@ -47,16 +49,23 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.parametrize("noise", [0.3, 0.8, 10.0])
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-def test_float32_is_within_1e_5_of_float64_from_temperature_1e_3_to_1e3(temperature: float, noise: float) -> None:
+def test_float32_is_within_1e_5_of_float64_from_temperature_1e_3_to_1e3(
+    temperature: float, noise: float
+) -> None:
     x = views(77, noise=noise)
     expected, slope = whole(x, temperature)
     loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
     assert abs(loss - expected) < 1e-5 * max(1, expected)
-    # where the loss is nearly solved, the pulls on a row cancel: an error in units of a single pull, 1 / (2n tau)
-    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(slope.norm(dim=1).max().item(), 1 / (len(x) * temperature))
+    # where the loss is nearly solved, the pulls on a row cancel: an error in units of a single
+    # pull, 1 / (2n tau)
+    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(
+        slope.norm(dim=1).max().item(), 1 / (len(x) * temperature)
+    )
 
 
-@pytest.mark.parametrize("n", [2, 3, 15, 16, 17, 31, 32, 33, 80])  # around, at and at no multiple of the tile
+@pytest.mark.parametrize(
+    "n", [2, 3, 15, 16, 17, 31, 32, 33, 80]
+)  # around, at and at no multiple of the tile
 @pytest.mark.parametrize("temperature", [0.005, 0.2])
 def test_float64_equals_the_whole_matrix_at_any_batch(n: int, temperature: float) -> None:
     x = views(n, noise=3, dtype=torch.float64)
@@ -68,7 +77,9 @@ def test_float64_equals_the_whole_matrix_at_any_batch(n: int, temperature: float
 
 @pytest.mark.parametrize("temperature", [0.005, 0.2])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_tile_does_not_matter(size: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tile_does_not_matter(
+    size: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiles, "TILE", size)
     x = views(9, noise=3, dtype=torch.float64)
     expected, slope = whole(x, temperature)
@@ -78,7 +89,9 @@ def test_the_tile_does_not_matter(size: int, temperature: float, monkeypatch: py
 
 @pytest.mark.parametrize("temperature", [0.005, 0.2])
 @pytest.mark.parametrize("tiles_kept", [0, 1, 3, 100])
-def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_tiles_do_not_matter(
+    tiles_kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = views(50, noise=3, dtype=torch.float64)
     monkeypatch.setattr(tiles, "KEPT", tiles_kept * 32 * 32 * 8)
     _, slope = whole(x, temperature)
@@ -87,13 +100,18 @@ def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float, monkeypat
 
 
 def of_row(n: int) -> Tensor:
-    return torch.rand(2 * n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 1.8 + 0.1
+    return (
+        torch.rand(2 * n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 1.8
+        + 0.1
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("n", [3, 16, 77])
 def test_a_temperature_a_row(n: int, temperature: float) -> None:
-    """float64 exactly, at any batch; float32 as near as with one temperature, in units of a single pull."""
+    """float64 exactly, at any batch; float32 as near as with one temperature, in units of a single
+    pull.
+    """
     x, a = views(n, noise=3, dtype=torch.float64), of_row(n)
     expected, (slope,) = with_gradient(losses.nt_xent(x, temperature, a), x)
     loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature, a), x)
@@ -103,11 +121,15 @@ def test_a_temperature_a_row(n: int, temperature: float) -> None:
     expected, (slope,) = with_gradient(losses.nt_xent(exact, temperature, a), exact)
     loss, (gradient,) = with_gradient(tiles.nt_xent(single, temperature, a.float()), single)
     assert abs(loss - expected) < 1e-5 * max(1, expected)
-    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(slope.norm(dim=1).max().item(), 1 / (len(x) * temperature))
+    assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(
+        slope.norm(dim=1).max().item(), 1 / (len(x) * temperature)
+    )
 
 
 @pytest.mark.parametrize("size, kept", [(1, 0), (7, 3), (1000, 100)])
-def test_neither_tiles_nor_those_kept_matter_to_a_temperature_a_row(size: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_tiles_nor_those_kept_matter_to_a_temperature_a_row(
+    size: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tiles, "TILE", size)
     monkeypatch.setattr(tiles, "KEPT", kept * size * size * 8)
     x, a = views(9, noise=3, dtype=torch.float64), of_row(9)
@@ -138,15 +160,27 @@ def test_opposite_and_equal_views_are_finite_at_every_temperature() -> None:
     for x in (one.repeat(40, 1), torch.cat([one.repeat(20, 1), -one.repeat(20, 1)])):
         for temperature in TEMPERATURES:
             expected, slope = whole(x, temperature)
-            loss, (gradient,) = with_gradient(tiles.nt_xent(y := x.clone().requires_grad_(), temperature), y)
+            loss, (gradient,) = with_gradient(
+                tiles.nt_xent(y := x.clone().requires_grad_(), temperature), y
+            )
             assert loss == pytest.approx(expected, rel=1e-5)
             assert (gradient - slope).abs().max() < 1e-5 / (len(x) * temperature)
 
 
 @pytest.mark.parametrize("softening", ["off", "anchors", "means"])
 def test_sure_is_the_plain_one_in_value_and_in_both_gradients(softening: losses.Softening) -> None:
-    x, radii = views(40, dtype=torch.float64), torch.rand(80, dtype=torch.float64).mul(0.9).requires_grad_()
-    options = dict(temperature=0.2, weight=0.7, dimension=5.5, gaps=1 - radii.detach() * 0.99, empirical_prior=0.4, softening=softening)
+    x, radii = (
+        views(40, dtype=torch.float64),
+        torch.rand(80, dtype=torch.float64).mul(0.9).requires_grad_(),
+    )
+    options = dict(
+        temperature=0.2,
+        weight=0.7,
+        dimension=5.5,
+        gaps=1 - radii.detach() * 0.99,
+        empirical_prior=0.4,
+        softening=softening,
+    )
     loss, ours = with_gradient(tiles.sure(x, radii, **options), x, radii)
     expected, plain = with_gradient(losses.sure(x, radii, **options), x, radii)
     assert loss == pytest.approx(expected, rel=1e-13)
@@ -161,12 +195,16 @@ def test_the_gradient_scales_with_what_follows_and_half_precision_is_raised() ->
     half = x.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = tiles.nt_xent(half, 0.2)
-    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(whole(half, 0.2)[0], abs=1e-5)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(
+        whole(half, 0.2)[0], abs=1e-5
+    )
     loss.backward()
     assert half.grad is not None and half.grad.dtype == torch.bfloat16
 
 
-def test_without_need_of_a_gradient_there_is_no_second_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_need_of_a_gradient_there_is_no_second_sweep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = views(40)
     expected = tiles.nt_xent(x, 0.2).item()
 
@@ -204,15 +242,21 @@ def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() ->
     assert all(relative(a, b) < 1e-6 for a, b in zip(gradients, plain, strict=True))
 
 
-@pytest.mark.parametrize("rows, temperature", [(2, 0.2), (5, 0.2), (8, 0.0), (8, -1.0), (8, math.nan), (8, math.inf)])
+@pytest.mark.parametrize(
+    "rows, temperature", [(2, 0.2), (5, 0.2), (8, 0.0), (8, -1.0), (8, math.nan), (8, math.inf)]
+)
 def test_bad_input_is_told(rows: int, temperature: float) -> None:
     with pytest.raises(UserError):
         tiles.nt_xent(torch.eye(8)[:rows], temperature)
 
 
 def fresh_process(code: str, **environment: str) -> str:
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -234,16 +278,20 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc"
+)
 def test_no_matrix_is_ever_in_memory() -> None:
-    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192 views.
+    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192
+    views.
 
     Not by ru_maxrss: a process that was started by a large one (pytest) inherits its peak.
     """
     assert 1 < float(fresh_process(STEP)) < 60
 
 
-# The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process of their own
+# The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process
+# of their own
 
 INTERPRETED = """
 import torch
@@ -281,17 +329,25 @@ for kernel in (triton_tiles._logarithms, triton_tiles._pulls):
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)"
+)
 def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
     fresh_process(INTERPRETED, TRITON_INTERPRET="1")
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)")
-def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)"
+)
+def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(
+    tmp_path: Path,
+) -> None:
     fresh_process(COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
 
 
-def test_without_triton_the_module_imports_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_triton_the_module_imports_and_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "sureclr.maths.triton_tiles", raising=False)
     module = importlib.import_module("sureclr.maths.triton_tiles")

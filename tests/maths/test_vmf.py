@@ -1,4 +1,6 @@
-"""The von Mises-Fisher distribution against mpmath, scipy, closed forms, quadrature and its own samples."""
+"""The von Mises-Fisher distribution against mpmath, scipy, closed forms, quadrature and its own
+samples.
+"""
 
 import math
 
@@ -30,15 +32,23 @@ def test_against_bessel_functions_of_forty_digits(d):
         for kappa in KAPPAS:
             bessel, k = mpmath.besseli(nu, kappa), mpmath.mpf(kappa)
             log_c = nu * mpmath.log(k / 2) - mpmath.loggamma(nu + 1) - mpmath.log(bessel)
-            assert vmf_log_normaliser(f64(kappa), d).item() == pytest.approx(float(log_c), rel=1e-13, abs=1e-14)
+            assert vmf_log_normaliser(f64(kappa), d).item() == pytest.approx(
+                float(log_c), rel=1e-13, abs=1e-14
+            )
             length = mpmath.besseli(nu + 1, kappa) / bessel
-            assert vmf_mean_resultant_length(f64(kappa), d).item() == pytest.approx(float(length), rel=1e-13, abs=0)
+            assert vmf_mean_resultant_length(f64(kappa), d).item() == pytest.approx(
+                float(length), rel=1e-13, abs=0
+            )
 
 
 def test_against_scipy_and_the_closed_form_of_three_dimensions():
     kappa = f64([0.5, 3.0, 50.0])
-    torch.testing.assert_close(vmf_mean_resultant_length(kappa, 10), f64(ive(5, kappa.numpy()) / ive(4, kappa.numpy())))
-    torch.testing.assert_close(vmf_mean_resultant_length(kappa, 3), 1 / torch.tanh(kappa) - 1 / kappa)
+    torch.testing.assert_close(
+        vmf_mean_resultant_length(kappa, 10), f64(ive(5, kappa.numpy()) / ive(4, kappa.numpy()))
+    )
+    torch.testing.assert_close(
+        vmf_mean_resultant_length(kappa, 3), 1 / torch.tanh(kappa) - 1 / kappa
+    )
     torch.testing.assert_close(vmf_log_normaliser(kappa, 3), torch.log(kappa / torch.sinh(kappa)))
 
 
@@ -57,7 +67,9 @@ def test_gradients(d):
     assert torch.equal(slope, -vmf_mean_resultant_length(kappa, d))
     (curve,) = torch.autograd.grad(vmf_mean_resultant_length(kappa, d).sum(), kappa)
     length = vmf_mean_resultant_length(kappa, d).detach()[1:4]
-    expected = 1 - length**2 - (d - 1) / kappa.detach()[1:4] * length  # the Riccati equation of the Bessel ratio
+    expected = (
+        1 - length**2 - (d - 1) / kappa.detach()[1:4] * length
+    )  # the Riccati equation of the Bessel ratio
     torch.testing.assert_close(curve[1:4], expected, rtol=1e-7, atol=1e-12)
     inner = f64([0.3, 4.0, 30.0]).requires_grad_()
     assert torch.autograd.gradcheck(lambda k: vmf_log_normaliser(k, d), inner)
@@ -68,7 +80,9 @@ def test_dtype_shape_and_float32():
     kappa = torch.rand(3, 4) * 100
     for function in (vmf_log_normaliser, vmf_mean_resultant_length):
         assert function(kappa, 128).dtype == torch.float32 and function(kappa, 128).shape == (3, 4)
-        torch.testing.assert_close(function(kappa, 16).double(), function(kappa.double(), 16), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            function(kappa, 16).double(), function(kappa.double(), 16), rtol=1e-6, atol=1e-7
+        )
         with pytest.raises(UserError, match="at least 2"):
             function(kappa, 1)
 
@@ -83,7 +97,9 @@ def vmf_cdf(d: int, kappa: float):
 
 
 def draws(n: int, d: int, kappa: float, seed: int = 0) -> torch.Tensor:
-    return sample_vmf(torch.eye(d, dtype=torch.float64)[0].expand(n, d), f64(kappa).expand(n), seeded(seed))
+    return sample_vmf(
+        torch.eye(d, dtype=torch.float64)[0].expand(n, d), f64(kappa).expand(n), seeded(seed)
+    )
 
 
 @pytest.mark.parametrize("d", [2, 3, 16, 128])
@@ -100,12 +116,16 @@ def test_samples_have_the_distribution_of_the_density(d, kappa):
 def test_gradient_in_the_direction_turns_the_mean_with_it():
     """d E[a.z] / d mu along the sphere is A_d(kappa) times a's tangent part."""
     d, kappa, n = 5, 3.0, 40_000
-    mu = torch.nn.functional.normalize(torch.arange(1.0, d + 1, dtype=torch.float64), dim=0).requires_grad_()
+    mu = torch.nn.functional.normalize(
+        torch.arange(1.0, d + 1, dtype=torch.float64), dim=0
+    ).requires_grad_()
     a = f64([1.0, -2.0, 0.5, 0.0, 1.0])
     z = sample_vmf((mu / mu.norm()).expand(n, d), f64(kappa).expand(n), seeded(5))
     (slope,) = torch.autograd.grad((z @ a).mean(), mu)
     across = a - (a @ mu) * mu
-    torch.testing.assert_close(slope, (vmf_mean_resultant_length(f64(kappa), d) * across).detach(), rtol=0, atol=0.03)
+    torch.testing.assert_close(
+        slope, (vmf_mean_resultant_length(f64(kappa), d) * across).detach(), rtol=0, atol=0.03
+    )
 
 
 @pytest.mark.parametrize(("d", "kappa"), [(16, 1.0), (16, 100.0), (64, 20.0)])

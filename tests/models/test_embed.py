@@ -17,31 +17,46 @@ N = 11
 
 
 def images(n: int = N) -> ImageSet:
-    pixels = torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randint(
+        0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
     labels = torch.arange(n) // 2 % 3 - 1  # -1, 0, 1, in every split
     split = np.array(["train", "test", "unlabelled"] * n)[:n]
-    return ImageSet("mine", pixels, labels, ("cat", "dög"), split, [f"a/{i} é.png" for i in range(n)])
+    return ImageSet(
+        "mine", pixels, labels, ("cat", "dög"), split, [f"a/{i} é.png" for i in range(n)]
+    )
 
 
 def model(loss: str = "sure") -> SimCLR:
     config = PretrainConfig("mine", encoder="small", stem="cifar", projection_dim=6, loss=loss)
     made = build(config, 1, torch.tensor([0.4]), torch.tensor([0.3]))[0]
     if made.certainty is not None:
-        torch.nn.init.normal_(made.certainty.body[-1].weight, generator=torch.Generator().manual_seed(0))
+        torch.nn.init.normal_(
+            made.certainty.body[-1].weight, generator=torch.Generator().manual_seed(0)
+        )
     return made
 
 
 @pytest.fixture(scope="module", params=["sure", "nt-xent", "tau"])
 def table(request: pytest.FixtureRequest) -> Embeddings:
-    return embed(model(request.param), images(), kernel_dimension=5.5 if request.param == "sure" else None, batch=4)
+    return embed(
+        model(request.param),
+        images(),
+        kernel_dimension=5.5 if request.param == "sure" else None,
+        batch=4,
+    )
 
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
-    return (a is None and b is None) or (a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b))
+    return (a is None and b is None) or (
+        a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+    )
 
 
 def test_rows_are_what_the_model_says_of_each_image_alone() -> None:
-    """In evaluation mode an image's row does not depend on the batch around it; seen are whole images over 255."""
+    """In evaluation mode an image's row does not depend on the batch around it; seen are whole
+    images over 255.
+    """
     made, some = model(), images()
     table = embed(made, some, batch=4)
     made.eval()
@@ -75,7 +90,9 @@ def test_file_is_plain_parquet(table: Embeddings, tmp_path: Path) -> None:
     assert row["path"] == "a/3 é.png" and row["split"] == "train" and row["label"] == 0
     assert np.array_equal(np.float32(row["features"]), table.features[3].numpy())
     assert np.array_equal(np.float32(row["direction"]), table.direction[3].numpy())
-    assert ("radius" in row) == (table.radius is not None) and ("certainty" in row) == (table.certainty is not None)
+    assert ("radius" in row) == (table.radius is not None) and ("certainty" in row) == (
+        table.certainty is not None
+    )
 
 
 def test_a_table_of_several_row_groups_reads_back(table: Embeddings, tmp_path: Path) -> None:
@@ -83,18 +100,27 @@ def test_a_table_of_several_row_groups_reads_back(table: Embeddings, tmp_path: P
     from pyarrow import parquet
 
     table.save(tmp_path / "e.parquet")
-    parquet.write_table(parquet.read_table(tmp_path / "e.parquet"), tmp_path / "cut.parquet", row_group_size=3)
+    parquet.write_table(
+        parquet.read_table(tmp_path / "e.parquet"), tmp_path / "cut.parquet", row_group_size=3
+    )
     assert same(Embeddings.read(tmp_path / "cut.parquet").direction, table.direction)
 
 
 def test_select_and_labelled(table: Embeddings) -> None:
     rows = np.array([7, 2])
     some = table.select(rows)
-    assert len(some) == 2 and some.paths == ["a/7 é.png", "a/2 é.png"] and torch.equal(some.features, table.features[[7, 2]])
+    assert (
+        len(some) == 2
+        and some.paths == ["a/7 é.png", "a/2 é.png"]
+        and torch.equal(some.features, table.features[[7, 2]])
+    )
     assert (some.radius is None) == (table.radius is None)
     labelled = table.labelled("test")
     assert labelled.labels.min() >= 0 and set(labelled.split.tolist()) == {"test"}
-    assert len(labelled) == sum(s == "test" and label >= 0 for s, label in zip(table.split, table.labels.tolist(), strict=True))
+    assert len(labelled) == sum(
+        s == "test" and label >= 0
+        for s, label in zip(table.split, table.labels.tolist(), strict=True)
+    )
 
 
 def test_progress_counts_images_and_may_stop() -> None:
@@ -112,10 +138,14 @@ def test_progress_counts_images_and_may_stop() -> None:
 
 
 def test_blocks_are_the_encoders_halves_run_one_after_the_other() -> None:
-    """Against the small encoder's own stages called by hand; rows chosen come in their order, whatever the batch."""
+    """Against the small encoder's own stages called by hand; rows chosen come in their order,
+    whatever the batch.
+    """
     made, some, rows = model().eval(), images(), np.array([7, 2, 9])
     found = embed_blocks(made, some, rows, batch=2)
-    x = made.encoder.stem((some.images[rows].float() / 255 - made.mean[:, None, None]) / made.std[:, None, None])
+    x = made.encoder.stem(
+        (some.images[rows].float() / 255 - made.mean[:, None, None]) / made.std[:, None, None]
+    )
     for name in ("layer1", "layer2", "layer3"):
         x = getattr(made.encoder, name)(x)
         assert torch.allclose(found[name], x.mean((2, 3)), atol=1e-5), name
@@ -147,7 +177,9 @@ def test_evaluating_leaves_statistics_mode_and_gradients_alone() -> None:
 
 
 def test_pixels_become_fractions() -> None:
-    assert as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([0, 0.2, 1])
+    assert as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
+        [0, 0.2, 1]
+    )
 
 
 def test_no_images_is_told() -> None:

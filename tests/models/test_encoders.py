@@ -23,7 +23,9 @@ def bottleneck_resnet(stages: tuple[int, ...], stem: int, channels: int) -> int:
     for stage, count in enumerate(stages):
         width = 64 * 2**stage
         for block in range(count):
-            total += weights(inputs, width, 1) + weights(width, width, 3) + weights(width, 4 * width, 1)
+            total += (
+                weights(inputs, width, 1) + weights(width, width, 3) + weights(width, 4 * width, 1)
+            )
             total += weights(inputs, 4 * width, 1) if block == 0 else 0
             inputs = 4 * width
     return total
@@ -34,19 +36,31 @@ def basic_resnet(stages: tuple[int, ...], stem: int, channels: int) -> int:
     for stage, count in enumerate(stages):
         width = 64 * 2**stage
         for _ in range(count):
-            total += weights(inputs, width, 3) + weights(width, width, 3) + (weights(inputs, width, 1) if inputs != width else 0)
+            total += (
+                weights(inputs, width, 3)
+                + weights(width, width, 3)
+                + (weights(inputs, width, 1) if inputs != width else 0)
+            )
             inputs = width
     return total
 
 
-@pytest.mark.parametrize(("name", "features", "counted"), [
-    ("resnet50", 2048, bottleneck_resnet((3, 4, 6, 3), stem=3, channels=3)), ("resnet18", 512, basic_resnet((2, 2, 2, 2), 3, 3))])
-def test_cifar_resnet_has_the_papers_size_and_trains(name: str, features: int, counted: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "features", "counted"),
+    [
+        ("resnet50", 2048, bottleneck_resnet((3, 4, 6, 3), stem=3, channels=3)),
+        ("resnet18", 512, basic_resnet((2, 2, 2, 2), 3, 3)),
+    ],
+)
+def test_cifar_resnet_has_the_papers_size_and_trains(
+    name: str, features: int, counted: int
+) -> None:
     torch.manual_seed(0)
     network = encoder(name, stem="cifar").train()
     assert parameters(network) == counted
     assert name != "resnet50" or counted == 23_500_352
-    # timm starts the last norm of each block at zero: the first step reaches the stem and the shortcuts
+    # timm starts the last norm of each block at zero: the first step reaches the stem and the
+    # shortcuts
     followed = ("conv1.weight", "layer2.0.downsample.0.weight", "layer4.0.downsample.0.weight")
     before = {key: network.get_parameter(key).clone() for key in followed}
     h = network(torch.rand(2, 3, 32, 32))
@@ -61,13 +75,18 @@ def test_the_cifar_stem_keeps_the_resolution_and_the_imagenet_stem_quarters_it()
     sides = {}
     for stem in ("cifar", "imagenet"):
         network = encoder("resnet18", stem=stem).eval()
-        network.layer1.register_forward_hook(lambda _, inputs, __, stem=stem: sides.update({stem: inputs[0].shape[-1]}))
+        network.layer1.register_forward_hook(
+            lambda _, inputs, __, stem=stem: sides.update({stem: inputs[0].shape[-1]})
+        )
         network(torch.rand(2, 3, 32, 32))
     assert sides == {"cifar": 32, "imagenet": 8}
 
 
 def test_grey_images_need_a_third_of_the_stem() -> None:
-    grey, colour = encoder("resnet18", "cifar", channels=1), encoder("resnet18", "cifar", channels=3)
+    grey, colour = (
+        encoder("resnet18", "cifar", channels=1),
+        encoder("resnet18", "cifar", channels=3),
+    )
     assert parameters(colour) - parameters(grey) == 2 * 64 * 9
     assert grey.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 512)
 
@@ -83,7 +102,9 @@ def test_small_encoder_shapes(stem: str, side: int, last: int) -> None:
 
 
 def test_the_small_encoder_can_be_narrower() -> None:
-    """By hand: convolutions and norms of widths w, w, 2w, 8w, the last two stages with a shortcut of one pixel."""
+    """By hand: convolutions and norms of widths w, w, 2w, 8w, the last two stages with a shortcut
+    of one pixel.
+    """
     w = 24
     norms = 2 * (w + 2 * w + 3 * 2 * w + 3 * 8 * w)
     weights = 9 * w * (1 + 2 * w + 2 * w + 4 * w + 16 * w + 64 * w) + 2 * w * w + 16 * w * w
@@ -93,19 +114,29 @@ def test_the_small_encoder_can_be_narrower() -> None:
 
 
 def test_residual_adds_its_input() -> None:
-    """With the last norm of every body at zero the block is its shortcut, and layer1's shortcut is the identity."""
+    """With the last norm of every body at zero the block is its shortcut, and layer1's shortcut is
+    the identity.
+    """
     block = SmallResNet(channels=3).eval().layer1
     nn.init.zeros_(block.body[4].weight)
     x = torch.rand(2, 32, 6, 6)
     assert torch.equal(block(x), x)
 
 
-@pytest.mark.parametrize(("name", "names"), [
-    ("small", ["layer1", "layer2", "layer3"]), ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
-    ("convnext_atto", [f"stages.{i}" for i in range(4)]), ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
-    ("regnetx_002", ["s1", "s2", "s3", "s4"]),
-    ("vgg11", [f"features.{i}" for i in (1, 4, 9, 14, 19, 20)]),  # names no stage: timm's feature maps
-])
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("small", ["layer1", "layer2", "layer3"]),
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("convnext_atto", [f"stages.{i}" for i in range(4)]),
+        ("vit_tiny_patch16_224", [f"blocks.{i}" for i in range(12)]),
+        ("regnetx_002", ["s1", "s2", "s3", "s4"]),
+        (
+            "vgg11",
+            [f"features.{i}" for i in (1, 4, 9, 14, 19, 20)],
+        ),  # names no stage: timm's feature maps
+    ],
+)
 def test_blocks_have_names_in_order(name: str, names: list[str]) -> None:
     with torch.device("meta"):
         network = encoder(name)
@@ -118,12 +149,16 @@ def test_nothing_is_a_block_where_nobody_names_one() -> None:
 
 
 def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
-    """A block's output, whatever its layout, is n vectors a position: their plain mean, written out as a loop."""
+    """A block's output, whatever its layout, is n vectors a position: their plain mean, written out
+    as a loop.
+    """
     vectors = torch.rand(2, 6, 5)  # 2 images, 6 positions, 5 channels
     mean = torch.stack([sum(image) / 6 for image in vectors])
     network = nn.Identity()
     assert torch.allclose(pooled(network, vectors.mT.unflatten(2, (2, 3))), mean)  # (n, c, h, w)
-    assert torch.allclose(pooled(network, (vectors, torch.rand(1))), mean)  # (n, t, c), the first of several outputs
+    assert torch.allclose(
+        pooled(network, (vectors, torch.rand(1))), mean
+    )  # (n, t, c), the first of several outputs
     network.output_fmt = "NHWC"
     assert torch.allclose(pooled(network, vectors.unflatten(1, (2, 3))), mean)
     network.num_prefix_tokens = 2
@@ -135,17 +170,26 @@ def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
 def test_the_last_block_of_a_resnet_pooled_is_its_features(name: str, last: str) -> None:
     network, seen = encoder(name, channels=1).eval(), {}
     for block, module in blocks(network):
-        module.register_forward_hook(lambda _, __, output, block=block: seen.update({block: output}))
+        module.register_forward_hook(
+            lambda _, __, output, block=block: seen.update({block: output})
+        )
     h = network(torch.rand(2, 1, 32, 32))
     assert list(seen)[-1] == last and torch.allclose(pooled(network, seen[last]), h, atol=1e-6)
 
 
 def test_swin_and_vit_pool_to_their_channels() -> None:
-    """Their layouts are not the convolutions': the number of channels says whether the right axes were averaged."""
-    for name, widths in (("swin_tiny_patch4_window7_224", [96, 192, 384, 768]), ("vit_tiny_patch16_224", [192] * 12)):
+    """Their layouts are not the convolutions': the number of channels says whether the right axes
+    were averaged.
+    """
+    for name, widths in (
+        ("swin_tiny_patch4_window7_224", [96, 192, 384, 768]),
+        ("vit_tiny_patch16_224", [192] * 12),
+    ):
         network, found = encoder(name, channels=1).eval(), []
         for _, module in blocks(network):
-            module.register_forward_hook(lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape))
+            module.register_forward_hook(
+                lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape)
+            )
         network(torch.rand(2, 1, 64, 64))
         assert found == [(2, width) for width in widths]
 
@@ -163,14 +207,20 @@ def test_no_encoder_has_a_classifier() -> None:
         assert encoder(name).get_classifier().__class__ is nn.Identity
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"name": "convnext_atto", "stem": "cifar"}, ["stem cifar", "ResNet family", "convnext_atto"]),
-    ({"name": "resnet18", "stem": "cifra"}, ["unknown stem 'cifra'", "did you mean cifar"]),
-    ({"name": "resnet81"}, ["unknown encoder 'resnet81'", "did you mean resnet18"]),
-    ({"name": "xy"}, ["unknown encoder 'xy'", "small", "resnet50"]),
-    ({"name": "small", "pretrained": True}, ["init timm", "small"]),
-    ({"name": "small-0"}, ["unknown encoder 'small-0'", "small"]),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"name": "convnext_atto", "stem": "cifar"},
+            ["stem cifar", "ResNet family", "convnext_atto"],
+        ),
+        ({"name": "resnet18", "stem": "cifra"}, ["unknown stem 'cifra'", "did you mean cifar"]),
+        ({"name": "resnet81"}, ["unknown encoder 'resnet81'", "did you mean resnet18"]),
+        ({"name": "xy"}, ["unknown encoder 'xy'", "small", "resnet50"]),
+        ({"name": "small", "pretrained": True}, ["init timm", "small"]),
+        ({"name": "small-0"}, ["unknown encoder 'small-0'", "small"]),
+    ],
+)
 def test_refused_in_one_short_sentence(options: dict, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         encoder(**options)

@@ -1,4 +1,6 @@
-"""The model: its heads layer by layer, where it starts, what its gradients reach, and its standardisation."""
+"""The model: its heads layer by layer, where it starts, what its gradients reach, and its
+standardisation.
+"""
 
 import pytest
 import torch
@@ -10,13 +12,18 @@ from sureclr.maths.objectives import OBJECTIVES
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
 from sureclr.training.run import build
 
-IMAGES = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randint(
+    0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+)
 VIEWS = two_views(IMAGES, torch.arange(12), ViewConfig())
 MEAN, STD = torch.tensor([0.5]), torch.tensor([0.25])
 
 
 def model_and_loss(**changes: object) -> tuple[SimCLR, nn.Module]:
-    config = PretrainConfig("digits", **{"encoder": "small", "stem": "cifar", "projection_dim": 16, "loss": "sure", **changes})
+    config = PretrainConfig(
+        "digits",
+        **{"encoder": "small", "stem": "cifar", "projection_dim": 16, "loss": "sure", **changes},
+    )
     model, criterion = build(config, 1, MEAN, STD)
     return model.train(), criterion.train()
 
@@ -31,7 +38,11 @@ def gradients(model: SimCLR, criterion: nn.Module) -> dict[str, torch.Tensor]:
 def test_projection_head_layer_by_layer(layers: int) -> None:
     head = ProjectionHead(10, 6, hidden=7, layers=layers)
     hidden = [nn.Linear, nn.BatchNorm1d, nn.ReLU] * (layers - 1)
-    assert [type(module) for module in head] == [*hidden, nn.Linear, nn.BatchNorm1d]  # BN behind the last layer too, no ReLU
+    assert [type(module) for module in head] == [
+        *hidden,
+        nn.Linear,
+        nn.BatchNorm1d,
+    ]  # BN behind the last layer too, no ReLU
     linear = [module for module in head if isinstance(module, nn.Linear)]
     assert [m.in_features for m in linear] == [10, 7, 7, 7][:layers]
     assert [m.out_features for m in linear] == [7, 7, 7, 6][4 - layers :]
@@ -61,7 +72,10 @@ def test_directions_are_unit_vectors_and_features_the_encoders() -> None:
     model, _ = model_and_loss()
     features, posterior = model.eval()(VIEWS)
     assert torch.allclose(posterior.direction.norm(dim=1), torch.ones(24), atol=1e-6)
-    assert torch.equal(features, model.encoder(((VIEWS - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)))
+    assert torch.equal(
+        features,
+        model.encoder(((VIEWS - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)),
+    )
 
 
 def test_nt_xent_has_no_certainty() -> None:
@@ -72,7 +86,9 @@ def test_nt_xent_has_no_certainty() -> None:
 
 def test_equal_seeds_give_equal_weights_whatever_the_loss() -> None:
     """The certainty head is drawn last, so losses are compared from the same start."""
-    sure, plain, other = (model_and_loss(**o)[0].state_dict() for o in ({}, {"loss": "nt-xent"}, {"seed": 1}))
+    sure, plain, other = (
+        model_and_loss(**o)[0].state_dict() for o in ({}, {"loss": "nt-xent"}, {"seed": 1})
+    )
     assert all(torch.equal(sure[name], value) for name, value in plain.items())
     assert not torch.equal(sure["projection.0.weight"], other["projection.0.weight"])
 
@@ -88,25 +104,42 @@ def test_without_its_gradient_the_encoder_is_bit_for_bit_simclrs() -> None:
     plain = gradients(*model_and_loss(loss="nt-xent"))
     for start in (0.0, 0.3):
         model, criterion = model_and_loss(certainty_gradient="off")
-        nn.init.normal_(model.certainty.body[-1].weight, std=start, generator=torch.Generator().manual_seed(0))
+        nn.init.normal_(
+            model.certainty.body[-1].weight, std=start, generator=torch.Generator().manual_seed(0)
+        )
         cut = gradients(model, criterion)
         assert all(torch.equal(cut[name], gradient) for name, gradient in plain.items())
         assert float(cut["certainty.body.3.weight"].abs().max()) > 0  # the head itself learns
 
 
 def test_with_its_gradient_the_certainty_reaches_the_encoder_and_not_the_projection_head() -> None:
-    """Beside SURE without its second term: that is NT-Xent, or with a head that has moved, NT-Xent of the posterior means."""
+    """Beside SURE without its second term: that is NT-Xent, or with a head that has moved, NT-Xent
+    of the posterior means.
+    """
     for softening in ("off", "anchors", "means"):
         found = []
         for weight in (0.0, None):
             model, criterion = model_and_loss(softening=softening, certainty_weight=weight)
-            nn.init.normal_(model.certainty.body[-1].weight, std=0.3, generator=torch.Generator().manual_seed(0))
+            nn.init.normal_(
+                model.certainty.body[-1].weight, std=0.3, generator=torch.Generator().manual_seed(0)
+            )
             found.append(gradients(model, criterion))
         plain, full = found
-        assert float((full["encoder.layer1.body.0.weight"] - plain["encoder.layer1.body.0.weight"]).abs().max()) > 1e-4
-        assert all(torch.equal(full[name], plain[name]) for name in plain if name.startswith("projection"))
+        assert (
+            float(
+                (full["encoder.layer1.body.0.weight"] - plain["encoder.layer1.body.0.weight"])
+                .abs()
+                .max()
+            )
+            > 1e-4
+        )
+        assert all(
+            torch.equal(full[name], plain[name]) for name in plain if name.startswith("projection")
+        )
         simclr = gradients(*model_and_loss(loss="nt-xent"))
-        assert all(torch.equal(plain[name], g) for name, g in simclr.items()) == (softening == "off")
+        assert all(torch.equal(plain[name], g) for name, g in simclr.items()) == (
+            softening == "off"
+        )
 
 
 def test_certainty_head_stops_the_gradient_at_the_features() -> None:
@@ -132,4 +165,6 @@ def test_reading_is_float32_when_the_network_runs_in_bfloat16() -> None:
     assert raw[0].dtype == torch.bfloat16
     posterior = model.read(*raw)
     assert posterior.direction.dtype == posterior.radius.dtype == torch.float32
-    assert torch.allclose(posterior.direction, nn.functional.normalize(raw[0].float(), dim=1), atol=1e-6)
+    assert torch.allclose(
+        posterior.direction, nn.functional.normalize(raw[0].float(), dim=1), atol=1e-6
+    )

@@ -1,4 +1,6 @@
-"""Exact accumulation against the plain thing: all micro-batches on one autograd graph, BN by micro-batch, one backward."""
+"""Exact accumulation against the plain thing: all micro-batches on one autograd graph, BN by
+micro-batch, one backward.
+"""
 
 import copy
 import itertools
@@ -16,7 +18,9 @@ IMAGES = 12
 
 
 def model_for(loss: Objective, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> SimCLR:
-    """A small network whose certainty head already says something (its last layer starts at zero, which stops its gradient)."""
+    """A small network whose certainty head already says something (its last layer starts at zero,
+    which stops its gradient).
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = nn.Sequential(SmallResNet(1, stride=1, width=2), nn.Dropout(dropout))
@@ -30,7 +34,9 @@ def model_for(loss: Objective, dtype: torch.dtype = torch.float32, dropout: floa
 def pixels(dtype: torch.dtype = torch.float32) -> Tensor:
     """(2, IMAGES, 1, 8, 8): first and second views, close to each other."""
     generator = torch.Generator().manual_seed(1)
-    images, blur = (torch.rand(k, IMAGES, 1, 8, 8, generator=generator, dtype=torch.float64) for k in (1, 2))
+    images, blur = (
+        torch.rand(k, IMAGES, 1, 8, 8, generator=generator, dtype=torch.float64) for k in (1, 2)
+    )
     return (images + 0.3 * blur).to(dtype)
 
 
@@ -38,15 +44,31 @@ def from_pixels(both: Tensor, part: slice) -> Tensor:
     return torch.cat([both[0, part], both[1, part]])
 
 
-def on_one_graph(model: SimCLR, loss: Objective, both: Tensor, micro_batch: int, precision: torch.dtype = torch.float32) -> Tensor:
-    """The witness. Micro-batches (start, stop) in turn, rows put where they belong, one loss, one backward."""
+def on_one_graph(
+    model: SimCLR,
+    loss: Objective,
+    both: Tensor,
+    micro_batch: int,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """The witness. Micro-batches (start, stop) in turn, rows put where they belong, one loss, one
+    backward.
+    """
     projections, ks = torch.empty(0), torch.empty(0)
     halves: dict[tuple[int, int], tuple[Tensor, Tensor | None]] = {}
     for start in range(0, IMAGES, micro_batch):
         m = min(micro_batch, IMAGES - start)
         with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
             p, k = model.heads(model.features(from_pixels(both, slice(start, start + m))))
-        halves.update({(view, start): (p[view * m : view * m + m], None if k is None else k[view * m : view * m + m]) for view in (0, 1)})
+        halves.update(
+            {
+                (view, start): (
+                    p[view * m : view * m + m],
+                    None if k is None else k[view * m : view * m + m],
+                )
+                for view in (0, 1)
+            }
+        )
     order = sorted(halves)
     projections = torch.cat([halves[at][0] for at in order])
     ks = [k for at in order if (k := halves[at][1]) is not None]
@@ -60,42 +82,66 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def furthest(a: nn.Module, b: nn.Module) -> float:
-    """The largest error of a parameter's gradient, relative to its norm (or to a thousandth of the largest norm, where BN cancels it)."""
+    """The largest error of a parameter's gradient, relative to its norm (or to a thousandth of the
+    largest norm, where BN cancels it).
+    """
     ours, theirs = gradients(a), gradients(b)
     assert ours.keys() == theirs.keys() == dict(a.named_parameters()).keys()
     floor = 1e-3 * max(g.norm().item() for g in theirs.values())
-    return max((ours[name] - g).norm().item() / max(g.norm().item(), floor) for name, g in theirs.items())
+    return max(
+        (ours[name] - g).norm().item() / max(g.norm().item(), floor) for name, g in theirs.items()
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 5, 11])  # also where the last one is smaller
 @pytest.mark.parametrize("name", ["nt-xent", "sure", "poisson-nce", "elk"])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.float64, 1e-12)])
-def test_gradient_loss_and_statistics_are_those_of_one_graph(dtype: torch.dtype, tolerance: float, name: str, micro_batch: int) -> None:
+def test_gradient_loss_and_statistics_are_those_of_one_graph(
+    dtype: torch.dtype, tolerance: float, name: str, micro_batch: int
+) -> None:
     loss, both = objective(name), pixels(dtype)
     model = model_for(loss, dtype)
     witness, witness_loss = copy.deepcopy(model), copy.deepcopy(loss)
     witness._read = witness_loss.read
-    value, posterior = backward(model, loss, lambda part: from_pixels(both, part), IMAGES, micro_batch)
+    value, posterior = backward(
+        model, loss, lambda part: from_pixels(both, part), IMAGES, micro_batch
+    )
     expected = on_one_graph(witness, witness_loss, both, micro_batch)
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     assert furthest(model, witness) < tolerance
-    for ours, theirs in zip(model.buffers(), witness.buffers(), strict=True):  # running means, variances, counts
+    for ours, theirs in zip(
+        model.buffers(), witness.buffers(), strict=True
+    ):  # running means, variances, counts
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-    for ours, theirs in zip(loss.buffers(), witness_loss.buffers(), strict=True):  # the running kernel dimension
+    for ours, theirs in zip(
+        loss.buffers(), witness_loss.buffers(), strict=True
+    ):  # the running kernel dimension
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     assert posterior.direction.shape == (2 * IMAGES, 6) and not posterior.direction.requires_grad
 
 
 def test_the_radius_reaches_certainty_head_and_encoder() -> None:
-    """What the likelihood adds to the gradient, alone: nothing at the projection head (stop-gradient), something in the encoder."""
+    """What the likelihood adds to the gradient, alone: nothing at the projection head
+    (stop-gradient), something in the encoder.
+    """
     found = []
     for weight in (0.0, 1.0):
         loss, both = SureLoss(weight=weight), pixels()
-        backward(model := model_for(loss), loss, lambda part, both=both: from_pixels(both, part), IMAGES, 4)
+        backward(
+            model := model_for(loss),
+            loss,
+            lambda part, both=both: from_pixels(both, part),
+            IMAGES,
+            4,
+        )
         found.append(gradients(model))
     added = {name: (found[1][name] - found[0][name]).norm().item() for name in found[0]}
     assert all(size == 0 for name, size in added.items() if name.startswith("projection"))
-    assert all(size > 1e-4 for name, size in added.items() if "certainty.body.3" in name or "encoder.0.stem.0" in name)
+    assert all(
+        size > 1e-4
+        for name, size in added.items()
+        if "certainty.body.3" in name or "encoder.0.stem.0" in name
+    )
 
 
 def test_one_micro_batch_is_the_plain_step_bit_by_bit() -> None:
@@ -106,15 +152,22 @@ def test_one_micro_batch_is_the_plain_step_bit_by_bit() -> None:
         backward(model, objective("sure"), lambda part: from_pixels(both, part), IMAGES, size)
     assert runs == [2 * IMAGES] * 3  # and it costs one pass
     for other in models[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(gradients(models[0]).values(), gradients(other).values(), strict=True))
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(gradients(models[0]).values(), gradients(other).values(), strict=True)
+        )
 
 
 def test_running_statistics_move_once_a_micro_batch() -> None:
     loss, both = objective("nt-xent"), pixels()
     model = model_for(loss)
     backward(model, loss, lambda part: from_pixels(both, part), IMAGES, 4)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) > 5 and all(norm.num_batches_tracked == 3 and norm.momentum == 0.1 for norm in norms)
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    assert len(norms) > 5 and all(
+        norm.num_batches_tracked == 3 and norm.momentum == 0.1 for norm in norms
+    )
 
 
 def test_the_kernel_dimension_moves_once_a_step() -> None:
@@ -127,7 +180,9 @@ def test_both_views_of_an_image_meet_in_one_micro_batch_and_each_is_seen_twice()
     loss, both = objective("nt-xent"), pixels()
     both[:, :, 0, 0, 0] = torch.arange(IMAGES)
     model, batches = model_for(loss), []
-    model.encoder.register_forward_pre_hook(lambda _, inputs: batches.append(inputs[0][:, 0, 0, 0].tolist()))
+    model.encoder.register_forward_pre_hook(
+        lambda _, inputs: batches.append(inputs[0][:, 0, 0, 0].tolist())
+    )
     backward(model, loss, lambda part: from_pixels(both, part), IMAGES, 5)
     assert all(images[: len(images) // 2] == images[len(images) // 2 :] for images in batches)
     assert [len(images) for images in batches] == [10, 10, 4] * 2
@@ -135,7 +190,9 @@ def test_both_views_of_an_image_meet_in_one_micro_batch_and_each_is_seen_twice()
 
 
 def test_dropout_draws_the_same_masks_in_both_passes() -> None:
-    """Otherwise the gradient is that of a loss nobody computed. Encoders by name may have it (timm's Swin drops paths by default)."""
+    """Otherwise the gradient is that of a loss nobody computed. Encoders by name may have it
+    (timm's Swin drops paths by default).
+    """
     loss, both = objective("sure"), pixels()
     model = model_for(loss, dropout=0.5)
     witness = copy.deepcopy(model)
@@ -155,7 +212,9 @@ def test_bfloat16_accumulates_what_bfloat16_on_one_graph_does() -> None:
     loss, both = objective("sure"), pixels()
     model = model_for(loss)
     witness = copy.deepcopy(model)
-    value, _ = backward(model, loss, lambda part: from_pixels(both, part), IMAGES, 4, precision=torch.bfloat16)
+    value, _ = backward(
+        model, loss, lambda part: from_pixels(both, part), IMAGES, 4, precision=torch.bfloat16
+    )
     expected = on_one_graph(witness, objective("sure"), both, 4, precision=torch.bfloat16)
     assert value.dtype == torch.float32 and value.item() == pytest.approx(expected.item(), rel=1e-6)
     assert furthest(model, witness) < 1e-5
@@ -177,4 +236,9 @@ def test_statistics_are_free_again_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), frozen_statistics(norm):
         norm(torch.randn(5, 3) + 7)
         raise ZeroDivisionError
-    assert norm.momentum is None and norm.num_batches_tracked is counter and counter == 0 and norm.running_mean.abs().max() == 0
+    assert (
+        norm.momentum is None
+        and norm.num_batches_tracked is counter
+        and counter == 0
+        and norm.running_mean.abs().max() == 0
+    )

@@ -1,4 +1,6 @@
-"""Fine-tuning: what it may touch and what it must not, that a stopped one goes on as if unbroken, and the numbers over seeds."""
+"""Fine-tuning: what it may touch and what it must not, that a stopped one goes on as if unbroken,
+and the numbers over seeds.
+"""
 
 import json
 import math
@@ -32,7 +34,9 @@ ONE_RATE = replace(QUICK, lr=(0.1,))
 
 
 def labelled_set(seed: int = 0) -> ImageSet:
-    """3 classes, each bright in other rows: 60 training images, 12 of them without a label, 4 never meant to have one, 30 test images."""
+    """3 classes, each bright in other rows: 60 training images, 12 of them without a label, 4 never
+    meant to have one, 30 test images.
+    """
     generator = torch.Generator().manual_seed(seed)
     kind = torch.arange(94) % 3
     pixels = torch.randint(0, 120, (94, 1, 8, 8), dtype=torch.uint8, generator=generator)
@@ -41,8 +45,15 @@ def labelled_set(seed: int = 0) -> ImageSet:
     split = np.array(["train"] * 60 + ["unlabelled"] * 4 + ["test"] * 30)
     labels = kind.clone()
     labels[48:64] = -1
-    return ImageSet("made", pixels, labels, ("ant", "bee", "cow"), split, [f"{i:02d}.png" for i in range(94)],
-                    folds=torch.stack([torch.arange(0, 18), torch.arange(18, 36)]))
+    return ImageSet(
+        "made",
+        pixels,
+        labels,
+        ("ant", "bee", "cow"),
+        split,
+        [f"{i:02d}.png" for i in range(94)],
+        folds=torch.stack([torch.arange(0, 18), torch.arange(18, 36)]),
+    )
 
 
 IMAGES = labelled_set()
@@ -62,7 +73,9 @@ def run(trained: Run, tmp_path: Path) -> Run:
     return load(tmp_path / "run", "cpu")
 
 
-def tune(run: Run, config: FinetuneConfig = QUICK, images: ImageSet = IMAGES, **options: Any) -> dict[str, Any]:
+def tune(
+    run: Run, config: FinetuneConfig = QUICK, images: ImageSet = IMAGES, **options: Any
+) -> dict[str, Any]:
     return finetune(run, images, config, **{"reporter": Silent(), **options})
 
 
@@ -78,10 +91,12 @@ def states(run: Run) -> dict[str, Tensor]:
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
 
 
-# --- What it starts from ----------------------------------------------------------------------------------------------------------
+# --- What it starts from --------------------------------------------------------------
 
 
 def test_the_head_is_gone_and_the_run_stays_as_it_was(run: Run) -> None:
@@ -89,27 +104,47 @@ def test_the_head_is_gone_and_the_run_stays_as_it_was(run: Run) -> None:
     model = start(run, "finetune", labels, 0)
     tensors = model.state_dict()
     assert {name.split(".")[0] for name in tensors} == {"encoder", "classifier", "mean", "std"}
-    assert same({n: t for n, t in before.items() if n.split(".")[0] in ("encoder", "mean", "std")},
-                {n: t for n, t in tensors.items() if not n.startswith("classifier")})
+    assert same(
+        {n: t for n, t in before.items() if n.split(".")[0] in ("encoder", "mean", "std")},
+        {n: t for n, t in tensors.items() if not n.startswith("classifier")},
+    )
     fit(model, labels, labels, QUICK, ViewConfig.light(), 0.1, 0, False, lambda numbers: None)
     assert same(before, states(run)), "the pretrained model was trained along"
-    assert not torch.equal(model.encoder.layer1.body[0].weight, run.model.encoder.layer1.body[0].weight)
+    assert not torch.equal(
+        model.encoder.layer1.body[0].weight, run.model.encoder.layer1.body[0].weight
+    )
 
 
 def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) -> None:
     labels = labelled_rows(IMAGES, "train")
     one, again, other = (start(run, "scratch", labels, seed).state_dict() for seed in (3, 3, 4))
-    fresh = build(replace(run.config, seed=3), 1, run.model.mean, run.model.std)[0].encoder.state_dict()
-    assert same(one, again) and same(fresh, {n.removeprefix("encoder."): t for n, t in one.items() if n.startswith("encoder.")})
-    assert not torch.equal(one["encoder.layer1.body.0.weight"], other["encoder.layer1.body.0.weight"])
+    fresh = build(replace(run.config, seed=3), 1, run.model.mean, run.model.std)[
+        0
+    ].encoder.state_dict()
+    assert same(one, again) and same(
+        fresh, {n.removeprefix("encoder."): t for n, t in one.items() if n.startswith("encoder.")}
+    )
+    assert not torch.equal(
+        one["encoder.layer1.body.0.weight"], other["encoder.layer1.body.0.weight"]
+    )
     assert torch.equal(one["mean"], run.model.mean) and {n: t.shape for n, t in one.items()} == {
-        n: t.shape for n, t in start(run, "finetune", labels, 0).state_dict().items()}
+        n: t.shape for n, t in start(run, "finetune", labels, 0).state_dict().items()
+    }
 
 
 def test_at_the_start_every_class_is_equally_likely(run: Run) -> None:
     labels, losses = labelled_rows(IMAGES, "train"), []
-    fit(start(run, "finetune", labels, 0), labels, labels, QUICK, ViewConfig.light(), 0.005, 0, False,
-        lambda numbers: losses.extend([numbers["loss"]] if numbers else []))
+    fit(
+        start(run, "finetune", labels, 0),
+        labels,
+        labels,
+        QUICK,
+        ViewConfig.light(),
+        0.005,
+        0,
+        False,
+        lambda numbers: losses.extend([numbers["loss"]] if numbers else []),
+    )
     assert losses[0] == pytest.approx(math.log(3)) and np.mean(losses[-8:]) < losses[0]
 
 
@@ -120,12 +155,22 @@ def test_frozen_bn_keeps_its_statistics_and_nothing_else(frozen: bool, run: Run)
     fit(model, labels, labels, QUICK, ViewConfig.light(), 0.005, 0, frozen, lambda numbers: None)
     before, after = run.model.encoder.state_dict(), model.encoder.state_dict()
     statistics = [name for name in before if "running" in name or "num_batches" in name]
-    norms = [f"{name}.weight" for name, module in model.encoder.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    assert len(statistics) >= 12 and all(torch.equal(before[name], after[name]) == frozen for name in statistics)
-    assert not any(torch.equal(before[name], after[name]) for name in norms), "scale and shift are to be trained"
+    norms = [
+        f"{name}.weight"
+        for name, module in model.encoder.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    assert len(statistics) >= 12 and all(
+        torch.equal(before[name], after[name]) == frozen for name in statistics
+    )
+    assert not any(torch.equal(before[name], after[name]) for name in norms), (
+        "scale and shift are to be trained"
+    )
 
 
-def test_frozen_bn_is_for_the_pretrained_arm_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_bn_is_for_the_pretrained_arm_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def spy(*arguments: Any) -> Fit:
@@ -137,7 +182,9 @@ def test_frozen_bn_is_for_the_pretrained_arm_alone(run: Run, monkeypatch: pytest
     assert seen == [True, False]
 
 
-def test_views_are_light_and_flip_only_where_the_run_did(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_are_light_and_flip_only_where_the_run_did(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[ViewConfig] = []
     real = supervised.one_view
 
@@ -148,11 +195,16 @@ def test_views_are_light_and_flip_only_where_the_run_did(run: Run, monkeypatch: 
     monkeypatch.setattr(supervised, "one_view", spy)
     quick = replace(QUICK, seeds=1, epochs=1, lr=(0.1,))
     tune(run, quick)
-    tune(replace(run, config=replace(run.config, views=ViewConfig(flip=0.3))), replace(quick, labels="20"))
-    assert {config.flip for config in seen} == {0.0, 0.3} and all(c.jitter_p == c.blur_p == c.grey_p == 0 for c in seen)
+    tune(
+        replace(run, config=replace(run.config, views=ViewConfig(flip=0.3))),
+        replace(quick, labels="20"),
+    )
+    assert {config.flip for config in seen} == {0.0, 0.3} and all(
+        c.jitter_p == c.blur_p == c.grey_p == 0 for c in seen
+    )
 
 
-# --- What it looks at -------------------------------------------------------------------------------------------------------------
+# --- What it looks at -----------------------------------------------------------------
 
 
 def test_only_labelled_rows_and_test_images_are_touched(run: Run) -> None:
@@ -164,9 +216,13 @@ def test_only_labelled_rows_and_test_images_are_touched(run: Run) -> None:
     pixels = IMAGES.images.clone()
     pixels[others] = 255 - pixels[others]
     one = timeless(tune(run, config))
-    assert int(others.sum()) == 46 and one == timeless(tune(run, config, replace(IMAGES, images=pixels), again=True))
+    assert int(others.sum()) == 46 and one == timeless(
+        tune(run, config, replace(IMAGES, images=pixels), again=True)
+    )
     pixels[chosen[0]] = 255 - pixels[chosen[0]]
-    assert one != timeless(tune(run, config, replace(IMAGES, images=pixels), again=True)), "the test cannot see a difference"
+    assert one != timeless(tune(run, config, replace(IMAGES, images=pixels), again=True)), (
+        "the test cannot see a difference"
+    )
 
 
 def test_the_choice_never_looks_at_the_test_set(run: Run) -> None:
@@ -175,8 +231,14 @@ def test_the_choice_never_looks_at_the_test_set(run: Run) -> None:
     one, other = tune(run), tune(run, images=replace(IMAGES, labels=labels), again=True)
 
     def without_accuracy(result: dict[str, Any]) -> Any:
-        return [{arm: {k: v for k, v in entry[arm].items() if k != "accuracy" and "seconds" not in k} for arm in ("finetune", "scratch")}
-                | {"strength": entry["linear"]["strength"]} for entry in result["per_seed"]]
+        return [
+            {
+                arm: {k: v for k, v in entry[arm].items() if k != "accuracy" and "seconds" not in k}
+                for arm in ("finetune", "scratch")
+            }
+            | {"strength": entry["linear"]["strength"]}
+            for entry in result["per_seed"]
+        ]
 
     assert without_accuracy(one) == without_accuracy(other) and one["weights"] == other["weights"]
     assert one["accuracies"] != other["accuracies"]
@@ -198,8 +260,19 @@ def test_held_out_labels_are_not_trained_on(run: Run, monkeypatch: pytest.Monkey
     assert len(seen) == 2 and torch.equal(seen[0][1], seen[1][1])
 
 
-def test_the_best_epoch_on_held_out_labels_is_returned_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels, scores = labelled_rows(IMAGES, "train"), [Score(0.2, 1.0), Score(0.9, 1.5), Score(0.9, 1.2), Score(0.9, 1.2), Score(0.5, 0.1)]
+def test_the_best_epoch_on_held_out_labels_is_returned_to(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels, scores = (
+        labelled_rows(IMAGES, "train"),
+        [
+            Score(0.2, 1.0),
+            Score(0.9, 1.5),
+            Score(0.9, 1.2),
+            Score(0.9, 1.2),
+            Score(0.5, 0.1),
+        ],
+    )
     kept: list[dict[str, Tensor]] = []
 
     def judge(model: nn.Module, held_out: Any, poll: Callable[[], None]) -> Score:
@@ -207,13 +280,24 @@ def test_the_best_epoch_on_held_out_labels_is_returned_to(run: Run, monkeypatch:
         return scores[len(kept) - 1]
 
     monkeypatch.setattr(supervised, "judge", judge)
-    found = fit(start(run, "finetune", labels, 0), labels, labels, replace(QUICK, epochs=5), ViewConfig.light(), 0.1, 0, False,
-                lambda numbers: None)
+    found = fit(
+        start(run, "finetune", labels, 0),
+        labels,
+        labels,
+        replace(QUICK, epochs=5),
+        ViewConfig.light(),
+        0.1,
+        0,
+        False,
+        lambda numbers: None,
+    )
     assert (found.epoch, found.score) == (3, scores[2]) and same(found.model.state_dict(), kept[2])
     assert not same(kept[2], kept[4]) and not found.model.training
 
 
-def test_the_best_learning_rate_is_taken_and_each_chosen_model_meets_the_test_set_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_learning_rate_is_taken_and_each_chosen_model_meets_the_test_set_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged = []
     real = supervised.judge
 
@@ -224,11 +308,17 @@ def test_the_best_learning_rate_is_taken_and_each_chosen_model_meets_the_test_se
     monkeypatch.setattr(supervised, "judge", spy)
     monkeypatch.setattr("sureclr.training.finetune.judge", spy)
     result = tune(run, replace(QUICK, lr=(1e-6, 0.1)))
-    assert judged.count(["test"]) == 2 * 2 and judged.count(["train"]) == 2 * 2 * 2 * QUICK.epochs and len(judged) == 20
+    assert (
+        judged.count(["test"]) == 2 * 2
+        and judged.count(["train"]) == 2 * 2 * 2 * QUICK.epochs
+        and len(judged) == 20
+    )
     for entry in result["per_seed"]:
         for arm in ("finetune", "scratch"):
             best = max(value for _, _, value in entry[arm]["tried"])
-            assert [entry[arm][k] for k in ("lr", "epoch", "validation")] in entry[arm]["tried"] and entry[arm]["validation"] == best
+            assert [entry[arm][k] for k in ("lr", "epoch", "validation")] in entry[arm][
+                "tried"
+            ] and entry[arm]["validation"] == best
 
 
 def test_one_label_a_class_leaves_nothing_to_choose_on(run: Run) -> None:
@@ -239,26 +329,41 @@ def test_one_label_a_class_leaves_nothing_to_choose_on(run: Run) -> None:
 def test_the_first_seed_can_choose_for_all(run: Run) -> None:
     first, second = tune(run, replace(QUICK, tune="first"))["per_seed"]
     for arm in ("finetune", "scratch"):
-        assert len(first[arm]["tried"]) == 2 and [lr for lr, _, _ in second[arm]["tried"]] == [first[arm]["lr"]]
+        assert len(first[arm]["tried"]) == 2 and [lr for lr, _, _ in second[arm]["tried"]] == [
+            first[arm]["lr"]
+        ]
 
 
 def test_divergence_is_passed_over_or_told(run: Run) -> None:
     one = replace(QUICK, seeds=1)
     assert tune(run, replace(one, lr=(1e30, 0.1)))["per_seed"][0]["finetune"]["lr"] == 0.1
-    with pytest.raises(UserError, match=r"diverged at every learning rate \(1e\+30\); give smaller"):
+    with pytest.raises(
+        UserError, match=r"diverged at every learning rate \(1e\+30\); give smaller"
+    ):
         tune(run, replace(one, lr=(1e30,)))
 
 
-# --- Schedule and precision -------------------------------------------------------------------------------------------------------
+# --- Schedule and precision -----------------------------------------------------------
 
 
 def training(run: Run, **options: Any) -> Training:
     labels = labelled_rows(IMAGES, "train")
-    return Training(start(run, "finetune", labels, 0), labels, replace(QUICK, epochs=5, **options), ViewConfig.light(), 0.1, 0, False)
+    return Training(
+        start(run, "finetune", labels, 0),
+        labels,
+        replace(QUICK, epochs=5, **options),
+        ViewConfig.light(),
+        0.1,
+        0,
+        False,
+    )
 
 
 def test_the_rate_warms_up_and_falls_to_zero_or_stays(run: Run) -> None:
-    cosine, constant = training(run, warmup_epochs=2), training(run, warmup_epochs=2, schedule="constant")
+    cosine, constant = (
+        training(run, warmup_epochs=2),
+        training(run, warmup_epochs=2, schedule="constant"),
+    )
     assert cosine.per_epoch == 8
     for step in range(40):
         wanted = (step + 1) / 16 if step < 16 else (1 + math.cos(math.pi * (step - 16) / 24)) / 2
@@ -285,12 +390,16 @@ def test_a_step_is_nesterovs_with_decay_on_matrices_alone(run: Run) -> None:
 
 def test_bfloat16_is_for_the_network_alone(run: Run) -> None:
     made, seen = training(run, precision="bfloat16"), []
-    made.model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    made.model.classifier.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
     made.step(0, 0)
-    assert seen == [torch.bfloat16] and all(p.grad is not None and p.grad.dtype == torch.float32 for p in made.model.parameters())
+    assert seen == [torch.bfloat16] and all(
+        p.grad is not None and p.grad.dtype == torch.float32 for p in made.model.parameters()
+    )
 
 
-# --- Stopping and going on --------------------------------------------------------------------------------------------------------
+# --- Stopping and going on ------------------------------------------------------------
 
 
 class Halt(Exception):
@@ -316,9 +425,15 @@ def test_a_stopped_one_goes_on_as_if_unbroken(run: Run, tmp_path: Path) -> None:
     with pytest.raises(Halt):
         tune(run, ONE_RATE, again=True, poll=halting(round(0.7 * len(all_calls)))[0])
     half = json.loads((run.path / "results.json").read_text())["finetune:18"]
-    assert half["seeds"] == 1 and not half["complete"] and half["accuracies"] == whole["accuracies"][:1]
+    assert (
+        half["seeds"] == 1
+        and not half["complete"]
+        and half["accuracies"] == whole["accuracies"][:1]
+    )
     poll, calls = halting(-1)
-    assert timeless(tune(run, ONE_RATE, poll=poll)) == timeless(whole) and 0 < len(calls) < 0.6 * len(all_calls)
+    assert timeless(tune(run, ONE_RATE, poll=poll)) == timeless(whole) and 0 < len(
+        calls
+    ) < 0.6 * len(all_calls)
     assert (run.path / whole["weights"]["file"]).read_bytes() == weights
 
 
@@ -327,15 +442,20 @@ def test_more_seeds_continue_and_another_question_starts_anew(run: Run) -> None:
     two = tune(run, ONE_RATE)
     assert two["per_seed"][0] == one["per_seed"][0] and two["seeds"] == 2 and two["complete"]
     assert tune(run, replace(ONE_RATE, seeds=1))["accuracies"] == one["accuracies"]
-    assert run.directory.results_so_far()["finetune:18"]["seeds"] == 2, "asking for fewer forgot a finished one"
+    assert run.directory.results_so_far()["finetune:18"]["seeds"] == 2, (
+        "asking for fewer forgot a finished one"
+    )
     assert tune(run, replace(ONE_RATE, seeds=1, epochs=1))["per_seed"] != one["per_seed"]
     labels = IMAGES.labels.clone()
     labels[64:] = labels[64:].roll(1)
     one = tune(run, replace(ONE_RATE, seeds=1))
-    assert tune(run, replace(ONE_RATE, seeds=1), replace(IMAGES, labels=labels))["accuracy"] != one["accuracy"], "an old test set's result"
+    assert (
+        tune(run, replace(ONE_RATE, seeds=1), replace(IMAGES, labels=labels))["accuracy"]
+        != one["accuracy"]
+    ), "an old test set's result"
 
 
-# --- Results and weights ----------------------------------------------------------------------------------------------------------
+# --- Results and weights --------------------------------------------------------------
 
 
 def test_the_weights_that_are_kept_give_the_accuracy_that_is_told(run: Run) -> None:
@@ -344,8 +464,14 @@ def test_the_weights_that_are_kept_give_the_accuracy_that_is_told(run: Run) -> N
     best = max(result["per_seed"], key=lambda entry: entry["finetune"]["validation"])
     probabilities = loaded.probabilities(IMAGES.test)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(30))
-    assert float((probabilities.argmax(1) == IMAGES.test.labels).double().mean()) == pytest.approx(best["finetune"]["accuracy"])
-    assert loaded.classes == IMAGES.classes and loaded.about["seed"] == best["seed"] and len(list((run.path / "finetuned").iterdir())) == 2
+    assert float((probabilities.argmax(1) == IMAGES.test.labels).double().mean()) == pytest.approx(
+        best["finetune"]["accuracy"]
+    )
+    assert (
+        loaded.classes == IMAGES.classes
+        and loaded.about["seed"] == best["seed"]
+        and len(list((run.path / "finetuned").iterdir())) == 2
+    )
     with pytest.raises(UserError, match="unknown fine-tuned classifier '18'"):
         load_finetuned(run.path, "18", "cpu")
     file = run.path / result["weights"]["file"]
@@ -360,8 +486,15 @@ def test_the_result_is_in_results_json_beside_the_others(run: Run) -> None:
     run.directory.add_result("linear", {"accuracy": 0.5})
     result = tune(run)
     kept = run.directory.results_so_far()
-    assert kept["linear"] == {"accuracy": 0.5} and kept["finetune:18"]["accuracy"] == result["accuracy"]
-    assert result["accuracy"] == pytest.approx(np.mean(result["accuracies"])) and result["n_labels"] == 18 and result["n_test"] == 30
+    assert (
+        kept["linear"] == {"accuracy": 0.5}
+        and kept["finetune:18"]["accuracy"] == result["accuracy"]
+    )
+    assert (
+        result["accuracy"] == pytest.approx(np.mean(result["accuracies"]))
+        and result["n_labels"] == 18
+        and result["n_test"] == 30
+    )
     gains = np.array(result["accuracies"]) - result["baseline_accuracies"]["scratch"]
     assert result["gain"]["mean"] == pytest.approx(gains.mean()) and result["complete"]
     assert result["cpu_seconds"] > 0 and set(result["baselines"]) == {"scratch", "linear"}
@@ -373,12 +506,17 @@ def test_intervals_are_students(run: Run) -> None:
     assert interval(values, 100) == pytest.approx([span.low, span.high])
     assert interval([0.99, 1.0], 100)[1] == 1.0
     wilson = stats.binomtest(83, 100).proportion_ci(0.95, method="wilson")
-    assert interval([0.83], 100) == pytest.approx([wilson.low, wilson.high]), "one seed: over test images"
+    assert interval([0.83], 100) == pytest.approx([wilson.low, wilson.high]), (
+        "one seed: over test images"
+    )
 
 
 def test_each_fold_can_be_a_repetition(run: Run) -> None:
     result = tune(run, replace(QUICK, labels=None, fold="all", seeds=7, epochs=1, lr=(0.1,)))
-    assert [(entry["fold"], entry["n_labels"]) for entry in result["per_seed"]] == [(0, 18), (1, 18)]
+    assert [(entry["fold"], entry["n_labels"]) for entry in result["per_seed"]] == [
+        (0, 18),
+        (1, 18),
+    ]
     digests = [choose_labels(IMAGES, LabelRequest.of("100%"), fold).digest for fold in (0, 1)]
     assert [entry["labels_sha256"] for entry in result["per_seed"]] == digests
     assert "finetune:100%:fold-all" in run.directory.results_so_far()
@@ -398,18 +536,32 @@ def test_without_labelled_test_images_there_is_nothing_to_say(run: Run) -> None:
 
 def test_labels_of_a_file_may_name_images_that_had_none(run: Run, tmp_path: Path) -> None:
     names = [(i, ["ant", "bee", "cow"][i % 3]) for i in range(46, 64)]
-    (tmp_path / "mine.csv").write_text("path,label\n" + "".join(f"{i:02d}.png,{name}\n" for i, name in names))
+    (tmp_path / "mine.csv").write_text(
+        "path,label\n" + "".join(f"{i:02d}.png,{name}\n" for i, name in names)
+    )
     result = tune(run, replace(QUICK, labels=str(tmp_path / "mine.csv"), seeds=1))
     assert result["n_labels"] == 18 and result["per_seed"][0]["labels_differing"] == 0
 
 
-@pytest.mark.parametrize(("option", "words"), [
-    ({"seeds": 0}, "seeds must be at least 1"), ({"lr": ()}, "lr must be"), ({"lr": (0.1, -1.0)}, "lr must be"),
-    ({"lr": (0.1, 0.1)}, "lr must be"),
-    ({"epochs": 0}, "epochs"), ({"batch_size": 1}, "batch_size"), ({"validation": 1.0}, "validation"), ({"bn": "off"}, "bn must be one of"),
-    ({"schedule": "step"}, "schedule"), ({"fold": -1}, "fold must be 0"), ({"labels": "0.1"}, "neither a share nor a count"),
-    ({"weight_decay": -1.0}, "weight_decay"), ({"warmup_epochs": math.inf}, "warmup_epochs"), ({"momentum": 1.0}, "momentum"),
-])
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"lr": ()}, "lr must be"),
+        ({"lr": (0.1, -1.0)}, "lr must be"),
+        ({"lr": (0.1, 0.1)}, "lr must be"),
+        ({"epochs": 0}, "epochs"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"validation": 1.0}, "validation"),
+        ({"bn": "off"}, "bn must be one of"),
+        ({"schedule": "step"}, "schedule"),
+        ({"fold": -1}, "fold must be 0"),
+        ({"labels": "0.1"}, "neither a share nor a count"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"warmup_epochs": math.inf}, "warmup_epochs"),
+        ({"momentum": 1.0}, "momentum"),
+    ],
+)
 def test_bad_settings_are_refused_by_name(option: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         replace(QUICK, **option)

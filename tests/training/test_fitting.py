@@ -1,4 +1,6 @@
-"""The micro-batch that is found where the whole batch does not fit into memory (a pretended one: no GPU is needed); ruined weights."""
+"""The micro-batch that is found where the whole batch does not fit into memory (a pretended one: no
+GPU is needed); ruined weights.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -13,8 +15,14 @@ from sureclr.training.pretrain import fitting, trainer
 from sureclr.training.progress import Silent
 from sureclr.training.run import as_image_set
 
-CONFIG = PretrainConfig("own", encoder="small", stem="cifar", projection_dim=8, batch_size=16, epochs=1)
-IMAGES = as_image_set(torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+CONFIG = PretrainConfig(
+    "own", encoder="small", stem="cifar", projection_dim=8, batch_size=16, epochs=1
+)
+IMAGES = as_image_set(
+    torch.randint(
+        0, 256, (16, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+)
 CPU = torch.device("cpu")
 
 
@@ -33,7 +41,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """A device that holds so many images at once."""
     holds, real = {"images": 16}, accumulate.backward
 
-    def backward(model: Any, objective: Any, views: Any, images: int, micro_batch: int | None, *rest: Any) -> Any:
+    def backward(
+        model: Any, objective: Any, views: Any, images: int, micro_batch: int | None, *rest: Any
+    ) -> Any:
         if (micro_batch or images) > holds["images"]:
             raise torch.OutOfMemoryError("pretended")
         return real(model, objective, views, images, micro_batch, *rest)
@@ -43,25 +53,39 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("holds", "found"), [(16, None), (15, 8), (8, 8), (5, 4), (2, 2)])
-def test_the_largest_half_that_fits_is_found_and_said(memory: dict[str, int], holds: int, found: int | None) -> None:
+def test_the_largest_half_that_fits_is_found_and_said(
+    memory: dict[str, int], holds: int, found: int | None
+) -> None:
     memory["images"], told = holds, Told()
     made = fitting(CONFIG, IMAGES, CPU, told, probe=True)
     assert made.config.micro_batch == found and made.config.batch_size == 16
-    assert len(told.said) == (found is not None) and all(f"--micro-batch {found}" in text for text in told.said)
+    assert len(told.said) == (found is not None) and all(
+        f"--micro-batch {found}" in text for text in told.said
+    )
 
 
 def test_trying_leaves_no_trace(memory: dict[str, int]) -> None:
-    """The weights, running statistics and the loss's own state are those of a trainer that nobody tried."""
+    """The weights, running statistics and the loss's own state are those of a trainer that nobody
+    tried.
+    """
     memory["images"] = 8
     tried, fresh = fitting(CONFIG, IMAGES, CPU, Silent(), probe=True), trainer(CONFIG, IMAGES, CPU)
     for mine, other in ((tried.model, fresh.model), (tried.objective, fresh.objective)):
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in mine.state_dict().items())
+        assert all(
+            torch.equal(value, other.state_dict()[name])
+            for name, value in mine.state_dict().items()
+        )
     assert tried.done == 0 and all(p.grad is None for p in tried.model.parameters())
 
 
 def test_what_the_user_chose_stays_and_nothing_that_fits_is_told(memory: dict[str, int]) -> None:
     memory["images"] = 2
-    assert fitting(replace(CONFIG, micro_batch=4), IMAGES, CPU, Silent(), probe=True).config.micro_batch == 4
+    assert (
+        fitting(
+            replace(CONFIG, micro_batch=4), IMAGES, CPU, Silent(), probe=True
+        ).config.micro_batch
+        == 4
+    )
     assert fitting(CONFIG, IMAGES, CPU, Silent(), probe=False).config.micro_batch is None
     memory["images"] = 1
     with pytest.raises(UserError, match="cannot be halved"):

@@ -1,4 +1,6 @@
-"""What is watched during training: each number against its definition as a loop, and images kept apart."""
+"""What is watched during training: each number against its definition as a loop, and images kept
+apart.
+"""
 
 import numpy as np
 import pytest
@@ -8,14 +10,21 @@ from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet
 from sureclr.maths import losses
-from sureclr.training.monitor import Monitor, collapse_warning, evidence_split, mean_cosine_of_different
+from sureclr.training.monitor import (
+    Monitor,
+    collapse_warning,
+    evidence_split,
+    mean_cosine_of_different,
+)
 from sureclr.training.run import build
 
 DIRECTIONS = F.normalize(torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), dim=1)
 
 
 def images(labels: torch.Tensor) -> ImageSet:
-    return ImageSet("mine", IMAGES, labels, ("a", "b"), np.full(48, "train"), [str(i) for i in range(48)])
+    return ImageSet(
+        "mine", IMAGES, labels, ("a", "b"), np.full(48, "train"), [str(i) for i in range(48)]
+    )
 
 
 def test_mean_cosine_of_different_images() -> None:
@@ -24,11 +33,20 @@ def test_mean_cosine_of_different_images() -> None:
 
 
 def test_the_two_parts_of_nt_xent() -> None:
-    """positives - negatives - log(2n - 2) is minus the loss, but for the positive in the denominator (put back here)."""
+    """positives - negatives - log(2n - 2) is minus the loss, but for the positive in the
+    denominator (put back here).
+    """
     parts = evidence_split(DIRECTIONS, temperature=0.5)
     logits = DIRECTIONS @ DIRECTIONS.T / 0.5
     positive = torch.stack([logits[i, (i + 6) % 12] for i in range(12)])
-    negative = torch.stack([torch.stack([logits[i, j] for j in range(12) if j not in (i, (i + 6) % 12)]).logsumexp(0) for i in range(12)])
+    negative = torch.stack(
+        [
+            torch.stack([logits[i, j] for j in range(12) if j not in (i, (i + 6) % 12)]).logsumexp(
+                0
+            )
+            for i in range(12)
+        ]
+    )
     assert parts["positives"] == pytest.approx(float(positive.mean()), rel=1e-5)
     assert parts["negatives"] == pytest.approx(float(negative.mean()) - np.log(10), rel=1e-5)
     loss = -(positive - torch.logaddexp(negative, positive)).mean()
@@ -41,20 +59,28 @@ def test_held_out_images_and_bank_are_disjoint_labelled_and_a_function_of_the_se
     both = [*first.queries.tolist(), *first.bank.tolist()]
     assert len(set(both)) == len(both) == int((labels >= 0).sum()) and len(first.queries) == 32 // 5
     assert bool((labels[both] >= 0).all())
-    assert torch.equal(first.queries, again.queries) and not torch.equal(first.queries, other.queries)
+    assert torch.equal(first.queries, again.queries) and not torch.equal(
+        first.queries, other.queries
+    )
 
 
 @pytest.mark.parametrize("loss", ["sure", "nt-xent", "tau"])
 def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
     from dataclasses import replace
 
-    model = build(replace(CONFIG, loss=loss), 1, torch.tensor([0.5]), torch.tensor([0.3]))[0].train()
+    model = build(replace(CONFIG, loss=loss), 1, torch.tensor([0.5]), torch.tensor([0.3]))[
+        0
+    ].train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monitor = Monitor.of(images(torch.arange(48) % 2), 0)
     (numbers, tensors), (again, _) = (monitor.look(model, CONFIG.views) for _ in range(2))
     assert numbers == again and all(np.isfinite(value) for value in numbers.values())
-    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert ("radius" in numbers) == (loss == "sure") and ("certainty" in tensors) == (loss != "nt-xent")
+    assert model.training and all(
+        torch.equal(before[name], value) for name, value in model.state_dict().items()
+    )
+    assert ("radius" in numbers) == (loss == "sure") and ("certainty" in tensors) == (
+        loss != "nt-xent"
+    )
     assert tensors["features"].shape == (48, 256) and 0 <= numbers["knn"] <= 1
 
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.training.optimizers import learning_rate, optimizer, parameter_groups, set_learning_rate
+from sureclr.training.optimizers import (
+    learning_rate,
+    optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 @given(steps=st.integers(2, 500), share=st.floats(0, 0.5), peak=st.floats(1e-6, 10))
@@ -18,10 +23,16 @@ def test_linear_up_then_half_a_cosine_down(steps: int, share: float, peak: float
     rates = [learning_rate(step, steps, warmup, peak) for step in range(steps + 1)]
     assert max(rates) == pytest.approx(peak) and min(rates) >= 0
     for step in range(warmup):
-        assert rates[step] == pytest.approx(peak * (step + 1) / warmup)  # never zero: the first step learns
-    assert rates[warmup] == pytest.approx(peak) and rates[steps] == pytest.approx(0, abs=1e-9 * peak)
+        assert rates[step] == pytest.approx(
+            peak * (step + 1) / warmup
+        )  # never zero: the first step learns
+    assert rates[warmup] == pytest.approx(peak) and rates[steps] == pytest.approx(
+        0, abs=1e-9 * peak
+    )
     assert all(a >= b for a, b in zip(rates[warmup:], rates[warmup + 1 :], strict=False))
-    for step in range(warmup, steps + 1):  # the cosine is odd about its middle: rates at mirrored places add up to the peak
+    for step in range(
+        warmup, steps + 1
+    ):  # the cosine is odd about its middle: rates at mirrored places add up to the peak
         assert rates[step] + rates[steps + warmup - step] == pytest.approx(peak)
 
 
@@ -39,19 +50,29 @@ def test_matrices_decay_and_biases_and_norms_do_not() -> None:
     made = network()
     made[0].weight.requires_grad_(False)
     decayed, plain = parameter_groups(made, 0.3)
-    assert [p.shape for p in decayed["params"]] == [made[3].weight.shape] and decayed["weight_decay"] == 0.3
-    assert {id(p) for p in plain["params"]} == {id(p) for p in (made[0].bias, made[1].weight, made[1].bias, made[3].bias)}
+    assert [p.shape for p in decayed["params"]] == [made[3].weight.shape] and decayed[
+        "weight_decay"
+    ] == 0.3
+    assert {id(p) for p in plain["params"]} == {
+        id(p) for p in (made[0].bias, made[1].weight, made[1].bias, made[3].bias)
+    }
     assert plain["weight_decay"] == 0
 
 
-def take(name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01) -> tuple[list, list, list]:
-    """Weights before, gradients of each step, weights after each step; parameters in the model's order."""
+def take(
+    name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01
+) -> tuple[list, list, list]:
+    """Weights before, gradients of each step, weights after each step; parameters in the model's
+    order.
+    """
     made = network()
     stepper = optimizer(name, made, rate, decay)
     before, gradients, after = [p.detach().clone() for p in made.parameters()], [], []
     for step in range(steps):
         stepper.zero_grad()
-        images = torch.randn(5, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        images = torch.randn(
+            5, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step)
+        )
         made(images).square().mean().backward()
         gradients.append([p.grad.clone() for p in made.parameters()])
         stepper.step()
@@ -60,7 +81,9 @@ def take(name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01) -> t
 
 
 def test_lars_by_hand() -> None:
-    """You et al. 2017: momentum of g + wd w, matrices times 0.001 |w| / (|g| + wd |w|); biases, norms plain SGD."""
+    """You et al. 2017: momentum of g + wd w, matrices times 0.001 |w| / (|g| + wd |w|); biases,
+    norms plain SGD.
+    """
     before, gradients, after = take("lars")
     for place, weight in enumerate(before):
         w, momentum = weight.clone(), torch.zeros_like(weight)
@@ -74,13 +97,17 @@ def test_lars_by_hand() -> None:
 
 
 def test_lars_leaves_biases_and_norms_unscaled() -> None:
-    """The first step moves them by exactly the learning rate times the gradient, and matrices by 0.001 |w| times the rate."""
+    """The first step moves them by exactly the learning rate times the gradient, and matrices by
+    0.001 |w| times the rate.
+    """
     before, gradients, after = take("lars", steps=1, decay=0.0)
     for weight, gradient, moved in zip(before, gradients[0], after[0], strict=True):
         if weight.ndim == 1:
             assert torch.allclose(weight - moved, 0.1 * gradient)
         else:
-            assert float((weight - moved).norm()) == pytest.approx(0.1 * 0.001 * float(weight.norm()), rel=1e-6)
+            assert float((weight - moved).norm()) == pytest.approx(
+                0.1 * 0.001 * float(weight.norm()), rel=1e-6
+            )
 
 
 def test_sgd_by_hand() -> None:
@@ -102,7 +129,9 @@ def test_adam_by_hand() -> None:
         for step, of_step in enumerate(gradients):
             g = of_step[place] + (0.01 * w if w.ndim > 1 else 0)
             first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g.square()
-            w = w - 0.1 * (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8)
+            w = w - 0.1 * (first / (1 - 0.9 ** (step + 1))) / (
+                (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+            )
             assert torch.allclose(after[step][place], w)
 
 

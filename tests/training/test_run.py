@@ -1,4 +1,6 @@
-"""Opening a run: the same model comes back, the untrained one is the one before its first step, and edits are noticed."""
+"""Opening a run: the same model comes back, the untrained one is the one before its first step, and
+edits are noticed.
+"""
 
 import shutil
 from pathlib import Path
@@ -21,7 +23,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_what_is_loaded_is_what_was_trained(run: Run) -> None:
     opened = load(run.path, "cpu")
-    assert opened.config == CONFIG and (opened.size, opened.channels) == (8, 1) and not opened.model.training
+    assert (
+        opened.config == CONFIG
+        and (opened.size, opened.channels) == (8, 1)
+        and not opened.model.training
+    )
     mine, other = run.embed(IMAGES), opened.embed(IMAGES)
     assert torch.equal(mine.features, other.features) and torch.equal(mine.radius, other.radius)
     assert opened.kernel_dimension == run.kernel_dimension and 1 < run.kernel_dimension <= 8
@@ -37,7 +43,10 @@ def test_untrained_is_the_network_before_its_first_step(run: Run) -> None:
     fresh = build(CONFIG, 1, run.model.mean, run.model.std)[0].state_dict()
     untrained = load(run.path, "cpu").untrained().model.state_dict()
     assert all(torch.equal(value, untrained[name]) for name, value in fresh.items())
-    assert not torch.equal(untrained["encoder.layer1.body.0.weight"], run.model.state_dict()["encoder.layer1.body.0.weight"])
+    assert not torch.equal(
+        untrained["encoder.layer1.body.0.weight"],
+        run.model.state_dict()["encoder.layer1.body.0.weight"],
+    )
 
 
 def test_pixels_are_standardised_by_the_training_images(run: Run) -> None:
@@ -45,15 +54,26 @@ def test_pixels_are_standardised_by_the_training_images(run: Run) -> None:
     assert float(run.model.mean) == pytest.approx(float(pixels.mean()), rel=1e-5)
     assert float(run.model.std) == pytest.approx(float(pixels.std()), rel=1e-4)
     flat = as_image_set(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
-    assert all(bool(t.isfinite().all()) and float(t.min()) >= 0 for t in pixel_statistics(flat, CONFIG))
+    assert all(
+        bool(t.isfinite().all()) and float(t.min()) >= 0 for t in pixel_statistics(flat, CONFIG)
+    )
     assert float(pixel_statistics(flat, CONFIG)[1]) > 0
 
 
-@pytest.mark.parametrize(("before", "after"), [
-    ("projection_dim: 8", "projection_dim: 9"), ("encoder: small", "encoder: resnet18"), ("loss: sure", "loss: nt-xent"),
-    ("projection_layers: 2", "projection_layers: 3"), ("stem: imagenet", "stem: cifar"), ("temperature: null", "temperature: 0.9"),
-])
-def test_an_edited_configuration_is_noticed(run: Run, tmp_path: Path, before: str, after: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("projection_dim: 8", "projection_dim: 9"),
+        ("encoder: small", "encoder: resnet18"),
+        ("loss: sure", "loss: nt-xent"),
+        ("projection_layers: 2", "projection_layers: 3"),
+        ("stem: imagenet", "stem: cifar"),
+        ("temperature: null", "temperature: 0.9"),
+    ],
+)
+def test_an_edited_configuration_is_noticed(
+    run: Run, tmp_path: Path, before: str, after: str
+) -> None:
     shutil.copytree(run.path, tmp_path / "run")
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert before in text
@@ -80,19 +100,27 @@ def test_embedding_brings_images_to_the_runs_size_and_colours(run: Run) -> None:
 def test_a_list_of_pil_images_keeps_pixels_and_colours() -> None:
     colour = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
     seen = as_image_set([Image.fromarray(image) for image in colour])
-    assert seen.images.shape == (3, 3, 5, 6) and np.array_equal(seen.images.numpy().transpose(0, 2, 3, 1), colour)
+    assert seen.images.shape == (3, 3, 5, 6) and np.array_equal(
+        seen.images.numpy().transpose(0, 2, 3, 1), colour
+    )
     grey = as_image_set([Image.fromarray(image[..., 0]) for image in colour])
-    assert grey.images.shape == (3, 1, 5, 6) and np.array_equal(grey.images[:, 0].numpy(), colour[..., 0])
+    assert grey.images.shape == (3, 1, 5, 6) and np.array_equal(
+        grey.images[:, 0].numpy(), colour[..., 0]
+    )
     assert seen.split.tolist() == ["train"] * 3 and not seen.labelled
 
 
 def test_an_image_set_passes_through() -> None:
-    images = ImageSet("mine", IMAGES, torch.zeros(48, dtype=torch.int64), ("x",), np.full(48, "test"), ["p"] * 48)
+    images = ImageSet(
+        "mine", IMAGES, torch.zeros(48, dtype=torch.int64), ("x",), np.full(48, "test"), ["p"] * 48
+    )
     assert as_image_set(images) is images
 
 
 @pytest.mark.parametrize("mode", ["P", "1", "RGBA", "CMYK", "I;16"])
-def test_pil_images_that_are_neither_grey_nor_rgb_are_refused_rather_than_misread(mode: str) -> None:
+def test_pil_images_that_are_neither_grey_nor_rgb_are_refused_rather_than_misread(
+    mode: str,
+) -> None:
     """A palette's indices are no grey values."""
     with pytest.raises(UserError, match=r"convert|must be uint8"):
         as_image_set([Image.new(mode, (8, 8))] * 3)

@@ -1,4 +1,6 @@
-"""The run folder under attack: flipped bits, half-written drafts, two writers, folders of something else."""
+"""The run folder under attack: flipped bits, half-written drafts, two writers, folders of something
+else.
+"""
 
 import json
 import os
@@ -20,7 +22,10 @@ PARTS = {"model": {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "op
 
 
 def at(step: int) -> dict[str, dict[str, Tensor]]:
-    return {"model": {"a": torch.full((2, 3), float(step)), "n": torch.tensor(step)}, "optimizer": {}}
+    return {
+        "model": {"a": torch.full((2, 3), float(step)), "n": torch.tensor(step)},
+        "optimizer": {},
+    }
 
 
 @pytest.fixture
@@ -33,10 +38,15 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_checkpoint_comes_back(run: RunDir) -> None:
     strided = torch.arange(24.0).view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-    run.save_checkpoint(5, {**PARTS, "objective": {"m": torch.tensor(2.5), "w": strided}}, {"step": 5, "size": 8})
+    run.save_checkpoint(
+        5, {**PARTS, "objective": {"m": torch.tensor(2.5), "w": strided}}, {"step": 5, "size": 8}
+    )
     parts, numbers = run.load_checkpoint()
     assert numbers == {"step": 5, "size": 8} and set(parts) == {"model", "optimizer", "objective"}
-    assert torch.equal(parts["model"]["a"], PARTS["model"]["a"]) and parts["model"]["n"].dtype == torch.int64
+    assert (
+        torch.equal(parts["model"]["a"], PARTS["model"]["a"])
+        and parts["model"]["n"].dtype == torch.int64
+    )
     assert parts["optimizer"] == {} and torch.equal(parts["objective"]["w"], strided)
 
 
@@ -53,14 +63,22 @@ def test_the_same_step_again_replaces(run: RunDir) -> None:
     assert float(run.load_checkpoint()[0]["model"]["a"][0, 0]) == 7
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
-def test_one_flipped_bit_anywhere_is_noticed(run: RunDir, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every byte of every file in turn, one bit of it: never a wrong tensor, always the checkpoint before, and said."""
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+def test_one_flipped_bit_anywhere_is_noticed(
+    run: RunDir, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every byte of every file in turn, one bit of it: never a wrong tensor, always the checkpoint
+    before, and said.
+    """
     run.save_checkpoint(1, at(1), {"step": 1})
     path = run.save_checkpoint(2, at(2), {"step": 2}) / file
     whole = path.read_bytes()
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
+        path.write_bytes(
+            whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
+        )
         parts, numbers = run.load_checkpoint()
         assert numbers["step"] == 1 and float(parts["model"]["a"][0, 0]) == 1, place
         assert "step-000000002 is damaged" in capsys.readouterr().err
@@ -82,12 +100,16 @@ def test_no_undamaged_checkpoint_is_told(run: RunDir) -> None:
     with pytest.raises(UserError, match="no undamaged checkpoint"):
         run.load_checkpoint()
     (run.save_checkpoint(1, at(1), {"step": 1}) / "state.json").write_text("{}")
-    with pytest.raises(UserError, match="no undamaged checkpoint; start the run again with --overwrite"):
+    with pytest.raises(
+        UserError, match="no undamaged checkpoint; start the run again with --overwrite"
+    ):
         run.load_checkpoint()
 
 
 def test_a_killed_writer_does_no_harm(run: RunDir) -> None:
-    """A draft that was never renamed: of another process (left alone), and of one with our own number (replaced)."""
+    """A draft that was never renamed: of another process (left alone), and of one with our own
+    number (replaced).
+    """
     run.save_checkpoint(1, at(1), {"step": 1})
     for number in (os.getpid(), 1):
         draft = run.checkpoints / f".draft-{number}"
@@ -100,7 +122,9 @@ def test_a_killed_writer_does_no_harm(run: RunDir) -> None:
 
 
 @pytest.mark.parametrize("dies_in", ["write_synced", "rename"])
-def test_dying_while_saving_keeps_the_checkpoint_before(run: RunDir, dies_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dying_while_saving_keeps_the_checkpoint_before(
+    run: RunDir, dies_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sureclr.training import run_dir
 
     run.save_checkpoint(1, at(1), {"step": 1})
@@ -109,12 +133,20 @@ def test_dying_while_saving_keeps_the_checkpoint_before(run: RunDir, dies_in: st
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(*((run_dir, "write_synced", die) if dies_in == "write_synced" else (Path, "rename", die)))
+        patch.setattr(
+            *(
+                (run_dir, "write_synced", die)
+                if dies_in == "write_synced"
+                else (Path, "rename", die)
+            )
+        )
         run.save_checkpoint(2, at(2), {"step": 2})
     assert run.load_checkpoint()[1]["step"] == 1
 
 
-def test_replacing_a_file_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replacing_a_file_is_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "results.json"
     write_whole(path, b"old")
     with monkeypatch.context() as patch, pytest.raises(OSError):
@@ -126,12 +158,16 @@ def test_replacing_a_file_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     assert path.read_bytes() == b"new"
 
 
-HOLD = "import sys,time; from pathlib import Path; from sureclr.training.run_dir import RunDir\n" \
-       "with RunDir(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
+HOLD = (
+    "import sys,time; from pathlib import Path; from sureclr.training.run_dir import RunDir\n"
+    "with RunDir(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(60)"
+)
 
 
 def test_a_second_writer_is_refused_and_a_dead_one_is_no_writer(run: RunDir) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(UserError, match="another process is writing"), run.lock():
@@ -167,7 +203,9 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_folder_of_something_else_and_a_file_are_never_touched(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_of_something_else_and_a_file_are_never_touched(
+    tmp_path: Path, overwrite: bool
+) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "holiday.png").write_bytes(b"x")
     with pytest.raises(UserError, match="files that are not a run"):
@@ -194,7 +232,13 @@ def test_overwrite_removes_our_files_alone(run: RunDir) -> None:
     (run.path / "my notes.txt").write_text("mine")
     (run.path / "mine").mkdir()
     run.prepare(resume=False, overwrite=True)
-    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "lock", "mine", "my notes.txt", "snapshots"]
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "checkpoints",
+        "lock",
+        "mine",
+        "my notes.txt",
+        "snapshots",
+    ]
     assert run.saved() == [] and list(run.snapshots.iterdir()) == []
 
 
@@ -216,7 +260,10 @@ def test_half_a_line_is_passed_over_and_dropped(run: RunDir) -> None:
     run.forget_after(2)
     run.log({"step": 3, "loss": 1.0})
     assert [json.loads(text) for text in run.metrics.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.1}, {"step": 2, "loss": 0.2}, {"step": 3, "loss": 1.0}]
+        {"step": 1, "loss": 0.1},
+        {"step": 2, "loss": 0.2},
+        {"step": 3, "loss": 1.0},
+    ]
 
 
 def test_results_add_up_and_damage_is_told(run: RunDir) -> None:
@@ -231,14 +278,25 @@ def test_results_add_up_and_damage_is_told(run: RunDir) -> None:
         assert run.results.read_text() == damaged
 
 
-@pytest.mark.parametrize(("source", "name"), [
-    ("digits", "digits"), ("folder:/data/my photos/", "my_photos"), ("folder:photos", "photos"), ("folder:/", "root")])
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("digits", "digits"),
+        ("folder:/data/my photos/", "my_photos"),
+        ("folder:photos", "photos"),
+        ("folder:/", "root"),
+    ],
+)
 def test_default_name(source: str, name: str) -> None:
     expected = Path(f"runs/{name}-sure-resnet18-20260504-030201")
     assert default_name(source, "sure", "resnet18", datetime(2026, 5, 4, 3, 2, 1)) == expected
 
 
-def test_default_name_of_the_folder_that_we_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_name_of_the_folder_that_we_are_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pictures").mkdir()
     monkeypatch.chdir(tmp_path / "pictures")
-    assert default_name("folder:.", "sure", "small", datetime(2026, 5, 4)).name.startswith("pictures-sure")
+    assert default_name("folder:.", "sure", "small", datetime(2026, 5, 4)).name.startswith(
+        "pictures-sure"
+    )

@@ -1,4 +1,6 @@
-"""Trackers: what TensorBoard's own reader reads back, what wandb is told, and what is said where one is missing."""
+"""Trackers: what TensorBoard's own reader reads back, what wandb is told, and what is said where
+one is missing.
+"""
 
 import importlib.util
 import sys
@@ -24,17 +26,30 @@ def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:
     for name in ("loss", "learning_rate", "alignment"):
         expected = [(line["step"], line[name]) for line in record if name in line]
         assert [step for step, _ in expected] == [event.step for event in events.Scalars(name)]
-        assert [value for _, value in expected] == pytest.approx([event.value for event in events.Scalars(name)], rel=1e-6)
+        assert [value for _, value in expected] == pytest.approx(
+            [event.value for event in events.Scalars(name)], rel=1e-6
+        )
 
 
-def test_wandb_is_told_the_configuration_and_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_is_told_the_configuration_and_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Any] = []
-    run = SimpleNamespace(log=lambda numbers, step: told.append((step, numbers)), finish=lambda: told.append("finished"))
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **options: (told.append(options), run)[1]))
+    run = SimpleNamespace(
+        log=lambda numbers, step: told.append((step, numbers)),
+        finish=lambda: told.append("finished"),
+    )
+    monkeypatch.setitem(
+        sys.modules, "wandb", SimpleNamespace(init=lambda **options: (told.append(options), run)[1])
+    )
     with pytest.raises(ZeroDivisionError), tracker("wandb", tmp_path / "track", CONFIG) as write:
         write({"step": 3, "loss": 1.5})
         raise ZeroDivisionError
-    assert told[0]["config"]["encoder"] == "small" and told[0]["dir"] == str(tmp_path / "track") and (tmp_path / "track").is_dir()
+    assert (
+        told[0]["config"]["encoder"] == "small"
+        and told[0]["dir"] == str(tmp_path / "track")
+        and (tmp_path / "track").is_dir()
+    )
     assert told[1:] == [(3, {"step": 3, "loss": 1.5}), "finished"]  # closed in spite of the error
 
 
@@ -45,10 +60,14 @@ def test_without_a_tracker_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "tensorboard"])
-def test_a_tracker_that_is_not_installed_is_told_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_told_in_one_sentence(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(track, "find_spec", lambda wanted: None if wanted == name else find(wanted))
-    with pytest.raises(UserError, match=rf"--track {name} needs the package {name}.*pip install 'sureclr\[track\]'") as caught:
+    with pytest.raises(
+        UserError, match=rf"--track {name} needs the package {name}.*pip install 'sureclr\[track\]'"
+    ) as caught:
         check_tracker(name)
     assert "\n" not in str(caught.value)
 
