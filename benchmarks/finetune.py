@@ -26,9 +26,9 @@ from benchmarks.lines import command, keep, kept
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.protocol import finetune, interval
 from sureclr.stopping import stop_on_signals
-from sureclr.training.finetune import finetune, interval
-from sureclr.training.finetune_config import FinetuneConfig
 from sureclr.training.run import Run, load
 
 LINES = Path(__file__).with_suffix(".jsonl")

@@ -32,11 +32,11 @@ from torch import Tensor
 
 from benchmarks.lines import command, keep, kept
 from benchmarks.study import spread
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.sources import load as load_source
 from sureclr.errors import UserError
-from sureclr.evaluation.label_next import STRATEGIES, label_next
+from sureclr.evaluation.label_choice import STRATEGIES, label_next
 from sureclr.maths.logistic import logistic_regression, standardisation
-from sureclr.models.embed import Embeddings
 from sureclr.training.run import load
 
 LINES = Path(__file__).with_suffix(".jsonl")

@@ -20,7 +20,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from sureclr.evaluation.linear_probe import STRENGTHS
+from sureclr.evaluation.probes import STRENGTHS
 from sureclr.maths.logistic import logistic_regression, standardisation
 
 Solver = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, int]]

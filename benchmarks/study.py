@@ -28,9 +28,10 @@ from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load
 from sureclr.errors import UserError
-from sureclr.evaluation import ood, uncertainty
+from sureclr.evaluation import certainty_quality as uncertainty
+from sureclr.evaluation import foreign_images as ood
 from sureclr.recipes import recipe
-from sureclr.training.pretrain import pretrain
+from sureclr.training.pretraining import pretrain
 from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 

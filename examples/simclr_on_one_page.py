@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sureclr import SureLoss, ViewConfig, load_images, two_views
 from sureclr.data.batches import batch, steps_per_epoch
-from sureclr.evaluation.linear_probe import linear_probe
+from sureclr.evaluation.probes import linear_probe
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import CertaintyHead, ProjectionHead
 

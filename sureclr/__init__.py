@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sureclr.config import PretrainConfig as PretrainConfig
+    from sureclr.config import ViewConfig as ViewConfig
+    from sureclr.data.embeddings import Embeddings as Embeddings
     from sureclr.data.image_set import ImageSet as ImageSet
     from sureclr.data.sources import load as load_images
-    from sureclr.data.view_config import ViewConfig as ViewConfig
     from sureclr.data.views import two_views as two_views
     from sureclr.errors import UserError as UserError
+    from sureclr.finetuning.store import load_finetuned as load_finetuned
     from sureclr.maths.objectives import NTXentLoss as NTXentLoss
     from sureclr.maths.objectives import SureLoss as SureLoss
     from sureclr.maths.objectives import objective as objective
     from sureclr.maths.sphere import Posterior as Posterior
-    from sureclr.models.embed import Embeddings as Embeddings
     from sureclr.recipes import recipe as recipe
-    from sureclr.training.finetuned import load_finetuned as load_finetuned
-    from sureclr.training.pretrain import pretrain as pretrain
+    from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
 
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "PretrainConfig": "config",
-    "ViewConfig": "data.view_config",
+    "ViewConfig": "config",
     "ImageSet": "data.image_set",
     "load_images": "data.sources:load",
     "two_views": "data.views",
@@ -41,10 +41,10 @@ _HOMES = {
     "SureLoss": "maths.objectives",
     "objective": "maths.objectives",
     "Posterior": "maths.sphere",
-    "Embeddings": "models.embed",
+    "Embeddings": "data.embeddings",
     "recipe": "recipes",
-    "load_finetuned": "training.finetuned",
-    "pretrain": "training.pretrain",
+    "load_finetuned": "finetuning.store",
+    "pretrain": "training.pretraining",
     "Run": "training.run",
     "load": "training.run",
 }

@@ -8,8 +8,7 @@ cifar10 --epochs 500`.
 from collections.abc import Callable
 from dataclasses import replace
 
-from sureclr.config import PretrainConfig
-from sureclr.data.view_config import ViewConfig
+from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.errors import unknown
 
 

@@ -108,8 +108,7 @@ def test_every_key_of_the_configuration_is_a_flag_with_its_default(
 ) -> None:
     from dataclasses import fields
 
-    from sureclr.config import PretrainConfig
-    from sureclr.data.view_config import ViewConfig
+    from sureclr.config import PretrainConfig, ViewConfig
 
     main(["pretrain", "--help"])
     text = capsys.readouterr().out
@@ -318,8 +317,8 @@ def test_evaluate_does_what_is_missing_and_leaves_the_rest(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sureclr.evaluation import evaluate
-    from sureclr.evaluation.evaluate import knn
+    from sureclr.evaluation import session as evaluate
+    from sureclr.evaluation.session import knn
 
     def never(material: Any) -> dict[str, Any]:
         raise AssertionError("was there already")
@@ -339,7 +338,7 @@ def test_evaluate_does_what_is_missing_and_leaves_the_rest(
 
 
 def test_a_table_of_other_images_is_not_used(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sureclr.models.embed import Embeddings
+    from sureclr.data.embeddings import Embeddings
 
     first = answered(["knn", str(own)], capsys)
     table = Embeddings.read(own / "embeddings.parquet")
@@ -507,7 +506,7 @@ def test_other_commands_refuse_in_one_line_too(
 def test_a_full_memory_names_the_micro_batch(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sureclr.training import pretrain
+    from sureclr.training import pretraining as pretrain
 
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -517,7 +516,7 @@ def test_a_full_memory_names_the_micro_batch(
 
 
 def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sureclr.training import pretrain
+    from sureclr.training import pretraining as pretrain
 
     def bug(*_: Any, **__: Any) -> None:
         raise RuntimeError("a shape is wrong")

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml, to_yaml
-from sureclr.data.view_config import ViewConfig
+from sureclr.config import PretrainConfig, ViewConfig, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe
 

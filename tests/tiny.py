@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig
-from sureclr.data.view_config import ViewConfig
-from sureclr.training.pretrain import pretrain
+from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.training.pretraining import pretrain
 from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 

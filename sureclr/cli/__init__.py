@@ -7,14 +7,14 @@ from typing import NoReturn
 
 from cyclopts import CycloptsError
 
-from sureclr.cli import (
-    evaluate,
-    finetune,
-    label_next,
-    look,
-    report,
-    train,
-)  # each adds its commands to the app
+from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
+    evaluation_commands,
+    finetuning_commands,
+    labelling_commands,
+    report_commands,
+    start_commands,
+    training_commands,
+)
 from sureclr.cli.shared import app
 from sureclr.errors import UserError
 from sureclr.stopping import Stopped

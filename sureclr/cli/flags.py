@@ -9,8 +9,7 @@ from typing import Annotated, Any, get_type_hints
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml, view_values
-from sureclr.data.view_config import ViewConfig
+from sureclr.config import PretrainConfig, ViewConfig, from_dict, read_yaml, view_values
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe, recipe_for
 

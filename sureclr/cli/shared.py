@@ -16,7 +16,7 @@ from sureclr.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
     from sureclr.data.image_set import ImageSet
-    from sureclr.evaluation.material import Material
+    from sureclr.evaluation.inputs import Material
     from sureclr.training.run import Run
 
 app = App(
@@ -112,8 +112,8 @@ class Opened:
         )
 
     def material(self) -> "Material":
-        from sureclr.evaluation.material import material
-        from sureclr.models.embed import Embeddings
+        from sureclr.data.embeddings import Embeddings
+        from sureclr.evaluation.inputs import material
 
         if self.made is None:
             kept, images, own = (
@@ -140,7 +140,7 @@ class Opened:
             )
 
     def result(self, name: str, again: bool) -> dict[str, Any]:
-        from sureclr.evaluation.evaluate import EVALUATIONS
+        from sureclr.evaluation.session import EVALUATIONS
 
         key = f"{name}:{self.data}" if self.data else name
         before = self.run.directory.results_so_far()

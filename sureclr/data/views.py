@@ -16,9 +16,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from sureclr.config import ViewConfig
 from sureclr.data import colour
 from sureclr.data.counter_rng import uniform
-from sureclr.data.view_config import ViewConfig
 from sureclr.errors import UserError
 
 CROP_TRIES = (

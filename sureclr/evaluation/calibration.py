@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sureclr.config import ViewConfig
 from sureclr.data.corruptions import to_uint8
 from sureclr.data.counter_rng import hashed
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.view_config import ViewConfig
 from sureclr.data.views import one_view
 from sureclr.maths import losses, metrics
 from sureclr.maths.sphere import Posterior, evidence_matrix, pair_radius
-from sureclr.models.embed import Embeddings
 
 Embed = Callable[[ImageSet], Embeddings]
 Result = dict[str, Any]

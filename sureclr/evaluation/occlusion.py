@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sureclr.data.corruptions import to_uint8
 from sureclr.data.counter_rng import uniform
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.calibration import Embed
 from sureclr.maths import metrics
-from sureclr.models.embed import Embeddings
 
 Result = dict[str, Any]
 Score = Callable[[Embeddings], Tensor]

@@ -9,8 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sureclr.reporting.charts import Chart, told
-from sureclr.reporting.numbers import Numbers
 from sureclr.reporting.pictures import uri
+from sureclr.reporting.run_files import Numbers
 
 
 @dataclass(frozen=True)

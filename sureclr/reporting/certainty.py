@@ -18,8 +18,8 @@ from sureclr.reporting.charts import (
     reliability,
     told,
 )
-from sureclr.reporting.numbers import Numbers
 from sureclr.reporting.pictures import uri
+from sureclr.reporting.run_files import Numbers
 
 KEY = legend([("makes it surer", 0), ("makes it less sure", 1)], boxes=True)
 SHOWN = 14  # images at each end of the certainty

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.view_config import ViewConfig
+from sureclr.config import ViewConfig
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from sureclr.reporting.blocks import Block, Figure, Gallery, Map, Note, from_key, picture
 from sureclr.reporting.charts import Axis, bars, told
-from sureclr.reporting.numbers import Numbers
 from sureclr.reporting.pictures import sheets
+from sureclr.reporting.run_files import Numbers
 
 
 def sees(run: Numbers) -> list[Block]:

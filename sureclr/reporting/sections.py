@@ -8,8 +8,7 @@ from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
-from sureclr.config import PretrainConfig
-from sureclr.data.view_config import ViewConfig
+from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.reporting.blocks import (
     Block,
     Facts,
@@ -35,7 +34,7 @@ from sureclr.reporting.charts import (
     matrix,
     told,
 )
-from sureclr.reporting.numbers import Numbers
+from sureclr.reporting.run_files import Numbers
 
 THINNED = 400  # points of a curve at most: every k-th step is drawn
 TRAINED, RAW, UNTRAINED, SEEN = 0, 1, 2, 3  # styles

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
-from sureclr.data.view_config import ViewConfig
 from sureclr.data.views import two_views
 from sureclr.maths import losses, metrics, neighbours
 from sureclr.maths.sphere import Posterior
-from sureclr.models.embed import embed, evaluating
+from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
 
 PROBES = 1024  # fixed training images that are looked at again and again

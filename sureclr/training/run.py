@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, objective
-from sureclr.models.embed import Embeddings, as_float, embed
+from sureclr.models.embedding import as_float, embed
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
 from sureclr.training.devices import choose_device

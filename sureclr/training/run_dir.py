@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from sureclr.errors import UserError
+from sureclr.files import remove, sync_folder, write_synced, write_whole
 
 KEPT_CHECKPOINTS = 2
 OF_THE_WEIGHTS = (
@@ -248,35 +248,3 @@ def verified(path: Path) -> dict[str, bytes] | None:
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
     return files if good and "state.json" in files else None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replace a file's content at once: readers see the old or the new one, never half."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    write_synced(draft, data)
-    draft.replace(path)
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make a rename in this folder durable (where the system lets folders be opened)."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sureclr.cli import main
-from sureclr.models.embed import Embeddings
+from sureclr.data.embeddings import Embeddings
 
 TINY = [
     "--encoder",

@@ -2,7 +2,7 @@
 runs do not).
 """
 
-from sureclr.cli.evaluate import summary
+from sureclr.cli.evaluation_commands import summary
 
 OLD = {
     "accuracy": 0.9,

@@ -12,12 +12,12 @@ import torch
 from pyarrow import parquet
 from tiny import train
 
-from sureclr.cli.evaluate import summary
+from sureclr.cli.evaluation_commands import summary
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.evaluate import EVALUATIONS
-from sureclr.evaluation.learning import learning
-from sureclr.evaluation.material import Material, material
+from sureclr.evaluation.inputs import Material, material
+from sureclr.evaluation.session import EVALUATIONS
+from sureclr.evaluation.training_history import learning
 from sureclr.maths.losses import Softening
 
 NAMES = ("learning", "geometry", "sensitivity", "explanation")

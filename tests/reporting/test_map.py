@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from sureclr.config import PretrainConfig
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.models.embed import Embeddings
 from sureclr.reporting.blocks import Map, Note
 from sureclr.reporting.map import script_json, sees
-from sureclr.reporting.numbers import Numbers
+from sureclr.reporting.run_files import Numbers
 
 N, ROWS = (
     1100,

@@ -11,7 +11,7 @@ import torch
 from sureclr.config import PretrainConfig
 from sureclr.errors import UserError
 from sureclr.training import accumulate
-from sureclr.training.pretrain import fitting, trainer
+from sureclr.training.pretraining import fitting, trainer
 from sureclr.training.progress import Silent
 from sureclr.training.run import as_image_set
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.training.run_dir import OURS, RunDir, default_name, write_whole
+from sureclr.files import write_whole
+from sureclr.training.run_dir import OURS, RunDir, default_name
 
 PARTS = {"model": {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "optimizer": {}}
 

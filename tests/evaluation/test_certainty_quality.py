@@ -1,0 +1,470 @@
+"""Certainties that are perfect, reversed and random by construction; loops, scikit-learn, scipy and
+the model's own world.
+"""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import log_loss as sklearn_log_loss
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sureclr.config import ViewConfig
+from sureclr.data.corruptions import CORRUPTIONS
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.evaluation import calibration
+from sureclr.evaluation import certainty_quality as uncertainty
+from sureclr.evaluation.calibration import (
+    Pair,
+    evidence_calibration,
+    image_seeds,
+    log_loss,
+    radius_calibration,
+    view_pair,
+)
+from sureclr.evaluation.certainty_quality import (
+    Judgement,
+    Reference,
+    judge,
+    measure,
+    partner,
+    ranking,
+    selective,
+)
+from sureclr.maths.sampling import sample, uniform_directions
+from sureclr.maths.sphere import Posterior
+
+TRAIN, TEST, CLASSES = 120, 80, 3
+
+
+def random() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def embeddings(
+    features: Tensor,
+    labels: Tensor,
+    split: list[str],
+    radius: Tensor | None = None,
+    certainty: Tensor | None = None,
+    dimension: float | None = None,
+    direction: Tensor | None = None,
+) -> Embeddings:
+    direction = normalize(features[:, :8], dim=1) if direction is None else direction
+    certainty = radius if certainty is None else certainty
+    paths = [str(i) for i in range(len(labels))]
+    return Embeddings(
+        features,
+        direction,
+        radius,
+        certainty,
+        labels,
+        tuple("abc"),
+        np.asarray(split),
+        paths,
+        dimension,
+    )
+
+
+def table(**more: Tensor) -> Embeddings:
+    """Three overlapping clusters: about three quarters of the nearest images have the right class."""
+    labels = torch.arange(TRAIN + TEST) % CLASSES
+    features = torch.randn(TRAIN + TEST, 10, generator=random()) + 1.5 * torch.eye(10)[labels]
+    return embeddings(features, labels, ["train"] * TRAIN + ["test"] * TEST, **more)
+
+
+def right_by_loops(t: Embeddings) -> Tensor:
+    train = [i for i in range(len(t)) if t.split[i] == "train"]
+    unit = t.features.double() / t.features.double().norm(dim=1, keepdim=True)
+    nearest = [
+        max(train, key=lambda j: float(unit[i] @ unit[j]))
+        for i in range(len(t))
+        if t.split[i] == "test"
+    ]
+    return torch.stack([t.labels[j] for j in nearest]) == t.labels[t.split == "test"]
+
+
+def test_r_auroc_of_perfect_reversed_random_and_constant_certainties() -> None:
+    t = table()
+    right = right_by_loops(t)
+    assert 0.3 < right.double().mean() < 0.95  # both kinds, or the test would say nothing
+    reference, noise = Reference.of(t), torch.rand(TEST, generator=random())
+    perfect = right + 0.5 * noise
+    for certainty, expected in (
+        (perfect, 1.0),
+        (-perfect, 0.0),
+        (0 * noise, 0.5),
+        (noise, roc_auc_score(right, noise)),
+    ):
+        judged = judge(replace(t.select(t.split == "test"), certainty=certainty.float()), reference)
+        assert torch.equal(judged.right, right)
+        found = ranking(judged)
+        assert found["r_auroc"]["certainty"] == pytest.approx(expected, abs=1e-6)
+        assert found["recall_at_1"] == pytest.approx(float(right.double().mean()))
+        for name, score in judged.scores.items():
+            assert found["r_auroc"][name] == pytest.approx(
+                roc_auc_score(right, score.double()), abs=1e-9
+            )
+
+
+def test_the_plain_scores_are_what_they_say() -> None:
+    t = table()
+    reference, test = Reference.of(t), t.select(t.split == "test")
+    scores = judge(test, reference).scores
+    unit = normalize(t.features.double(), dim=1)
+    assert torch.allclose(
+        scores["neighbour_similarity"].double(), (unit[TRAIN:] @ unit[:TRAIN].T).amax(1), atol=1e-6
+    )
+    assert torch.allclose(scores["feature_norm"], test.features.square().sum(1).sqrt())
+    assert reference.probe is not None
+    assert torch.allclose(
+        scores["negative_entropy"],
+        -torch.from_numpy(stats.entropy(reference.probe.probabilities, axis=1)),
+    )
+    assert "certainty" not in scores  # this table has none
+
+
+def test_an_unlabelled_test_image_is_not_judged() -> None:
+    t = table()
+    labels = t.labels.clone()
+    labels[TRAIN : TRAIN + 30] = -1
+    found = ranking(
+        judge((part := replace(t, labels=labels)).select(part.split == "test"), Reference.of(part))
+    )
+    assert found["n"] == TEST - 30
+    assert found["recall_at_1"] == pytest.approx(float(right_by_loops(t)[30:].double().mean()))
+
+
+# --- Corruptions ----------------------------------------------------------------------
+
+
+def checkers(n: int, side: int = 20) -> ImageSet:
+    pixels = (
+        ((torch.arange(side)[:, None] + torch.arange(side)) % 2 * 255)
+        .to(torch.uint8)
+        .expand(n, 1, side, side)
+        .contiguous()
+    )
+    return ImageSet(
+        "checkers", pixels, torch.full((n,), -1), (), np.full(n, "test"), [str(i) for i in range(n)]
+    )
+
+
+def seen_through(sign: float) -> uncertainty.Embed:
+    """Certainty: sign times the share of pixels that are not occluded (an occluded one has the mean
+    colour, 128).
+    """
+
+    def embed(images: ImageSet) -> Embeddings:
+        visible = (images.images != 128).double().mean((1, 2, 3)).float()
+        n = len(images)
+        return embeddings(torch.ones(n, 10), images.labels, ["test"] * n, certainty=sign * visible)
+
+    return embed
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_spearman_and_less_certain_follow_a_certainty_that_knows_the_strength(sign: float) -> None:
+    images, occlusion = checkers(200), CORRUPTIONS["occlusion"]
+    embed, reference = (
+        seen_through(sign),
+        Reference(embeddings(torch.ones(1, 10), torch.zeros(1).long(), ["train"]), None),
+    )
+    clean = judge(embed(images), reference)
+    found = uncertainty.corrupted(embed, images, occlusion, clean, reference, 0, slice(None))
+    seeds = image_seeds(images, 0, uncertainty.CORRUPTED)
+    strengths = occlusion.random_strengths(seeds)
+    certainty = embed(replace(images, images=occlusion(images.images, seeds, strengths))).certainty
+    assert certainty is not None
+    spearman = found["random"]["spearman"]["certainty"]
+    assert spearman == pytest.approx(stats.spearmanr(certainty, -strengths).statistic)
+    assert sign * spearman > 0.99  # positive: less certain as it gets worse
+    changed = float((certainty != sign).double().mean())
+    assert 0.9 < changed <= 1
+    assert found["random"]["less_certain"]["certainty"] == pytest.approx(
+        changed if sign > 0 else 0.0
+    )
+    assert found["random"]["less_certain"]["feature_norm"] == 0  # equal is not less
+    assert [level["strength"] for level in found["levels"]] == list(occlusion.strengths)
+    sizes = [round(20 * s**0.5) ** 2 for s in occlusion.strengths]
+    assert [level["mean"]["certainty"] for level in found["levels"]] == pytest.approx(
+        [sign * (1 - s / 400) for s in sizes]
+    )
+
+
+# --- Pairs ----------------------------------------------------------------------------
+
+
+def world(n: int, d: int = 16, low: float = 0.3, high: float = 0.8, seed: int = 1) -> Pair:
+    """Views sampled from the model itself: z uniform, each view's direction from the Poisson kernel
+    around z, with its radius.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = uniform_directions(n, d, generator).double().repeat(2, 1)
+    radius = low + (high - low) * torch.rand(2 * n, generator=generator, dtype=torch.float64)
+    mu = sample(Posterior(z, radius), generator)
+    return Pair(
+        embeddings(
+            mu, torch.full((2 * n,), -1), ["test"] * 2 * n, radius=radius, dimension=d, direction=mu
+        )
+    )
+
+
+def bent(pair: Pair) -> Pair:
+    """The same views with wrong radii, in the right order."""
+    assert pair.seen.radius is not None
+    return Pair(replace(pair.seen, radius=pair.seen.radius**3))
+
+
+def test_the_models_own_radius_is_calibrated_and_a_bent_one_only_after_the_map() -> None:
+    pair, training = world(4000), world(4000, seed=2)
+    found = radius_calibration(pair, training)
+    assert found["raw"]["error"] < 0.02
+    assert sum(found["raw"]["count"]) == 4000
+    wrong = radius_calibration(bent(pair), bent(training))
+    assert wrong["raw"]["error"] > 0.1
+    assert wrong["mapped"]["error"] < 0.02
+    a, b = (side.direction for side in world(50).sides())
+    by_loops = [float(a[i] @ b[j]) for i in range(50) for j in range(50) if i != j]
+    assert calibration.mean_cosine_different(world(50)) == pytest.approx(np.mean(by_loops))
+
+
+def test_the_models_own_evidence_is_in_nats_and_a_bent_one_only_after_the_map() -> None:
+    pair, training = world(400, low=0.7, high=0.9), world(400, low=0.7, high=0.9, seed=2)
+    found = evidence_calibration(pair, training)
+    assert abs(found["log_mean_exp"]) < 4 * found["log_mean_exp_standard_error"]
+    assert found["raw"]["error"] < 3e-4  # of a rate of 1/400
+    assert found["raw"]["log_loss"] < 0.6 * found["log_loss_prior"]
+    assert found["raw"]["log_loss"] == pytest.approx(found["mapped"]["log_loss"], rel=0.05)
+    heavy = [
+        (p, o)
+        for p, o, n in zip(
+            *(found["raw"][k] for k in ("predicted", "observed", "count")), strict=True
+        )
+        if n >= 40
+    ]
+    assert len(heavy) >= 5
+    assert all(abs(p - o) < 0.1 for p, o in heavy)
+    wrong = evidence_calibration(bent(pair), bent(training))
+    assert wrong["raw"]["log_loss"] > 1.1 * found["raw"]["log_loss"]
+    assert wrong["mapped"]["log_loss"] < wrong["raw"]["log_loss"]
+
+
+def test_the_first_pairs_are_both_views_of_the_first_images() -> None:
+    pair = world(50)
+    for few, all_ in zip(pair.first(7).sides(), pair.sides(), strict=True):
+        assert torch.equal(few.direction, all_.direction[:7])
+    assert pair.first(80).n == 50
+
+
+def test_prior_is_one_pair_in_n() -> None:
+    """Radii of 0 know nothing: the posterior is the prior, and its log loss that of the rate 1/n."""
+    pair = world(60)
+    nothing = Pair(replace(pair.seen, radius=torch.zeros(120, dtype=torch.float64)))
+    found = evidence_calibration(nothing, nothing)
+    assert found["raw"]["predicted"] == pytest.approx([1 / 60])
+    assert found["raw"]["log_loss"] == pytest.approx(stats.entropy([1 / 60, 59 / 60]))
+    assert found["log_loss_prior"] == pytest.approx(found["raw"]["log_loss"])
+
+
+def test_log_loss_is_scikit_learns() -> None:
+    p = torch.rand(500, generator=random(), dtype=torch.float64)
+    outcome = torch.rand(500, generator=random()) < 0.3
+    assert log_loss(p, outcome) == pytest.approx(sklearn_log_loss(outcome, p))
+    assert math.isfinite(log_loss(torch.zeros(2), torch.tensor([True, False])))
+
+
+def test_partner_knows_which_views_find_their_own() -> None:
+    pair = world(60, low=0.7, high=0.95)
+    a, b = pair.sides()
+    own = torch.stack(
+        [torch.stack([x @ y for y in b.direction]).argmax() == i for i, x in enumerate(a.direction)]
+    )
+    assert 0.2 < own.double().mean() < 0.98
+    certainty = torch.cat([own, torch.zeros(60)]).float()
+    reference = Reference(a, None)
+    found = partner(Pair(replace(pair.seen, certainty=certainty)), reference)
+    assert found["instance_match"] == pytest.approx(float(own.double().mean()))
+    assert found["auroc"]["certainty"] == 1
+    cosine = (a.direction @ b.direction.T).amax(1)
+    assert found["auroc"]["match_similarity"] == pytest.approx(roc_auc_score(own, cosine))
+    assert found["auroc"]["match_evidence"] > 0.5  # in its own world the model's evidence knows
+    evidence, index = uncertainty.best_evidence(a.posterior, b.posterior, 16, block=7)
+    r = a.posterior.radius[:, None] * b.posterior.radius  # type: ignore[index,operator]
+    by_formula = torch.log(1 - r**2) - 8 * torch.log(
+        1 - 2 * r * (a.direction @ b.direction.T) + r**2
+    )
+    assert torch.allclose(evidence, by_formula.amax(1))
+    assert torch.equal(index, by_formula.argmax(1))
+
+
+def test_views_are_paired_row_by_row_and_drawn_by_seed_and_stream() -> None:
+    images = pictures(30)
+    embed = toy()
+    nothing = ViewConfig(
+        strength=0, blur_p=0, grey_p=0, crop_area=(1, 1), crop_aspect=(1, 1), flip=0
+    )
+    a, b = view_pair(embed, images, nothing, 0, 1).sides()
+    assert torch.equal(a.features, embed(images).features) and torch.equal(
+        b.features, a.features
+    )  # the image itself
+    drawn = [
+        view_pair(embed, images, ViewConfig(), *at).seen.features
+        for at in ((0, 1), (0, 1), (1, 1), (0, 2))
+    ]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0][:30], drawn[0][30:])  # the two views differ
+    assert not torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[3])
+
+
+# --- Selective prediction and the probe -----------------------------------------------
+
+
+def test_abstaining_is_the_error_among_the_surest() -> None:
+    right = torch.rand(200, generator=random()) < 0.7
+    score = right * 0.3 + torch.rand(200, generator=torch.Generator().manual_seed(1))
+    found = uncertainty.abstaining(right, {"score": score, "constant": torch.zeros(200)})
+    order = sorted(range(200), key=lambda i: -float(score[i]))
+    risks = [1 - np.mean([bool(right[i]) for i in order[: k + 1]]) for k in range(200)]
+    assert found["aurc"]["score"] == pytest.approx(np.mean(risks))
+    assert (
+        found["aurc"]["constant"]
+        == pytest.approx(found["error"])
+        == pytest.approx(found["aurc"]["random"])
+    )
+    assert found["aurc"]["best"] < found["aurc"]["score"] < found["aurc"]["random"]
+    assert found["risk"]["score"] == pytest.approx(
+        [risks[round(200 * c) - 1] for c in found["coverage"]]
+    )
+    assert found["coverage"][-1] == 1 and found["risk"]["score"][-1] == pytest.approx(
+        found["error"]
+    )
+
+
+def test_selective_judges_both_classifiers_on_known_images() -> None:
+    t = table()
+    reference = Reference.of(t)
+    judged = judge(t.select(t.split == "test"), reference)
+    found = selective(judged, reference)
+    assert reference.probe is not None
+    assert found["linear"]["error"] == pytest.approx(1 - reference.probe.accuracy)
+    some = torch.arange(TEST) >= 30
+    part = selective(Judgement(judged.seen, judged.scores, some, judged.right), reference)
+    wrong = reference.probe.predictions[some] != judged.seen.labels[some]
+    assert part["linear"]["error"] == pytest.approx(float(wrong.double().mean()))
+
+
+def test_ece_finds_the_probes_column_of_each_label() -> None:
+    t = table()
+    spaced = replace(t, labels=t.labels * 2 + 1, classes=tuple("abcdef"))
+    plain, moved = (
+        uncertainty.probe_calibration(x, Reference.of(x))["features"] for x in (t, spaced)
+    )
+    assert moved == pytest.approx(plain)
+    probe = Reference.of(spaced).probe
+    assert probe is not None
+    assert uncertainty.columns(probe, torch.tensor([3, 1, 4])).tolist() == [1, 0, -1]
+
+
+# --- The whole ------------------------------------------------------------------------
+
+
+def pictures(n: int = TRAIN + TEST, labelled: bool = True) -> ImageSet:
+    labels = torch.arange(n) % CLASSES
+    bright = torch.rand(n, 1, 12, 12, generator=random()) * 120 + 45 * labels.view(-1, 1, 1, 1)
+    return ImageSet(
+        "pictures",
+        bright.to(torch.uint8),
+        labels if labelled else labels * 0 - 1,
+        tuple("abc") if labelled else (),
+        np.asarray(["train"] * min(n, TRAIN) + ["test"] * max(0, n - TRAIN)),
+        [str(i) for i in range(n)],
+    )
+
+
+def toy(radius: bool = True) -> uncertainty.Embed:
+    """Pixels as features; a fixed random projection as direction; contrast as radius."""
+    weight = torch.randn(144, 8, generator=random())
+
+    def embed(images: ImageSet) -> Embeddings:
+        x = images.images.flatten(1).float() / 255
+        rho = torch.sigmoid(8 * x.std(1)) if radius else None
+        return Embeddings(
+            x,
+            normalize(x @ weight, dim=1),
+            rho,
+            rho,
+            images.labels,
+            images.classes,
+            images.split,
+            images.paths,
+        )
+
+    return embed
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("radius", [True, False])
+def test_everything_that_can_be_had_is_there_and_the_rest_is_explained(
+    labelled: bool, radius: bool
+) -> None:
+    images, embed = pictures(labelled=labelled), toy(radius)
+    found = measure(embed, images, embed(images), ViewConfig(), levels=slice(0, 2))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert ("certainty" in found["scores"], "calibration" in found, "evidence" in found) == (
+        radius,
+    ) * 3
+    assert ("selective" in found, "probe_calibration" in found, bool(found["clean"])) == (
+        labelled,
+    ) * 3
+    assert ("negative_entropy" in found["scores"]) == labelled
+    assert set(found["corruptions"]) == set(CORRUPTIONS)
+    assert all(len(c["levels"]) == 2 for c in found["corruptions"].values())
+    assert len(found["skipped"]) == (not labelled) + 2 * (not radius)
+    assert set(found["corruptions"]["crop"]["random"]["spearman"]) == set(found["scores"])
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    images, embed = pictures(), toy()
+    first, again, other = (
+        measure(embed, images, embed(images), ViewConfig(), seed, slice(0, 1)) for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first["clean"] == other["clean"]
+    assert (
+        first["corruptions"]["crop"] != other["corruptions"]["crop"]
+        and first["partner"] != other["partner"]
+    )
+
+
+def test_the_map_is_fitted_on_training_images_alone() -> None:
+    images, embed, asked = pictures(), toy(), []
+
+    def recording(some: ImageSet) -> Embeddings:
+        asked.append(set(some.split.tolist()))
+        return embed(some)
+
+    measure(recording, images, embed(images), ViewConfig(), levels=slice(0, 1))
+    assert asked.count({"train"}) == 1 and asked.count({"test"}) == len(asked) - 1
+
+
+def test_no_number_is_none_in_json() -> None:
+    assert uncertainty.json_able({"a": [math.nan, 1.0], "b": {"c": math.inf}}) == {
+        "a": [None, 1.0],
+        "b": {"c": None},
+    }
+
+
+@pytest.mark.parametrize("n", [TRAIN, TRAIN + 1])
+def test_without_test_images_the_user_is_told(n: int) -> None:
+    images, embed = pictures(n), toy()
+    with pytest.raises(UserError, match="test images"):
+        measure(embed, images, embed(images), ViewConfig())

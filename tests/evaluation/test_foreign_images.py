@@ -1,0 +1,179 @@
+"""Foreign images made and met, against scikit-learn's AUROC and scipy's Spearman."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
+
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import load
+from sureclr.errors import UserError
+from sureclr.evaluation import foreign_images as ood
+from sureclr.evaluation.certainty_quality import Reference, judge
+
+N, SIDE = 90, 12
+
+
+def pictures(name: str = "pictures", n: int = N) -> ImageSet:
+    """A bright left half with noise; a third are test images."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 60, (n, 1, SIDE, SIDE), generator=generator)
+    pixels[..., : SIDE // 2] += 180
+    split = np.asarray(["test" if i % 3 == 0 else "train" for i in range(n)])
+    return ImageSet(
+        name,
+        pixels.to(torch.uint8),
+        torch.arange(n) // 3 % 2,
+        ("a", "b"),
+        split,
+        [str(i) for i in range(n)],
+    )
+
+
+def embed(images: ImageSet) -> Embeddings:
+    """Pixels as features; certainty is the brightness of the left half less that of the right."""
+    x = images.images.float() / 255
+    certainty = x[..., : SIDE // 2].mean((1, 2, 3)) - x[..., SIDE // 2 :].mean((1, 2, 3))
+    flat = x.flatten(1)
+    return Embeddings(
+        flat,
+        normalize(flat, dim=1),
+        None,
+        certainty,
+        images.labels,
+        images.classes,
+        images.split,
+        images.paths,
+    )
+
+
+def without_fashion(name: str, root: Path | None = None) -> ImageSet:
+    if name == "fashion-mnist":
+        raise UserError("fashion-mnist is not here")
+    return load(name, root=root)
+
+
+def test_a_certainty_that_knows_its_own_images_tells_them_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ood, "load", without_fashion)
+    images = pictures()
+    found = ood.measure(embed, images, embed(images))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["inverted"]["auroc"]["certainty"] == 1  # the bright half becomes the dark one
+    assert found["uniform-noise"]["auroc"]["certainty"] == 1
+    assert found["flipped"]["auroc"]["certainty"] == pytest.approx(
+        0.5, abs=0.01
+    )  # upside down, left and right stay
+    assert found["digits"]["n"] == 797
+    assert "resized from 8 to 12" in found["digits"]["note"]
+    assert set(found["inverted"]["auroc"]) == {
+        "certainty",
+        "neighbour_similarity",
+        "feature_norm",
+        "negative_entropy",
+    }
+
+
+def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
+    images = pictures()
+    table = embed(images)
+    foreign = ood.altered("uniform-noise", images.test, 0)
+    reference = Reference.of(table)
+    own, other = (
+        judge(table.select(table.split == "test"), reference),
+        judge(embed(foreign), reference),
+    )
+    found = ood.told_apart(own, other, "")["auroc"]
+    for name, score in own.scores.items():
+        truth = np.repeat([1, 0], [len(score), len(other.scores[name])])
+        assert found[name] == pytest.approx(
+            roc_auc_score(truth, torch.cat([score, other.scores[name]]).double())
+        )
+
+
+def test_the_alterations_are_what_they_say() -> None:
+    test = pictures(n=900).test
+    assert np.array_equal(
+        ood.altered("flipped", test, 0).images.numpy(), test.images.numpy()[:, :, ::-1, :]
+    )
+    assert np.array_equal(
+        ood.altered("inverted", test, 0).images.numpy(), 255 - test.images.numpy()
+    )
+    noise = ood.altered("uniform-noise", test, 0).images
+    assert noise.shape == test.images.shape
+    assert stats.chisquare(np.bincount(noise.flatten().numpy(), minlength=256)).pvalue > 1e-3
+    assert len(noise.flatten(1).unique(dim=0)) == len(noise)  # every image another
+    assert torch.equal(noise, ood.altered("uniform-noise", test, 0).images)
+    assert not torch.equal(noise, ood.altered("uniform-noise", test, 1).images)
+
+
+def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ood, "load", without_fashion)
+    images = pictures("digits")
+    found = ood.measure(embed, images, embed(images))
+    assert "the images come from" in found["digits"]["skipped"]
+    assert found["fashion-mnist"]["skipped"] == "fashion-mnist is not here"
+
+
+def test_other_images_come_as_the_run_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ood, "load", lambda name, root=None: pictures())
+    colour = replace(pictures(), images=torch.zeros(N, 3, 20, 20, dtype=torch.uint8))
+    foreign = ood.other_source("digits", colour, None)
+    assert foreign.images.shape == (30, 3, 20, 20)
+    assert set(foreign.split.tolist()) == {"test"}
+
+
+# --- CIFAR-10H ------------------------------------------------------------------------
+
+
+def probabilities() -> np.ndarray:
+    return np.random.default_rng(0).dirichlet(np.full(10, 0.3), 10_000)
+
+
+def test_human_entropies_are_scipys_and_other_files_are_refused(tmp_path: Path) -> None:
+    p = probabilities()
+    p[0] = np.eye(10)[3]  # all agree
+    np.save(tmp_path / "good.npy", p)
+    found = ood.human_entropies(tmp_path / "good.npy")
+    assert np.allclose(found, stats.entropy(p, axis=1)) and found[0] == 0
+    np.save(tmp_path / "few.npy", p[:50])
+    np.save(tmp_path / "counts.npy", p * 50)
+    np.save(tmp_path / "pickled.npy", np.array([{"not": "data"}], dtype=object), allow_pickle=True)
+    (tmp_path / "text.npy").write_text("hello")
+    for name in ("few", "counts", "pickled", "text", "absent"):
+        with pytest.raises(UserError, match="CIFAR-10H"):
+            ood.human_entropies(tmp_path / f"{name}.npy")
+
+
+def test_certainty_follows_minus_the_human_entropy() -> None:
+    entropies = torch.from_numpy(stats.entropy(probabilities(), axis=1))
+    features = torch.rand(10_020, 4, generator=torch.Generator().manual_seed(0))
+    certainty = torch.cat([torch.zeros(20), -(entropies.float() ** 3)])
+    split = np.repeat(["train", "test"], [20, 10_000])
+    table = Embeddings(
+        features,
+        normalize(features, dim=1),
+        None,
+        certainty,
+        torch.arange(10_020) % 2,
+        ("a", "b"),
+        split,
+        [str(i) for i in range(10_020)],
+    )
+    images = pictures("cifar10")
+    found = ood.against_humans(images, table, entropies)
+    assert found["n"] == 10_000 and found["spearman"]["certainty"] > 0.999
+    norm = stats.spearmanr(features[20:].norm(dim=1), -entropies).statistic
+    assert found["spearman"]["feature_norm"] == pytest.approx(norm, abs=1e-6)
+    with pytest.raises(UserError, match="cifar10"):
+        ood.against_humans(pictures("digits"), table, entropies)

@@ -1,0 +1,162 @@
+"""Witness: scikit-learn's LogisticRegression on the same split and the same standardised rows. The
+solver: tests/maths/test_logistic.py.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from noisy_classes import rows
+from sklearn.linear_model import LogisticRegression
+
+from sureclr.errors import UserError
+from sureclr.evaluation import probes as module
+from sureclr.evaluation.probes import linear_probe, stratified_split
+from sureclr.maths.logistic import standardisation
+from sureclr.maths.metrics import wilson_interval
+
+
+def test_stratified_split_keeps_shares_and_never_takes_a_whole_class() -> None:
+    target = torch.tensor([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    held = stratified_split(target, 0.2, torch.Generator().manual_seed(0))
+    assert [int(held[target == c].sum()) for c in range(4)] == [10, 2, 1, 0]
+    assert torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(0)))
+    assert not torch.equal(held, stratified_split(target, 0.2, torch.Generator().manual_seed(1)))
+    assert [
+        int(stratified_split(target, 0.99, torch.Generator())[target == c].sum()) for c in range(4)
+    ] == [49, 9, 1, 0]
+
+
+def test_the_probe_is_the_chosen_model_on_raw_features() -> None:
+    (x, y), (tx, ty) = rows(400), rows(300, seed=1)
+    found = linear_probe(x, y, tx, ty, tolerance=1e-8)
+    mean, scale = standardisation(x)
+    n, strength = 400, found.strength
+    witness = LogisticRegression(C=1 / (n * strength), tol=1e-10, max_iter=10000).fit(
+        ((x - mean) / scale).numpy(), y.numpy()
+    )
+    probabilities = witness.predict_proba(((tx - mean) / scale).numpy())
+    assert np.allclose(found.probabilities.numpy(), probabilities, atol=1e-5)
+    assert torch.allclose(found.logits, tx @ found.weight + found.bias)
+    right = int((found.predictions == ty).sum())
+    assert (
+        found.accuracy
+        == right / 300
+        == pytest.approx(witness.score(((tx - mean) / scale).numpy(), ty.numpy()))
+    )
+    assert found.interval == wilson_interval(right, 300)
+    assert found.converged and found.gradient <= 1e-8 and 0.4 < found.accuracy < 0.95
+
+
+def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
+    x, y = rows(120, f=40, classes=3)
+    found = linear_probe(x, y, *rows(50, f=40, classes=3, seed=1), seed=5, tolerance=1e-7)
+    held = stratified_split(y, 0.2, torch.Generator().manual_seed(5))
+    mean, scale = standardisation(x[~held])
+    scores = []
+    for strength in module.STRENGTHS:
+        witness = LogisticRegression(
+            C=1 / (int((~held).sum()) * strength), tol=1e-9, max_iter=20000
+        )
+        witness.fit(((x - mean) / scale)[~held].numpy(), y[~held].numpy())
+        scores.append(witness.score(((x - mean) / scale)[held].numpy(), y[held].numpy()))
+    assert [s for s, _ in found.strengths] == list(module.STRENGTHS)
+    assert [a for _, a in found.strengths] == pytest.approx(scores)
+    assert len(set(scores)) > 2  # the choice is a choice
+    assert found.strength == max(s for s, a in found.strengths if a == max(scores))
+
+
+def test_of_equally_accurate_strengths_the_strongest_is_taken() -> None:
+    assert module._choose((0.1, 1.0, 10.0), (0.7, 0.7, 0.5)) == 1.0
+
+
+def test_the_test_rows_cannot_change_the_model() -> None:
+    x, y = rows(150)
+    a, b = (linear_probe(x, y, *rows(60, seed=s)) for s in (1, 2))
+    assert (
+        a.strength == b.strength and torch.equal(a.weight, b.weight) and torch.equal(a.bias, b.bias)
+    )
+
+
+def test_scaling_and_shifting_columns_changes_nothing() -> None:
+    """With a constant column, which standardisation must survive."""
+    (x, y), (tx, ty) = rows(200), rows(100, seed=1)
+    scale = torch.logspace(-3, 3, 12, dtype=torch.float64)
+    one = linear_probe(x, y, tx, ty, tolerance=1e-8)
+    moved, tmoved = (torch.cat([a * scale - 3, torch.full((len(a), 1), 2.5)], 1) for a in (x, tx))
+    two = linear_probe(moved, y, tmoved, ty, tolerance=1e-8)
+    assert one.strength == two.strength and torch.allclose(
+        one.probabilities, two.probabilities, atol=1e-5
+    )
+
+
+def test_labels_need_not_be_consecutive_and_missing_classes_can_be_wrong() -> None:
+    (x, y), (tx, ty) = rows(200), rows(100, seed=1)
+    plain, spread = linear_probe(x, y, tx, ty), linear_probe(x, 10 * y, tx, 10 * ty)
+    assert spread.classes.tolist() == [0, 10, 20, 30] and torch.equal(
+        spread.predictions, 10 * plain.predictions
+    )
+    seen = y != 3
+    with pytest.raises(UserError, match=r"without a training row: \[3\]"):
+        linear_probe(x[seen], y[seen], tx, ty)
+    found = linear_probe(x[seen], y[seen], tx, ty, allow_missing=True)
+    assert found.logits.shape == (100, 3)
+    assert (
+        found.accuracy
+        == float((found.predictions == ty).double().mean())
+        <= float((ty != 3).double().mean())
+    )
+
+
+def test_one_row_a_class_and_one_strength_leave_nothing_to_choose() -> None:
+    x, y = torch.eye(4), torch.arange(4)
+    found = linear_probe(x, y, x, y)
+    assert found.strength == module.STRENGTHS[len(module.STRENGTHS) // 2] and found.accuracy == 1
+    assert all(math.isnan(a) for _, a in found.strengths)
+    assert linear_probe(*rows(100), *rows(20, seed=1), strengths=[0.5]).strength == 0.5
+
+
+def test_half_precision_and_integer_features_are_widened() -> None:
+    x, y = (
+        torch.randint(0, 17, (200, 6), generator=torch.Generator().manual_seed(0)),
+        torch.arange(200) % 2,
+    )
+    results = [
+        linear_probe(x.to(t), y, x.to(t), y).accuracy
+        for t in (torch.uint8, torch.float16, torch.float64)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_y": torch.tensor([0, -1, 1, -1])}, "2 of 4 training rows have none"),
+        ({"train_y": torch.tensor([1, 1, 1, 1])}, "every training row has label 1"),
+        ({"train_y": torch.tensor([0, 1])}, "got 4 rows and 2 labels"),
+        (
+            {"test_x": torch.empty(0, 2), "test_y": torch.empty(0, dtype=torch.int64)},
+            "test rows, got 0 rows",
+        ),
+        ({"test_y": torch.tensor([0, 5])}, "without a training row"),
+        (
+            {"train_x": torch.tensor([[0, math.nan], [1, 1], [2, 1], [3, 2]])},
+            "finite, 1 of 4 training rows",
+        ),
+        ({"test_x": torch.full((2, 2), math.inf)}, "finite, 2 of 2 test rows"),
+        ({"strengths": [0.0, 1.0]}, "above 0"),
+        ({"strengths": []}, "above 0"),
+    ],
+)
+def test_bad_input_is_one_sentence(change: dict, message: str) -> None:
+    good = {
+        "train_x": torch.rand(4, 2),
+        "train_y": torch.tensor([0, 1, 0, 1]),
+        "test_x": torch.rand(2, 2),
+        "test_y": torch.tensor([0, 1]),
+    }
+    linear_probe(**good)
+    with pytest.raises(UserError, match=message) as error:
+        linear_probe(**{**good, **change})
+    assert "\n" not in str(error.value)

@@ -1,0 +1,204 @@
+"""The table: what it holds, that it survives its file, and that others can read that file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sureclr.config import PretrainConfig
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.models.embedding import as_float, embed, embed_blocks, evaluating
+from sureclr.models.simclr import SimCLR
+from sureclr.training.run import build
+
+N = 11
+
+
+def images(n: int = N) -> ImageSet:
+    pixels = torch.randint(
+        0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
+    labels = torch.arange(n) // 2 % 3 - 1  # -1, 0, 1, in every split
+    split = np.array(["train", "test", "unlabelled"] * n)[:n]
+    return ImageSet(
+        "mine", pixels, labels, ("cat", "dög"), split, [f"a/{i} é.png" for i in range(n)]
+    )
+
+
+def model(loss: str = "sure") -> SimCLR:
+    config = PretrainConfig("mine", encoder="small", stem="cifar", projection_dim=6, loss=loss)
+    made = build(config, 1, torch.tensor([0.4]), torch.tensor([0.3]))[0]
+    if made.certainty is not None:
+        torch.nn.init.normal_(
+            made.certainty.body[-1].weight, generator=torch.Generator().manual_seed(0)
+        )
+    return made
+
+
+@pytest.fixture(scope="module", params=["sure", "nt-xent", "tau"])
+def table(request: pytest.FixtureRequest) -> Embeddings:
+    return embed(
+        model(request.param),
+        images(),
+        kernel_dimension=5.5 if request.param == "sure" else None,
+        batch=4,
+    )
+
+
+def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:
+    return (a is None and b is None) or (
+        a is not None and b is not None and a.dtype == b.dtype and torch.equal(a, b)
+    )
+
+
+def test_rows_are_what_the_model_says_of_each_image_alone() -> None:
+    """In evaluation mode an image's row does not depend on the batch around it; seen are whole
+    images over 255.
+    """
+    made, some = model(), images()
+    table = embed(made, some, batch=4)
+    made.eval()
+    for i in range(N):
+        features, posterior = made(some.images[i : i + 1].to(torch.float32) / 255)
+        assert torch.allclose(table.features[i], features[0], atol=1e-5)
+        assert torch.allclose(table.direction[i], posterior.direction[0], atol=1e-5)
+        assert torch.allclose(table.radius[i], posterior.radius[0], atol=1e-5)
+    assert float(table.radius.std()) > 0
+    assert torch.allclose(table.posterior.mean, table.radius[:, None] * table.direction)
+
+
+def test_file_gives_back_every_column(table: Embeddings, tmp_path: Path) -> None:
+    table.save(tmp_path / "embeddings.parquet")
+    back = Embeddings.read(tmp_path / "embeddings.parquet")
+    for name in ("features", "direction", "radius", "certainty", "labels"):
+        assert same(getattr(table, name), getattr(back, name)), name
+    assert back.classes == table.classes and back.kernel_dimension == table.kernel_dimension
+    assert list(back.paths) == list(table.paths) and back.split.tolist() == table.split.tolist()
+    assert [file.name for file in tmp_path.iterdir()] == ["embeddings.parquet"]  # no draft left
+
+
+def test_file_is_plain_parquet(table: Embeddings, tmp_path: Path) -> None:
+    """Read by pyarrow alone, as a stranger to the package would."""
+    from pyarrow import parquet
+
+    table.save(tmp_path / "e.parquet")
+    plain = parquet.read_table(tmp_path / "e.parquet")
+    assert plain.num_rows == N
+    row = plain.slice(3, 1).to_pylist()[0]
+    assert row["path"] == "a/3 é.png" and row["split"] == "train" and row["label"] == 0
+    assert np.array_equal(np.float32(row["features"]), table.features[3].numpy())
+    assert np.array_equal(np.float32(row["direction"]), table.direction[3].numpy())
+    assert ("radius" in row) == (table.radius is not None) and ("certainty" in row) == (
+        table.certainty is not None
+    )
+
+
+def test_a_table_of_several_row_groups_reads_back(table: Embeddings, tmp_path: Path) -> None:
+    """Another writer may cut it into pieces."""
+    from pyarrow import parquet
+
+    table.save(tmp_path / "e.parquet")
+    parquet.write_table(
+        parquet.read_table(tmp_path / "e.parquet"), tmp_path / "cut.parquet", row_group_size=3
+    )
+    assert same(Embeddings.read(tmp_path / "cut.parquet").direction, table.direction)
+
+
+def test_select_and_labelled(table: Embeddings) -> None:
+    rows = np.array([7, 2])
+    some = table.select(rows)
+    assert (
+        len(some) == 2
+        and some.paths == ["a/7 é.png", "a/2 é.png"]
+        and torch.equal(some.features, table.features[[7, 2]])
+    )
+    assert (some.radius is None) == (table.radius is None)
+    labelled = table.labelled("test")
+    assert labelled.labels.min() >= 0 and set(labelled.split.tolist()) == {"test"}
+    assert len(labelled) == sum(
+        s == "test" and label >= 0
+        for s, label in zip(table.split, table.labels.tolist(), strict=True)
+    )
+
+
+def test_progress_counts_images_and_may_stop() -> None:
+    seen: list[tuple[int, int]] = []
+    embed(model(), images(), batch=4, each_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    made = model().train()
+    with pytest.raises(KeyboardInterrupt):
+        embed(made, images(), each_batch=stop)
+    assert made.training  # and the mode came back
+
+
+def test_blocks_are_the_encoders_halves_run_one_after_the_other() -> None:
+    """Against the small encoder's own stages called by hand; rows chosen come in their order,
+    whatever the batch.
+    """
+    made, some, rows = model().eval(), images(), np.array([7, 2, 9])
+    found = embed_blocks(made, some, rows, batch=2)
+    x = made.encoder.stem(
+        (some.images[rows].float() / 255 - made.mean[:, None, None]) / made.std[:, None, None]
+    )
+    for name in ("layer1", "layer2", "layer3"):
+        x = getattr(made.encoder, name)(x)
+        assert torch.allclose(found[name], x.mean((2, 3)), atol=1e-5), name
+        assert found[name].dtype == torch.float32 and not found[name].requires_grad
+    assert list(found) == ["layer1", "layer2", "layer3"]
+    assert torch.allclose(found["layer3"], embed(made, some).features[rows], atol=1e-5)
+
+
+def test_blocks_leave_no_hook_count_images_and_may_be_stopped() -> None:
+    made, seen = model(), []
+    embed_blocks(made, images(), batch=4, each_batch=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 11), (8, 11), (11, 11)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_blocks(made.train(), images(), each_batch=stop)
+    assert made.training and not any(module._forward_hooks for module in made.modules())
+
+
+def test_evaluating_leaves_statistics_mode_and_gradients_alone() -> None:
+    made = model().train()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    with evaluating(made):
+        features, _ = made(torch.rand(3, 1, 8, 8))
+    assert made.training and not features.requires_grad
+    assert all(torch.equal(before[name], value) for name, value in made.state_dict().items())
+
+
+def test_pixels_become_fractions() -> None:
+    assert as_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx(
+        [0, 0.2, 1]
+    )
+
+
+def test_no_images_is_told() -> None:
+    with pytest.raises(UserError, match="mine has no images"):
+        embed(model(), images(0))
+
+
+@pytest.mark.parametrize("content", ["text", "cut", "other"])
+def test_a_damaged_table_is_told(content: str, table: Embeddings, tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "e.parquet"
+    table.save(path)
+    if content == "other":
+        parquet.write_table(pa.table({"x": [1]}), path)
+    else:
+        path.write_bytes(b"not a table" if content == "text" else path.read_bytes()[:-20])
+    with pytest.raises(UserError, match="delete it and evaluate again") as caught:
+        Embeddings.read(path)
+    assert "\n" not in str(caught.value)

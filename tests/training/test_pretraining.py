@@ -1,0 +1,353 @@
+"""Pretraining: its step, its record, and that a run broken off in any way ends bit for bit as an
+unbroken one.
+"""
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tiny import CONFIG, IMAGES, STEPS, Interrupting, equal, lines, train, weights
+
+from sureclr.config import from_dict, read_yaml
+from sureclr.data.batches import batch
+from sureclr.data.image_set import ImageSet
+from sureclr.data.views import two_views
+from sureclr.errors import UserError
+from sureclr.maths.objectives import SureLoss
+from sureclr.stopping import Stopped
+from sureclr.training import pretraining as module
+from sureclr.training.run import as_image_set
+from sureclr.training.run_dir import RunDir
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def crash() -> None:
+    raise ZeroDivisionError("a power cut")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("unbroken") / "run").path
+
+
+# --- The step and the record ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("done", "epoch", "number"), [(0, 0, 0), (4, 1, 1)])
+def test_a_step_is_sgd_on_the_loss_of_the_named_views(done: int, epoch: int, number: int) -> None:
+    """One step of gradient descent, in the first and in a later epoch, redone with autograd alone."""
+    config = replace(CONFIG, optimizer="sgd", weight_decay=0.0, warmup_epochs=0, loss="nt-xent")
+    made, other = (
+        module.trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2)
+    )
+    made.done = done
+    loss, posterior = made.step()
+    indices, seeds = batch(config.seed, epoch, number, 48, 16)
+    _, seen = other.model(two_views(IMAGES[indices], seeds, config.views))
+    expected = other.objective(seen)
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-6) and torch.allclose(
+        posterior.direction, seen.direction
+    )
+    assert not posterior.direction.requires_grad and made.done == done + 1
+    for mine, start in zip(made.model.parameters(), other.model.parameters(), strict=True):
+        rate = config.learning_rate * (1 + np.cos(np.pi * done / STEPS)) / 2
+        moved = start - rate * 1.9 * start.grad  # Nesterov's first step: g + 0.9 g
+        assert torch.allclose(mine, moved, atol=1e-7)
+
+
+def test_a_line_a_step(unbroken: Path) -> None:
+    record = lines(unbroken)
+    assert [line["step"] for line in record] == list(range(1, STEPS + 1))
+    assert [line["epoch"] for line in record] == pytest.approx(
+        [step / 3 for step in range(1, STEPS + 1)]
+    )
+    assert record[-1]["learning_rate"] == pytest.approx(0, abs=1e-12)
+    assert max(line["learning_rate"] for line in record) == pytest.approx(CONFIG.learning_rate)
+    looked = [line["step"] for line in record if "effective_rank" in line]
+    assert looked == [6, 12]
+    assert all(
+        {"alignment", "uniformity", "cosine_different", "radius"} <= record[step - 1].keys()
+        for step in looked
+    )
+    assert all(np.isfinite(value) for line in record for value in line.values())
+
+
+def test_the_folder_is_complete(unbroken: Path) -> None:
+    assert {path.name for path in unbroken.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "snapshots",
+        "encoder.safetensors",
+        "lock",
+    }
+    assert from_dict(read_yaml(unbroken / "config.yaml")) == CONFIG
+    assert json.loads((unbroken / "environment.json").read_text())["torch"] == torch.__version__
+    assert {path.name for path in (unbroken / "snapshots").iterdir()} == {
+        "epoch-00002.safetensors",
+        "epoch-00004.safetensors",
+    }
+    snapshot = load_file(unbroken / "snapshots" / "epoch-00004.safetensors")
+    assert snapshot["features"].shape == (48, 256) and snapshot["first_direction"].shape == (48, 8)
+
+
+def test_encoder_file_is_the_encoder(unbroken: Path) -> None:
+    alone, whole = load_file(unbroken / "encoder.safetensors"), weights(unbroken)
+    assert all(torch.equal(value, whole[f"model.encoder.{name}"]) for name, value in alone.items())
+    assert len(alone) == sum(name.startswith("model.encoder.") for name in whole)
+
+
+def test_a_run_repeats_whatever_the_global_generator_says(unbroken: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1234)
+    before = torch.get_rng_state()
+    train(tmp_path / "again")
+    assert equal(unbroken, tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_seed_is_another_run(unbroken: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", seed=1, epochs=1)
+    assert lines(tmp_path / "run")[0]["loss"] != lines(unbroken)[0]["loss"]
+
+
+# --- Broken off and resumed -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [1, 5, 6, STEPS])
+def test_stopped_by_a_signal_and_resumed(unbroken: Path, tmp_path: Path, steps: int) -> None:
+    """In the first step, in the middle of an epoch, at its end, and after the last step."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped, match="SIGTERM.*--resume") as stopped:
+        train(out, reporter=Interrupting(steps, terminate))
+    assert stopped.value.exit_code == 143
+    assert (
+        max((out / "checkpoints").iterdir()).name == f"step-{steps:09d}"
+        and len(lines(out)) == steps
+    )
+    train(out, resume=True)
+    assert equal(unbroken, out) and (out / "encoder.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "lars", "loss": "mc-infonce", "samples": 2, "micro_batch": 8, "epochs": 1},
+        {"optimizer": "sgd", "loss": "nt-xent", "epochs": 1},
+    ],
+    ids=["lars-sampling-accumulated", "sgd"],
+)
+def test_resuming_keeps_every_optimizer_and_sampling_loss_exact(
+    tmp_path: Path, changes: dict
+) -> None:
+    train(tmp_path / "whole", **changes)
+    with pytest.raises(Stopped):
+        train(tmp_path / "broken", reporter=Interrupting(2, terminate), **changes)
+    train(tmp_path / "broken", resume=True, **changes)
+    assert equal(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
+    unbroken: Path, tmp_path: Path
+) -> None:
+    """Twice: in the middle of an epoch, and before there was any checkpoint."""
+    out = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        train(out, reporter=Interrupting(2, crash))
+    with pytest.raises(ZeroDivisionError):
+        train(out, resume=True, reporter=Interrupting(8, crash))
+    assert max((out / "checkpoints").iterdir()).name == "step-000000006" and len(lines(out)) == 8
+    train(out, resume=True)
+    assert equal(unbroken, out)
+
+
+def test_a_crash_after_a_checkpoint_loses_no_line(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = RunDir.log
+
+    def cut(self: RunDir, line: dict) -> None:
+        if line["step"] == 6:
+            crash()
+        log(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(RunDir, "log", cut)
+        train(tmp_path / "run")
+    train(tmp_path / "run", resume=True)
+    assert equal(unbroken, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_passed_over(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(out, reporter=Interrupting(7, terminate))
+    file = out / "checkpoints" / "step-000000007" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 1
+    file.write_bytes(data)
+    train(out, resume=True)
+    assert "step-000000007 is damaged" in capsys.readouterr().err
+    assert equal(unbroken, out)
+
+
+def test_resuming_a_finished_run_changes_nothing(unbroken: Path) -> None:
+    before = {
+        path: path.read_bytes()
+        for path in unbroken.rglob("*")
+        if path.is_file() and path.name != "encoder.safetensors"
+    }
+    train(unbroken, resume=True)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
+    """The table and the results of a run that goes on are those of other weights."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(out, reporter=Interrupting(5, terminate))
+    (out / "results.json").write_text('{"knn": {"accuracy": 0.1}}')
+    (out / "embeddings.parquet").write_bytes(b"of step 5")
+    train(out, resume=True)
+    assert not (out / "results.json").exists() and not (out / "embeddings.parquet").exists()
+
+
+def test_resuming_with_another_configuration_names_the_key(unbroken: Path) -> None:
+    before = (unbroken / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="learning_rate differs.*0.01.*0.5"):
+        train(unbroken, resume=True, learning_rate=0.5)
+    with pytest.raises(UserError, match="strength"):
+        train(unbroken, resume=True, views=replace(CONFIG.views, strength=0.7))
+    assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+# --- Diverging ------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(out, reporter=Interrupting(5, terminate))
+    kept = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
+    healthy = SureLoss.forward
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"loss is nan at step 5.*--learning-rate") as caught,
+    ):
+        patch.setattr(SureLoss, "forward", lambda self, *args: healthy(self, *args) * float("nan"))
+        train(out, resume=True)
+    assert "\n" not in str(caught.value)
+    assert kept == {
+        path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()
+    }
+    train(out, resume=True)
+    assert equal(unbroken, out)
+
+
+def test_a_learning_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="training has diverged"):
+        train(tmp_path / "run", learning_rate=1e38, warmup_epochs=0, optimizer="sgd")
+
+
+# --- The user's own images ------------------------------------------------------------
+
+
+def colours(n: int = 20, side: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def test_images_in_any_form_train_alike(tmp_path: Path) -> None:
+    """A list of PIL images, an array, a tensor and an ImageSet of the same pixels."""
+    pixels = np.ascontiguousarray(colours().transpose(0, 3, 1, 2))
+    forms = [
+        [Image.fromarray(image) for image in colours()],
+        pixels,
+        torch.from_numpy(pixels),
+        as_image_set(pixels),
+    ]
+    options = {"epochs": 1, "batch_size": 10, "monitor_every": 0, "snapshot_every": 0}
+    ends = [train(tmp_path / str(i), images, **options) for i, images in enumerate(forms)]
+    assert all(equal(ends[0].path, end.path) for end in ends[1:])
+    assert (ends[0].size, ends[0].channels) == (12, 3)
+
+
+def test_grey_images_need_no_channel_axis(unbroken: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", IMAGES[:, 0])
+    assert equal(unbroken, tmp_path / "run")
+
+
+def test_the_size_asked_for_is_the_size_trained_at(tmp_path: Path) -> None:
+    options = {"epochs": 1, "batch_size": 10, "monitor_every": 0, "snapshot_every": 0}
+    run = train(tmp_path / "a", [Image.fromarray(image) for image in colours()], size=8, **options)
+    assert run.size == 8
+    wide = np.ascontiguousarray(
+        colours().transpose(0, 3, 1, 2)[:, :, :10]
+    )  # 10 rows, 12 columns: the centred square
+    run = train(tmp_path / "b", wide, **options)
+    assert run.size == 10 and run.embed(wide).features.shape == (20, 256)
+
+
+def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
+    """Changing every test image changes no bit of the run; unlabelled images do."""
+    split = np.array(["train"] * 30 + ["test"] * 10 + ["unlabelled"] * 8)
+    ends = []
+    for name, changed in (("a", slice(0)), ("b", slice(30, 40)), ("c", slice(40, 48))):
+        pixels = IMAGES.clone()
+        pixels[changed] = 255 - pixels[changed]
+        images = ImageSet(
+            "mine",
+            pixels,
+            torch.arange(48) % 3,
+            ("x", "y", "z"),
+            split,
+            [str(i) for i in range(48)],
+        )
+        ends.append(train(tmp_path / name, images, epochs=2).path)
+    assert equal(ends[0], ends[1]) and not equal(ends[0], ends[2])
+    assert "knn" in lines(ends[0])[-1]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "words"),
+    [
+        (IMAGES.float(), {}, "must be uint8"),
+        (colours(), {}, "must be uint8 of shape"),  # channels last in an array
+        ([], {}, "must be uint8"),
+        (IMAGES[:10], {}, "batch_size 16 is more than the 10 training images"),
+        (IMAGES[:0], {}, "0 training images"),
+        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], {"batch_size": 2}, "one size"),
+        ([Image.new("RGBA", (8, 8))] * 4, {"batch_size": 2}, "must be grey"),
+        (IMAGES, {"loss": "nt-xnet"}, "did you mean nt-xent"),
+        (IMAGES, {"encoder": "resnet19"}, "unknown encoder"),
+        (IMAGES, {"encoder": "convnext_atto", "stem": "cifar"}, "stem cifar"),
+        (IMAGES, {"encoder": "convnext_atto"}, "cannot take images of 8 pixels"),
+        (IMAGES, {"loss": "dcl", "certainty_weight": 1.0}, "dcl takes no"),
+        (IMAGES, {"loss": "dcl", "certainty_gradient": "off"}, "certainty_gradient"),
+        (IMAGES, {"temperature": 0.0}, "temperature"),
+        (IMAGES, {"device": "gpu"}, "device"),
+        (IMAGES, {"device": "meta"}, "device meta is not available"),
+        (IMAGES, {"track": "tensorbord"}, "did you mean tensorboard"),
+    ],
+    ids=range(17),
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, images: object, options: dict, words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        train(tmp_path / "run", images, **options)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
