@@ -26,8 +26,10 @@ class LabelRequest:
     def of(text: str) -> "LabelRequest":
         """What the user wrote.
 
-        >>> LabelRequest.of("10%").share, LabelRequest.of("500").count,
-        LabelRequest.of("mine.csv").file (0.1, 500, PosixPath('mine.csv'))
+        >>> LabelRequest.of("10%").share, LabelRequest.of("500").count
+        (0.1, 500)
+        >>> LabelRequest.of("mine.csv").file
+        PosixPath('mine.csv')
 
         Raises:
             UserError: a share outside (0, 100] %, a count below 1, or a bare number that could mean

@@ -138,8 +138,9 @@ def log_density(posterior: Posterior, z: Tensor) -> Tensor:
     """log q(z | x) = log P(u, z), nats against the uniform probability measure; z (..., d) unit
     vectors, broadcast (theory 1).
 
-    >>> log_density(Posterior(torch.tensor([1.0, 0.0]), torch.tensor(0.0)), torch.tensor([0.0,
-    1.0]))  # knows nothing: uniform tensor(0.)
+    >>> knows_nothing = Posterior(torch.tensor([1.0, 0.0]), torch.tensor(0.0))
+    >>> log_density(knows_nothing, torch.tensor([0.0, 1.0]))
+    tensor(0.)
     """
     radius, gap = radius_and_gap(posterior)
     return log_kernel(

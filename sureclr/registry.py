@@ -1,0 +1,93 @@
+"""Names that a user can type (losses, encoders, data sources, evaluations), and how to add one.
+
+Each kind has one `Registry`. A name is added by a decorator, or by an installed package that
+declares an entry point of the registry's group; such packages are imported when a name is first
+looked up that is not here, or when all names are listed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from sureclr.errors import UserError, unknown
+
+Entry = TypeVar("Entry")
+
+
+class Registry(Mapping[str, Entry], Generic[Entry]):
+    """A mapping from names to entries of one kind, open to other packages.
+
+    Args:
+        kind: what an entry is, in the words of an error message ("loss").
+        group: the entry point group that other packages use ("sureclr.losses"). Loading the entry
+            point must register its name, or return the entry itself.
+
+    >>> shapes = Registry[int]("shape", "sureclr.shapes")
+    >>> shapes.register("triangle")(3)
+    3
+    >>> list(shapes), shapes["triangle"]
+    (['triangle'], 3)
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        """Start without entries."""
+        self.kind = kind
+        self.group = group
+        self._entries: dict[str, Entry] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[Entry], Entry]:
+        """Return a decorator that adds its argument under this name.
+
+        Raises:
+            UserError: another entry has this name already.
+        """
+
+        def add(entry: Entry) -> Entry:
+            if self._entries.setdefault(name, entry) is not entry:
+                raise UserError(
+                    f"there is already a {self.kind} named {name!r}; register yours under another"
+                    " name."
+                )
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry:
+        """Return the entry of this name; a `UserError` names the nearest known ones."""
+        if name not in self._entries:
+            self._load_entry_points()
+        if name not in self._entries:
+            raise unknown(self.kind, name, self._entries)
+        return self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is an entry of this name, in this package or in an installed one."""
+        if name not in self._entries:
+            self._load_entry_points()
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        """All names in the order in which they were registered, other packages' last."""
+        self._load_entry_points()
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        """The number of names, other packages' included."""
+        self._load_entry_points()
+        return len(self._entries)
+
+    def _load_entry_points(self) -> None:
+        if self._loaded:
+            return
+        self._loaded = True
+        for point in entry_points(group=self.group):
+            try:
+                entry = point.load()
+            except Exception as error:
+                raise UserError(
+                    f"the {self.kind} {point.name!r} of another package cannot be imported from"
+                    f" {point.value} ({type(error).__name__}: {error}); mend or uninstall it."
+                ) from error
+            if point.name not in self._entries:
+                self.register(point.name)(entry)
