@@ -1,0 +1,173 @@
+"""How long work reports its progress: one protocol, a console that draws it, and one that is silent.
+
+Every function that may take long has an argument `progress`. Each of its methods may raise, which
+stops the work: `Stoppable` raises `Stopped` once a signal has come.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from sureclr.stopping import StopFlag
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+PLAIN_SECONDS = 10.0  # between two plain lines, where stderr is no terminal
+
+Numbers = Mapping[str, float]
+Update = Callable[[int], None]
+
+
+class Progress(Protocol):
+    """What long work reports to. One task runs at a time."""
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """A task of `total` parts begins, of which `done` are finished already."""
+
+    def update(self, done: int, numbers: Numbers | None = None) -> None:
+        """So many parts of the task are done now; `numbers` describe the last one."""
+
+    def message(self, text: str) -> None:
+        """One sentence for the user."""
+
+    def finish(self) -> None:
+        """The task has ended, complete or not."""
+
+
+class SilentProgress:
+    """Reports nothing."""
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """Do nothing."""
+
+    def update(self, done: int, numbers: Numbers | None = None) -> None:
+        """Do nothing."""
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
+
+    def finish(self) -> None:
+        """Do nothing."""
+
+
+SILENT = SilentProgress()
+
+
+class ConsoleProgress:
+    """Reports on stderr: one live line on a terminal, elsewhere a plain line every ten seconds."""
+
+    def __init__(self) -> None:
+        """Nothing is drawn before the first task begins."""
+        self._bar: Bar | None = None
+        self._task, self._total, self._first = "", 0, 0
+        self._began = self._printed = time.monotonic()
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """Draw the task's bar, where stderr is a terminal."""
+        self._task, self._total, self._first = task, total, done
+        self._began = self._printed = time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = _new_bar()
+            self._bar.add_task(task, total=total, completed=done)
+            self._bar.start()
+
+    def update(self, done: int, numbers: Numbers | None = None) -> None:
+        """Move the bar, or print a line if the last one is ten seconds old or the task is done."""
+        text = "  ".join([self._task, *([] if numbers is None else [numbers_text(numbers)])])
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, description=text)
+            return
+        now = time.monotonic()
+        if now - self._printed >= PLAIN_SECONDS or (done == self._total and numbers is not None):
+            self._printed = now
+            left = (now - self._began) / max(1, done - self._first) * (self._total - done)
+            print(f"{text}  {done}/{self._total}  {left:,.0f} s left", file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        """Print the sentence, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Stoppable:
+    """Another progress, that raises `Stopped` at the first report after a signal.
+
+    Args:
+        progress: what to report to.
+        flag: set by the signal.
+        saved: what is kept and how to go on, as the end of a sentence.
+    """
+
+    def __init__(self, progress: Progress, flag: StopFlag, saved: str) -> None:
+        """Wrap a progress."""
+        self._progress, self._flag, self._saved = progress, flag, saved
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        """Report, unless a signal has come."""
+        self._flag.check(self._saved)
+        self._progress.begin(task, total, done)
+
+    def update(self, done: int, numbers: Numbers | None = None) -> None:
+        """Report, unless a signal has come."""
+        self._flag.check(self._saved)
+        self._progress.update(done, numbers)
+
+    def message(self, text: str) -> None:
+        """Report, unless a signal has come."""
+        self._flag.check(self._saved)
+        self._progress.message(text)
+
+    def finish(self) -> None:
+        """Report the end of the task, also after a signal."""
+        self._progress.finish()
+
+
+@contextmanager
+def reporting(progress: Progress, task: str, total: int) -> Iterator[Update]:
+    """A block that works on one task; the yielded function takes the number of parts done.
+
+    >>> with reporting(SILENT, "Counting", total=2) as update:
+    ...     update(1)
+    ...     update(2)
+    """
+    progress.begin(task, total)
+    try:
+        yield progress.update
+    finally:
+        progress.finish()
+
+
+def numbers_text(numbers: Numbers) -> str:
+    """The numbers of a training step in a few words; those that have no wording are left out.
+
+    >>> numbers_text({"epoch": 2.0, "loss": 1.5, "images_per_second": 1234.0, "step": 7})
+    'epoch 2  loss 1.500  1,234 images/s'
+    """
+    words = {"epoch": "epoch {:.0f}", "loss": "loss {:.3f}", "images_per_second": "{:,.0f} images/s"}
+    return "  ".join(form.format(numbers[name]) for name, form in words.items() if name in numbers)
+
+
+def _new_bar() -> "Bar":
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as NewBar
+
+    return NewBar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+        transient=True,
+    )
