@@ -22,7 +22,7 @@ Update = Callable[[int], None]
 
 
 class Progress(Protocol):
-    """What long work reports to. One task runs at a time."""
+    """What long work reports to. A task may begin inside another one, as a part of it."""
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """A task of `total` parts begins, of which `done` are finished already."""
@@ -57,16 +57,23 @@ SILENT = SilentProgress()
 
 
 class ConsoleProgress:
-    """Reports on stderr: one live line on a terminal, elsewhere a plain line every ten seconds."""
+    """Reports on stderr: one live line on a terminal, elsewhere a plain line every ten seconds.
+
+    A task that begins inside another one is part of it and is not drawn.
+    """
 
     def __init__(self) -> None:
         """Nothing is drawn before the first task begins."""
         self._bar: Bar | None = None
+        self._depth = 0  # tasks that have begun and not finished
         self._task, self._total, self._first = "", 0, 0
         self._began = self._printed = time.monotonic()
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
         """Draw the task's bar, where stderr is a terminal."""
+        self._depth += 1
+        if self._depth > 1:
+            return
         self._task, self._total, self._first = task, total, done
         self._began = self._printed = time.monotonic()
         if sys.stderr.isatty():
@@ -76,6 +83,8 @@ class ConsoleProgress:
 
     def update(self, done: int, numbers: Numbers | None = None) -> None:
         """Move the bar, or print a line if the last one is ten seconds old or the task is done."""
+        if self._depth > 1:
+            return
         text = "  ".join([self._task, *([] if numbers is None else [numbers_text(numbers)])])
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, description=text)
@@ -95,6 +104,9 @@ class ConsoleProgress:
 
     def finish(self) -> None:
         """Remove the bar."""
+        self._depth -= 1
+        if self._depth > 0:
+            return
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -154,7 +166,11 @@ def numbers_text(numbers: Numbers) -> str:
     >>> numbers_text({"epoch": 2.0, "loss": 1.5, "images_per_second": 1234.0, "step": 7})
     'epoch 2  loss 1.500  1,234 images/s'
     """
-    words = {"epoch": "epoch {:.0f}", "loss": "loss {:.3f}", "images_per_second": "{:,.0f} images/s"}
+    words = {
+        "epoch": "epoch {:.0f}",
+        "loss": "loss {:.3f}",
+        "images_per_second": "{:,.0f} images/s",
+    }
     return "  ".join(form.format(numbers[name]) for name, form in words.items() if name in numbers)
 
 

@@ -38,6 +38,7 @@ from sureclr.evaluation.probes import ProbeResult, linear_probe
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence_matrix
+from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
 Scores = dict[str, Tensor]
@@ -55,7 +56,7 @@ def uncertainty(
     *,
     seed: int = 0,
     reference: "Reference | None" = None,
-    each: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """Everything above for a run, JSON-able.
 
@@ -64,13 +65,13 @@ def uncertainty(
             there are any.
         seed: of corruptions and views.
         reference: of the table, if at hand.
-        each: called with (images done, in all) while the model runs; may raise to stop.
+        progress: reports how far the work is; may raise to stop.
     Raises:
         UserError: fewer than two test or two training images.
     """
     fitting = convert(images, run.size, run.channels)
     return measure(
-        lambda some: run.embed(some, each),
+        lambda some: run.embed(some, progress),
         fitting,
         table,
         run.config.views,

@@ -24,6 +24,7 @@ from sureclr.evaluation.feature_space import kernel_dimension
 from sureclr.evaluation.occlusion import WINDOW, Grid, Question, Score, occluded, sanity
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import evidence
+from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run, build
 
 Result = dict[str, Any]
@@ -39,12 +40,15 @@ def explanation(
     run: Run,
     images: ImageSet,
     table: Embeddings,
-    each: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """`explain` of a run, its weights against freshly drawn ones."""
     other = randomised(run)
     return explain(
-        lambda some: run.embed(some, each), lambda some: other.embed(some, each), images, table
+        lambda some: run.embed(some, progress),
+        lambda some: other.embed(some, progress),
+        images,
+        table,
     )
 
 

@@ -7,7 +7,6 @@ are the map's. Neighbours and clusters are by cosine.
 """
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from sureclr.evaluation.certainty_quality import json_able
 from sureclr.maths import losses, metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence
+from sureclr.progress import SILENT, Progress, reporting
 
 Result = dict[str, Any]
-Each = Callable[[int, int], None]
 
 MAP = 10_000  # images on the map at most: what a browser moves smoothly
 AXES, SHARES = 5, 10  # directions described, and shares of variance told
@@ -39,14 +38,14 @@ MAPPED = 3001  # stream of seeds
 
 
 def geometry(
-    table: Embeddings, seed: int = 0, each: Each = lambda done, total: None
+    table: Embeddings, seed: int = 0, progress: Progress = SILENT
 ) -> tuple[Result, Result]:
     """The result (JSON-able) and the columns of map.parquet (name -> array), both by row of the
     table.
 
     Args:
         seed: of the training images on the map, of k-means and of UMAP.
-        each: called with (images done, in all); may raise to stop.
+        progress: reports how far the work is; may raise to stop.
     Raises:
         UserError: fewer than three images, or features that are not finite.
     """
@@ -62,8 +61,8 @@ def geometry(
         **coordinates("pca", position[torch.from_numpy(rows)]),
         **coordinates("umap", flat),
         "cluster": cluster.numpy().astype(np.int16),
-        **predictions(table, rows, each),
-        **nearest(here, rows, each),
+        **predictions(table, rows, progress),
+        **nearest(here, rows, progress),
     }
     result = {
         "n": len(table),
@@ -255,7 +254,7 @@ def with_itself(features: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np
 # --- Neighbours -----------------------------------------------------------------------
 
 
-def predictions(table: Embeddings, rows: NDArray[np.int64], each: Each) -> dict[str, Any]:
+def predictions(table: Embeddings, rows: NDArray[np.int64], progress: Progress) -> dict[str, Any]:
     """The class that the nearest labelled training images vote for (an image never votes on
     itself), and whether it is right.
 
@@ -269,10 +268,13 @@ def predictions(table: Embeddings, rows: NDArray[np.int64], each: Each) -> dict[
     k, own = min(VOTERS, len(train) - 1), torch.full((len(table),), -1)
     own[torch.from_numpy(train)] = torch.arange(len(train))
     votes = []
-    for part in torch.from_numpy(rows).split(BLOCK):
-        similarity, index = without(own[part], *top_k(table.features[part], voters.features, k + 1))
-        votes.append(vote(similarity, voters.labels[index], len(table.classes)))
-        each(sum(map(len, votes)), len(rows))
+    with reporting(progress, "Predicting classes", len(rows)) as update:
+        for part in torch.from_numpy(rows).split(BLOCK):
+            similarity, index = without(
+                own[part], *top_k(table.features[part], voters.features, k + 1)
+            )
+            votes.append(vote(similarity, voters.labels[index], len(table.classes)))
+            update(sum(map(len, votes)))
     predicted, truth = torch.cat(votes).numpy(), table.labels.numpy()[rows]
     return {
         "predicted": predicted.astype(np.int16),
@@ -288,14 +290,15 @@ def without(own: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Ten
     return similarity.gather(1, order), index.gather(1, order)
 
 
-def nearest(here: Embeddings, rows: NDArray[np.int64], each: Each) -> dict[str, Any]:
+def nearest(here: Embeddings, rows: NDArray[np.int64], progress: Progress) -> dict[str, Any]:
     """The nearest images on the map: rows of the table, cosines of the features, and where there is
     a radius the evidence in nats.
     """
     k, own, parts = min(NEAREST, len(here) - 1), torch.arange(len(here)), []
-    for part in own.split(BLOCK):
-        parts.append(without(part, *top_k(here.features[part], here.features, k + 1)))
-        each(sum(len(s) for s, _ in parts), len(here))
+    with reporting(progress, "Searching neighbours", len(here)) as update:
+        for part in own.split(BLOCK):
+            parts.append(without(part, *top_k(here.features[part], here.features, k + 1)))
+            update(sum(len(s) for s, _ in parts))
     similarity, index = (torch.cat(some) for some in zip(*parts, strict=True))
     columns = {
         "neighbours": rows.astype(np.int32)[index.numpy()],

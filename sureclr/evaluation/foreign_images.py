@@ -34,6 +34,7 @@ from sureclr.evaluation.certainty_quality import (
     judge,
 )
 from sureclr.maths import metrics
+from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
 OTHERS = ("digits", "fashion-mnist")
@@ -50,7 +51,7 @@ def ood(
     root: Path | None = None,
     seed: int = 0,
     reference: Reference | None = None,
-    each: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """For each kind of foreign images: {"n", "auroc": {score: value}, "note"}, or {"skipped": why}.
     JSON-able.
@@ -61,10 +62,10 @@ def ood(
             test images.
         root: where data sets lie.
         reference: of the table, if at hand.
-        each: called with (images done, in all) while the model runs; may raise to stop.
+        progress: reports how far the work is; may raise to stop.
     """
     result = measure(
-        lambda some: run.embed(some, each),
+        lambda some: run.embed(some, progress),
         convert(images, run.size, run.channels),
         table,
         root,

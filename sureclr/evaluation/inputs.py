@@ -2,7 +2,6 @@
 encoder and raw pixels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.certainty_quality import Reference
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
 from sureclr.models.embedding import as_float
+from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
 # Of an image, as raw pixels: 32 px in grey, 18 in colour. A linear probe on 27,648 says no more and
@@ -68,7 +68,7 @@ class Material:
         run: the trained run.
         images: at the run's size and channels.
         table: their embeddings by the run.
-        each_batch: called with (images done, in all) while a model runs; may raise to stop.
+        progress: reports how far the work is; may raise to stop.
         root: where data sets lie (out-of-distribution images).
         human: CIFAR-10H's probabilities, where the user has them.
         probes: those fitted so far.
@@ -77,7 +77,7 @@ class Material:
     run: Run
     images: ImageSet
     table: Embeddings
-    each_batch: Callable[[int, int], None]
+    progress: Progress
     root: Path | None = None
     human: Path | None = None
     probes: Probes = field(default_factory=Probes)
@@ -85,7 +85,7 @@ class Material:
     @cached_property
     def untrained(self) -> Embeddings:
         """The table of the network as it was before its first step."""
-        return self.run.untrained().embed(self.images, self.each_batch)
+        return self.run.untrained().embed(self.images, self.progress)
 
     @cached_property
     def raw(self) -> Embeddings:
@@ -130,12 +130,12 @@ def material(
     *,
     root: Path | None = None,
     human: Path | None = None,
-    each_batch: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Material:
     """The material of a run on these images; `table` where it has been computed before and is still
     of these images.
     """
     fitting = convert(images, run.size, run.channels)
     if table is None or list(table.paths) != list(fitting.paths):
-        table = run.embed(fitting, each_batch)
-    return Material(run, fitting, table, each_batch, root, human)
+        table = run.embed(fitting, progress)
+    return Material(run, fitting, table, progress, root, human)

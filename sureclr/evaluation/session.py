@@ -85,9 +85,7 @@ def block_probes(material: Material) -> list[Result]:
     width = sum(output.shape[1] for output in embed_blocks(model, images.select([0])).values())
     room = max(BLOCK_NUMBERS // max(width, 1) - len(split["test"]), LEAST_TRAINING)
     train, test = sample(torch.from_numpy(split["train"]), room, 0).numpy(), split["test"]
-    outputs = embed_blocks(
-        model, images, np.concatenate([train, test]), each_batch=material.each_batch
-    )
+    outputs = embed_blocks(model, images, np.concatenate([train, test]), progress=material.progress)
     train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
     return [
         {"name": name, **_probe(material, h[: len(train)], train_y, h[len(train) :], test_y)}
@@ -133,7 +131,7 @@ def uncertainty(material: Material) -> Result:
         material.images,
         material.table,
         reference=material.reference,
-        each=material.each_batch,
+        progress=material.progress,
     )
 
 
@@ -146,7 +144,7 @@ def ood(material: Material) -> Result:
         human=material.human,
         root=material.root,
         reference=material.reference,
-        each=material.each_batch,
+        progress=material.progress,
     )
 
 
@@ -159,14 +157,14 @@ def learning(material: Material) -> Result:
         material.images,
         temperature_of(material.run),
         softening,
-        material.each_batch,
+        material.progress,
     )
 
 
 def geometry(material: Material) -> Result:
     """What it sees, with the map of the images in map.parquet: see geometry.py."""
     _own(material, "geometry")
-    result, columns = geometry_of.geometry(material.table, each=material.each_batch)
+    result, columns = geometry_of.geometry(material.table, progress=material.progress)
     geometry_of.save_map(material.run.path / "map.parquet", columns)
     return result
 
@@ -174,7 +172,7 @@ def geometry(material: Material) -> Result:
 def sensitivity(material: Material) -> Result:
     """What it ignores: see sensitivity.py."""
     return sensitivity_of(
-        lambda some: material.run.embed(some, material.each_batch),
+        lambda some: material.run.embed(some, material.progress),
         material.images,
         material.run.config.views,
     )
@@ -183,7 +181,7 @@ def sensitivity(material: Material) -> Result:
 def explanation(material: Material) -> Result:
     """Why it is unsure: see explain.py."""
     _own(material, "an explanation")
-    return explanation_of(material.run, material.images, material.table, material.each_batch)
+    return explanation_of(material.run, material.images, material.table, material.progress)
 
 
 def temperature_of(run: Run) -> float:

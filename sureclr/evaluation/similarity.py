@@ -6,7 +6,6 @@ blocks of the encoders, with the unbiased estimate of HSIC (Song et al. 2012, eq
 number of images.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,10 +21,10 @@ from sureclr.evaluation.feature_space import predictions
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k
 from sureclr.models.embedding import embed_blocks
+from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
 Result = dict[str, Any]
-Each = Callable[[int, int], None]
 Blocks = dict[str, Tensor]
 
 MOST = 10_000  # images compared, at most
@@ -40,7 +39,7 @@ def compare_runs(
     images: ImageSet,
     table_a: Embeddings,
     table_b: Embeddings,
-    each: Each = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """`compare` with the encoders' blocks, on a sample of the images (any size: each run takes its
     own).
@@ -48,10 +47,10 @@ def compare_runs(
     rows = judged_rows(table_a, table_b)
     some = images.select(sample(rows, IMAGES, 0))
     blocks = [
-        embed_blocks(run.model, convert(some, run.size, run.channels), each_batch=each)
+        embed_blocks(run.model, convert(some, run.size, run.channels), progress=progress)
         for run in (a, b)
     ]
-    return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), each)
+    return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), progress)
 
 
 def compare(
@@ -59,7 +58,7 @@ def compare(
     b: Embeddings,
     names: tuple[str, str],
     blocks: tuple[Blocks, Blocks] | None = None,
-    each: Each = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """All of it on the test images of both, 10,000 at most (all images where they share no four);
     None for what one of the two has not.
@@ -69,7 +68,7 @@ def compare(
     Args:
         a, b: the tables of two runs, of the same images in the same order.
         blocks: of each run block's name -> (n, c), of the same images.
-        each: called with (images done, in all); may raise to stop.
+        progress: reports how far the work is; may raise to stop.
     Raises:
         UserError: other images, or fewer than four.
     """
@@ -98,7 +97,7 @@ def compare(
             "cka_directions": cka(x.direction, y.direction),
             "cka_blocks": None if blocks is None else between_blocks(*blocks),
             "certainty_spearman": certainties,
-            "agreement_knn": agreement(a, b, rows, each),
+            "agreement_knn": agreement(a, b, rows, progress),
             "neighbour_overlap": neighbour_overlap(x.features, y.features),
             "neighbour_overlap_chance": min(NEAREST, len(rows) - 1) / (len(rows) - 1),
         }
@@ -125,9 +124,9 @@ def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
     return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
 
 
-def agreement(a: Embeddings, b: Embeddings, rows: Any, each: Each) -> float | None:
+def agreement(a: Embeddings, b: Embeddings, rows: Any, progress: Progress) -> float | None:
     """How often the kNN votes of the two name one class; None where one of them cannot vote."""
-    votes = np.stack([predictions(table, rows, each)["predicted"] for table in (a, b)])
+    votes = np.stack([predictions(table, rows, progress)["predicted"] for table in (a, b)])
     return None if (votes < 0).any() else float((votes[0] == votes[1]).mean())
 
 

@@ -13,7 +13,6 @@ one an image) is looked at through NT-Xent's weights at tau = 0.2.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.certainty_quality import json_able
 from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
+from sureclr.progress import SILENT, Progress, reporting
 from sureclr.training.monitor import evidence_split
 
 Result = dict[str, Any]
@@ -98,7 +98,7 @@ def learning(
     images: ImageSet,
     temperature: float,
     softening: Softening = "off",
-    each: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Result:
     """The snapshots of a run's folder `snapshots` as lists over epochs; {"skipped": why} where
     there is none. JSON-able.
@@ -106,7 +106,7 @@ def learning(
     Args:
         images: what the run was trained on with its test images, for row numbers and class names.
         temperature, softening: of the gradient's weights, the run's own.
-        each: called with (snapshots done, in all); may raise to stop.
+        progress: reports how far the work is; may raise to stop.
     """
     files = sorted(folder.glob("epoch-*.safetensors"))
     read = [read_snapshot(file) for file in files]
@@ -120,10 +120,11 @@ def learning(
             "damaged": damaged,
         }
     looks = []
-    for done, snapshot in enumerate(taken, 1):
-        logits = snapshot.logits(temperature, softening)
-        looks.append(negatives(logits, snapshot.tensors["label"]))
-        each(done, len(taken))
+    with reporting(progress, "Reading snapshots", len(taken)) as update:
+        for done, snapshot in enumerate(taken, 1):
+            logits = snapshot.logits(temperature, softening)
+            looks.append(negatives(logits, snapshot.tensors["label"]))
+            update(done)
     rows = table_rows(taken[-1], images)
     gradient = {name: [look[name] for look in looks] for name in looks[0]}
     shown = [] if rows is None else examples(logits, rows)  # of the last snapshot

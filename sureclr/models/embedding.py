@@ -1,6 +1,6 @@
 """model + images -> Embeddings: the one table that every analysis reads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior
 from sureclr.models.encoders import blocks, pooled
 from sureclr.models.simclr import SimCLR
+from sureclr.progress import SILENT, Progress, reporting
 
 
 def embed(
@@ -24,22 +25,21 @@ def embed(
     *,
     kernel_dimension: float | None = None,
     batch: int = 512,
-    each_batch: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> Embeddings:
     """Every image, whole, through the model in evaluation mode, on the model's device.
 
     Args:
-        each_batch: called with (images done, images in all): progress, and the place to stop
-            (raise).
+        progress: is told the number of images done after each batch; may raise to stop.
     """
     if len(images) == 0:
         raise UserError(f"{images.name} has no images to embed; give a source that has some.")
     device = model.mean.device
     outputs: list[tuple[Tensor, Posterior]] = []
-    with evaluating(model):
+    with evaluating(model), reporting(progress, "Embedding images", len(images)) as update:
         for start in range(0, len(images), batch):
             outputs.append(model(as_float(images.images[start : start + batch].to(device))))
-            each_batch(min(start + batch, len(images)), len(images))
+            update(min(start + batch, len(images)))
     return Embeddings(
         torch.cat([h for h, _ in outputs]).float().cpu(),
         _joined([p.direction for _, p in outputs]),
@@ -59,7 +59,7 @@ def embed_blocks(
     rows: NDArray[np.int64] | None = None,
     *,
     batch: int = 512,
-    each_batch: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
     """Images, whole, through the encoder alone: block's name -> (n, c) float32 on the CPU, its
     output averaged over positions.
@@ -69,14 +69,16 @@ def embed_blocks(
 
     Args:
         rows: (n,) of the images, in this order; None for all.
-        each_batch: as in `embed`.
+        progress: as in `embed`.
     """
     device, index = (
         model.mean.device,
         (torch.arange(len(images)) if rows is None else torch.from_numpy(rows)),
     )
     parts: dict[str, list[Tensor]] = {name: [] for name, _ in blocks(model.encoder)}
-    with evaluating(model), ExitStack() as hooks:
+    with ExitStack() as hooks:
+        hooks.enter_context(evaluating(model))
+        update = hooks.enter_context(reporting(progress, "Embedding blocks", len(index)))
         for name, block in blocks(model.encoder):
             hooks.callback(
                 block.register_forward_hook(
@@ -89,7 +91,7 @@ def embed_blocks(
                     images.images[index[start : start + batch].to(images.images.device)].to(device)
                 )
             )
-            each_batch(min(start + batch, len(index)), len(index))
+            update(min(start + batch, len(index)))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 

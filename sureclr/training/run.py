@@ -2,7 +2,7 @@
 a fresh model of a configuration.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from sureclr.maths.objectives import Objective, objective
 from sureclr.models.embedding import as_float, embed
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.progress import SILENT, Progress
 from sureclr.training.devices import choose_device
 from sureclr.training.run_dir import RunDir
 
@@ -56,16 +57,12 @@ class Run:
         """m of the run's likelihood, None where the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
 
-    def embed(
-        self, images: Any, each_batch: Callable[[int, int], None] = lambda done, total: None
-    ) -> Embeddings:
+    def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:
         """The table of these images (an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a
         list of PIL images), at the run's size.
         """
         fitting = convert(as_image_set(images), self.size, self.channels)
-        return embed(
-            self.model, fitting, kernel_dimension=self.kernel_dimension, each_batch=each_batch
-        )
+        return embed(self.model, fitting, kernel_dimension=self.kernel_dimension, progress=progress)
 
     def untrained(self) -> "Run":
         """The same network as it was before its first step: the baseline of every evaluation."""
