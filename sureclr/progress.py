@@ -1,4 +1,4 @@
-"""How long work reports its progress: one protocol, a console that draws it, and one that is silent.
+"""How long work reports its progress: a protocol, a console that draws it, and a silent one.
 
 Every function that may take long has an argument `progress`. Each of its methods may raise, which
 stops the work: `Stoppable` raises `Stopped` once a signal has come.

@@ -47,7 +47,7 @@ def from_json(record: type[Record], value: Any, where: str = "") -> Record:
     """
     if not isinstance(value, dict):
         raise SchemaError(f"{where or record.__name__} is {value!r:.40} where an object belongs")
-    hints = _hints(record)
+    hints: dict[str, Any] = _hints(record)  # type: ignore[arg-type]  # a class is hashable
     for key in value:
         if key not in hints:
             raise SchemaError(f"{where}.{key} is not known".lstrip("."))
@@ -59,10 +59,10 @@ def from_json(record: type[Record], value: Any, where: str = "") -> Record:
 
 
 @cache
-def _hints(record: type) -> dict[str, Any]:
+def _hints(record: type[Any]) -> dict[str, Any]:
     """Each field's type; cached, because a result holds hundreds of small records."""
     hints = get_type_hints(record)
-    return {field.name: hints[field.name] for field in fields(record)}  # type: ignore[arg-type]
+    return {field.name: hints[field.name] for field in fields(record)}
 
 
 def _parsed(hint: Any, value: Any, where: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the evaluations return, as frozen dataclasses, and `results.json`, in which a run keeps them.
+"""What the evaluations return, as frozen dataclasses, and `results.json`, which keeps them.
 
 Units: accuracies, shares and areas under a curve lie in [0, 1]; intervals are 95 %; entropies,
 losses and evidence are in nats; rows count from 0 in `embeddings.parquet`. A number is None where
@@ -170,8 +170,8 @@ class PartnerResult:
         n: number of images.
         instance_match: share of the images where it does, by cosine.
         instance_match_by_evidence: the same by evidence; None without a radius.
-        auroc: how well each score predicts it; `match_similarity` and `match_evidence` are those of
-            the nearest view itself.
+        auroc: how well each score predicts it; `match_similarity` and `match_evidence` are those
+            of the nearest view itself.
     """
 
     n: int
@@ -232,7 +232,7 @@ class EvidenceCalibration:
         n: images; all pairs of their views were compared.
         kernel_dimension: m with which evidence was computed.
         kernel_dimension_from: "the run" or "these views".
-        log_mean_exp: log of the mean of exp(evidence) over different images; 0 if the model is true.
+        log_mean_exp: log of the mean of exp(evidence) over different images; 0 for a true model.
         log_mean_exp_standard_error: of it.
         log_loss_prior: mean log loss in nats of knowing only how many pairs show one image.
         raw: evidence as it is, turned into a probability.
@@ -537,8 +537,8 @@ class TransformationResult:
         unit: of a strength.
         none: the strength that changes nothing.
         strengths: that were measured.
-        trained: the range that training drew from, True for a coin that training tossed, False where
-            training did not use it.
+        trained: the range that training drew from, True for a coin that training tossed, False
+            where training did not use it.
         responses: None where the transformation was skipped.
         skipped: why, or "".
     """
