@@ -166,6 +166,7 @@ def point(d: int, first: float, second: float) -> Posterior:
 
 
 def kernel_by_hand(c: float | np.ndarray, r: float, d: float) -> float | np.ndarray:
+    """Return P_r(c) by the formula of section 1."""
     return (1 - r**2) / (1 - 2 * r * c + r**2) ** (d / 2)
 
 
@@ -178,7 +179,7 @@ def distribution_of_cosine(r: float, d: int) -> Callable[[np.ndarray], np.ndarra
 
 
 def fits(samples: Tensor, distribution: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Return whether a Kolmogorov-Smirnov test leaves the distribution standing at 1 in 1,000."""
+    """Return whether the Kolmogorov-Smirnov test has a p-value above 1e-3."""
     return bool(stats.kstest(samples.numpy(), distribution).pvalue > 1e-3)
 
 
@@ -381,6 +382,7 @@ def test_3_1_l_what_is_nt_xent() -> None:
 
 
 def log_likelihood_by_loops(mu: Tensor, rho: Tensor, m: float) -> float:
+    """Return the mean over views of log P_r(c) of the view and its partner."""
     n = len(mu) // 2
     pairs = [(i, (i + n) % (2 * n)) for i in range(2 * n)]
     return float(
@@ -550,6 +552,7 @@ def test_3_10_the_empirical_prior() -> None:
 
 
 def radius_of_temperature(tau: float, d: int) -> float:
+    """Return r with 1/tau = d r / (1 + r^2), or raise ValueError where there is none."""
     a = 2 / (tau * d)
     return (1 - math.sqrt(1 - a**2)) / a
 
@@ -746,6 +749,7 @@ def test_6_3_mean_of_two_fused_views(d: int) -> None:
 
 
 def fixed_point(u: np.ndarray) -> np.ndarray:
+    """Return m of (6.4) for points u (K, 2), after 2,000 rounds."""
     m = np.zeros(u.shape[1])
     for _ in range(2000):
         s = (u / (1 + (u**2).sum(1) - 2 * u @ m)[:, None]).sum(0)
@@ -927,14 +931,14 @@ def plain(text: str) -> str:
 
 def claims_of_the_theory() -> dict[str, str]:
     """Return number -> text, from a claim's number to the name of its test."""
-    found = re.findall(r"\*\*\((\d+\.\d+)\)\*\*(.*?\*Test:\s+`\w+`\.\*)", THEORY, re.DOTALL)
-    return {number: plain(text) for number, text in found}
+    matches = re.findall(r"\*\*\((\d+\.\d+)\)\*\*(.*?\*Test:\s+`\w+`\.\*)", THEORY, re.DOTALL)
+    return {number: plain(text) for number, text in matches}
 
 
 def claims_of_this_module() -> dict[str, str]:
     """Return number -> sentence, from the docstring above."""
-    found = re.findall(r"^\((\d+\.\d+)\) (.*?)(?=^\(|^$)", __doc__, re.DOTALL | re.MULTILINE)
-    return {number: plain(sentence) for number, sentence in found}
+    matches = re.findall(r"^\((\d+\.\d+)\) (.*?)(?=^\(|^$)", __doc__, re.DOTALL | re.MULTILINE)
+    return {number: plain(sentence) for number, sentence in matches}
 
 
 def cited_sections(text: str) -> set[str]:
@@ -943,6 +947,7 @@ def cited_sections(text: str) -> set[str]:
 
 
 def headings() -> list[str]:
+    """Return the numbers of the sections of the theory."""
     return re.findall(r"^## (\d+)\. ", THEORY, re.MULTILINE)
 
 
