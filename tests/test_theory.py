@@ -268,7 +268,11 @@ def test_1_5_noise_on_noise_multiplies_radii(d: int, a: float, b: float) -> None
 def test_1_6_cosines_of_uniform_directions(d: int) -> None:
     """(1 + c) / 2 has the beta distribution of parameters (d-1)/2."""
     x, y = (uniform_directions(4000, d, seeded(seed), f64(0)) for seed in (4, 5))
-    assert fits((1 + (x * y).sum(1)) / 2, stats.beta((d - 1) / 2, (d - 1) / 2).cdf)
+    law = stats.beta((d - 1) / 2, (d - 1) / 2).cdf
+    assert fits((1 + (x * y).sum(1)) / 2, law)
+    assert fits((1 + torch.cat([x, y])[:, 0]) / 2, law)  # the cosine with a fixed direction
+    diagonal = torch.cat([x, y])[:, :2].sum(1) / math.sqrt(2)
+    assert fits((1 + diagonal) / 2, law)
     mean = losses.mean_squared_cosine(torch.cat([x, y])).item()
     assert mean * d == pytest.approx(1, abs=0.01)  # standard error about sqrt(2) / 8,000
     six = x[:6]  # three images, two views of each
