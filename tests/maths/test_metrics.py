@@ -196,7 +196,7 @@ def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
     if binning == "width":
         place = np.minimum(((r.numpy() - low) / (high - low) * 10).astype(int), 9)
         bins = [np.flatnonzero(place == b) for b in range(10) if (place == b).any()]
-    table = metrics.calibration(r, c, binning=binning)  # type: ignore[arg-type]
+    table = metrics.calibration_by_bins(r, c, binning=binning)  # type: ignore[arg-type]
     assert table.count.tolist() == [len(b) for b in bins]
     assert table.predicted.tolist() == pytest.approx([float(r[b].mean()) for b in bins])
     assert table.observed.tolist() == pytest.approx([float(c[b].mean()) for b in bins])
@@ -207,18 +207,18 @@ def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
 
 def test_calibration_of_a_constant_shift_and_of_equal_predictions() -> None:
     r = torch.linspace(0, 0.9, 100)
-    assert metrics.calibration(r, r).error == pytest.approx(0, abs=1e-7)
-    assert metrics.calibration(r, r + 0.05).error == pytest.approx(0.05, abs=1e-6)
+    assert metrics.calibration_by_bins(r, r).error == pytest.approx(0, abs=1e-7)
+    assert metrics.calibration_by_bins(r, r + 0.05).error == pytest.approx(0.05, abs=1e-6)
     for binning in ("count", "width"):
-        table = metrics.calibration(torch.full((9,), 0.3), torch.linspace(0, 1, 9), binning=binning)  # type: ignore[arg-type]
+        table = metrics.calibration_by_bins(torch.full((9,), 0.3), torch.linspace(0, 1, 9), binning=binning)  # type: ignore[arg-type]
         assert table.count.tolist() == [9] and table.error == pytest.approx(0.2, abs=1e-6)
 
 
 def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
     r = torch.randint(5, (60,), generator=generator(0)).double() / 5
     c, order = torch.rand(60, generator=generator(1)), torch.randperm(60, generator=generator(2))
-    assert metrics.calibration(r, c).observed.tolist() == pytest.approx(
-        metrics.calibration(r[order], c[order]).observed.tolist()
+    assert metrics.calibration_by_bins(r, c).observed.tolist() == pytest.approx(
+        metrics.calibration_by_bins(r[order], c[order]).observed.tolist()
     )
 
 
