@@ -19,7 +19,7 @@ from sureclr.evaluation.inputs import Material, labelled_split
 from sureclr.evaluation.invariances import sensitivity as sensitivity_of
 from sureclr.evaluation.neighbour_vote import knn_accuracy
 from sureclr.evaluation.training_history import learning as learning_of
-from sureclr.maths.losses import Softening
+from sureclr.maths.losses import TEMPERATURE, Softening
 from sureclr.models.embedding import embed_blocks
 from sureclr.training.run import Run
 
@@ -187,8 +187,8 @@ def explanation(material: Material) -> Result:
 
 
 def temperature_of(run: Run) -> float:
-    """tau of the run's loss; SimCLR's usual 0.2 where the loss has none."""
-    return float(getattr(run.objective, "temperature", 0.2))
+    """Return tau of the run's loss, or the losses' default where the loss has none."""
+    return float(getattr(run.objective, "temperature", TEMPERATURE))
 
 
 def _own(material: Material, what: str) -> None:

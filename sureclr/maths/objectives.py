@@ -139,12 +139,7 @@ class Objective(nn.Module, ABC):
         Raises:
             UserError: projections are not a floating-point tensor of shape (n, d).
         """
-        _check_floating("projections", projections)
-        if projections.ndim != 2:
-            raise UserError(
-                "projections must have the shape (rows, coordinates), and have"
-                f" {tuple(projections.shape)}; reshape them."
-            )
+        _check_projections(projections)
         return unit_rows(projections)
 
     def number(self, projections: Tensor, k: Tensor | None) -> Tensor:
@@ -154,6 +149,7 @@ class Objective(nn.Module, ABC):
             UserError: k is missing, or not a floating-point tensor with one number for each row of
                 the projections, on their device.
         """
+        _check_projections(projections)
         if k is None:
             raise UserError(
                 f"{type(self).__name__} needs one number a view beside the direction; pass k of"
@@ -184,6 +180,16 @@ class Objective(nn.Module, ABC):
                 " read(projections, k)."
             )
         return value
+
+
+def _check_projections(projections: object) -> None:
+    """Raise a `UserError` unless projections are a floating-point tensor of two dimensions."""
+    _check_floating("projections", projections)
+    if isinstance(projections, Tensor) and projections.ndim != 2:
+        raise UserError(
+            "projections must have the shape (rows, coordinates), and have"
+            f" {tuple(projections.shape)}; reshape them."
+        )
 
 
 def _check_floating(name: str, x: object) -> None:

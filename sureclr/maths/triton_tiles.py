@@ -41,7 +41,7 @@ jit: Callable[[Any], Any] = triton.jit if triton else lambda kernel: kernel
 
 
 @jit
-def _cosines(
+def cosines(
     mu,
     i,
     j,
@@ -71,13 +71,13 @@ def _cosines(
 
 
 @jit
-def _scaled(scale, cosine):
+def scaled(scale, cosine):
     """The product scale * cosine, with -inf where the cosine is -inf, also at a scale of 0."""
     return tl.where(cosine == float("-inf"), cosine, scale * cosine)
 
 
 @jit
-def _logarithms(
+def logarithms(
     mu,
     logarithm,
     rows,
@@ -96,8 +96,8 @@ def _logarithms(
     total = tl.zeros([ROWS], tl.float32)
     for start in range(0, rows, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
-        cosine = _cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
-        logits = _scaled(scale_i[:, None], cosine)
+        cosine = cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
+        logits = scaled(scale_i[:, None], cosine)
         risen = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp2(largest - risen) + tl.sum(tl.exp2(logits - risen[:, None]), 1)
         largest = risen
@@ -105,7 +105,7 @@ def _logarithms(
 
 
 @jit
-def _pulls(
+def pulls(
     mu,
     logarithm,
     pull,
@@ -126,13 +126,13 @@ def _pulls(
     total = tl.zeros([ROWS, WIDTH], tl.float32)
     for start in range(0, rows, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
-        cosine = _cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
+        cosine = cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
         of_column, scale_j = (
             tl.load(logarithm + j, mask=j < rows, other=0.0),
             tl.load(scale + j, mask=j < rows, other=1.0),
         )
-        both = scale_i[:, None] * tl.exp2(_scaled(scale_i[:, None], cosine) - of_row[:, None])
-        both += scale_j[None, :] * tl.exp2(_scaled(scale_j[None, :], cosine) - of_column[None, :])
+        both = scale_i[:, None] * tl.exp2(scaled(scale_i[:, None], cosine) - of_row[:, None])
+        both += scale_j[None, :] * tl.exp2(scaled(scale_j[None, :], cosine) - of_column[None, :])
         theirs = tl.load(
             mu + j[:, None] * width + axis[None, :],
             mask=(j[:, None] < rows) & (axis[None, :] < width),
@@ -183,12 +183,12 @@ def nt_xent_and_gradient(
         num_warps=WARPS,
     )
     grid, logarithm = (triton.cdiv(rows, ROWS),), mu.new_empty(rows)
-    _logarithms[grid](mu, logarithm, rows, width, scale, **blocks)
+    logarithms[grid](mu, logarithm, rows, width, scale, **blocks)
     loss = tiles.mean_loss(mu, logarithm, temperature, a)
     if not gradient:
         return loss, mu.new_empty(0)
     pull = torch.empty_like(mu)
-    _pulls[grid](mu, logarithm, pull, rows, width, scale, **blocks)
+    pulls[grid](mu, logarithm, pull, rows, width, scale, **blocks)
     pull.mul_(temperature / tiles.BITS).sub_((a + tiles.partner(a))[:, None] * tiles.partner(mu))
     return loss, pull.div_(rows * temperature)
 

@@ -173,12 +173,11 @@ def test_a_pair_without_positive_curvature_is_left_out() -> None:
         assert torch.equal(module._lbfgs(objective, gradient, [(gradient, change)]), plain)
 
 
-def test_strengths_in_one_batch_equal_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strengths_in_one_batch_equal_each_alone() -> None:
     x, y = standardised(200)
     strengths = [1.0, 1e-4, 1e-2]  # they leave the batch in another order than they came
     together = logistic_regression(x, y, strengths, 1e-9)
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 1)  # one strength at a time
-    apart = logistic_regression(x, y, strengths, 1e-9)
+    apart = logistic_regression(x, y, strengths, 1e-9, logits_at_once=1)  # one at a time
     assert together.weight.shape == apart.weight.shape == (3, 12, 4)
     assert torch.allclose(together.weight, apart.weight, atol=1e-5)
     assert torch.allclose(together.objective, apart.objective, rtol=1e-10)
