@@ -96,7 +96,9 @@ def logistic_regression(
     """
     at_once = max(1, logits_at_once // (len(x) * int(target.max() + 1)))
     groups = [strengths[i : i + at_once] for i in range(0, len(strengths), at_once)]
-    parts = [_minimise(_Objective(x, target, group), tolerance, max_iterations) for group in groups]
+    parts = [
+        minimise(LogisticObjective(x, target, group), tolerance, max_iterations) for group in groups
+    ]
     names = ("weight", "bias", "objective", "gradient", "converged")
     return Solution(
         **{n: torch.cat([getattr(p, n) for p in parts]) for n in names},
@@ -104,8 +106,8 @@ def logistic_regression(
     )
 
 
-class _Objective:
-    """J for S strengths.
+class LogisticObjective:
+    """The objective J of the module's docstring, for S strengths.
 
     Parameters theta are (S, K, f + 1), float64, with the bias in the last column; logits z are
     (S, K, n), in x's type. Rows of x come last in z: at S K = 10 the two products run 2 and 6 times
@@ -114,6 +116,13 @@ class _Objective:
     """
 
     def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
+        """Compute the features' covariance and factor the first estimate of the Hessian.
+
+        Args:
+            x: (n, f), standardised features.
+            target: (n,) int64 in [0, K), each class present.
+            strengths: S numbers above 0.
+        """
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
         self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
         # Evenly spaced rows; a poor choice costs time, not exactness
@@ -151,8 +160,8 @@ class _Objective:
             factor = torch.linalg.cholesky(estimate + rounding * spread * eye)
         return factor
 
-    def only(self, keep: Tensor) -> "_Objective":
-        """The same for some of the strengths; keep: (S,) bool."""
+    def only(self, keep: Tensor) -> "LogisticObjective":
+        """Return the objective for some of the strengths; keep: (S,) bool."""
         part = copy(self)
         part.strength, part.spread, part.factor = (
             self.strength[keep],
@@ -162,7 +171,7 @@ class _Objective:
         return part
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """The inverse of the estimate, applied to (S, K, f + 1).
+        """Return the inverse of the Hessian's estimate times (S, K, f + 1).
 
         The bias meets no other column, since those of x have mean 0.
         """
@@ -170,13 +179,13 @@ class _Objective:
         return torch.cat([weight, gradient[:, :, -1:] / self.spread], 2)
 
     def logits(self, theta: Tensor) -> Tensor:
-        """The logits by products in x's type."""
+        """Return the logits by products in x's type, (S, K, n)."""
         theta = theta.to(self.x.dtype)
         product: Tensor = theta[:, :, :-1].flatten(0, 1) @ self.x.T
         return product.unflatten(0, theta.shape[:2]) + theta[:, :, -1:]  # type: ignore[no-any-return]
 
     def exact_logits(self, theta: Tensor) -> Tensor:
-        """The logits by float64 products, rounded once."""
+        """Return the logits by float64 products, rounded once, (S, K, n)."""
         blocks = [
             (theta[:, :, :-1].flatten(0, 1) @ rows.double().T).to(rows.dtype)
             for rows in self.x.split(ROWS_AT_ONCE)
@@ -185,7 +194,7 @@ class _Objective:
         return product + theta[:, :, -1:].to(self.x.dtype)  # type: ignore[no-any-return]
 
     def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
-        """(S, K, f + 1): (softmax(z) - Y) X / n + strength W."""
+        """Return (softmax(z) - Y) X / n + strength W, (S, K, f + 1)."""
         residual = z.softmax(1)
         residual[:, self.target, self._rows] -= 1
         product = (residual.flatten(0, 1) @ self.x).unflatten(0, z.shape[:2])
@@ -194,7 +203,7 @@ class _Objective:
         return torch.cat([of_weight + self.strength * theta[:, :, :-1], of_bias], 2)
 
     def value(self, theta: Tensor, z: Tensor) -> Tensor:
-        """(S,) J in nats."""
+        """Return J in nats, (S,)."""
         loss = z.logsumexp(1) - z[:, self.target, self._rows]
         weight = theta[:, :, :-1]
         penalty = self.strength.flatten() / 2 * _dot(weight, weight)
@@ -203,9 +212,9 @@ class _Objective:
     def along(
         self, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """First and second derivative (S,) of J(theta + step direction) in step.
+        """Return the first and second derivative of J(theta + step direction) in step, (S,) each.
 
-        They need no product with x.
+        They need no product with x: the logits are z + step dz.
         """
         p = (z + step[:, None, None].to(z.dtype) * dz).softmax(1)
         mean = (p * dz).sum(1)  # (S, n), of dz under p
@@ -229,7 +238,7 @@ class _Descent:
     convergence.
     """
 
-    objective: _Objective
+    objective: LogisticObjective
     theta: Tensor
     z: Tensor
     gradient: Tensor
@@ -237,9 +246,12 @@ class _Descent:
 
     def step(self) -> None:
         """Move along the L-BFGS direction by one line search."""
-        direction, before = -_lbfgs(self.objective, self.gradient, self.pairs), self.gradient
+        direction, before = (
+            -lbfgs_direction(self.objective, self.gradient, self.pairs),
+            self.gradient,
+        )
         dz = self.objective.logits(direction)
-        length = _line_search(
+        length = line_search(
             self.objective, self.theta, direction, self.z, dz, _dot(before, direction)
         )[:, None, None]
         self.theta = self.theta + length * direction
@@ -261,8 +273,11 @@ class _Descent:
         )
 
 
-def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
-    """Batched L-BFGS; a strength that has converged leaves the batch and costs no more."""
+def minimise(objective: LogisticObjective, tolerance: float, max_iterations: int) -> Solution:
+    """Minimise J by batched L-BFGS; a strength that has converged leaves the batch.
+
+    Arguments as for `logistic_regression`.
+    """
     theta = objective.x.new_zeros(
         len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64
     )
@@ -292,10 +307,18 @@ def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> S
     )
 
 
-def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian's estimate times the gradient, for each strength.
+def lbfgs_direction(
+    objective: LogisticObjective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return the inverse Hessian's estimate times the gradient, (S, K, f + 1).
 
-    These are the two loops of Nocedal & Wright, algorithm 7.4.
+    These are the two loops of Nocedal & Wright, algorithm 7.4, for each strength.
+
+    Args:
+        objective: whose preconditioner starts the estimate.
+        gradient: (S, K, f + 1).
+        pairs: the last steps and changes of the gradient, (S, K, f + 1) each. A pair without
+            positive curvature is left out.
     """
     weights = []
     for s, y in reversed(pairs):
@@ -309,19 +332,27 @@ def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Te
     return result
 
 
-def _line_search(
-    objective: _Objective,
+def line_search(
+    objective: LogisticObjective,
     theta: Tensor,
     direction: Tensor,
     z: Tensor,
     dz: Tensor,
     slope_at_0: Tensor,
 ) -> Tensor:
-    """(S,) steps with |slope| <= |slope at 0| / 10, by Newton in a bracket.
+    """Return steps with |slope| <= |slope at 0| / 10, (S,), by Newton in a bracket.
 
     J is convex, so the slope's sign says on which side the minimum is. Slopes alone decide (the
     approximate Wolfe conditions of Hager & Zhang 2005): near the minimum, differences of J are
     rounding.
+
+    Args:
+        objective: J.
+        theta: (S, K, f + 1), where the search starts.
+        direction: (S, K, f + 1).
+        z: (S, K, n), the logits at theta.
+        dz: (S, K, n), the change of the logits along the direction.
+        slope_at_0: (S,), the slope of J along the direction at theta, below 0.
     """
     step, low = torch.ones_like(slope_at_0), torch.zeros_like(slope_at_0)
     high = torch.full_like(slope_at_0, torch.inf)

@@ -13,9 +13,6 @@ bytes a thread spilled, 24 KiB shared). **They have never run on a GPU**, since 
 that is why nothing switches them on by itself. Without them tiles.py runs on GPUs as it is.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# (a kernel's arguments are pointers and numbers of Triton's own kind)
-
 from __future__ import annotations  # where triton is missing, tl.constexpr must not be evaluated
 
 from collections.abc import Callable
@@ -37,21 +34,22 @@ ROWS, COLUMNS, WARPS = 64, 32, 8  # of a block
 CHUNK = 32  # coordinates at a time; whole-width products spill 4 to 7 KiB a thread
 WIDEST = 256  # coordinates
 
+
 jit: Callable[[Any], Any] = triton.jit if triton else lambda kernel: kernel
 
 
 @jit
 def cosines(
-    mu,
-    i,
-    j,
-    rows,
-    width,
+    mu: tl.tensor,
+    i: tl.tensor,
+    j: tl.tensor,
+    rows: int,
+    width: int,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
-):
+) -> tl.tensor:
     """mu_I mu_J^T, (ROWS, COLUMNS), with -inf for a view with itself and beyond the last column."""
     cosine = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, WIDTH, CHUNK):
@@ -71,23 +69,23 @@ def cosines(
 
 
 @jit
-def scaled(scale, cosine):
+def scaled(scale: tl.tensor, cosine: tl.tensor) -> tl.tensor:
     """The product scale * cosine, with -inf where the cosine is -inf, also at a scale of 0."""
     return tl.where(cosine == float("-inf"), cosine, scale * cosine)
 
 
 @jit
 def logarithms(
-    mu,
-    logarithm,
-    rows,
-    width,
-    scale,
+    mu: tl.tensor,
+    logarithm: tl.tensor,
+    rows: int,
+    width: int,
+    scale: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
-):
+) -> None:
     """log2 sum_{j != i} 2^(scale_i c_ij) of a block of rows, with a running maximum."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     scale_i = tl.load(scale + i, mask=i < rows, other=1.0)
@@ -106,17 +104,17 @@ def logarithms(
 
 @jit
 def pulls(
-    mu,
-    logarithm,
-    pull,
-    rows,
-    width,
-    scale,
+    mu: tl.tensor,
+    logarithm: tl.tensor,
+    pull: tl.tensor,
+    rows: int,
+    width: int,
+    scale: tl.tensor,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
     CHUNK: tl.constexpr,
-):
+) -> None:
     """sum_j (scale_i p_ij + scale_j p_ji) mu_j of a block of rows."""
     i, axis = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     of_row, scale_i = (
