@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from sureclr.errors import UserError as UserError
     from sureclr.finetuning.store import load_finetuned as load_finetuned
     from sureclr.maths.objectives import NTXentLoss as NTXentLoss
+    from sureclr.maths.objectives import Objective as Objective
     from sureclr.maths.objectives import SureLoss as SureLoss
     from sureclr.maths.objectives import objective as objective
+    from sureclr.maths.objectives import register_loss as register_loss
     from sureclr.maths.sphere import Posterior as Posterior
     from sureclr.recipes import recipe as recipe
     from sureclr.training.pretraining import pretrain as pretrain
@@ -41,6 +43,8 @@ _HOMES = {
     "NTXentLoss": "maths.objectives",
     "SureLoss": "maths.objectives",
     "objective": "maths.objectives",
+    "Objective": "maths.objectives",
+    "register_loss": "maths.objectives",
     "Posterior": "maths.sphere",
     "Embeddings": "data.embeddings",
     "recipe": "recipes",

@@ -100,8 +100,8 @@ def radius_calibration(pair: Pair, training: Pair) -> Result:
     return {
         "n": pair.n,
         "n_map": training.n,
-        "raw": diagram(metrics.calibration(r, cosine, BINS)),
-        "mapped": diagram(metrics.calibration(mapped, cosine, BINS)),
+        "raw": diagram(metrics.calibration_by_bins(r, cosine, BINS)),
+        "mapped": diagram(metrics.calibration_by_bins(mapped, cosine, BINS)),
         "mean_r": float(r.mean()),
         "mean_cosine": float(cosine.mean()),
         "mean_cosine_different": mean_cosine_different(pair),
@@ -145,7 +145,7 @@ def evidence_calibration(pair: Pair, training: Pair) -> Result:
 
 def reliability(probability: Tensor, outcome: Tensor) -> Result:
     return {
-        **diagram(metrics.calibration(probability, outcome, BINS, "width")),
+        **diagram(metrics.calibration_by_bins(probability, outcome, BINS, "width")),
         "log_loss": log_loss(probability, outcome),
     }
 

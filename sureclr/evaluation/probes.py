@@ -12,13 +12,9 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.maths.logistic import (
-    ROWS_AT_ONCE,
-    at_least_float32,
-    logistic_regression,
-    standardisation,
-)
+from sureclr.maths.logistic import ROWS_AT_ONCE, logistic_regression, standardisation
 from sureclr.maths.metrics import wilson_interval
+from sureclr.maths.sphere import at_least_float32
 
 STRENGTHS = tuple(10.0**p for p in range(-6, 2))
 

@@ -30,7 +30,7 @@ def model_and_loss(**changes: object) -> tuple[SimCLR, nn.Module]:
 
 def gradients(model: SimCLR, criterion: nn.Module) -> dict[str, torch.Tensor]:
     _, posterior = model(VIEWS)
-    criterion(posterior, torch.Generator().manual_seed(0)).backward()
+    criterion(posterior, generator=torch.Generator().manual_seed(0)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
