@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from sureclr import __version__
 from sureclr.errors import UserError
+from sureclr.progress import ConsoleProgress
 from sureclr.stopping import StopFlag, stop_on_signals
 
 if TYPE_CHECKING:
@@ -95,20 +96,20 @@ class Opened:
 
     def images(self) -> "ImageSet":
         """Those of the run, or those of --data, at the run's size."""
-        from sureclr.data.sources import is_source
-        from sureclr.data.sources import load as load_source
+        from sureclr.data.sources import is_source, load_images
 
         if self.data is None and not is_source(self.run.source):
             raise UserError(
                 f"this run was trained on images given in Python ({self.run.source}); name labelled"
                 " data with --data."
             )
-        return load_source(
+        return load_images(
             self.data or self.run.source,
             root=self.root,
             size=self.run.size,
             channels=self.run.channels,
             seed=self.run.config.seed,
+            progress=ConsoleProgress(),
         )
 
     def material(self) -> "Material":

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from sureclr.cli.flags import NO_VIEWS, ViewFlags, resolve, said
 from sureclr.cli.shared import Json, Root, answer, app
 from sureclr.errors import UserError
+from sureclr.progress import ConsoleProgress
 from sureclr.recipes import RECIPES
 
 
@@ -25,13 +26,13 @@ def views(
     given: Annotated[ViewFlags, Parameter(name="*")] = NO_VIEWS,
 ) -> None:
     """Draw original images beside two augmented views of each."""
-    from sureclr.data.sources import load as load_source
+    from sureclr.data.sources import load_images
     from sureclr.reporting.figures import augmented_pairs
 
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
     config = resolve(source, None, None, {}, said(given)).views
-    images = load_source(source, root=root, size=size).pretraining
+    images = load_images(source, root=root, size=size, progress=ConsoleProgress()).pretraining
     chosen = _spread(images, count)
     import torch
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import sample
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation import feature_space as geometry_of
@@ -84,7 +84,7 @@ def block_probes(material: Material) -> list[Result]:
     }
     width = sum(output.shape[1] for output in embed_blocks(model, images.select([0])).values())
     room = max(BLOCK_NUMBERS // max(width, 1) - len(split["test"]), LEAST_TRAINING)
-    train, test = sample(torch.from_numpy(split["train"]), room, 0).numpy(), split["test"]
+    train, test = sample_rows(torch.from_numpy(split["train"]), room, 0).numpy(), split["test"]
     outputs = embed_blocks(
         model, images, np.concatenate([train, test]), each_batch=material.each_batch
     )

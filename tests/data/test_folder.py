@@ -19,7 +19,7 @@ from sureclr.data import decoding, folder_cache
 from sureclr.data.decoding import decode
 from sureclr.data.folder import find_images, held_out, inert
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
@@ -60,7 +60,7 @@ def tree(root: Path, *names: str) -> Path:
 
 
 def read(root: Path, **options: Any) -> ImageSet:
-    return load(f"folder:{root}", **{"size": 8, "progress": False} | options)
+    return load_images(f"folder:{root}", **{"size": 8, "progress": False} | options)
 
 
 def pixel(file: Path, channels: int = 3) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 import sureclr.compat  # noqa: F401
 from sureclr.data import downloads, sources
-from sureclr.data.sources import SOURCES, load
+from sureclr.data.sources import SOURCES, load_images
 from sureclr.errors import UserError
 
 from torchvision import datasets  # isort: skip  needs sureclr.compat
@@ -120,7 +120,7 @@ def fashion() -> dict[str, NDArray[np.uint8]]:
 
 
 def check_fashion(truth: dict[str, NDArray[np.uint8]]) -> None:
-    images = load("fashion-mnist")
+    images = load_images("fashion-mnist")
     assert images.images[:, 0].tolist() == [
         *truth["train-images-idx3-ubyte"].tolist(),
         *truth["t10k-images-idx3-ubyte"].tolist(),
@@ -136,7 +136,7 @@ def check_fashion(truth: dict[str, NDArray[np.uint8]]) -> None:
 def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
     from sklearn.datasets import load_digits
 
-    theirs, images = load_digits(), load("digits")
+    theirs, images = load_digits(), load_images("digits")
     assert images.images.shape == (1797, 1, 8, 8) and images.images.max() == 255
     assert np.array_equal(np.rint(images.images[:, 0].numpy() / 255 * 16), theirs.images)
     assert images.labels.tolist() == theirs.target.tolist() and images.classes == tuple(
@@ -150,10 +150,10 @@ def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
 
 
 def test_size_and_channels_are_as_asked() -> None:
-    assert load("digits", size=16, channels=3).images.shape == (1797, 3, 16, 16)
+    assert load_images("digits", size=16, channels=3).images.shape == (1797, 3, 16, 16)
     for wrong in ({"size": 0}, {"size": -3}, {"channels": 2}):
         with pytest.raises(UserError, match="1 or 3 channels"):
-            load("digits", **wrong)
+            load_images("digits", **wrong)
 
 
 @pytest.mark.parametrize("where", ["data/FashionMNIST/raw", "debian"])
@@ -202,14 +202,14 @@ def test_a_damaged_idx_file_is_named_in_one_sentence(
     files[f"t10k-images-idx3-ubyte{ending}"] = damage(files[f"t10k-images-idx3-ubyte{ending}"])
     write(tmp_path / "debian", files)
     with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.*cannot be read.*delete it"):
-        load("fashion-mnist")
+        load_images("fashion-mnist")
 
 
 def test_images_and_labels_of_different_number_are_refused(tmp_path: Path) -> None:
     truth = fashion() | {"t10k-labels-idx1-ubyte": np.zeros(4, np.uint8)}
     write(tmp_path / "debian", {name: idx(array) for name, array in truth.items()})
     with pytest.raises(UserError, match="fashion-mnist"):
-        load("fashion-mnist")
+        load_images("fashion-mnist")
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
@@ -223,7 +223,7 @@ def test_cifar10_is_read_pixel_by_pixel(
         write(tmp_path / "data/cifar-10-batches-py", files)
     else:
         write(tmp_path / "data", {"cifar-10-python.tar.gz": packed})
-    images = load("cifar10")
+    images = load_images("cifar10")
     order = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     assert np.array_equal(images.images.numpy(), np.concatenate([truth[name][0] for name in order]))
     assert images.labels.tolist() == [label for name in order for label in truth[name][1]]
@@ -249,7 +249,7 @@ def test_cifar100_gives_its_fine_labels(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     publish(monkeypatch, datasets.CIFAR100, files)
     write(tmp_path / "data/cifar-100-python", files)
-    images = load("cifar100")
+    images = load_images("cifar100")
     assert np.array_equal(images.train.images.numpy(), pixels["train"]) and np.array_equal(
         images.test.images.numpy(), pixels["test"]
     )
@@ -274,7 +274,7 @@ def test_a_pickle_that_is_not_the_published_one_is_never_opened(
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     write(tmp_path / "data/cifar-10-batches-py", cifar10[0] | {"data_batch_2": trap})
     with pytest.raises(UserError, match="not whole"):
-        load("cifar10")
+        load_images("cifar10")
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works
@@ -304,7 +304,7 @@ def stl10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, NDArray[
 
 
 def test_stl10_has_its_unlabelled_images_and_its_folds(stl10: dict[str, NDArray[np.uint8]]) -> None:
-    images = load("stl10")
+    images = load_images("stl10")
     assert np.array_equal(
         images.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"], stl10["test"]])
     )
@@ -325,7 +325,7 @@ def test_stl10_has_its_unlabelled_images_and_its_folds(stl10: dict[str, NDArray[
 
 
 def test_stl10_agrees_with_torchvisions_own_reader(tmp_path: Path, stl10: Any) -> None:
-    theirs, images = datasets.STL10(tmp_path / "data", split="train", folds=4), load("stl10")
+    theirs, images = datasets.STL10(tmp_path / "data", split="train", folds=4), load_images("stl10")
     assert images.folds is not None
     fold = images.select(images.folds[4])
     assert (
@@ -347,7 +347,7 @@ def test_offline_one_sentence_names_the_file_the_place_and_the_address(
     tmp_path: Path, capfd: Any, name: str, file: str
 ) -> None:
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
-        load(name)
+        load_images(name)
     for part in (file, str(tmp_path / "data"), "http://127.0.0.1:9/", "SURECLR_DATA"):
         assert part in str(caught.value)
     assert capfd.readouterr().out == ""
@@ -405,11 +405,11 @@ def test_what_is_missing_is_downloaded_checked_and_kept(
     write(server[1], {"cifar-10-python.tar.gz": packed})
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed))
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[0]}cifar-10-python.tar.gz")
-    assert np.array_equal(load("cifar10").test.images.numpy(), cifar10[1]["test_batch"][0])
+    assert np.array_equal(load_images("cifar10").test.images.numpy(), cifar10[1]["test_batch"][0])
     told = capfd.readouterr()
     assert told.out == "" and f"downloading from {server[0]}" in told.err
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/")
-    assert len(load("cifar10")) == 24
+    assert len(load_images("cifar10")) == 24
     assert socket.getdefaulttimeout() is None
 
 
@@ -428,7 +428,7 @@ def test_a_download_that_is_not_the_published_file_is_refused(
     write(server[1], {"cifar-10-python.tar.gz": archive("cifar-10-batches-py", cifar10[0])})
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[0]}cifar-10-python.tar.gz")
     with pytest.raises(UserError, match="corrupted"):
-        load("cifar10")
+        load_images("cifar10")
     assert not (tmp_path / "data/cifar-10-batches-py").exists()
 
 
@@ -440,7 +440,7 @@ def test_fashion_mnist_is_downloaded_with_its_hash_check(
     write(server[1], files)
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [server[0]])
     with pytest.raises(UserError, match="Fashion-MNIST is not whole"):
-        load("fashion-mnist")
+        load_images("fashion-mnist")
     monkeypatch.setattr(
         datasets.FashionMNIST, "resources", [(name, md5(data)) for name, data in files.items()]
     )
@@ -453,14 +453,14 @@ def test_a_data_folder_that_is_a_file_is_told(
     (tmp_path / "data").write_text("no folder")
     for name in ("cifar10", "fashion-mnist"):
         with pytest.raises(UserError, match=r"^[^\n]+$"):
-            load(name)
+            load_images(name)
 
 
 def test_an_unknown_source_lists_the_nearest_and_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean cifar10") as caught:
-        load("cifar-10")
+        load_images("cifar-10")
     assert all(name in str(caught.value) for name in SOURCES)
     with pytest.raises(UserError, match=f"write folder:{tmp_path}"):
-        load(str(tmp_path))
+        load_images(str(tmp_path))
     with pytest.raises(UserError, match="unknown data source"):
-        load("folder:PATH")
+        load_images("folder:PATH")

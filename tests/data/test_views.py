@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import functional as F
 
 from sureclr.data import colour, views
-from sureclr.data.counter_rng import hashed, mix, sample, shuffled, uniform
+from sureclr.data.counter_rng import hashed, mix, sample_rows, shuffled, uniform_numbers
 from sureclr.data.views import (
     ViewConfig,
     augment,
@@ -473,14 +473,14 @@ def test_an_order_by_hashes_is_each_rows_own() -> None:
     for stream, seed in ((0, 0), (7, 0), (7, 2)):
         order = sorted(rows, key=lambda row: word(row, stream, seed))
         assert shuffled(torch.tensor(rows), stream, seed).tolist() == order
-        assert sample(torch.tensor(rows), 4, stream, seed).tolist() == sorted(order[:4])
+        assert sample_rows(torch.tensor(rows), 4, stream, seed).tolist() == sorted(order[:4])
         assert shuffled(torch.tensor(rows[::2]), stream, seed).tolist() == [
             row for row in order if row in rows[::2]
         ]
 
 
 def test_uniform_numbers() -> None:
-    u = uniform(SEEDS, 3, 8)
+    u = uniform_numbers(SEEDS, 3, 8)
     assert u.dtype == torch.float64 and u.min() >= 0 and u.max() < 1
     assert all(uniformly(column, 0, 1) > P_MIN for column in u.T)
     assert np.abs(np.corrcoef(u.T.numpy()) - np.eye(8)).max() < 5 / math.sqrt(N)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation import foreign_images as ood
 from sureclr.evaluation.certainty_quality import Reference, judge
@@ -57,7 +57,7 @@ def embed(images: ImageSet) -> Embeddings:
 def without_fashion(name: str, root: Path | None = None) -> ImageSet:
     if name == "fashion-mnist":
         raise UserError("fashion-mnist is not here")
-    return load(name, root=root)
+    return load_images(name, root=root)
 
 
 def test_a_certainty_that_knows_its_own_images_tells_them_from_others(

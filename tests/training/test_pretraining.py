@@ -18,12 +18,12 @@ from tiny import CONFIG, IMAGES, STEPS, Interrupting, equal, lines, train, weigh
 from sureclr.config import from_dict, read_yaml
 from sureclr.data.batches import batch
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import SureLoss
 from sureclr.stopping import Stopped
 from sureclr.training import pretraining as module
-from sureclr.training.run import as_image_set
 from sureclr.training.run_dir import RunDir
 
 
