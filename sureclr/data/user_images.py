@@ -185,7 +185,8 @@ def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
         return pixels.unsqueeze(1).contiguous()
     if pixels.ndim == 4:
         return _channels_first(pixels).contiguous()
-    remedy = "for one image, add a first axis: images[None]" if pixels.ndim < 4 else "reshape it"
+    is_one = pixels.ndim in (2, 3)
+    remedy = "for one image, add a first axis: images[None]" if is_one else "reshape it"
     raise UserError(
         f"an array of images must be (n, h, w), (n, c, h, w) or (n, h, w, c), not {shape};"
         f" {remedy}."
