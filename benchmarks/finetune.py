@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.lines import command, keep, kept
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.protocol import finetune, interval
@@ -52,7 +52,7 @@ def main() -> None:
         )
     torch.set_num_threads(asked.threads)
     run = load(asked.run, "cpu")
-    images = load_source(SOURCE, root=asked.root, size=run.size, channels=run.channels)
+    images = load_images(SOURCE, root=asked.root, size=run.size, channels=run.channels)
     for labels in asked.labels:
         for seeds in range(1, asked.seeds + 1):
             record(run, one_more(run, images, labels, seeds), labels)

@@ -26,7 +26,7 @@ import torch
 from benchmarks.lines import command, keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation import certainty_quality as uncertainty
 from sureclr.evaluation import foreign_images as ood
@@ -86,7 +86,7 @@ def main() -> None:
         print(table([line for line in kept(LINES) if line["source"] == asked.source]))
         return
     torch.set_num_threads(asked.threads)
-    images = subset(load(asked.source))
+    images = subset(load_images(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
         if (name, seed, asked.source) not in {
             (line["name"], line["seed"], line["source"]) for line in kept(LINES)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sureclr.config import ViewConfig as ViewConfig
     from sureclr.data.embeddings import Embeddings as Embeddings
     from sureclr.data.image_set import ImageSet as ImageSet
-    from sureclr.data.sources import load as load_images
+    from sureclr.data.sources import load_images as load_images
+    from sureclr.data.sources import register_source as register_source
     from sureclr.data.views import two_views as two_views
     from sureclr.errors import UserError as UserError
     from sureclr.finetuning.store import load_finetuned as load_finetuned
@@ -37,7 +38,8 @@ _HOMES = {
     "PretrainConfig": "config",
     "ViewConfig": "config",
     "ImageSet": "data.image_set",
-    "load_images": "data.sources:load",
+    "load_images": "data.sources",
+    "register_source": "data.sources",
     "two_views": "data.views",
     "UserError": "errors",
     "NTXentLoss": "maths.objectives",
@@ -59,8 +61,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'sureclr' has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    return getattr(import_module(f"sureclr.{module}"), attribute or name)
+    return getattr(import_module(f"sureclr.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

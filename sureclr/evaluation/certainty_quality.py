@@ -11,10 +11,8 @@ Each is a score: higher is surer. An AUROC of 1 ranks perfectly, 1/2 knows nothi
 are whole training images, by cosine of features.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +33,7 @@ from sureclr.evaluation.calibration import (
     view_pair,
 )
 from sureclr.evaluation.probes import ProbeResult, linear_probe
+from sureclr.files import json_able
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence_matrix
@@ -125,15 +124,6 @@ def measure(
         result["selective"] = selective(clean, reference)
         result["probe_calibration"] = probe_calibration(table, reference)
     return json_able({**result, "skipped": skipped(clean, reference)})
-
-
-def json_able(value: Any) -> Any:
-    """NaN (an AUROC without positives or negatives, say) becomes None: JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: json_able(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [json_able(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def skipped(clean: "Judgement", reference: "Reference") -> dict[str, str]:

@@ -19,9 +19,9 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.calibration import Embed
-from sureclr.evaluation.certainty_quality import json_able
 from sureclr.evaluation.feature_space import kernel_dimension
 from sureclr.evaluation.occlusion import WINDOW, Grid, Question, Score, occluded, sanity
+from sureclr.files import json_able
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import evidence
 from sureclr.progress import SILENT, Progress

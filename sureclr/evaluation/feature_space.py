@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import json_able
+from sureclr.files import json_able, writing_atomically
 from sureclr.maths import losses, metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence
@@ -336,6 +336,5 @@ def save_map(path: Any, columns: Result) -> None:
         )
         for name, c in columns.items()
     }
-    draft = path.with_name(f".{path.name}")
-    parquet.write_table(pa.table(arrays), draft)
-    draft.replace(path)
+    with writing_atomically(path) as file:
+        parquet.write_table(pa.table(arrays), file)

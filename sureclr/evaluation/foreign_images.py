@@ -21,7 +21,7 @@ from torch import Tensor
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.certainty_quality import (
     Embed,
@@ -30,9 +30,9 @@ from sureclr.evaluation.certainty_quality import (
     Result,
     auroc_of,
     image_seeds,
-    json_able,
     judge,
 )
+from sureclr.files import json_able
 from sureclr.maths import metrics
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
@@ -149,7 +149,7 @@ def other_source(name: str, images: ImageSet, root: Path | None) -> ImageSet:
     """
     if name == images.name:
         raise UserError("this is the data set that the images come from.")
-    foreign = load(name, root=root).test
+    foreign = load_images(name, root=root).test
     size, channels = images.images.shape[-1], images.images.shape[1]
     before = foreign.images.shape[-1]
     note = (

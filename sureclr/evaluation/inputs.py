@@ -4,7 +4,6 @@ encoder and raw pixels.
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from math import isqrt
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.evaluation.certainty_quality import Reference
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
+from sureclr.files import digest_of_tensors
 from sureclr.models.embedding import as_float
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
@@ -31,7 +31,7 @@ class Probes:
     and ood, and as the last block.
     """
 
-    found: dict[bytes, ProbeResult] = field(default_factory=dict)
+    found: dict[str, ProbeResult] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -43,21 +43,12 @@ class Probes:
         allow_missing: bool = False,
     ) -> ProbeResult:
         check_rows(train_x, train_y, test_x, test_y, allow_missing)
-        key = digest(train_x, train_y, test_x, test_y)
+        key = digest_of_tensors(train_x, train_y, test_x, test_y)
         if key not in self.found:
             self.found[key] = linear_probe(
                 train_x, train_y, test_x, test_y, allow_missing=allow_missing
             )
         return self.found[key]
-
-
-def digest(*tensors: Tensor) -> bytes:
-    """Of shapes, types and numbers."""
-    total = blake2b()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().cpu().numpy().data)
-    return total.digest()
 
 
 @dataclass

@@ -22,7 +22,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.calibration import Embed, image_seeds
-from sureclr.evaluation.certainty_quality import json_able
+from sureclr.files import json_able
 from sureclr.training.monitor import mean_cosine_of_different
 
 Result = dict[str, Any]
@@ -177,7 +177,7 @@ def sensitivity(embed: Embed, images: ImageSet, views: ViewConfig, seed: int = 0
     Raises:
         UserError: fewer than two images.
     """
-    some = sample(images, seed)
+    some = sample_images(images, seed)
     clean = embed(some)
     if clean.certainty is not None and not clean.certainty.isfinite().all():
         raise UserError(
@@ -209,7 +209,7 @@ def sensitivity(embed: Embed, images: ImageSet, views: ViewConfig, seed: int = 0
     )
 
 
-def sample(images: ImageSet, seed: int) -> ImageSet:
+def sample_images(images: ImageSet, seed: int) -> ImageSet:
     """At most 500 of the test images by seed, in their order."""
     rows = images.rows("test") if "test" in images.split else np.arange(len(images))
     if len(rows) < 2:
@@ -217,7 +217,8 @@ def sample(images: ImageSet, seed: int) -> ImageSet:
             f"sensitivity is a mean over images, and {images.name} has {len(rows)} to look at; give"
             " two or more."
         )
-    return images.select(counter_rng.sample(torch.from_numpy(rows), IMAGES, CHOSEN, seed).numpy())
+    chosen = counter_rng.sample_rows(torch.from_numpy(rows), IMAGES, CHOSEN, seed)
+    return images.select(chosen.numpy())
 
 
 def told(t: Transformation, views: ViewConfig, side: int) -> Result:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.corruptions import to_uint8
-from sureclr.data.counter_rng import uniform
+from sureclr.data.counter_rng import uniform_numbers
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.calibration import Embed
@@ -163,7 +163,7 @@ def deleted(
     in random order.
     """
     shares = torch.arange(STEPS + 1) / STEPS
-    chance = uniform(torch.arange(len(maps)) + (seed << 32), ORDER, maps[0].numel()).view(
+    chance = uniform_numbers(torch.arange(len(maps)) + (seed << 32), ORDER, maps[0].numel()).view(
         -1, *maps[0].shape
     )
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import sample
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import json_able
 from sureclr.evaluation.feature_space import predictions
+from sureclr.files import json_able
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k
 from sureclr.models.embedding import embed_blocks
@@ -45,7 +45,7 @@ def compare_runs(
     own).
     """
     rows = judged_rows(table_a, table_b)
-    some = images.select(sample(rows, IMAGES, 0))
+    some = images.select(sample_rows(rows, IMAGES, 0))
     blocks = [
         embed_blocks(run.model, convert(some, run.size, run.channels), progress=progress)
         for run in (a, b)
@@ -121,7 +121,7 @@ def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
     images). All rows where too few remain.
     """
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
-    return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
+    return sample_rows(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
 
 
 def agreement(a: Embeddings, b: Embeddings, rows: Any, progress: Progress) -> float | None:

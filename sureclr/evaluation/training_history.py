@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
-from sureclr.evaluation.certainty_quality import json_able
+from sureclr.files import json_able
 from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
 from sureclr.progress import SILENT, Progress, reporting
 from sureclr.training.monitor import evidence_split

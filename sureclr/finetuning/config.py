@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sureclr.config import typed
+from sureclr.config import as_field_types
 from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
 
@@ -21,7 +21,7 @@ class FinetuneConfig:
     """A share of the labelled training images (10%), a count (500), or a CSV file path,label;
     default: 10%, of a fold 100%.
     """
-    fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.typed tries them in this order)
+    fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.as_field_types tries them in this order)
     """Choose among the images of this fold of the data set's own (stl10: 0 to 9); all: one fold a
     seed, as many as there are.
     """
@@ -60,7 +60,9 @@ class FinetuneConfig:
     """auto: bfloat16 autocast on GPUs that have it, else float32."""
 
     def __post_init__(self) -> None:
-        typed(type(self), {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lr"})
+        as_field_types(
+            type(self), {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lr"}
+        )
         LabelRequest.of(self.asked)
         for rule, holds, value in self._rules():
             if not holds:

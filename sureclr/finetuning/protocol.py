@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from sureclr.config import ViewConfig
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.image_set import ImageSet
 from sureclr.data.label_request import LabelRequest
 from sureclr.data.labels import Labelled, choose_labels, labelled_rows
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import linear_probe, stratified_split
 from sureclr.finetuning.config import FinetuneConfig
@@ -29,7 +30,7 @@ from sureclr.finetuning.store import save_finetuned
 from sureclr.finetuning.train import Classifier, Fit, fit, judge, training_steps
 from sureclr.maths.metrics import wilson_interval
 from sureclr.training.progress import Lines, Reporter
-from sureclr.training.run import Run, as_image_set, build
+from sureclr.training.run import Run, build
 
 ARMS = ("finetune", "scratch")
 Result = dict[str, Any]
@@ -61,7 +62,7 @@ def finetune(
         UserError: bad labels, no test labels, or training that diverges at every learning rate.
     """
     config, told = config or FinetuneConfig(), reporter or Lines()
-    images = convert(as_image_set(images), run.size, run.channels)
+    images = as_image_set(images, size=run.size, channels=run.channels)
     draws = list(choices(images, config))
     test = _test(images)
     key, results = result_key(config, data), run.directory.results_so_far()

@@ -2,7 +2,6 @@
 weights, by their sha256.
 """
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -12,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.data.image_set import convert
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
-from sureclr.files import remove, write_whole
+from sureclr.files import digest_of_bytes, json_bytes, remove, write_atomically
 from sureclr.finetuning.train import AT_ONCE, Classifier
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import encoder
 from sureclr.training.devices import choose_device
-from sureclr.training.run import Run, as_image_set
+from sureclr.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Finetuned:
 
     def probabilities(self, images: Any) -> Tensor:
         """(n, classes) of these images (ImageSet, uint8 array or PIL images), on the CPU."""
-        pixels = convert(as_image_set(images), self.size, self.channels).images
+        pixels = as_image_set(images, size=self.size, channels=self.channels).images
         with evaluating(self.model):
             parts = [
                 self.model(as_float(part.to(self.model.device))).float().softmax(1).cpu()
@@ -61,7 +60,7 @@ def save_finetuned(
     data = save(
         {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
     )
-    digest = hashlib.sha256(data).hexdigest()
+    digest = digest_of_bytes(data)
     file = f"{name}-{digest[:12]}.safetensors"
     about = {
         "key": key,
@@ -77,8 +76,8 @@ def save_finetuned(
         "n_labels": entry["n_labels"],
         **{name: entry["finetune"][name] for name in ("lr", "epoch", "validation", "accuracy")},
     }
-    write_whole(folder / file, data)
-    write_whole(folder / f"{name}.json", json.dumps(about, indent=1).encode())
+    write_atomically(folder / file, data)
+    write_atomically(folder / f"{name}.json", json_bytes(about))
     for old in folder.glob(f"{glob_safe(name)}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name != file:
             remove(old)
@@ -94,7 +93,7 @@ def file_name(key: str) -> str:
     return (
         plain
         if plain == words.replace(":", "-")
-        else f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
+        else f"{plain}-{digest_of_bytes(words.encode())[:6]}"
     )
 
 
@@ -142,7 +141,7 @@ def _read(folder: Path, path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         about = json.loads(path.read_bytes())
         data = (folder / Path(about["file"]).name).read_bytes()
-        whole = hashlib.sha256(data).hexdigest() == about["sha256"]
+        whole = digest_of_bytes(data) == about["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} or its weights cannot be read ({error}); fine-tune again."

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sureclr import __version__
 from sureclr.errors import UserError
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.reporting.blocks import Section, section
 from sureclr.reporting.certainty import sure, unsure
 from sureclr.reporting.charts import told
@@ -105,8 +105,8 @@ def render(runs: Sequence[Numbers], comparison: dict[str, Any] | None = None, wh
         version=__version__,
         style=Markup(style),
         script=Markup(script),
-        style_hash=digest(style),
-        script_hash=digest(script),
+        style_hash=content_policy_hash(style),
+        script_hash=content_policy_hash(script),
     )
 
 
@@ -130,8 +130,8 @@ def asset(name: str) -> str:
     return (resources.files("sureclr.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
-def digest(text: str) -> str:
-    """For the content policy."""
+def content_policy_hash(text: str) -> str:
+    """The sha256 of a style or script, as a content security policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
@@ -155,7 +155,7 @@ def write_report(
     data = render(runs, comparison, why).encode("utf-8", "backslashreplace")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, data)
+        write_atomically(out, data)
     except OSError as error:
         raise UserError(
             f"the report {out} cannot be written ({error.strerror or error}); give another --out."

@@ -106,7 +106,7 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "none.csv"], "no such file"),
         (["--labels", "150%"], "at most 100%"),
         (["--labels", "1"], "too few labels for 2 classes"),
-        (["--labels", "99"], "99 labels were asked for"),
+        (["--labels", "99"], "99 labels are more than the 16"),
         (["--labels", "4", "--lr", "-1"], "lr must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
         (["--labels", "4", "--bn", "off"], "bn"),

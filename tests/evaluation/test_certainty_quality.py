@@ -456,13 +456,6 @@ def test_the_map_is_fitted_on_training_images_alone() -> None:
     assert asked.count({"train"}) == 1 and asked.count({"test"}) == len(asked) - 1
 
 
-def test_no_number_is_none_in_json() -> None:
-    assert uncertainty.json_able({"a": [math.nan, 1.0], "b": {"c": math.inf}}) == {
-        "a": [None, 1.0],
-        "b": {"c": None},
-    }
-
-
 @pytest.mark.parametrize("n", [TRAIN, TRAIN + 1])
 def test_without_test_images_the_user_is_told(n: int) -> None:
     images, embed = pictures(n), toy()

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sureclr.config import PretrainConfig
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.data.views import two_views
 from sureclr.maths.objectives import OBJECTIVES
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
 from sureclr.training.run import build

@@ -97,11 +97,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch
 ) -> Path:
-    from sureclr.data.sources import load
+    from sureclr.data.sources import load_images
 
     monkeypatch_module.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     source = f"folder:{folder}"
-    images = load(source, size=12, progress=False)
+    images = load_images(source, size=12)
     out = tmp_path_factory.mktemp("runs") / "run"
     train(out, images, source=source, size=12, epochs=2)
     main(["report", str(out), "--device", "cpu"])
