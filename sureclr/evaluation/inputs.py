@@ -121,6 +121,18 @@ class EvaluationInputs:
             )
 
     @cached_property
+    def images_digest(self) -> str:
+        """A digest of pixels, paths and splits."""
+        names = "\n".join([*self.images.paths, *self.images.split.tolist()]).encode()
+        return blake2b(names + digest(self.images.images), digest_size=16).hexdigest()
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """A digest of labels and class names."""
+        names = "\n".join(self.images.classes).encode()
+        return blake2b(names + digest(self.images.labels), digest_size=16).hexdigest()
+
+    @cached_property
     def randomised(self) -> Run:
         """The run with other random weights."""
         return randomised_run(self.run)
@@ -177,6 +189,11 @@ def evaluation_inputs(
 def fit_images(images: ImageSet, run: Run) -> ImageSet:
     """Return the images at the size and channels that a run takes."""
     return convert(images, run.size, run.channels)
+
+
+def embed_blocks_by(run: Run, images: ImageSet, progress: Progress = SILENT) -> dict[str, Tensor]:
+    """Return each block's output for images of any size, averaged over positions."""
+    return embed_blocks(run.model, fit_images(images, run), progress=progress)
 
 
 def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:

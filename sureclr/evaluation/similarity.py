@@ -55,11 +55,10 @@ def compare_runs(
     Raises:
         UserError: the tables are of different images, or there are fewer than four.
     """
-    from sureclr.evaluation.inputs import fit_images
-    from sureclr.models.embedding import embed_blocks
+    from sureclr.evaluation.inputs import embed_blocks_by  # late: tables need no model
 
     chosen = images.select(sample(rows_to_compare(table_a, table_b), IMAGES, 0))
-    blocks = [embed_blocks(run.model, fit_images(chosen, run), progress=progress) for run in (a, b)]
+    blocks = [embed_blocks_by(run, chosen, progress) for run in (a, b)]
     names = (a.path.name, b.path.name)
     return compare_tables(table_a, table_b, names, (blocks[0], blocks[1]), progress)
 
@@ -200,7 +199,7 @@ def cka(x: Tensor, y: Tensor) -> float:
 
 
 def centre(rows: Tensor) -> Tensor:
-    """Return rows (n, f) less their mean, float64: HSIC is the same, and its sums lose no digits."""
+    """Return rows (n, f) less their mean, float64: HSIC is the same; its sums lose no digits."""
     return rows.double() - rows.double().mean(0)
 
 

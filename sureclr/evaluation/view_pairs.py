@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from sureclr.config import ViewConfig
+from sureclr.data.counter_rng import hashed
+from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.results import (
     Diagram,
     EvidenceCalibration,
@@ -17,7 +20,14 @@ from sureclr.evaluation.results import (
     ProbabilityDiagram,
     RadiusCalibration,
 )
-from sureclr.evaluation.scores import Reference, ViewPairs, auroc_by_score, score_images
+from sureclr.evaluation.scores import (
+    Embed,
+    Reference,
+    ViewPairs,
+    auroc_by_score,
+    embed_view_pairs,
+    score_images,
+)
 from sureclr.evaluation.tables import (
     evidence_dimension,
     finite_numbers,
@@ -31,6 +41,18 @@ from sureclr.maths.sphere import Posterior, evidence_matrix
 
 EVIDENCE_IMAGES = 1000  # at most so many images, of whose views all are compared: a million pairs
 BINS = 10
+PAIRS = 4000  # at most so many training images, on whose views the monotone maps are fitted
+TRAINING_VIEWS = 2003  # stream of seeds
+
+
+def training_view_pairs(
+    embed: Embed, images: ImageSet, views: ViewConfig, seed: int, most: int = PAIRS
+) -> ViewPairs:
+    """Return views of at most `most` training images, chosen by the seed."""
+    training = images.rows("train", "unlabelled")
+    order = hashed(torch.arange(len(training)), seed, 1)[:, 0].argsort()[:most]
+    chosen = images.select(training[order.numpy()])
+    return embed_view_pairs(embed, chosen, views, seed, TRAINING_VIEWS)
 
 
 def calibrate_radius(pairs: ViewPairs, training: ViewPairs) -> RadiusCalibration:
