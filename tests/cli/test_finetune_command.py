@@ -1,13 +1,20 @@
 """finetune at the command line: its answer, its file of labels, and bad input in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import sureclr
 from sureclr.cli import main
+from sureclr.cli.finetuning_commands import text
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.results import Gain
+from sureclr.progress import SILENT
 
 TINY = [
     "--encoder",
@@ -92,6 +99,21 @@ def test_one_json_object_and_the_same_as_text(
         "next: sureclr"
     )
     assert (run / rows[-2].removeprefix("classifier: ")).is_file()
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("worse", "-0.2360: worse than from scratch, outside both intervals"),
+        ("better", "-0.2360: better than from scratch, outside both intervals"),
+        ("no difference found", "-0.2360: no difference found, the intervals overlap"),
+    ],
+)
+def test_the_text_says_worse_where_it_is(run: Path, verdict: Any, words: str) -> None:
+    config = FinetuneConfig(labels="4", seeds=1, epochs=1, batch_size=2)
+    result = sureclr.finetune(run, config=config, progress=SILENT)
+    gain = Gain(-0.236, None, verdict != "no difference found", verdict)
+    assert words in text(replace(result, gain=gain)).splitlines()[-2]
 
 
 def test_a_file_of_labels_that_differs_from_the_folders_is_told(
