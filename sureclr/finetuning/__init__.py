@@ -1,5 +1,5 @@
 """Fine-tuning with few labels, compared with training from scratch on the same labels.
 
-`service.py` is the way in; `protocol.py` repeats the experiment over seeds, `train.py` trains one
-classifier, `store.py` saves the best one.
+`service.py` is the way in. `protocol.py` repeats an `experiment.py` over seeds, `train.py` trains
+one classifier, and `store.py` saves the best one.
 """

@@ -36,8 +36,8 @@ class FinetuneConfig:
     used, so a larger number costs time and does little harm.
     """
     batch_size: int = 64
-    """Images a training step, at most the number of labels. Lower it where few labels would leave
-    only a step or two an epoch.
+    """Number of images in a training step, at most the number of labels. Lower it where few labels
+    would leave only a step or two an epoch.
     """
     learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
     """Highest learning rates of the encoder to try. The one that is best on the held-out labels is

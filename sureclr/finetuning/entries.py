@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
@@ -9,10 +10,12 @@ import numpy as np
 
 from sureclr import __version__
 from sureclr.data.image_set import ImageSet
+from sureclr.data.labels import Labelled
 from sureclr.evaluation.results import SCHEMA, Provenance, entry_to_json, read_results
 from sureclr.files import write_whole
 from sureclr.finetuning.config import FinetuneConfig
-from sureclr.finetuning.results import FinetuningResult
+from sureclr.finetuning.draws import Draw
+from sureclr.finetuning.results import FinetuningResult, SeedResult
 from sureclr.schema import to_json
 from sureclr.training.run import Run
 
@@ -73,6 +76,39 @@ def read_entry(run: Run, key: str) -> tuple[FinetuningResult, Provenance] | None
     """
     results = read_results(run.path)
     return (results.entries[key], results.provenance[key]) if key in results.entries else None
+
+
+def finished_seeds(
+    saved: FinetuningResult,
+    provenance: Provenance,
+    origin: Provenance,
+    draws: Sequence[Draw],
+    test: Labelled,
+) -> list[SeedResult]:
+    """Return the leading seeds of a saved result that need not be trained again.
+
+    A seed counts if it was made from the same checkpoint, images, labels and settings, the number
+    of seeds aside.
+
+    Args:
+        saved: the result.
+        provenance: what it was made of.
+        origin: what the new result is made of.
+        draws: the labels of every repetition.
+        test: the test images.
+    """
+    finished: list[SeedResult] = []
+    if not provenance.same_origin(origin):
+        return finished
+    for seed, draw in zip(saved.per_seed, draws, strict=False):
+        if (seed.seed, seed.labels_sha256, seed.test_sha256) != (
+            draw.seed,
+            draw.labelled.digest,
+            test.digest,
+        ):
+            break
+        finished.append(seed)
+    return finished
 
 
 def save_entry(

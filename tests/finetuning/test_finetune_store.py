@@ -12,7 +12,7 @@ from few_labels import IMAGES, ONE_TRAINING, tune
 
 from sureclr.data.image_set import recolour, resize
 from sureclr.errors import UserError
-from sureclr.finetuning.protocol import new_classifier
+from sureclr.finetuning.experiment import new_classifier
 from sureclr.finetuning.store import file_name, load_finetuned, save_finetuned
 from sureclr.training.run import Run
 

@@ -19,7 +19,7 @@ from sureclr.data.batches import batch
 from sureclr.data.image_set import ImageSet
 from sureclr.data.labels import Labelled, labelled_rows
 from sureclr.data.views import one_view
-from sureclr.finetuning.protocol import new_classifier
+from sureclr.finetuning.experiment import new_classifier
 from sureclr.finetuning.train import (
     EVALUATION_BATCH,
     Classifier,

@@ -30,7 +30,8 @@ from sureclr.data.labels import choose_labels, labelled_rows
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import linear_probe, stratified_split
 from sureclr.evaluation.results import read_results
-from sureclr.finetuning.protocol import Experiment, best_fit, label_draws, new_classifier
+from sureclr.finetuning.draws import label_draws
+from sureclr.finetuning.experiment import Experiment, best_fit, new_classifier
 from sureclr.finetuning.results import FinetuningResult
 from sureclr.finetuning.store import load_finetuned
 from sureclr.finetuning.train import Fit, Score, Training, fit
