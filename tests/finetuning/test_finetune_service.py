@@ -5,8 +5,10 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from few_labels import IMAGES, ONE_TRAINING, Recorder, timeless, tune
+from PIL import Image
 
 import sureclr
 from sureclr.errors import UserError
@@ -35,6 +37,24 @@ def test_a_source_is_loaded_at_the_size_of_the_run(run: Run) -> None:
     result = sureclr.finetune(run, config=ONE_TRAINING, data="digits", progress=SILENT)
     assert (result.n_labels, result.n_test) == (18, 797)
     assert "finetune:18:digits" in read_results(run.path)
+
+
+def test_a_folder_is_read_and_split_as_the_run_did(run: Run, tmp_path: Path) -> None:
+    """At the size and channels of the run, with test images drawn by its seed."""
+    generator = np.random.default_rng(0)
+    for kind in ("ant", "bee"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for number in range(12):
+            pixels = generator.integers(0, 256, (12, 15, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / kind / f"{number}.png")
+    source = f"folder:{tmp_path / 'photos'}"
+    run = replace(run, source=source, config=replace(run.config, seed=3))
+    images = sureclr.load_images(source, size=8, channels=1, seed=3)
+    expected = sureclr.finetune(run, images, ONE_TRAINING, labels=6, progress=SILENT)
+    origin = read_results(run.path).provenance["finetune:6"]
+    result = sureclr.finetune(run, None, ONE_TRAINING, labels=6, again=True, progress=SILENT)
+    assert timeless(result) == timeless(expected)
+    assert read_results(run.path).provenance["finetune:6"].same_origin(origin)
 
 
 def test_images_of_python_must_be_passed_again(run: Run) -> None:

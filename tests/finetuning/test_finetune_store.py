@@ -99,6 +99,15 @@ def test_damage_is_one_sentence(run: Run, damage: Callable[[Path, Path], None], 
         load_finetuned(run.path, "18", "cpu")
 
 
+def test_a_record_cannot_name_a_file_elsewhere(run: Run, tmp_path: Path) -> None:
+    result = tune(run, ONE_TRAINING)
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    (run.path / result.weights.file).rename(elsewhere)
+    edit_record(run.path / "finetuned" / "18.json", file=str(elsewhere))
+    with pytest.raises(UserError, match="cannot be read"):
+        load_finetuned(run.path, "18", "cpu")
+
+
 def test_older_weights_of_the_same_key_alone_are_removed(run: Run) -> None:
     seed = tune(run, ONE_TRAINING).per_seed[0]
     folder = run.path / "finetuned"
