@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sureclr.data.sources import register_source as register_source
     from sureclr.data.views import two_views as two_views
     from sureclr.errors import UserError as UserError
+    from sureclr.finetuning.config import FinetuneConfig as FinetuneConfig
+    from sureclr.finetuning.service import finetune as finetune
     from sureclr.finetuning.store import load_finetuned as load_finetuned
     from sureclr.maths.objectives import NTXentLoss as NTXentLoss
     from sureclr.maths.objectives import Objective as Objective
@@ -50,6 +52,8 @@ _HOMES = {
     "Posterior": "maths.sphere",
     "Embeddings": "data.embeddings",
     "recipe": "recipes",
+    "FinetuneConfig": "finetuning.config",
+    "finetune": "finetuning.service",
     "load_finetuned": "finetuning.store",
     "pretrain": "training.pretraining",
     "Run": "training.run",
