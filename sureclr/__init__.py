@@ -10,6 +10,8 @@ Names are imported when first used, so that `sureclr --help` needs no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sureclr.version import __version__
+
 if TYPE_CHECKING:
     from sureclr.config import PretrainConfig as PretrainConfig
     from sureclr.config import ViewConfig as ViewConfig
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "PretrainConfig": "config",
