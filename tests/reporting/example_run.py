@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from pyarrow import parquet
 
-from sureclr.config import PretrainConfig, ViewConfig, write_yaml
+from sureclr.config import PretrainConfig, ViewConfig, to_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation import results as r
@@ -293,7 +293,7 @@ def write_run(path: Path, images: ImageSet, source: str, note: str = "255 minus 
         size=images.images.shape[-1],
         views=ViewConfig(flip=0.0),
     )
-    write_yaml(path / "config.yaml", config)
+    (path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     (path / "environment.json").write_text(json.dumps({"python": "3.11", "gpu": None}))
     lines = [
         {
