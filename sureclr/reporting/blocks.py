@@ -49,6 +49,7 @@ class Tiles:
     """Some numbers in large type: (key in results.json, name, value, small print)."""
 
     tiles: Sequence[tuple[str, str, str, str]]
+    caption: Caption | None = None
     kind: str = "tiles"
 
 

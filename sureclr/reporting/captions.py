@@ -111,8 +111,8 @@ GRADIENT = Caption(
 HEAVIEST = Caption(
     "The heaviest negatives of some images",
     "Each row starts with an image, the anchor. The images that it is pushed away from most follow,"
-    " with their shares of the push. Do they show the same thing as the anchor? Then pushing is"
-    " wrong.",
+    " with their shares of the push. Do they show the same thing as the anchor? Then the push"
+    " is a mistake.",
 )
 ANCHOR_ROW = "Anchor {number}"
 
@@ -161,8 +161,8 @@ EXPLAINED = Caption(
 )
 CLUSTERS = "k-means finds {k} clusters of {smallest:,} to {largest:,} images."
 CLUSTERS_PURITY = (
-    " In their cluster, {purity} of the images have the most common class (with all images in one"
-    " cluster it would be {one_cluster})."
+    " Of the images, {purity} have the most common class of their cluster; it would be {one_cluster}"
+    " if all images were in one cluster."
 )
 NO_UMAP = "The map has no UMAP layout: {why}"
 
@@ -204,10 +204,12 @@ EXTREMES = Caption(
 MOST_CERTAIN, LEAST_CERTAIN = "Most certain", "Least certain"
 NO_TABLE = "There is no table of embeddings yet. Run `sureclr evaluate {run}`."
 NO_CERTAINTY = "This loss learns no certainty, so the charts below show only the other scores."
-INFORMATION = (
-    "Information is what the posterior says about the latent point that an image stands for: 0 nats"
-    " say nothing, and every additional nat narrows it down by a factor of e. An image at the"
-    " median tells {median} nats about its latent point, which has {dimension} coordinates."
+INFORMATION = Caption(
+    "What an image tells about its latent point",
+    "The posterior of an image narrows down the latent point that the image stands for. Information"
+    " measures by how much: 0 nats say nothing, and every additional nat means e times fewer"
+    " possibilities. An image at the median tells {median} nats about its latent point, which has"
+    " {dimension:,} coordinates.",
 )
 INFORMATION_MEDIAN = "nats; the mean is {mean}"
 INFORMATION_LOW = "nats; 5 % of the images have less"
@@ -241,8 +243,8 @@ SELECTIVE_AREA = "Area under the curve (lower is better)"
 CALIBRATION = Caption(
     "Are the predictions calibrated?",
     "On the diagonal, a prediction equals what was observed. Above it, the model was too cautious;"
-    " below it, too confident. The monotone map was fitted to training images and is judged on test"
-    " images.",
+    " below it, too confident. Calibrated values went through a monotone map that was fitted to"
+    " training images; both kinds are judged on test images.",
 )
 RADIUS_CALIBRATION, EVIDENCE_CALIBRATION = (
     "The radius predicts a cosine",
@@ -252,12 +254,12 @@ CALIBRATION_TILE = "mean distance from the diagonal"
 EVIDENCE_TOO_LARGE = (
     "The evidence is too large to be read as a log odds: the log of the mean of exp(evidence) over"
     " pairs of different images should be 0, and it is {value} (standard error {error}). Use raw"
-    " evidence to rank pairs, or use the evidence after the monotone map."
+    " evidence to rank pairs, or use the calibrated evidence."
 )
 EVIDENCE_TOO_SMALL = (
     "The evidence is too small to be read as a log odds: the log of the mean of exp(evidence) over"
     " pairs of different images should be 0, and it is {value} (standard error {error}). Use raw"
-    " evidence to rank pairs, or use the evidence after the monotone map."
+    " evidence to rank pairs, or use the calibrated evidence."
 )
 EVIDENCE_FAIR = (
     "The evidence can be read as a log odds in nats, as far as this test goes: the log of the mean"
@@ -267,8 +269,9 @@ EVIDENCE_FAIR = (
 PROBE_TILE = "expected calibration error of its probabilities; its accuracy is {accuracy}"
 PARTNER = Caption(
     "Does the certainty predict recognition?",
-    "For {share} of the views, the nearest among the second views of {n:,} images shows the same"
-    " image. The points show how well each score predicts for which views.",
+    "The nearest among the second views of {n:,} images shows the same image as a first view in"
+    " {share} of the cases. The points show how well each score predicts in which (AUROC: 1 is"
+    " perfect, ½ is chance).",
 )
 NOT_SCORED = "No {what}: {why}."
 FOREIGN = Caption(
@@ -298,6 +301,7 @@ SANITY = Caption(
 )
 SANITY_PASSED = "They pass the sanity check ({n:,} maps)."
 SANITY_FAILED = "They do not pass the sanity check ({n:,} maps), so do not trust the maps below."
+RAISES, LOWERS = "raises the {score}", "lowers the {score}"
 CERTAINTY_MAPS = Caption(
     "Which parts raise the certainty",
     "Each patch of {patch} pixels is covered in turn. Where the map is blue, the patch raises the"
@@ -333,7 +337,9 @@ CKA = (
     "CKA is 1 where two representations are equal up to rotation and scale, and near 0 where they"
     " have nothing in common."
 )
-COMPARED_TILE = "over {n:,} images"
+CKA_TILE = "over {n:,} images"
+SPEARMAN_TILE = "Spearman's correlation over {n:,} images"
+AGREEMENT_TILE = "share of {n:,} images for which both kNN votes name the same class"
 OVERLAP_TILE = "share of an image's nearest images that both name; by chance {chance}"
 CKA_BLOCKS = Caption(
     "Block by block",

@@ -60,6 +60,15 @@ def number_text(value: object) -> str:
     return (f"{number:.3f}" if abs(number) < 10 else f"{number:,.1f}").replace("-", MINUS)
 
 
+def percent_text(share: float) -> str:
+    """Return a share as a percentage, for sentences.
+
+    >>> percent_text(0.8754)
+    '87.5 %'
+    """
+    return f"{100 * share:.1f} %"
+
+
 def finite(values: Iterable[Number]) -> list[float]:
     """Return the values without None, NaN and infinities."""
     return [float(v) for v in values if v is not None and math.isfinite(float(v))]
@@ -98,6 +107,8 @@ def scale(axis: Axis, values: Iterable[Number], start: float, end: float) -> Sca
     low, high = min(known), max(known)
     step = nice_step(max((high - low) / 4, abs(high) * 1e-6, 1e-9))
     low, high = math.floor(low / step + 1e-6) * step, math.ceil(high / step - 1e-6) * step
+    if low == high:  # a constant lies in the middle of its axis
+        low, high = low - (0.1 * abs(low) or 1.0), high + (0.1 * abs(high) or 1.0)
     low, high = low if axis.low is None else axis.low, high if axis.high is None else axis.high
     return Scale(low, high if high > low else low + (abs(low) or 1.0), start, end)
 

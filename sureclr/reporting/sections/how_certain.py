@@ -21,7 +21,7 @@ from sureclr.reporting.blocks import Block, Figure, Gallery, Note, Tiles, pictur
 from sureclr.reporting.captions import Caption
 from sureclr.reporting.charts import Bins, Row, Series, dots, legend, lines, reliability
 from sureclr.reporting.run_files import RunFiles
-from sureclr.reporting.svg import Axis, Chart, number_text
+from sureclr.reporting.svg import Axis, Chart, number_text, percent_text
 
 SHOWN = 14  # images at each end of the certainty
 OTHER_STYLE = 4  # of a score without a style of its own
@@ -33,9 +33,9 @@ SCORES = {
     "match_similarity": ("similarity of the match", 4),
     "match_evidence": ("evidence for the match", 5),
 }  # name and style
-CLASSIFIERS = {"knn": "nearest neighbours", "linear": "linear probe"}
+CLASSIFIERS = {"knn": "kNN vote", "linear": "linear probe"}
 PROBES = {"features": "probe on the features", "posterior_mean": "probe on the posterior mean"}
-MAPS = (("raw", 0), ("after a monotone map", 1))  # name and style
+MAPS = (("raw", 0), ("calibrated", 1))  # name and style
 CHANCE = ((0.5, "chance"),)
 
 
@@ -69,7 +69,7 @@ def extremes(run: RunFiles) -> Block:
 
 def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
     return [
-        *([] if result.information is None else information(result.information)),
+        *([] if result.information is None else [information(result.information)]),
         _compared_scores(result),
         *_corruptions(result),
         *([] if result.selective is None else [_selective(result.selective, result.scores)]),
@@ -83,7 +83,7 @@ def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
     ]
 
 
-def information(result: InformationSummary) -> list[Block]:
+def information(result: InformationSummary) -> Tiles:
     """Return what an image says about its latent point, in nats."""
     lowest, _, median, _, highest = map(number_text, result.quantiles)
     tiles = (
@@ -91,8 +91,8 @@ def information(result: InformationSummary) -> list[Block]:
         ("uncertain image", lowest, captions.INFORMATION_LOW),
         ("certain image", highest, captions.INFORMATION_HIGH),
     )
-    text = captions.INFORMATION.format(median=median, dimension=f"{result.dimension:,}")
-    return [Tiles([("uncertainty.information", *tile) for tile in tiles]), Note(text)]
+    caption = captions.INFORMATION.fill(median=median, dimension=result.dimension)
+    return Tiles([("uncertainty.information", *tile) for tile in tiles], caption)
 
 
 # --- Scores compared ------------------------------------------------------------------
@@ -164,7 +164,7 @@ def _selective(results: Mapping[str, SelectivePrediction], scores: Sequence[str]
         charts.append((title, _risk(title, result, scores)))
         areas.append(_score_row(title, {score: result.aurc.get(score) for score in scores}))
     axis = Axis("mean error rate", 0)
-    chart = dots("Area under the risk-coverage curve", areas, axis, width=390, left=126)
+    chart = dots("Area under the risk-coverage curve", areas, axis, width=330, left=84)
     charts.append((captions.SELECTIVE_AREA, chart))
     return Figure("uncertainty.selective", captions.SELECTIVE, charts, _scores_legend(scores))
 
@@ -259,7 +259,7 @@ def _probes(results: Mapping[str, ProbeCalibration]) -> Tiles:
 def _partner(result: PartnerResult) -> Figure:
     row = _score_row("same image", result.auroc)
     chart = dots("Recognising the image", [row], Axis("AUROC", None, 1.0), references=CHANCE)
-    caption = captions.PARTNER.fill(share=number_text(result.instance_match), n=result.n)
+    caption = captions.PARTNER.fill(share=percent_text(result.instance_match), n=result.n)
     names = _scores_legend(list(result.auroc))
     return Figure("uncertainty.partner", caption, [("", chart)], names)
 

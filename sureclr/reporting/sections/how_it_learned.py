@@ -57,7 +57,7 @@ def _representation(result: LearningResult) -> Figure:
         for (name, style), values in zip(PARTS, (result.positives, result.negatives), strict=True)
     ]
     charts.append(("The loss in two parts", _curve("The loss in two parts", "nats", parts)))
-    caption = captions.SHAPE.fill(temperature=number_text(result.temperature))
+    caption = captions.SHAPE.fill(temperature=f"{result.temperature:g}")
     return Figure("learning", caption, charts, legend(PARTS))
 
 

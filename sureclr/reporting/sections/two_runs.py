@@ -56,24 +56,20 @@ def both_accuracies(a: RunFiles, b: RunFiles) -> list[Block]:
 
 
 def _similarity(a: RunFiles, b: RunFiles, comparison: Comparison) -> list[Block]:
-    overlap = captions.OVERLAP_TILE.format(chance=number_text(comparison.neighbour_overlap_chance))
-    images = captions.COMPARED_TILE.format(n=comparison.n)
+    n = comparison.n
+    cka_text = captions.CKA_TILE.format(n=n)
+    chance = number_text(comparison.neighbour_overlap_chance)
     numbers = (
-        ("cka_features", "CKA of features", comparison.cka_features, images),
-        ("cka_directions", "CKA of directions", comparison.cka_directions, images),
-        (
-            "certainty_spearman",
-            "rank correlation of the certainties",
-            comparison.certainty_spearman,
-            images,
-        ),
-        ("agreement_knn", "agreement of the neighbours' votes", comparison.agreement_knn, images),
-        ("neighbour_overlap", "overlap of neighbours", comparison.neighbour_overlap, overlap),
+        ("cka_features", "CKA of features", cka_text),
+        ("cka_directions", "CKA of directions", cka_text),
+        ("certainty_spearman", "same certainties", captions.SPEARMAN_TILE.format(n=n)),
+        ("agreement_knn", "same votes", captions.AGREEMENT_TILE.format(n=n)),
+        ("neighbour_overlap", "same neighbours", captions.OVERLAP_TILE.format(chance=chance)),
     )
     tiles = [
-        (f"comparison.{key}", title, number_text(value), text)
-        for key, title, value, text in numbers
-        if value is not None
+        (f"comparison.{key}", title, number_text(getattr(comparison, key)), text)
+        for key, title, text in numbers
+        if getattr(comparison, key) is not None
     ]
     blocks: list[Block] = [Tiles(tiles), Note(captions.CKA)]
     if (cka := comparison.cka_blocks) is not None:

@@ -6,7 +6,7 @@ from sureclr.reporting.blocks import Block, Figure, Gallery, Note, picture, resu
 from sureclr.reporting.charts import bars
 from sureclr.reporting.map_data import map_blocks
 from sureclr.reporting.run_files import RunFiles
-from sureclr.reporting.svg import Axis, number_text
+from sureclr.reporting.svg import Axis, number_text, percent_text
 
 
 def draw_geometry(run: RunFiles) -> list[Block]:
@@ -33,11 +33,11 @@ def _cluster_text(clusters: Clustering) -> str:
     text = captions.CLUSTERS.format(
         k=clusters.k, smallest=min(clusters.sizes), largest=max(clusters.sizes)
     )
-    if clusters.purity is None:
+    if clusters.purity is None or clusters.purity_of_one_cluster is None:
         return text
     return text + captions.CLUSTERS_PURITY.format(
-        purity=number_text(clusters.purity),
-        one_cluster=number_text(clusters.purity_of_one_cluster),
+        purity=percent_text(clusters.purity),
+        one_cluster=percent_text(clusters.purity_of_one_cluster),
     )
 
 

@@ -17,7 +17,6 @@ from sureclr.reporting.pictures import data_uri
 from sureclr.reporting.run_files import RunFiles
 from sureclr.reporting.svg import Axis, Chart, number_text
 
-KEY = legend([("raises it", 0), ("lowers it", 1)], boxes=True)
 ORDERS = (("in the order of the map", 0), ("in random order", 2))  # name and style
 
 
@@ -34,7 +33,9 @@ def _explanation(run: RunFiles, result: ExplanationResult) -> list[Block]:
     if result.score is not None and result.sanity is not None:
         blocks.append(_sanity("explanation.sanity", result.sanity, result.score))
     if result.certainty:
-        blocks.append(_certainty_maps(run, result.certainty, result.score or "", result.patch))
+        blocks.append(
+            _certainty_maps(run, result.certainty, result.score or "certainty", result.patch)
+        )
     check = result.sanity_evidence
     blocks.append(_sanity("explanation.sanity_evidence", check, result.evidence_score))
     if result.evidence:
@@ -68,7 +69,9 @@ def _certainty_maps(run: RunFiles, maps: Sequence[CertaintyMap], score: str, pat
         (f"{score} {number_text(each.value)}", _heat(run, title, [each.row], [each.map]))
         for each in maps
     ]
-    return Figure("explanation.certainty", captions.CERTAINTY_MAPS.fill(patch=patch), charts, KEY)
+    return Figure(
+        "explanation.certainty", captions.CERTAINTY_MAPS.fill(patch=patch), charts, _key(score)
+    )
 
 
 def _pair_maps(run: RunFiles, pairs: Sequence[PairMaps], score: str) -> Figure:
@@ -80,7 +83,12 @@ def _pair_maps(run: RunFiles, pairs: Sequence[PairMaps], score: str) -> Figure:
         )
         for pair in pairs
     ]
-    return Figure("explanation.evidence", captions.PAIR_MAPS.fill(score=score), charts, KEY)
+    return Figure("explanation.evidence", captions.PAIR_MAPS.fill(score=score), charts, _key(score))
+
+
+def _key(score: str) -> str:
+    names = (captions.RAISES, captions.LOWERS)
+    return legend([(name.format(score=score), i) for i, name in enumerate(names)], boxes=True)
 
 
 def _heat(run: RunFiles, title: str, rows: Sequence[int], maps: Sequence[Heatmap]) -> Chart:
