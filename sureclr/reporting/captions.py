@@ -126,9 +126,9 @@ SEEN = Caption(
 MAP = Caption(
     "The map of {n:,} images",
     "Drag to move, scroll or pinch to zoom, point at an image to see it, click to select it. On the"
-    " keyboard, the arrows move, + and \N{MINUS SIGN} zoom, 0 shows all images, Enter selects the image nearest"
-    " to the cross, and Escape clears the selection. The search field finds images by name, label"
-    " or row.",
+    " keyboard, the arrows move, + and \N{MINUS SIGN} zoom, 0 shows all images, Enter selects the"
+    " image nearest to the cross, and Escape clears the selection. The search field finds images by"
+    " name, label or row.",
 )
 MAP_LABEL = (
     "Map of {n:,} images. The arrows move, plus and minus zoom, Enter selects the nearest image."
@@ -161,8 +161,8 @@ EXPLAINED = Caption(
 )
 CLUSTERS = "k-means finds {k} clusters of {smallest:,} to {largest:,} images."
 CLUSTERS_PURITY = (
-    " Of the images, {purity} have the most common class of their cluster; it would be {one_cluster}"
-    " if all images were in one cluster."
+    " Of the images, {purity} have the most common class of their cluster; it would be"
+    " {one_cluster} if all images were in one cluster."
 )
 NO_UMAP = "The map has no UMAP layout: {why}"
 

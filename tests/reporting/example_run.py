@@ -1,6 +1,6 @@
 """A run folder made by hand, with every kind of result: no training and no evaluation is needed.
 
-`results(table)` are typed results that fit a table; `write_run` writes a whole folder.
+`results` are typed results of n images; `write_run` writes a whole folder.
 """
 
 import json
@@ -20,7 +20,6 @@ from sureclr.evaluation import results as r
 
 SCORES = ("certainty", "neighbour_similarity", "feature_norm", "negative_entropy")
 EPOCHS = (1, 2, 4)
-OWN, DIFFERENT = 0.81, 0.62
 
 
 def by_score(first: float, step: float = -0.05) -> r.ByScore:
@@ -220,15 +219,17 @@ def provenance() -> r.Provenance:
     return r.Provenance("c0", "i0", "l0", "", "0.1.0", "2026-01-02T03:04:05+00:00", 1.25, {})
 
 
-def results(run: Path, table: Embeddings, note: str = "255 minus the pixel") -> r.Results:
-    """Every result, as an evaluation of this table would return it."""
+def results(
+    run: Path, classes: tuple[str, ...], n: int, note: str = "255 minus the pixel"
+) -> r.Results:
+    """Every result, for n images of these classes."""
     entries = {
         "knn": knn(),
         "linear": linear(),
         "uncertainty": uncertainty(),
         "ood": ood(note),
-        "learning": learning(table.classes),
-        "geometry": geometry(len(table)),
+        "learning": learning(classes),
+        "geometry": geometry(n),
         "sensitivity": sensitivity(),
         "explanation": explanation(),
     }
@@ -312,7 +313,7 @@ def write_run(path: Path, images: ImageSet, source: str, note: str = "255 minus 
     table = embeddings(images)
     table.save(path / "embeddings.parquet")
     write_map(path / "map.parquet", table)
-    write_results(results(path, table, note))
+    write_results(results(path, table.classes, len(table), note))
     return path
 
 

@@ -179,7 +179,9 @@ def data(run: Path) -> dict[str, Any]:
     return {"places": places, "table": table}
 
 
-def test_a_page_of_hostile_names_requests_nothing_and_reports_no_error(page: Any, run: Path) -> None:
+def test_a_page_of_hostile_names_requests_nothing_and_reports_no_error(
+    page: Any, run: Path
+) -> None:
     """No dialog, no request but the file itself, no error, no violation of the content policy."""
     for selector in (
         "[data-colour=certainty]",
@@ -323,7 +325,8 @@ def test_search_finds_rows_names_and_labels(page: Any, run: Path) -> None:
             int(row)
             for row in js(
                 page,
-                "return [...document.querySelectorAll('.matches button')].map((b) => b.dataset.row)",
+                "return [...document.querySelectorAll('.matches button')].map((b) =>"
+                " b.dataset.row)",
             )
         ]
 

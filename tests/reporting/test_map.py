@@ -161,7 +161,9 @@ def test_what_is_absent_is_not_offered() -> None:
         if name not in ("correct", "evidence", "cluster")
     }
     unlabelled = replace(run.table, labels=torch.full((N,), -1), certainty=None, radius=None)
-    assert not any("cannot be coloured" in block.text for block in map_blocks(run) if isinstance(block, Note))
+    assert not any(
+        "cannot be coloured" in block.text for block in map_blocks(run) if isinstance(block, Note)
+    )
     blocks = map_blocks(less := replace(run, places=bare, table=unlabelled, images=None))
     assert isinstance(blocks[1], Note) and all(
         f"cannot be coloured by {what}: " in blocks[1].text
