@@ -132,7 +132,7 @@ def _line(line: Series, x: Scale, y: Scale) -> Markup:
     """The band, the line and its points."""
     places = _places(line, x, y)
     tips = [
-        f"{line.name}: {number_text(b)} at {number_text(a)}"
+        f"{line.name}: {number_text(b)} at {_x_text(a)}"
         for a, b in zip(line.x, line.y, strict=True)
     ]
     step = 1 if line.markers else max(1, len(places) // TABLE_ROWS)
@@ -143,6 +143,12 @@ def _line(line: Series, x: Scale, y: Scale) -> Markup:
     ]
     stroke = Markup('<path class="line s{}" d="{}"/>').format(line.style, path_data(places))
     return _band(line, x, y) + stroke + Markup("").join(points)
+
+
+def _x_text(x: Number) -> str:
+    """A number of the horizontal axis; whole numbers, such as epochs, have no decimals."""
+    whole = x is not None and math.isfinite(x) and x == round(x)
+    return number_text(round(x) if whole and x is not None else x)
 
 
 def _places(line: Series, x: Scale, y: Scale) -> list[Point | None]:
@@ -183,9 +189,7 @@ def _table(series: Sequence[Series]) -> list[list[str]]:
     xs = sorted({v for line in series for v in finite(line.x)})
     step = max(1, -(-len(xs) // TABLE_ROWS))
     columns = [dict(zip(line.x, line.y, strict=True)) for line in series]
-    return [
-        [number_text(v), *(number_text(column.get(v)) for column in columns)] for v in xs[::step]
-    ]
+    return [[_x_text(v), *(number_text(column.get(v)) for column in columns)] for v in xs[::step]]
 
 
 # --- Dots -----------------------------------------------------------------------------
