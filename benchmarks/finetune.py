@@ -25,7 +25,7 @@ import torch
 
 from benchmarks.lines import command, keep, kept
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images as load_source
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.results import SeedResult

@@ -4,12 +4,7 @@ An AUROC of 1 ranks perfectly, and 1/2 is chance. Only test images are judged; t
 whole training images, found by the cosine of the features.
 """
 
-<<<<<<< HEAD
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-=======
 from typing import TYPE_CHECKING
->>>>>>> evaluation
 
 import torch
 
@@ -28,17 +23,7 @@ from sureclr.evaluation.scores import (
     embed_view_pairs,
     score_images,
 )
-<<<<<<< HEAD
-from sureclr.evaluation.probes import ProbeResult, linear_probe
-from sureclr.files import json_able
-from sureclr.maths import metrics
-from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence_matrix
-from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run
-=======
 from sureclr.maths.sphere import information
->>>>>>> evaluation
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -128,13 +113,8 @@ def check_splits(images: ImageSet) -> None:
         )
 
 
-<<<<<<< HEAD
-def skipped(clean: "Judgement", reference: "Reference") -> dict[str, str]:
-    """What could not be had, and why."""
-=======
 def reasons_for_gaps(clean: ScoredImages, reference: Reference) -> dict[str, str]:
     """Return what could not be measured, with the reason."""
->>>>>>> evaluation
     reasons = {}
     if reference.probe is None:
         reasons["r_auroc, selective, negative_entropy, probe_calibration"] = (

@@ -17,12 +17,6 @@ from sureclr.data.counter_rng import shuffled
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-<<<<<<< HEAD
-from sureclr.evaluation.calibration import Embed
-from sureclr.evaluation.feature_space import kernel_dimension
-from sureclr.evaluation.occlusion import WINDOW, Grid, Question, Score, occluded, sanity
-from sureclr.files import json_able
-=======
 from sureclr.evaluation.occlusion_maps import WINDOW, Grid, Question, Score, check_maps, occlude
 from sureclr.evaluation.results import (
     CertaintyMap,
@@ -33,7 +27,6 @@ from sureclr.evaluation.results import (
 )
 from sureclr.evaluation.scores import Embed
 from sureclr.evaluation.tables import evidence_dimension
->>>>>>> evaluation
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import evidence
 

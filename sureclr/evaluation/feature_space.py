@@ -18,14 +18,9 @@ from torch.nn.functional import normalize, pad
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-<<<<<<< HEAD
-from sureclr.files import json_able, writing_atomically
-from sureclr.maths import losses, metrics
-=======
 from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
 from sureclr.evaluation.tables import evidence_dimension, finite_or_none
 from sureclr.maths import metrics
->>>>>>> evaluation
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence
 from sureclr.progress import SILENT, Progress, reporting
@@ -382,5 +377,6 @@ def save_map(path: Path, columns: Columns) -> None:
         )
         for name, column in columns.items()
     }
-    with writing_atomically(path) as file:
-        parquet.write_table(pa.table(arrays), file)
+    draft = path.with_name(f".{path.name}")
+    parquet.write_table(pa.table(arrays), draft)
+    draft.replace(path)

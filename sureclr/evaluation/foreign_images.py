@@ -19,12 +19,7 @@ from torch import Tensor
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
-<<<<<<< HEAD
-from sureclr.data.image_set import ImageSet, convert
-from sureclr.data.sources import load_images
-=======
 from sureclr.data.image_set import ImageSet
->>>>>>> evaluation
 from sureclr.errors import UserError
 from sureclr.evaluation.results import ForeignImages, HumanAgreement, OodResult
 from sureclr.evaluation.scores import (
@@ -33,15 +28,9 @@ from sureclr.evaluation.scores import (
     ScoredImages,
     auroc_by_score,
     image_seeds,
-<<<<<<< HEAD
-    judge,
-)
-from sureclr.files import json_able
-=======
     score_images,
 )
 from sureclr.evaluation.tables import finite_by_score
->>>>>>> evaluation
 from sureclr.maths import metrics
 
 if TYPE_CHECKING:
@@ -139,28 +128,7 @@ ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
 }
 
 
-<<<<<<< HEAD
-def other_source(name: str, images: ImageSet, root: Path | None) -> ImageSet:
-    """The test images of another source, as the run takes them. Raises UserError where it is the
-    same, or not to be had.
-    """
-    if name == images.name:
-        raise UserError("this is the data set that the images come from.")
-    foreign = load_images(name, root=root).test
-    size, channels = images.images.shape[-1], images.images.shape[1]
-    before = foreign.images.shape[-1]
-    note = (
-        ""
-        if before == size
-        else (
-            f"resized from {before} to {size} pixels: the change of sharpness may be what is"
-            " noticed"
-        )
-    )
-    return replace(convert(foreign, size, channels), note=note)
-=======
 # --- CIFAR-10H ------------------------------------------------------------------------
->>>>>>> evaluation
 
 
 def read_human_entropies(path: Path) -> Tensor:

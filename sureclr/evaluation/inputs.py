@@ -6,6 +6,7 @@ Only this module brings images to a run's size and channels; evaluations work on
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
 from math import isqrt
 from pathlib import Path
 
@@ -17,16 +18,11 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
-<<<<<<< HEAD
-from sureclr.files import digest_of_tensors
-from sureclr.models.embedding import as_float
-=======
 from sureclr.evaluation.scores import Reference
 from sureclr.models.embedding import as_float, embed_blocks
->>>>>>> evaluation
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run, build
 
@@ -44,12 +40,8 @@ class ProbeCache:
         probes: those that were fitted, by a digest of their rows and labels.
     """
 
-<<<<<<< HEAD
-    found: dict[str, ProbeResult] = field(default_factory=dict)
-=======
     fit: Callable[..., ProbeResult] = linear_probe
     probes: dict[bytes, ProbeResult] = field(default_factory=dict)
->>>>>>> evaluation
 
     def __call__(
         self,
@@ -62,22 +54,14 @@ class ProbeCache:
     ) -> ProbeResult:
         """Return `linear_probe` of these rows."""
         check_rows(train_x, train_y, test_x, test_y, allow_missing)
-<<<<<<< HEAD
-        key = digest_of_tensors(train_x, train_y, test_x, test_y)
-        if key not in self.found:
-            self.found[key] = linear_probe(
-=======
         key = digest(train_x, train_y, test_x, test_y)
         if key not in self.probes:
             self.probes[key] = self.fit(
->>>>>>> evaluation
                 train_x, train_y, test_x, test_y, allow_missing=allow_missing
             )
         return self.probes[key]
 
 
-<<<<<<< HEAD
-=======
 def digest(*tensors: Tensor) -> bytes:
     """Return a digest of the shapes, types and numbers of tensors."""
     total = blake2b()
@@ -87,7 +71,6 @@ def digest(*tensors: Tensor) -> bytes:
     return total.digest()
 
 
->>>>>>> evaluation
 @dataclass
 class EvaluationInputs:
     """A run, the images to evaluate it on (its own, or others for transfer), and their tables.
@@ -226,7 +209,7 @@ def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:
     """
     if name == like.name:
         raise UserError("this is the data set that the images come from.")
-    other = load(name, root=root).test
+    other = load_images(name, root=root).test
     channels, size = like.images.shape[1], like.images.shape[-1]
     before = other.images.shape[-1]
     note = (

@@ -20,18 +20,12 @@ from sureclr.data.corruptions import CORRUPTIONS, to_uint8
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-<<<<<<< HEAD
-from sureclr.evaluation.calibration import Embed, image_seeds
-from sureclr.files import json_able
-from sureclr.training.monitor import mean_cosine_of_different
-=======
 from sureclr.evaluation.results import Number, Responses, SensitivityResult, TransformationResult
 from sureclr.evaluation.scores import Embed, image_seeds
 from sureclr.evaluation.tables import finite_or_none, mean_cosine_of_different_images
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
->>>>>>> evaluation
 
 Apply = Callable[[Tensor, Tensor, float], Tensor]
 Trained = tuple[float, float] | bool
@@ -200,13 +194,8 @@ def measure_sensitivity(
     Raises:
         UserError: there are fewer than two images, or certainties are not finite.
     """
-<<<<<<< HEAD
-    some = sample_images(images, seed)
-    clean = embed(some)
-=======
     chosen = choose_images(images, seed)
     clean = embed(chosen)
->>>>>>> evaluation
     if clean.certainty is not None and not clean.certainty.isfinite().all():
         raise UserError(
             "certainties must be finite, and some are not; check whether the encoder has diverged."
@@ -223,25 +212,15 @@ def measure_sensitivity(
     )
 
 
-<<<<<<< HEAD
-def sample_images(images: ImageSet, seed: int) -> ImageSet:
-    """At most 500 of the test images by seed, in their order."""
-=======
 def choose_images(images: ImageSet, seed: int, most: int = IMAGES) -> ImageSet:
     """Choose at most `most` test images by seed, in order; all images if there are none."""
->>>>>>> evaluation
     rows = images.rows("test") if "test" in images.split else np.arange(len(images))
     if len(rows) < 2:
         raise UserError(
             f"sensitivity is a mean over images and needs two or more, and {images.name} has"
             f" {len(rows)}; add images."
         )
-<<<<<<< HEAD
-    chosen = counter_rng.sample_rows(torch.from_numpy(rows), IMAGES, CHOSEN, seed)
-    return images.select(chosen.numpy())
-=======
-    return images.select(counter_rng.sample(torch.from_numpy(rows), most, CHOSEN, seed).numpy())
->>>>>>> evaluation
+    return images.select(counter_rng.sample_rows(torch.from_numpy(rows), most, CHOSEN, seed).numpy())
 
 
 def measure_transformation(

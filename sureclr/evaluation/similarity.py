@@ -16,16 +16,10 @@ from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-<<<<<<< HEAD
-from sureclr.evaluation.feature_space import predictions
-from sureclr.files import json_able
-from sureclr.maths import metrics
-=======
 from sureclr.evaluation.feature_space import predict_classes
 from sureclr.evaluation.results import BlockSimilarity, Comparison, Number
 from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.metrics import spearman
->>>>>>> evaluation
 from sureclr.maths.neighbours import top_k
 from sureclr.progress import SILENT, Progress
 
@@ -61,22 +55,12 @@ def compare_runs(
     Raises:
         UserError: the tables are of different images, or there are fewer than four.
     """
-<<<<<<< HEAD
-    rows = judged_rows(table_a, table_b)
-    some = images.select(sample_rows(rows, IMAGES, 0))
-    blocks = [
-        embed_blocks(run.model, convert(some, run.size, run.channels), progress=progress)
-        for run in (a, b)
-    ]
-    return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), progress)
-=======
     from sureclr.evaluation.inputs import embed_blocks_by  # late: tables need no model
 
-    chosen = images.select(sample(rows_to_compare(table_a, table_b), IMAGES, 0))
+    chosen = images.select(sample_rows(rows_to_compare(table_a, table_b), IMAGES, 0))
     blocks = [embed_blocks_by(run, chosen, progress) for run in (a, b)]
     names = (a.path.name, b.path.name)
     return compare_tables(table_a, table_b, names, (blocks[0], blocks[1]), progress)
->>>>>>> evaluation
 
 
 def compare_tables(
@@ -149,12 +133,8 @@ def rows_to_compare(a: Embeddings, b: Embeddings, most: int = MOST) -> Tensor:
     test images of both, all images are compared.
     """
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
-<<<<<<< HEAD
-    return sample_rows(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
-=======
     rows = test if len(test) >= LEAST else np.arange(len(a))
-    return sample(torch.from_numpy(rows), most, 0)
->>>>>>> evaluation
+    return sample_rows(torch.from_numpy(rows), most, 0)
 
 
 def agree_on_classes(

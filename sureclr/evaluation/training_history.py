@@ -20,9 +20,6 @@ import torch
 from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
-<<<<<<< HEAD
-from sureclr.files import json_able
-=======
 from sureclr.errors import UserError
 from sureclr.evaluation.results import (
     ClassCertainty,
@@ -32,7 +29,6 @@ from sureclr.evaluation.results import (
     Number,
 )
 from sureclr.evaluation.tables import finite_or_none
->>>>>>> evaluation
 from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
 from sureclr.progress import SILENT, Progress, reporting
 from sureclr.training.monitor import evidence_split

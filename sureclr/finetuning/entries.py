@@ -12,7 +12,7 @@ from sureclr import __version__
 from sureclr.data.image_set import ImageSet
 from sureclr.data.labels import Labelled
 from sureclr.evaluation.results import SCHEMA, Provenance, entry_to_json, read_results
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import FinetuningResult, SeedResult
@@ -126,4 +126,4 @@ def save_entry(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     entry = entry_to_json(result, replace(origin, time=now, seconds=seconds))
     content = {**run.directory.results_so_far(), "schema": SCHEMA, key: entry}
-    write_whole(run.directory.results, json.dumps(content, indent=1).encode())
+    write_atomically(run.directory.results, json.dumps(content, indent=1).encode())

@@ -6,7 +6,7 @@ from typing import Any
 
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import is_source
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images as load_source
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.protocol import run_finetuning

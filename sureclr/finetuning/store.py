@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.data.image_set import convert
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
-from sureclr.files import remove, write_whole
+from sureclr.files import remove, write_atomically
 from sureclr.finetuning.results import SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import encoder
 from sureclr.schema import from_json, to_json
 from sureclr.training.devices import choose_device
-from sureclr.training.run import Run, as_image_set
+from sureclr.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Finetuned:
                 They are brought to the size and the channels of the classifier.
         """
         record = self.record
-        pixels = convert(as_image_set(images), record.size, record.channels).images
+        pixels = as_image_set(images, size=record.size, channels=record.channels).images
         with evaluating(self.model):
             parts = [
                 self.model(as_float(part.to(self.model.device))).float().softmax(1).cpu()
@@ -145,8 +145,8 @@ def save_finetuned(
         validation=seed.finetune.validation,
         accuracy=seed.finetune.accuracy,
     )
-    write_whole(folder / record.file, data)
-    write_whole(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
+    write_atomically(folder / record.file, data)
+    write_atomically(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
     for old in folder.glob(f"{_glob_escaped(name)}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name != record.file:
             remove(old)
