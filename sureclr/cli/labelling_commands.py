@@ -66,15 +66,13 @@ def label_next(
         DEFAULT,
         STRATEGIES,
         WHY,
-        choose_images,
         labelled_already,
     )
+    from sureclr.evaluation.label_choice import label_next as choose_images
     from sureclr.evaluation.session import Session
 
     if out.exists():
-        raise UserError(
-            f"{out} exists already, and may hold labels of yours; give another --out."
-        )
+        raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
     with Session(run, data, device=device, root=root) as session:
         table = session.inputs.table
         labelled, note = labelled_already(session.images, known)
@@ -194,7 +192,12 @@ def _finetuning_text(result: "FinetuningResult") -> str:
     if gain.interval:
         low, high = gain.interval
         between = f" ({low:+.4f} to {high:+.4f}, the same labels compared)"
-    rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {gain.verdict_text}")
+    verdict = (
+        gain.verdict
+        if gain.verdict == "no difference found"
+        else f"{gain.verdict} than from scratch, outside both intervals"
+    )
+    rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {verdict}")
     if result.weights is not None:
         rows.append(f"The classifier is {result.weights.file}.")
     return "\n".join(rows)

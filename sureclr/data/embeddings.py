@@ -172,7 +172,10 @@ class Embeddings:
 def _from_table(table: Any) -> Embeddings:
     """The embeddings in a table of pyarrow; ValueError or KeyError if it holds something else."""
     metadata = table.schema.metadata or {}
-    about = {name: json.loads(metadata[name.encode()]) for name in ("classes", "kernel_dimension", "origin")}
+    about = {
+        name: json.loads(metadata[name.encode()])
+        for name in ("classes", "kernel_dimension", "origin")
+    }
     number = {
         name: torch.from_numpy(table[name].to_numpy().copy())
         for name in ("label", "radius", "certainty")

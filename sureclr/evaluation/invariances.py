@@ -220,7 +220,9 @@ def choose_images(images: ImageSet, seed: int, most: int = IMAGES) -> ImageSet:
             f"sensitivity is a mean over images and needs two or more, and {images.name} has"
             f" {len(rows)}; add images."
         )
-    return images.select(counter_rng.sample_rows(torch.from_numpy(rows), most, CHOSEN, seed).numpy())
+    return images.select(
+        counter_rng.sample_rows(torch.from_numpy(rows), most, CHOSEN, seed).numpy()
+    )
 
 
 def measure_transformation(

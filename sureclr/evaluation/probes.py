@@ -30,8 +30,8 @@ from sureclr.maths.logistic import (
     logistic_regression,
     standardisation,
 )
-from sureclr.maths.sphere import at_least_float32
 from sureclr.maths.metrics import wilson_interval
+from sureclr.maths.sphere import at_least_float32
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs

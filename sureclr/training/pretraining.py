@@ -189,6 +189,7 @@ def fitting(
     Args:
         probe: try the first gradient and see (on accelerators; a CPU swaps instead of saying no).
             Its traces are thrown away.
+
     Raises:
         UserError: nothing fits.
     """

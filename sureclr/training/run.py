@@ -53,7 +53,7 @@ class Run:
 
     @property
     def kernel_dimension(self) -> float | None:
-        """m of the run's likelihood, None where the loss has none."""
+        """M of the run's likelihood, None where the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
 
     def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from sureclr.cli.finetuning_commands import text
 
 import sureclr
 from sureclr.cli import main
-from sureclr.cli.finetuning_commands import text
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.results import Gain
 from sureclr.progress import SILENT

@@ -19,7 +19,9 @@ from sureclr.evaluation.results import (
     save_result,
 )
 
-KNN = KnnResult(0.5, (0.4, 0.6), 20, 100, 50, Baselines(0.3, 0.2), BaselineIntervals((0, 1), (0, 1)))
+KNN = KnnResult(
+    0.5, (0.4, 0.6), 20, 100, 50, Baselines(0.3, 0.2), BaselineIntervals((0, 1), (0, 1))
+)
 MADE = Provenance("c", "i", "l", "", "0.1.0", "2026-11-26T10:00:00+00:00", 1.5, {})
 
 
