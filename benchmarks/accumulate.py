@@ -27,7 +27,7 @@ from benchmarks.loss import peak
 from sureclr.data.views import ViewConfig, two_views
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.encoders import encoder
-from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training import accumulate
 
 MICRO, SIZE, LARGEST_GRAPH = 64, 28, 1024
@@ -40,7 +40,7 @@ def network(loss: Objective) -> SimCLR:
     body = encoder("small", channels=1)
     width = int(body.num_features)  # type: ignore[arg-type]
     return SimCLR(
-        body,
+        StandardisedEncoder(body),
         ProjectionHead(width, 128),
         CertaintyHead(width) if loss.uses_certainty else None,
         loss.read,
@@ -140,13 +140,13 @@ def main() -> None:
     print(f"{options.loss}, micro-batch {MICRO}: CPU seconds a step (images a second), MiB extra")
     for images in options.batch:
         results = race(options.loss, images, options.rounds)
-        told = "   ".join(
-            f"{way} {one['seconds']:7.2f} s ({images / one['seconds']:4.0f}/s)"
-            f" {one['extra']:5.0f} MiB"
-            for way, one in results.items()
+        columns = "   ".join(
+            f"{way} {numbers['seconds']:7.2f} s ({images / numbers['seconds']:4.0f}/s)"
+            f" {numbers['extra']:5.0f} MiB"
+            for way, numbers in results.items()
         )
         print(
-            f"  batch {images:5d}: {told}   exact/apart"
+            f"  batch {images:5d}: {columns}   exact/apart"
             f" {results['exact']['seconds'] / results['apart']['seconds']:.2f}",
             flush=True,
         )

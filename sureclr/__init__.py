@@ -10,6 +10,8 @@ Names are imported when first used, so that `sureclr --help` needs no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sureclr import compat as compat  # before anything imports torchvision
+
 if TYPE_CHECKING:
     from sureclr.config import PretrainConfig as PretrainConfig
     from sureclr.config import ViewConfig as ViewConfig
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from sureclr.maths.objectives import SureLoss as SureLoss
     from sureclr.maths.objectives import objective as objective
     from sureclr.maths.sphere import Posterior as Posterior
+    from sureclr.models.encoders import register_encoder as register_encoder
     from sureclr.recipes import recipe as recipe
     from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
@@ -43,6 +46,7 @@ _HOMES = {
     "Posterior": "maths.sphere",
     "Embeddings": "data.embeddings",
     "recipe": "recipes",
+    "register_encoder": "models.encoders",
     "load_finetuned": "finetuning.store",
     "pretrain": "training.pretraining",
     "Run": "training.run",

@@ -25,7 +25,7 @@ from sureclr.evaluation.occlusion import WINDOW, Grid, Question, Score, occluded
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import evidence
 from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run, build
+from sureclr.training.run import Run
 
 Result = dict[str, Any]
 Agreement = Callable[[Embeddings, Embeddings], Tensor]
@@ -56,14 +56,14 @@ def randomised(run: Run) -> Run:
     """The same network with weights of another seed; the certainty head's last layer, 0 at the
     start of training, is drawn as well.
     """
-    config = replace(run.config, init="random", seed=run.config.seed + 1)
-    model, objective = build(config, run.channels, run.model.mean, run.model.std)
+    fresh = run.redrawn(run.config.seed + 1)
+    model = fresh.model.cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(fresh.config.seed)
         for layer in model.certainty.modules() if model.certainty is not None else ():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-    return replace(run, model=model.to(run.model.mean.device).eval(), objective=objective)
+    return replace(run, model=model.to(run.model.device), objective=fresh.objective)
 
 
 def explain(

@@ -28,8 +28,10 @@ from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.store import save_finetuned
 from sureclr.finetuning.train import Classifier, Fit, fit, judge, training_steps
 from sureclr.maths.metrics import wilson_interval
-from sureclr.training.progress import Lines, Reporter
-from sureclr.training.run import Run, as_image_set, build
+from sureclr.progress import ConsoleProgress as Lines
+from sureclr.progress import Progress as Reporter
+from sureclr.training.building import build
+from sureclr.training.run import Run, as_image_set
 
 ARMS = ("finetune", "scratch")
 Result = dict[str, Any]
@@ -200,12 +202,12 @@ def start(run: Run, arm: str, train: Labelled, seed: int) -> Classifier:
     """
     pretrained, classes = run.model, len(train.images.classes)
     if arm == "finetune":
-        return Classifier(deepcopy(pretrained.encoder), classes, pretrained.mean, pretrained.std)
+        return Classifier(deepcopy(pretrained.encoder.backbone), classes, pretrained.mean, pretrained.std)
     fresh, _ = build(
         replace(run.config, init="random", seed=seed), run.channels, pretrained.mean, pretrained.std
     )
     return Classifier(
-        fresh.encoder.to(pretrained.mean.device), classes, pretrained.mean, pretrained.std
+        fresh.encoder.backbone.to(pretrained.mean.device), classes, pretrained.mean, pretrained.std
     )
 
 

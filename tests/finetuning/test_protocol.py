@@ -26,8 +26,9 @@ from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.protocol import finetune, interval, result_key, start
 from sureclr.finetuning.store import load_finetuned
 from sureclr.finetuning.train import Fit, Score, Training, fit
-from sureclr.training.progress import Silent
-from sureclr.training.run import Run, build, load
+from sureclr.progress import SilentProgress as Silent
+from sureclr.training.building import build
+from sureclr.training.run import Run, load
 
 QUICK = FinetuneConfig(labels="18", seeds=2, epochs=2, batch_size=6, lr=(0.02, 0.1))
 ONE_RATE = replace(QUICK, lr=(0.1,))
@@ -111,7 +112,7 @@ def test_the_head_is_gone_and_the_run_stays_as_it_was(run: Run) -> None:
     fit(model, labels, labels, QUICK, ViewConfig.light(), 0.1, 0, False, lambda numbers: None)
     assert same(before, states(run)), "the pretrained model was trained along"
     assert not torch.equal(
-        model.encoder.layer1.body[0].weight, run.model.encoder.layer1.body[0].weight
+        model.encoder.layer1.body[0].weight, run.model.encoder.backbone.layer1.body[0].weight
     )
 
 
@@ -120,7 +121,7 @@ def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) ->
     one, again, other = (start(run, "scratch", labels, seed).state_dict() for seed in (3, 3, 4))
     fresh = build(replace(run.config, seed=3), 1, run.model.mean, run.model.std)[
         0
-    ].encoder.state_dict()
+    ].encoder.backbone.state_dict()
     assert same(one, again) and same(
         fresh, {n.removeprefix("encoder."): t for n, t in one.items() if n.startswith("encoder.")}
     )
@@ -153,7 +154,7 @@ def test_frozen_bn_keeps_its_statistics_and_nothing_else(frozen: bool, run: Run)
     labels = labelled_rows(IMAGES, "train")
     model = start(run, "finetune", labels, 0)
     fit(model, labels, labels, QUICK, ViewConfig.light(), 0.005, 0, frozen, lambda numbers: None)
-    before, after = run.model.encoder.state_dict(), model.encoder.state_dict()
+    before, after = run.model.encoder.backbone.state_dict(), model.encoder.state_dict()
     statistics = [name for name in before if "running" in name or "num_batches" in name]
     norms = [
         f"{name}.weight"

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import SmallResNet, blocks, encoder, pooled
+from sureclr.models.encoders import SmallResNet, encoder, encoder_blocks, pooled
 
 
 def parameters(network: nn.Module) -> int:
@@ -140,12 +140,12 @@ def test_residual_adds_its_input() -> None:
 def test_blocks_have_names_in_order(name: str, names: list[str]) -> None:
     with torch.device("meta"):
         network = encoder(name)
-    assert [name for name, _ in blocks(network)] == names
-    assert all(network.get_submodule(name) is block for name, block in blocks(network))
+    assert [name for name, _ in encoder_blocks(network)] == names
+    assert all(network.get_submodule(name) is block for name, block in encoder_blocks(network))
 
 
 def test_nothing_is_a_block_where_nobody_names_one() -> None:
-    assert list(blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))) == []
+    assert list(encoder_blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))) == []
 
 
 def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
@@ -169,7 +169,7 @@ def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "layer4"), ("small", "layer3")])
 def test_the_last_block_of_a_resnet_pooled_is_its_features(name: str, last: str) -> None:
     network, seen = encoder(name, channels=1).eval(), {}
-    for block, module in blocks(network):
+    for block, module in encoder_blocks(network):
         module.register_forward_hook(
             lambda _, __, output, block=block: seen.update({block: output})
         )
@@ -186,7 +186,7 @@ def test_swin_and_vit_pool_to_their_channels() -> None:
         ("vit_tiny_patch16_224", [192] * 12),
     ):
         network, found = encoder(name, channels=1).eval(), []
-        for _, module in blocks(network):
+        for _, module in encoder_blocks(network):
             module.register_forward_hook(
                 lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape)
             )
@@ -236,5 +236,5 @@ def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch: pytest.Monk
         raise FileNotFoundError("the hub's client, offline")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match="resnet18 are neither in the local hub cache"):
+    with pytest.raises(UserError, match="resnet18 are not in the local hub cache"):
         encoder("resnet18", pretrained=True)

@@ -16,7 +16,7 @@ from sureclr.training.monitor import (
     evidence_split,
     mean_cosine_of_different,
 )
-from sureclr.training.run import build
+from sureclr.training.building import build
 
 DIRECTIONS = F.normalize(torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), dim=1)
 
@@ -73,7 +73,7 @@ def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
     ].train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monitor = Monitor.of(images(torch.arange(48) % 2), 0)
-    (numbers, tensors), (again, _) = (monitor.look(model, CONFIG.views) for _ in range(2))
+    (numbers, tensors), (again, _) = (monitor.measure(model, CONFIG.views) for _ in range(2))
     assert numbers == again and all(np.isfinite(value) for value in numbers.values())
     assert model.training and all(
         torch.equal(before[name], value) for name, value in model.state_dict().items()
@@ -86,7 +86,7 @@ def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
 
 def test_unlabelled_images_have_no_knn() -> None:
     model = build(CONFIG, 1, torch.tensor([0.5]), torch.tensor([0.3]))[0]
-    numbers, _ = Monitor.of(images(torch.full((48,), -1)), 0).look(model, CONFIG.views)
+    numbers, _ = Monitor.of(images(torch.full((48,), -1)), 0).measure(model, CONFIG.views)
     assert "knn" not in numbers and "alignment" in numbers
 
 

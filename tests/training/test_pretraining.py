@@ -22,9 +22,9 @@ from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import SureLoss
 from sureclr.stopping import Stopped
-from sureclr.training import pretraining as module
 from sureclr.training.run import as_image_set
 from sureclr.training.run_dir import RunDir
+from sureclr.training.setup import new_trainer
 
 
 def terminate() -> None:
@@ -47,9 +47,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_step_is_sgd_on_the_loss_of_the_named_views(done: int, epoch: int, number: int) -> None:
     """One step of gradient descent, in the first and in a later epoch, redone with autograd alone."""
     config = replace(CONFIG, optimizer="sgd", weight_decay=0.0, warmup_epochs=0, loss="nt-xent")
-    made, other = (
-        module.trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2)
-    )
+    made, other = (new_trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2))
     made.done = done
     loss, posterior = made.step()
     indices, seeds = batch(config.seed, epoch, number, 48, 16)
@@ -105,8 +103,10 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
 
 def test_encoder_file_is_the_encoder(unbroken: Path) -> None:
     alone, whole = load_file(unbroken / "encoder.safetensors"), weights(unbroken)
-    assert all(torch.equal(value, whole[f"model.encoder.{name}"]) for name, value in alone.items())
-    assert len(alone) == sum(name.startswith("model.encoder.") for name in whole)
+    assert all(
+        torch.equal(value, whole[f"model.encoder.backbone.{name}"]) for name, value in alone.items()
+    )
+    assert len(alone) == sum(name.startswith("model.encoder.backbone.") for name in whole)
 
 
 def test_a_run_repeats_whatever_the_global_generator_says(unbroken: Path, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_another_seed_is_another_run(unbroken: Path, tmp_path: Path) -> None:
 def test_stopped_by_a_signal_and_resumed(unbroken: Path, tmp_path: Path, steps: int) -> None:
     """In the first step, in the middle of an epoch, at its end, and after the last step."""
     out = tmp_path / "run"
-    with pytest.raises(Stopped, match="SIGTERM.*--resume") as stopped:
-        train(out, reporter=Interrupting(steps, terminate))
+    with pytest.raises(Stopped, match="SIGTERM.*resume=True") as stopped:
+        train(out, progress=Interrupting(steps, terminate))
     assert stopped.value.exit_code == 143
     assert (
         max((out / "checkpoints").iterdir()).name == f"step-{steps:09d}"
@@ -153,7 +153,7 @@ def test_resuming_keeps_every_optimizer_and_sampling_loss_exact(
 ) -> None:
     train(tmp_path / "whole", **changes)
     with pytest.raises(Stopped):
-        train(tmp_path / "broken", reporter=Interrupting(2, terminate), **changes)
+        train(tmp_path / "broken", progress=Interrupting(2, terminate), **changes)
     train(tmp_path / "broken", resume=True, **changes)
     assert equal(tmp_path / "whole", tmp_path / "broken")
 
@@ -164,9 +164,9 @@ def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     """Twice: in the middle of an epoch, and before there was any checkpoint."""
     out = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
-        train(out, reporter=Interrupting(2, crash))
+        train(out, progress=Interrupting(2, crash))
     with pytest.raises(ZeroDivisionError):
-        train(out, resume=True, reporter=Interrupting(8, crash))
+        train(out, resume=True, progress=Interrupting(8, crash))
     assert max((out / "checkpoints").iterdir()).name == "step-000000006" and len(lines(out)) == 8
     train(out, resume=True)
     assert equal(unbroken, out)
@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(7, terminate))
+        train(out, progress=Interrupting(7, terminate))
     file = out / "checkpoints" / "step-000000007" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
@@ -218,7 +218,7 @@ def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
     """The table and the results of a run that goes on are those of other weights."""
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(5, terminate))
+        train(out, progress=Interrupting(5, terminate))
     (out / "results.json").write_text('{"knn": {"accuracy": 0.1}}')
     (out / "embeddings.parquet").write_bytes(b"of step 5")
     train(out, resume=True)
@@ -242,12 +242,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(5, terminate))
+        train(out, progress=Interrupting(5, terminate))
     kept = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
     healthy = SureLoss.forward
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"loss is nan at step 5.*--learning-rate") as caught,
+        pytest.raises(UserError, match=r"loss is nan at step 5.*lower learning_rate") as caught,
     ):
         patch.setattr(SureLoss, "forward", lambda self, *args: healthy(self, *args) * float("nan"))
         train(out, resume=True)

@@ -13,7 +13,9 @@ from tiny import CONFIG, IMAGES, train
 
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.training.run import Run, as_image_set, build, environment, load, pixel_statistics
+from sureclr.training.building import build, pixel_statistics
+from sureclr.training.records import environment
+from sureclr.training.run import Run, as_image_set, load
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def test_untrained_is_the_network_before_its_first_step(run: Run) -> None:
     untrained = load(run.path, "cpu").untrained().model.state_dict()
     assert all(torch.equal(value, untrained[name]) for name, value in fresh.items())
     assert not torch.equal(
-        untrained["encoder.layer1.body.0.weight"],
-        run.model.state_dict()["encoder.layer1.body.0.weight"],
+        untrained["encoder.backbone.layer1.body.0.weight"],
+        run.model.state_dict()["encoder.backbone.layer1.body.0.weight"],
     )
 
 

@@ -42,7 +42,8 @@ def test_a_checkpoint_comes_back(run: RunDir) -> None:
     run.save_checkpoint(
         5, {**PARTS, "objective": {"m": torch.tensor(2.5), "w": strided}}, {"step": 5, "size": 8}
     )
-    parts, numbers = run.load_checkpoint()
+    checkpoint = run.load_checkpoint()
+    parts, numbers = checkpoint.parts, checkpoint.numbers
     assert numbers == {"step": 5, "size": 8} and set(parts) == {"model", "optimizer", "objective"}
     assert (
         torch.equal(parts["model"]["a"], PARTS["model"]["a"])
@@ -55,13 +56,13 @@ def test_the_newest_two_are_kept_in_order_of_steps(run: RunDir) -> None:
     for step in (9, 10, 100):
         run.save_checkpoint(step, at(step), {"step": step})
     assert [path.name for path in run.saved()] == ["step-000000010", "step-000000100"]
-    assert run.load_checkpoint()[1]["step"] == 100
+    assert run.load_checkpoint().numbers["step"] == 100
 
 
 def test_the_same_step_again_replaces(run: RunDir) -> None:
     run.save_checkpoint(5, at(5), {"step": 5})
     run.save_checkpoint(5, at(7), {"step": 5})
-    assert float(run.load_checkpoint()[0]["model"]["a"][0, 0]) == 7
+    assert float(run.load_checkpoint().parts["model"]["a"][0, 0]) == 7
 
 
 @pytest.mark.parametrize(
@@ -80,11 +81,12 @@ def test_one_flipped_bit_anywhere_is_noticed(
         path.write_bytes(
             whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
         )
-        parts, numbers = run.load_checkpoint()
-        assert numbers["step"] == 1 and float(parts["model"]["a"][0, 0]) == 1, place
+        checkpoint = run.load_checkpoint()
+        assert checkpoint.numbers["step"] == 1, place
+        assert float(checkpoint.parts["model"]["a"][0, 0]) == 1, place
         assert "step-000000002 is damaged" in capsys.readouterr().err
     path.write_bytes(whole)
-    assert run.load_checkpoint()[1]["step"] == 2
+    assert run.load_checkpoint().numbers["step"] == 2
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
@@ -92,9 +94,9 @@ def test_a_missing_or_cut_file_is_noticed(run: RunDir, file: str) -> None:
     run.save_checkpoint(1, at(1), {"step": 1})
     path = run.save_checkpoint(2, at(2), {"step": 2}) / file
     path.write_bytes(path.read_bytes()[:-1])
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
     path.unlink()
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
 
 
 def test_no_undamaged_checkpoint_is_told(run: RunDir) -> None:
@@ -102,7 +104,7 @@ def test_no_undamaged_checkpoint_is_told(run: RunDir) -> None:
         run.load_checkpoint()
     (run.save_checkpoint(1, at(1), {"step": 1}) / "state.json").write_text("{}")
     with pytest.raises(
-        UserError, match="no undamaged checkpoint; start the run again with --overwrite"
+        UserError, match="no undamaged checkpoint; start the run again with overwrite=True"
     ):
         run.load_checkpoint()
 
@@ -116,10 +118,10 @@ def test_a_killed_writer_does_no_harm(run: RunDir) -> None:
         draft = run.checkpoints / f".draft-{number}"
         draft.mkdir()
         (draft / "model.safetensors").write_bytes(b"half")
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
     run.save_checkpoint(2, at(2), {"step": 2})
     run.save_checkpoint(3, at(3), {"step": 3})
-    assert run.load_checkpoint()[1]["step"] == 3 and len(run.saved()) == 2
+    assert run.load_checkpoint().numbers["step"] == 3 and len(run.saved()) == 2
 
 
 @pytest.mark.parametrize("dies_in", ["write_synced", "rename"])
@@ -142,7 +144,7 @@ def test_dying_while_saving_keeps_the_checkpoint_before(
             )
         )
         run.save_checkpoint(2, at(2), {"step": 2})
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
 
 
 def test_replacing_a_file_is_whole_or_not_at_all(
@@ -194,7 +196,9 @@ def test_the_lock_is_free_after_an_error(run: RunDir) -> None:
 def test_an_existing_run_names_the_three_exits(run: RunDir) -> None:
     with pytest.raises(UserError, match="already holds a run") as caught:
         run.check(resume=False, overwrite=False)
-    assert all(exit_ in str(caught.value) for exit_ in ("--resume", "--overwrite", "another --out"))
+    assert all(
+        exit_ in str(caught.value) for exit_ in ("resume=True", "overwrite=True", "another out")
+    )
     run.check(resume=True, overwrite=False)
 
 
