@@ -1,7 +1,7 @@
 """SureCLR: contrastive learning that knows how sure it is.
 
     run = sureclr.pretrain(sureclr.recipe("digits"))      # a Run; its folder holds everything
-    table = sureclr.load(run.path).embed(images)          # features, direction, radius of each image
+    table = sureclr.load(run.path).embed(images)          # features, direction and radius by image
     loss = sureclr.SureLoss(temperature=0.2)              # the loss alone, for your own loop
 
 Names are imported when first used, so that `sureclr --help` needs no torch.

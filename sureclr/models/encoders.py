@@ -99,8 +99,8 @@ def encoder(
 def _factory(name: str) -> EncoderFactory | None:
     """Return the function that builds an encoder which is not timm's."""
     if width := fullmatch(SMALL, name):
-        return partial(small, width=int(width[1]))
-    return ENCODERS[name] if name in ENCODERS else None
+        return partial(_small, width=int(width[1]))
+    return cast(EncoderFactory | None, ENCODERS.get(name))
 
 
 def _registered(
@@ -267,7 +267,8 @@ class SmallResNet(nn.Module):
         return cast(Tensor, x.mean(dim=(2, 3)))
 
 
-@register_encoder("small")
-def small(channels: int, stem: str, width: int = SMALL_WIDTH) -> SmallResNet:
-    """Build the small network; its stem has stride 2, or 1 if `stem` is cifar."""
+def _small(channels: int, stem: str, width: int = SMALL_WIDTH) -> SmallResNet:
     return SmallResNet(channels, stride=1 if stem == "cifar" else 2, width=width)
+
+
+register_encoder("small")(_small)

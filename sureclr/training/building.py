@@ -92,8 +92,8 @@ def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
 def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> PretrainConfig:
     """Return the configuration that records the user's own encoder and loss.
 
-    A registered loss is recorded by its name and options, so that it can be built again. An encoder,
-    and any other loss, is recorded as "custom:" and the name of its class.
+    A registered loss is recorded by its name and options, so that it can be built again. An
+    encoder, and any other loss, is recorded as "custom:" and the name of its class.
 
     Raises:
         UserError: an argument has the wrong type.
@@ -113,8 +113,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
             )
         options = _options(loss)
         name = f"{CUSTOM}{type(loss).__name__}" if options is None else loss.name
-        fields = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
-        config = replace(config, loss=name, **fields)
+        fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
+        config = replace(config, **{"loss": name, **fields})
     return config
 
 

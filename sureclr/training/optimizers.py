@@ -47,7 +47,7 @@ def new_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
     if name == "lars":
-        from timm.optim import Lars
+        from timm.optim.lars import Lars
 
         # without always_adapt, timm does not scale matrices where the decay is zero
         matrices, others = groups

@@ -55,7 +55,8 @@ def resume_run(directory: RunDir, trainer: Trainer) -> None:
 
 def _own_state(trainer: Trainer) -> dict[str, Tensor]:
     """Return the state of an encoder and a loss of the user's own; {} if both were named."""
-    config, state = trainer.config, {}
+    config = trainer.config
+    state: dict[str, Tensor] = {}
     if config.encoder.startswith(CUSTOM):
         backbone = trainer.model.encoder.backbone.state_dict()
         state |= {f"encoder.{name}": value for name, value in backbone.items()}

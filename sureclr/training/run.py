@@ -39,7 +39,7 @@ class Run:
         objective: the loss with its state (the kernel dimension).
         size: height and width in pixels of the images that the model takes.
         channels: 1 for grey images, 3 for colour.
-        source: name of the images that it was trained on: a data source, or the name of an ImageSet.
+        source: name of the images that it was trained on: a data source, or that of an ImageSet.
         checkpoint: digest of the checkpoint that holds the weights; "" if none does, as before
             training.
     """

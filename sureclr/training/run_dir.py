@@ -282,9 +282,9 @@ class RunDir:
         )
 
     def newest_digest(self) -> str | None:
-        """Return the digest of the checkpoint that `load_checkpoint` would load; None: there is none.
+        """Return the digest of the checkpoint that `load_checkpoint` would load.
 
-        It reads and checks the files, but makes no tensors of them.
+        It reads and checks the files, but makes no tensors of them. None: there is no checkpoint.
         """
         for path in reversed(self.saved()):
             if (files := verified(path)) is not None:

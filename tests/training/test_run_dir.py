@@ -2,6 +2,7 @@
 else.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -290,11 +291,17 @@ def test_results_add_up_and_damage_is_told(run: RunDir) -> None:
         ("folder:/data/my photos/", "my_photos"),
         ("folder:photos", "photos"),
         ("folder:/", "root"),
+        ("custom data: mine", "custom_data_mine"),
     ],
 )
 def test_default_name(source: str, name: str) -> None:
     expected = Path(f"runs/{name}-sure-resnet18-20260504-030201")
     assert default_name(source, "sure", "resnet18", datetime(2026, 5, 4, 3, 2, 1)) == expected
+
+
+def test_default_name_of_the_users_own_encoder_is_a_valid_folder() -> None:
+    name = default_name("digits", "custom:Mine", "custom:Tiny", datetime(2026, 5, 4)).name
+    assert name == "digits-custom_Mine-custom_Tiny-20260504-000000"
 
 
 def test_default_name_of_the_folder_that_we_are_in(
@@ -305,3 +312,57 @@ def test_default_name_of_the_folder_that_we_are_in(
     assert default_name("folder:.", "sure", "small", datetime(2026, 5, 4)).name.startswith(
         "pictures-sure"
     )
+
+
+# --- Digests --------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_the_newest_undamaged_manifest(run: RunDir) -> None:
+    assert run.newest_digest() is None
+    first = run.save_checkpoint(1, at(1), {"step": 1})
+    one = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
+    assert run.newest_digest() == one == run.load_checkpoint().digest
+    second = run.save_checkpoint(2, at(2), {"step": 2})
+    assert run.newest_digest() == run.load_checkpoint().digest != one
+    (second / "state.json").write_text("{}")
+    assert run.newest_digest() == run.load_checkpoint().digest == one
+
+
+def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
+    digests = []
+    for name, value in (("a", 1), ("b", 1), ("c", 2)):
+        directory = RunDir(tmp_path / name)
+        directory.save_checkpoint(1, at(value), {"step": 1})
+        digests.append(directory.newest_digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_initial_state_comes_back_or_is_refused(run: RunDir) -> None:
+    """One flipped bit anywhere in the file, but in what only names things alike, is noticed."""
+    tensors = {"encoder.a": torch.arange(6.0).view(2, 3), "encoder.n": torch.tensor(3)}
+    with pytest.raises(UserError, match="missing or damaged"):
+        run.load_initial()
+    run.save_initial(tensors)
+    back = run.load_initial()
+    assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in back)
+    data = run.initial.read_bytes()
+    for place in range(len(data)):
+        flipped = data[place] ^ (1 << place % 8)
+        run.initial.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+        try:
+            again = run.load_initial()
+        except UserError:
+            continue
+        assert again.keys() == tensors.keys(), place
+        assert all(torch.equal(again[k], tensors[k]) for k in again), place
+    run.initial.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="missing or damaged"):
+        run.load_initial()
+
+
+def test_tied_weights_can_be_saved(run: RunDir) -> None:
+    """Two names of one tensor, as in a network with tied weights."""
+    weight = torch.arange(6.0)
+    run.save_checkpoint(1, {"model": {"a": weight, "b": weight, "c": weight[:0]}}, {})
+    model = run.load_checkpoint().parts["model"]
+    assert torch.equal(model["a"], weight) and torch.equal(model["b"], weight)
