@@ -33,7 +33,7 @@ from torch import Tensor
 from benchmarks.lines import command, keep, kept
 from benchmarks.study import spread
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.label_choice import STRATEGIES, label_next
 from sureclr.maths.logistic import logistic_regression, standardisation
@@ -111,7 +111,7 @@ def embedded(path: Path) -> Embeddings:
     table = path / "embeddings.parquet"
     if not table.exists():
         run = load(path, "cpu")
-        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(table)
+        run.embed(load_images(SOURCE, size=run.size, channels=run.channels)).save(table)
     return Embeddings.read(table)
 
 

@@ -26,13 +26,13 @@ import torch
 from benchmarks.lines import command, keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation import certainty_quality as uncertainty
 from sureclr.evaluation import foreign_images as ood
+from sureclr.progress import SILENT
 from sureclr.recipes import recipe
 from sureclr.training.pretraining import pretrain
-from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
 LINES = Path(__file__).with_suffix(
@@ -86,7 +86,7 @@ def main() -> None:
         print(table([line for line in kept(LINES) if line["source"] == asked.source]))
         return
     torch.set_num_threads(asked.threads)
-    images = subset(load(asked.source))
+    images = subset(load_images(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
         if (name, seed, asked.source) not in {
             (line["name"], line["seed"], line["source"]) for line in kept(LINES)
@@ -164,7 +164,7 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         run = pretrain(
-            config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent()
+            config, images.train, out=Path(folder) / "run", device="cpu", progress=SILENT
         )
         trained = time.process_time() - start
         numbers = measured(run, images)

@@ -7,7 +7,6 @@ from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
 from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
     evaluation_commands,
-    finetuning_commands,
     labelling_commands,
     report_commands,
     start_commands,

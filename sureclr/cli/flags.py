@@ -38,7 +38,7 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
 GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}
 
 
-def flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
+def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
     """Return a dataclass with the fields of a configuration as optional flags.
 
     A flag that is None was not given. Its help is the docstring of the field, so that every option
@@ -66,8 +66,8 @@ def _with_default(text: str, default: Any) -> str:
     return f"{text} [default: {words}]"
 
 
-ConfigFlags: Any = flags(PretrainConfig, skip=("source", "views"))
-ViewFlags: Any = flags(ViewConfig)
+ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views"))
+ViewFlags: Any = optional_flags(ViewConfig)
 NO_CONFIG, NO_VIEWS = ConfigFlags(), ViewFlags()
 
 

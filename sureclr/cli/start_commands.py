@@ -17,6 +17,7 @@ from sureclr.cli.shared import (
     print_answer,
 )
 from sureclr.errors import UserError
+from sureclr.progress import ConsoleProgress
 from sureclr.recipes import RECIPES, recipe
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def views(
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
     config = resolve(source, None, None, {}, given_flags(given)).views
-    images = load_images(source, root=root, size=size).pretraining
+    images = load_images(source, root=root, size=size, progress=ConsoleProgress()).pretraining
     rows = _some_rows(images, count)
     import torch
 

@@ -12,14 +12,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS
-from sureclr.evaluation.inputs import EvaluationInputs, read_inputs, stored_table
+from sureclr.evaluation.inputs import EvaluationInputs
 from sureclr.evaluation.results import Comparison, Provenance, Results, read_results, save_result
-from sureclr.evaluation.similarity import compare_runs, compare_tables
+from sureclr.evaluation.run_images import (
+    Labels,
+    digest_of_labels,
+    digest_of_pixels,
+    embed_run_images,
+    load_run_images,
+)
+from sureclr.evaluation.similarity import compare_runs
 from sureclr.progress import ConsoleProgress, Progress, Stoppable
 from sureclr.stopping import stop_on_signals
 from sureclr.training.run import Run, load
@@ -50,7 +59,7 @@ class Session:
         self,
         run: str | Path | Run | Results,
         data: Any = None,
-        labels: Sequence[Any] | str | Path | None = None,
+        labels: Labels | None = None,
         *,
         device: str = "auto",
         root: Path | None = None,
@@ -82,6 +91,19 @@ class Session:
         """Release both."""
         self._held.close()
 
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images with their labels, at the run's size; read when first asked for.
+
+        Raises:
+            UserError: they cannot be read, or the labels do not fit.
+        """
+        return load_run_images(self.run, self._data, self._labels, self._root, self.progress)
+
+    @cached_property
+    def _pixels_digest(self) -> str:
+        return digest_of_pixels(self.images)
+
     @property
     def inputs(self) -> EvaluationInputs:
         """What every evaluation reads; made when first asked for.
@@ -90,21 +112,28 @@ class Session:
             UserError: the images cannot be read.
         """
         if self._inputs is None:
-            self._inputs = read_inputs(
-                self.run, self._data, self._labels, self._root, self._human, self.progress
+            table = embed_run_images(
+                self.run,
+                self.images,
+                self._pixels_digest,
+                own=self._data is None,
+                progress=self.progress,
+            )
+            self._inputs = EvaluationInputs(
+                self.run, self.images, table, self.progress, self._root, self._human
             )
         return self._inputs
 
     def key(self, name: str) -> str:
         """Return the key in results.json: `knn`, or `knn:NAME` for other data."""
-        return name if self._data is None else f"{name}:{self.inputs.images.name}"
+        return name if self._data is None else f"{name}:{self.images.name}"
 
     def provenance(self, seconds: float, other_checkpoint: str = "") -> Provenance:
         """Return what a result that is finished now was made of."""
         return Provenance(
             checkpoint=self.run.checkpoint,
-            images=self.inputs.images_digest,
-            labels=self.inputs.labels_digest,
+            images=self._pixels_digest,
+            labels=digest_of_labels(self.images),
             other_checkpoint=other_checkpoint,
             version=__version__,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -152,7 +181,7 @@ def evaluate(
     run: str | Path | Run | Results,
     which: str | Sequence[str] | None = None,
     data: Any = None,
-    labels: Sequence[Any] | str | Path | None = None,
+    labels: Labels | None = None,
     *,
     again: bool = False,
     device: str = "auto",
@@ -190,7 +219,7 @@ def evaluate(
     ) as session:
         for name in names:
             EVALUATIONS[name]  # a misspelt name is an error before any work
-        session.inputs  # noqa: B018  (images that cannot be read are one error, not one each)
+        session.images  # noqa: B018  (images that cannot be read are one error, not one each)
         for name in names:
             try:
                 entries[name] = session.evaluate(name, again=again)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from sureclr import __version__
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Comparison, Results
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.reporting import captions
 from sureclr.reporting.blocks import Block, Section
@@ -160,7 +160,7 @@ def write_page(page: str, out: Path) -> None:
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, page.encode("utf-8", "backslashreplace"))
+        write_atomically(out, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(
             f"the report {out} cannot be written ({error.strerror or error}); pass another out=."

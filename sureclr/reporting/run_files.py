@@ -115,13 +115,15 @@ def own_images(
     directory: RunDir, config: PretrainConfig, root: Path | None
 ) -> "tuple[ImageSet | None, str]":
     """Return the images that a run was trained on and "", or None and why they cannot be read."""
-    from sureclr.data.sources import is_source, load
+    from sureclr.data.sources import is_source, load_images
 
     source = trained_on(directory, config)
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:
-        return load(source, root=root, size=config.size, seed=config.seed, progress=False), ""
+        return load_images(
+            source, root=root, size=config.size, seed=config.seed, progress=False
+        ), ""
     except UserError as error:
         return None, str(error)
 

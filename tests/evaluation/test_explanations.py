@@ -10,18 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sureclr.evaluation.calibration import Embed
 from tiny import train
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation import explanations as e
 from sureclr.evaluation import occlusion as o
-from sureclr.evaluation.calibration import Embed
 from sureclr.maths.sphere import evidence
-from sureclr.training.run import as_image_set
 
 SIDE = 16  # cells of 2 pixels, 8 x 8
 GRID = o.Grid.of(SIDE)

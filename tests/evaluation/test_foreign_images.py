@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation import foreign_images as ood
 from sureclr.evaluation.certainty_quality import Reference, judge
@@ -57,13 +57,13 @@ def embed(images: ImageSet) -> Embeddings:
 def without_fashion(name: str, root: Path | None = None) -> ImageSet:
     if name == "fashion-mnist":
         raise UserError("fashion-mnist is not here")
-    return load(name, root=root)
+    return load_images(name, root=root)
 
 
 def test_a_certainty_that_knows_its_own_images_tells_them_from_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ood, "load", without_fashion)
+    monkeypatch.setattr(ood, "load_images", without_fashion)
     images = pictures()
     found = ood.measure(embed, images, embed(images))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -118,7 +118,7 @@ def test_the_alterations_are_what_they_say() -> None:
 def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ood, "load", without_fashion)
+    monkeypatch.setattr(ood, "load_images", without_fashion)
     images = pictures("digits")
     found = ood.measure(embed, images, embed(images))
     assert "the images come from" in found["digits"]["skipped"]
@@ -126,7 +126,7 @@ def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(
 
 
 def test_other_images_come_as_the_run_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood, "load", lambda name, root=None: pictures())
+    monkeypatch.setattr(ood, "load_images", lambda name, root=None: pictures())
     colour = replace(pictures(), images=torch.zeros(N, 3, 20, 20, dtype=torch.uint8))
     foreign = ood.other_source("digits", colour, None)
     assert foreign.images.shape == (30, 3, 20, 20)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from sureclr.evaluation.calibration import image_seeds
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,12 +17,11 @@ from sureclr.config import ViewConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.calibration import image_seeds
 from sureclr.evaluation.invariances import (
     TRANSFORMATIONS,
     by_strength,
     response,
-    sample,
+    sample_images,
     sensitivity,
 )
 
@@ -218,8 +218,10 @@ def test_different_images_are_the_reference_and_test_images_are_looked_at() -> N
         "different_images"
     ] == pytest.approx(np.mean(pairs), abs=1e-6)
     many = pictures(1200)
-    assert len(sample(many, 0)) == 500 and set(sample(many, 0).split.tolist()) == {"test"}
-    assert len(sample(pictures(splits=("train",)), 0)) == 40
+    assert len(sample_images(many, 0)) == 500 and set(sample_images(many, 0).split.tolist()) == {
+        "test"
+    }
+    assert len(sample_images(pictures(splits=("train",)), 0)) == 40
     with pytest.raises(UserError, match="two or more"):
         sensitivity(pixelwise, pictures(2), ViewConfig())
 

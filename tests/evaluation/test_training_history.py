@@ -278,7 +278,7 @@ def test_a_run_without_labels_tells_what_it_can(tmp_path: Path, loss: str) -> No
     run = train(tmp_path / "run", loss=loss)
     from tiny import IMAGES
 
-    from sureclr.training.run import as_image_set
+    from sureclr.data.user_images import as_image_set
 
     found = learning(run.directory.snapshots, as_image_set(IMAGES), 0.2)
     assert found["epochs"] == [2, 4] and found["per_class"] is None and found["knn"] is None

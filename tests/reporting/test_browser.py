@@ -99,7 +99,6 @@ def run(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch
 ) -> Path:
     """A run on these images, made by hand, with its page."""
-    from sureclr.data.sources import load
 
     monkeypatch_module.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     source = f"folder:{folder}"

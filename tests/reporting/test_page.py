@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sureclr.data.sources import load
 from sureclr.evaluation.results import Comparison, Results
 from sureclr.reporting.page import render, write_page
 from sureclr.reporting.run_files import RunFiles, read_run_files

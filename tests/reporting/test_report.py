@@ -8,7 +8,6 @@ from pathlib import Path
 import example_run
 import pytest
 
-from sureclr.data.sources import load
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Comparison, Results, read_results
 from sureclr.progress import SILENT
