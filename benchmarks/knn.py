@@ -1,9 +1,11 @@
-"""`python -m benchmarks.knn`: blocked cosine top-k against the whole similarity matrix in torch,
-and scikit-learn's brute force.
+"""Blocked cosine top-k against torch's whole similarity matrix and scikit-learn's brute force.
 
-The answers are compared first. CPU time is interleaved, medians; memory is the peak of a fresh
-process each, less that of a process that only makes the data. The peak is Linux's VmHWM: ru_maxrss
-would do no good, a child starts with its parent's. The floor is the matrix product alone.
+    python -m benchmarks.knn
+
+The answers are compared first. CPU times are medians over interleaved rounds. Memory is the peak of
+a fresh process for each, less that of a process that only makes the data. The peak is Linux's
+VmHWM, because a child's ru_maxrss starts with that of its parent. The floor is the matrix product
+alone.
 """
 
 import subprocess
@@ -65,8 +67,9 @@ def seconds(way: Callable[[Tensor, Tensor], Tensor], queries: Tensor, keys: Tens
 
 
 def peak(name: str) -> int:
-    """Peak memory in MiB of a fresh process that makes the data and runs one way (none: only makes
-    the data).
+    """Return the peak memory in MiB of a fresh process that makes the data and runs one way.
+
+    The name "none" only makes the data.
     """
     return int(
         subprocess.run(

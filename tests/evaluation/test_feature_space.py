@@ -124,9 +124,7 @@ def test_map_neighbours_and_evidence_by_loops() -> None:
         assert columns["evidence"][i] == pytest.approx(s, abs=1e-4)
 
 
-def test_predictions_are_the_knn_evaluations_on_test_images_and_leave_oneself_out_on_training_images() -> (
-    None
-):
+def test_predictions_are_the_knn_evaluations_and_an_image_has_no_vote_on_itself() -> None:
     t = table()
     _, columns = g.describe_geometry(t)
     train, test = t.labelled("train"), t.labelled("test")
