@@ -85,7 +85,8 @@ def main() -> None:
     torch.set_num_threads(1)
     queries, keys = data()
     if len(sys.argv) > 1:
-        WAYS.get(sys.argv[1], lambda q, k: q)(queries, keys)
+        if sys.argv[1] in WAYS:
+            WAYS[sys.argv[1]](queries, keys)
         status = Path("/proc/self/status").read_text()
         print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
         return
