@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.loss import peak
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import ViewConfig
+from sureclr.data.views import two_views
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR

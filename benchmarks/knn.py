@@ -25,6 +25,7 @@ QUERIES, KEYS, DIMENSION, K, ROUNDS = 5000, 40000, 128, 20, 3
 
 
 def data() -> tuple[Tensor, Tensor]:
+    """Return random queries and keys."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(QUERIES, DIMENSION, generator=generator), torch.randn(
         KEYS, DIMENSION, generator=generator
@@ -32,10 +33,12 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def whole_matrix(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the cosines of the k nearest keys, from all similarities at once."""
     return (normalize(queries, dim=1) @ normalize(keys, dim=1).T).topk(K).values
 
 
 def sklearn(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the same cosines by scikit-learn's brute force."""
     from sklearn.neighbors import NearestNeighbors
 
     model = NearestNeighbors(n_neighbors=K, metric="cosine", algorithm="brute").fit(keys.numpy())
@@ -43,12 +46,14 @@ def sklearn(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def product_only(queries: Tensor, keys: Tensor) -> Tensor:
+    """Multiply the matrices and do nothing else, the least that any way needs."""
     for rows in queries.split(1000):
         rows @ keys.T
     return queries
 
 
 def ours(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the same cosines by `top_k`."""
     return top_k(queries, keys, K)[0]
 
 
@@ -61,6 +66,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def seconds(way: Callable[[Tensor, Tensor], Tensor], queries: Tensor, keys: Tensor) -> float:
+    """Return the CPU seconds of one way."""
     start = time.process_time()
     way(queries, keys)
     return time.process_time() - start
@@ -82,6 +88,7 @@ def peak(name: str) -> int:
 
 
 def main() -> None:
+    """Compare the answers, then print times and memory."""
     torch.set_num_threads(1)
     queries, keys = data()
     if len(sys.argv) > 1:

@@ -32,7 +32,7 @@ from torch import Tensor
 from benchmarks.lines import command, keep, kept
 from benchmarks.study import spread
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.label_choice import STRATEGIES, label_next
 from sureclr.maths.logistic import logistic_regression, standardisation
@@ -45,6 +45,7 @@ TUNED, TUNING_SEEDS = (0.001, 0.01, 0.1, 1.0), (100, 101)
 
 
 def main() -> None:
+    """Measure the cells that are missing, or print the table."""
     asked = arguments()
     if asked.table:
         for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in kept(LINES)}):
@@ -81,6 +82,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="benchmarks.label_next", description=__doc__, formatter_class=raw
@@ -110,7 +112,7 @@ def embedded(path: Path) -> Embeddings:
     table = path / "embeddings.parquet"
     if not table.exists():
         run = load(path, "cpu")
-        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(table)
+        run.embed(load_images(SOURCE, size=run.size, channels=run.channels)).save(table)
     return Embeddings.read(table)
 
 

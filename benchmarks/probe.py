@@ -75,11 +75,13 @@ def _value_and_norm(
 
 
 def ours(x: Tensor, target: Tensor, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor, int]:
+    """Fit with our solver; return weight, bias and the number of iterations."""
     fit = logistic_regression(x, target, [STRENGTH], tolerance, 2000)
     return fit.weight[0], fit.bias[0], fit.iterations
 
 
 def sklearn(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Fit with scikit-learn; return weight, bias and the number of iterations."""
     one_hot = torch.nn.functional.one_hot(target, CLASSES).to(x.dtype)
     largest = (x.T @ (one_hot - 1 / CLASSES) / len(x)).abs().max().item()
     model = LogisticRegression(C=1 / (len(x) * STRENGTH), tol=TOLERANCE * largest, max_iter=20000)
@@ -94,6 +96,7 @@ def sklearn(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def timed(name: str, solve: Solver, x: Tensor, target: Tensor) -> tuple[float, float]:
+    """Time a solver, print its line, and return its CPU seconds and its gradient."""
     """(CPU seconds, relative gradient reached)."""
     start = time.process_time()
     weight, bias, iterations = solve(x, target)
@@ -168,12 +171,14 @@ def strengths(n: int, f: int, in_turn: bool) -> None:
 
 
 def clock(x: Tensor, target: Tensor, grid: Sequence[float]) -> tuple[float, list[bool]]:
+    """Return our solver's CPU seconds on a grid of strengths, and which of them converged."""
     start = time.process_time()
     fit = logistic_regression(x, target, grid, TOLERANCE, 2000)
     return time.process_time() - start, fit.converged.tolist()
 
 
 def main() -> None:
+    """Run the race and the comparison of strengths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--large",

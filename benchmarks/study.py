@@ -26,7 +26,7 @@ import torch
 from benchmarks.lines import command, keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.certainty_quality import measure_uncertainty
 from sureclr.evaluation.foreign_images import measure_ood
@@ -89,7 +89,7 @@ def main() -> None:
         print(table([line for line in kept(LINES) if line["source"] == asked.source]))
         return
     torch.set_num_threads(asked.threads)
-    images = subset(load(asked.source))
+    images = subset(load_images(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
         if (name, seed, asked.source) not in {
             (line["name"], line["seed"], line["source"]) for line in kept(LINES)

@@ -28,18 +28,31 @@ def test_transforms_datasets_and_models_work() -> None:
     assert datasets.CIFAR10.filename.endswith(".tar.gz")
 
 
-def test_declaring_again_is_harmless() -> None:
-    from sureclr import compat
+# How often torchvision's operators are declared in a fresh process, where its compiled ones can be
+# loaded or not, and what the function returns then and the second time
+COUNTING = """
+import torch
+declared, Library = [], torch.library.Library
+class Counting(Library):
+    def __init__(self, *arguments):
+        declared.append(arguments)
+        super().__init__(*arguments)
+torch.library.Library = Counting
+def load(path):
+    if not LOADS:
+        raise OSError("undefined symbol")
+torch.ops.load_library = load
+from sureclr.compat import prepare_torchvision
+print(len(declared), prepare_torchvision(), prepare_torchvision(), len(declared))
+"""
 
-    before = list(compat._declared)
-    compat.prepare_torchvision()
-    assert compat._declared == before
 
-
-def test_a_torchvision_that_loads_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sureclr import compat
-
-    monkeypatch.setattr(compat, "_declared", [])
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
-    compat.prepare_torchvision()
-    assert compat._declared == []
+@pytest.mark.parametrize(
+    ("loads", "expected"), [(False, "1 True True 1"), (True, "0 False False 0")]
+)
+def test_operators_are_declared_once_and_only_where_they_do_not_load(
+    loads: bool, expected: str
+) -> None:
+    code = COUNTING.replace("LOADS", str(loads))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == expected, done.stderr

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.corruptions import to_uint8
-from sureclr.data.counter_rng import uniform
+from sureclr.data.counter_rng import uniform_numbers
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.results import DeletionCurve, SanityCheck
@@ -186,7 +186,7 @@ def delete_cells(
     One order begins with the cells that the map says raise the score; the other is random.
     """
     shares = torch.arange(STEPS + 1) / STEPS
-    chance = uniform(torch.arange(len(maps)) + (seed << 32), ORDER, maps[0].numel())
+    chance = uniform_numbers(torch.arange(len(maps)) + (seed << 32), ORDER, maps[0].numel())
 
     def curve(orders: list[Tensor]) -> tuple[float, ...]:
         scores = []

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import sample
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import (
@@ -28,11 +28,11 @@ from sureclr.evaluation.results import (
 from sureclr.evaluation.tables import finite_or_none, labelled_split
 from sureclr.maths.logistic import (
     ROWS_AT_ONCE,
-    at_least_float32,
     logistic_regression,
     standardisation,
 )
 from sureclr.maths.metrics import wilson_interval
+from sureclr.maths.sphere import at_least_float32
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -356,7 +356,7 @@ def probe_blocks(
     )
     width = sum(output.shape[1] for output in inputs.embed_blocks(np.array([0])).values())
     room = max(numbers // max(width, 1) - len(test), least)
-    train = sample(torch.from_numpy(train), room, 0).numpy()
+    train = sample_rows(torch.from_numpy(train), room, 0).numpy()
     outputs = inputs.embed_blocks(np.concatenate([train, test]))
     train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
     n = len(train)

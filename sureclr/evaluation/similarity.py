@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import sample
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
@@ -57,7 +57,7 @@ def compare_runs(
     """
     from sureclr.evaluation.inputs import embed_blocks_by  # late: tables need no model
 
-    chosen = images.select(sample(rows_to_compare(table_a, table_b), IMAGES, 0))
+    chosen = images.select(sample_rows(rows_to_compare(table_a, table_b), IMAGES, 0))
     blocks = [embed_blocks_by(run, chosen, progress) for run in (a, b)]
     names = (a.path.name, b.path.name)
     return compare_tables(table_a, table_b, names, (blocks[0], blocks[1]), progress)
@@ -134,7 +134,7 @@ def rows_to_compare(a: Embeddings, b: Embeddings, most: int = MOST) -> Tensor:
     """
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
     rows = test if len(test) >= LEAST else np.arange(len(a))
-    return sample(torch.from_numpy(rows), most, 0)
+    return sample_rows(torch.from_numpy(rows), most, 0)
 
 
 def agree_on_classes(

@@ -71,8 +71,8 @@ def calibrate_radius(pairs: ViewPairs, training: ViewPairs) -> RadiusCalibration
     return RadiusCalibration(
         n=pairs.n,
         n_map=training.n,
-        raw=_diagram(metrics.calibration(r, cosine, BINS)),
-        mapped=_diagram(metrics.calibration(mapped, cosine, BINS)),
+        raw=_diagram(metrics.calibration_by_bins(r, cosine, BINS)),
+        mapped=_diagram(metrics.calibration_by_bins(mapped, cosine, BINS)),
         mean_r=float(r.mean()),
         mean_cosine=float(cosine.mean()),
         mean_cosine_different=mean_cosine_of_different_images(first, second),
@@ -143,7 +143,7 @@ def _diagram(bins: metrics.Calibration) -> Diagram:
 
 
 def _probability_diagram(probability: Tensor, outcome: Tensor) -> ProbabilityDiagram:
-    diagram = _diagram(metrics.calibration(probability, outcome, BINS, "width"))
+    diagram = _diagram(metrics.calibration_by_bins(probability, outcome, BINS, "width"))
     return ProbabilityDiagram(
         error=diagram.error,
         count=diagram.count,

@@ -52,7 +52,7 @@ def backward(
     if len(parts) == 1:
         projections, k = _run(model, views(parts[0]), precision)
         posterior = model.read(projections, k)
-        loss = objective(posterior, generator)
+        loss = objective(posterior, generator=generator)
         loss.backward()
         return loss.detach(), _detached(posterior)
     return _accumulated(model, objective, views, parts, generator, precision)
@@ -76,7 +76,7 @@ def _accumulated(
     ks = [k for _, k in outputs if k is not None]
     k = _both_views(ks).requires_grad_() if ks else None
     posterior = model.read(projections, k)
-    loss = objective(posterior, generator)
+    loss = objective(posterior, generator=generator)
     leaves = [leaf for leaf in (projections, k) if leaf is not None]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     for part, state in zip(parts, states, strict=True):

@@ -113,7 +113,7 @@ def mean_cosine_of_different(directions: Tensor) -> float:
     return float((directions.sum(0).square().sum() - directions.square().sum()) / (n * (n - 1)))
 
 
-def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, float]:
+def evidence_split(directions: Tensor, temperature: float = losses.TEMPERATURE) -> dict[str, float]:
     """NT-Xent's two parts at a fixed temperature, nats: what it says of positives, and the
     log-mean-exp over negatives.
 

@@ -15,20 +15,22 @@ from torch import Tensor
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml, to_yaml
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.user_images import as_image_set
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
-from sureclr.files import remove, write_whole
+from sureclr.files import json_bytes, remove, write_atomically
 from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
 from sureclr.models.embedding import evaluating
 from sureclr.models.simclr import SimCLR
+from sureclr.progress import ConsoleProgress
 from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training import accumulate
 from sureclr.training.devices import choose_device, choose_precision
 from sureclr.training.monitor import Monitor, collapse_warning
 from sureclr.training.optimizers import learning_rate, optimizer, set_learning_rate
 from sureclr.training.progress import Lines, Reporter
-from sureclr.training.run import Run, as_image_set, build, environment, pixel_statistics
+from sureclr.training.run import Run, build, environment, pixel_statistics
 from sureclr.training.run_dir import OF_THE_WEIGHTS, RunDir, default_name
 from sureclr.training.track import Tracker, check_tracker, tracker
 
@@ -187,6 +189,7 @@ def fitting(
     Args:
         probe: try the first gradient and see (on accelerators; a CPU swaps instead of saying no).
             Its traces are thrown away.
+
     Raises:
         UserError: nothing fits.
     """
@@ -282,12 +285,20 @@ def _training_images(
     config: PretrainConfig, images: Any, root: Path | None, device: torch.device
 ) -> ImageSet:
     """What may be trained on, moved to the device once where it fits."""
-    from sureclr.data.sources import load as load_source
+    from sureclr.data.sources import load_images
 
     everything = (
-        load_source(config.source, root=root, size=config.size, seed=config.seed)
+        load_images(
+            config.source,
+            root=root,
+            size=config.size,
+            seed=config.seed,
+            progress=ConsoleProgress(),
+        )
         if images is None
-        else convert(as_image_set(images), config.size)
+        else convert(
+            as_image_set(images, size=config.size, progress=ConsoleProgress()), config.size
+        )
     )
     training = everything.pretraining
     if (
@@ -303,8 +314,8 @@ def _training_images(
 
 
 def _begin(directory: RunDir, config: PretrainConfig) -> None:
-    write_whole(directory.config, to_yaml(config).encode())
-    write_whole(directory.path / "environment.json", json.dumps(environment(), indent=1).encode())
+    write_atomically(directory.config, to_yaml(config).encode())
+    write_atomically(directory.path / "environment.json", json_bytes(environment()))
 
 
 def _continue(directory: RunDir, made: Trainer) -> None:
@@ -409,7 +420,7 @@ def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, flo
     from safetensors.torch import save
 
     data = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(data, {"numbers": json.dumps(numbers)}))
+    write_atomically(path, save(data, {"numbers": json.dumps(numbers)}))
 
 
 def write_encoder(directory: RunDir, made: Trainer) -> None:
@@ -432,6 +443,6 @@ def write_encoder(directory: RunDir, made: Trainer) -> None:
     }
     # one key: safetensors writes several in random order, and equal runs would differ in their
     # bytes
-    write_whole(
+    write_atomically(
         directory.path / "encoder.safetensors", save(weights, {"sureclr": json.dumps(about)})
     )

@@ -2,18 +2,17 @@
 a fresh model of a configuration.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, objective
 from sureclr.models.embedding import as_float, embed
@@ -54,14 +53,14 @@ class Run:
 
     @property
     def kernel_dimension(self) -> float | None:
-        """m of the run's likelihood, None where the loss has none."""
+        """M of the run's likelihood, None where the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
 
     def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:
         """The table of these images (an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a
         list of PIL images), at the run's size.
         """
-        fitting = convert(as_image_set(images), self.size, self.channels)
+        fitting = as_image_set(images, size=self.size, channels=self.channels)
         return embed(self.model, fitting, kernel_dimension=self.kernel_dimension, progress=progress)
 
     def untrained(self) -> "Run":
@@ -119,46 +118,6 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
             return torch.tensor(about.mean), torch.tensor(about.std)
     some = as_float(images.images[:: max(1, len(images) // STATISTICS_IMAGES)])
     return some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
-
-
-def as_image_set(images: Any, name: str = "images") -> ImageSet:
-    """What a user has in hand as an ImageSet without labels, all of it training images."""
-    if isinstance(images, ImageSet):
-        return images
-    if isinstance(images, Sequence) and not isinstance(images, str) and len(images):
-        if strange := {
-            image.mode for image in images if getattr(image, "mode", "RGB") not in ("L", "RGB")
-        }:
-            raise UserError(
-                f"PIL images must be grey (L) or RGB, not {', '.join(sorted(strange))}; convert"
-                " them, image.convert('RGB')."
-            )
-        arrays = [np.asarray(image) for image in images]  # PIL images
-        if len({array.shape for array in arrays}) > 1:
-            raise UserError(
-                "the images of a list must be of one size and mode; resize and convert them first,"
-                " or give a folder: source."
-            )
-        images = np.stack(arrays)
-        images = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
-    pixels = torch.as_tensor(images)
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(1)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        raise UserError(
-            "images must be uint8 of shape (n, c, h, w) or (n, h, w) with 1 or 3 channels, a list"
-            f" of PIL images of one size, or an ImageSet; got {pixels.dtype} of shape"
-            f" {tuple(pixels.shape)}."
-        )
-    n = len(pixels)
-    return ImageSet(
-        name,
-        pixels.contiguous(),
-        torch.full((n,), -1),
-        (),
-        np.full(n, "train"),
-        [f"train/{i:05d}" for i in range(n)],
-    )
 
 
 def load(path: str | Path, device: str = "auto") -> Run:

@@ -6,7 +6,6 @@ fsynced and renamed. A flipped bit in a safetensors file loads silently; the man
 There is no pickle in any file of ours.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import remove, sync_folder, write_synced, write_whole
+from sureclr.files import (
+    digest_of_bytes,
+    json_bytes,
+    remove,
+    sync_folder,
+    write_atomically,
+    write_synced,
+)
 
 KEPT_CHECKPOINTS = 2
 OF_THE_WEIGHTS = (
@@ -159,7 +165,7 @@ class RunDir:
     def forget_after(self, step: int) -> None:
         """Drop the lines that a resumed run will write again."""
         kept = [line for line in self.lines() if line.get("step", 0) <= step]
-        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def results_so_far(self) -> dict[str, Any]:
         if not self.results.exists():
@@ -173,9 +179,7 @@ class RunDir:
 
     def add_result(self, key: str, value: dict[str, Any]) -> None:
         """Set one evaluation's key of results.json; the others stay."""
-        write_whole(
-            self.results, json.dumps({**self.results_so_far(), key: value}, indent=1).encode()
-        )
+        write_atomically(self.results, json_bytes({**self.results_so_far(), key: value}))
 
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
@@ -188,7 +192,7 @@ class RunDir:
         files = {f"{name}.safetensors": save(_plain(part)) for name, part in parts.items()}
         files["state.json"] = json.dumps(numbers).encode()
         files["manifest.json"] = json.dumps(
-            {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+            {name: digest_of_bytes(data) for name, data in files.items()}
         ).encode()
         final = self.checkpoints / f"step-{step:09d}"
         draft = self.checkpoints / f".draft-{os.getpid()}"
@@ -244,7 +248,5 @@ def verified(path: Path) -> dict[str, bytes] | None:
         files = {name: (path / name).read_bytes() for name in manifest}
     except (OSError, ValueError):
         return None
-    good = all(
-        hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
-    )
+    good = all(digest_of_bytes(files[name]) == digest for name, digest in manifest.items())
     return files if good and "state.json" in files else None

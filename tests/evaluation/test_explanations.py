@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation import explanations as e
 from sureclr.evaluation import occlusion_maps as o
@@ -24,7 +25,6 @@ from sureclr.evaluation.inputs import EvaluationInputs, randomised_run
 from sureclr.evaluation.results import DeletionCurve
 from sureclr.evaluation.scores import Embed
 from sureclr.maths.sphere import evidence
-from sureclr.training.run import as_image_set
 
 SIDE = 16  # cells of 2 pixels, 8 x 8
 GRID = o.Grid.of(SIDE)

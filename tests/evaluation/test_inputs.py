@@ -172,30 +172,6 @@ def test_raw_pixels_are_at_most_1024_numbers(size: int, channels: int, side: int
     torch.testing.assert_close(found, expected)
 
 
-def test_digests_change_with_what_they_are_of(made: EvaluationInputs) -> None:
-    def digests(images: ImageSet) -> tuple[str, str]:
-        inputs = EvaluationInputs(made.run, images, made.table)
-        return inputs.images_digest, inputs.labels_digest
-
-    own = digests(images())
-    assert own == digests(made.images) and len(own[0]) == 32
-    pixels = images().images.clone()
-    pixels[3, 0, 2, 2] += 1
-    other_images = [
-        replace(images(), images=pixels),
-        replace(images(), paths=[f"x{i}" for i in range(N)]),
-        replace(images(), split=np.roll(images().split, 1)),
-    ]
-    assert len({own[0], *(digests(other)[0] for other in other_images)}) == 4
-    assert {digests(other)[1] for other in other_images} == {own[1]}
-    other_labels = [
-        replace(images(), labels=images().labels.roll(1)),
-        replace(images(), classes=("a", "b", "d")),
-    ]
-    assert len({own[1], *(digests(other)[1] for other in other_labels)}) == 3
-    assert {digests(other)[0] for other in other_labels} == {own[0]}
-
-
 def test_images_are_brought_to_the_runs_size_and_a_table_of_other_images_is_not_used(
     made: EvaluationInputs,
 ) -> None:

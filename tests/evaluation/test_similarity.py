@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation.similarity import (
     cka,
@@ -25,7 +26,6 @@ from sureclr.evaluation.similarity import (
     neighbour_overlap,
     rows_to_compare,
 )
-from sureclr.training.run import as_image_set
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

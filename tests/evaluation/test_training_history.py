@@ -280,7 +280,7 @@ def test_a_run_without_labels_gives_all_but_what_needs_labels(tmp_path: Path, lo
     run = train(tmp_path / "run", loss=loss)
     from tiny import IMAGES
 
-    from sureclr.training.run import as_image_set
+    from sureclr.data.user_images import as_image_set
 
     found = describe_snapshots(run.directory.snapshots, as_image_set(IMAGES), 0.2)
     assert found.epochs == (2, 4) and found.per_class is None and found.knn is None

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sureclr.config import PretrainConfig
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.data.views import two_views
 from sureclr.maths.objectives import OBJECTIVES
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
 from sureclr.training.run import build
@@ -30,7 +30,7 @@ def model_and_loss(**changes: object) -> tuple[SimCLR, nn.Module]:
 
 def gradients(model: SimCLR, criterion: nn.Module) -> dict[str, torch.Tensor]:
     _, posterior = model(VIEWS)
-    criterion(posterior, torch.Generator().manual_seed(0)).backward()
+    criterion(posterior, generator=torch.Generator().manual_seed(0)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from sureclr.config import PretrainConfig
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.training import accumulate
 from sureclr.training.pretraining import fitting, trainer
 from sureclr.training.progress import Silent
-from sureclr.training.run import as_image_set
 
 CONFIG = PretrainConfig(
     "own", encoder="small", stem="cifar", projection_dim=8, batch_size=16, epochs=1

@@ -18,12 +18,12 @@ from tiny import CONFIG, IMAGES, STEPS, Interrupting, equal, lines, train, weigh
 from sureclr.config import from_dict, read_yaml
 from sureclr.data.batches import batch
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import SureLoss
 from sureclr.stopping import Stopped
 from sureclr.training import pretraining as module
-from sureclr.training.run import as_image_set
 from sureclr.training.run_dir import RunDir
 
 
@@ -326,12 +326,12 @@ def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
     ("images", "options", "words"),
     [
         (IMAGES.float(), {}, "must be uint8"),
-        (colours(), {}, "must be uint8 of shape"),  # channels last in an array
-        ([], {}, "must be uint8"),
+        (colours()[0], {}, "for one image, add a first axis"),
+        ([], {}, "there are no images"),
         (IMAGES[:10], {}, "batch_size 16 is more than the 10 training images"),
-        (IMAGES[:0], {}, "0 training images"),
-        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], {"batch_size": 2}, "one size"),
-        ([Image.new("RGBA", (8, 8))] * 4, {"batch_size": 2}, "must be grey"),
+        (IMAGES[:0], {}, "no images"),
+        ([Image.new("L", (8, 8))], {"batch_size": 2}, "there are 1 training images"),
+        ("no such file.png", {}, "no such file.png .No such file or directory."),
         (IMAGES, {"loss": "nt-xnet"}, "did you mean nt-xent"),
         (IMAGES, {"encoder": "resnet19"}, "unknown encoder"),
         (IMAGES, {"encoder": "convnext_atto", "stem": "cifar"}, "stem cifar"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.training.run_dir import OURS, RunDir, default_name
 
 PARTS = {"model": {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "optimizer": {}}
@@ -149,12 +149,12 @@ def test_replacing_a_file_is_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     with path.open("rb") as reader:
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
         assert reader.read() == b"old"  # who reads meanwhile sees the whole old file
     assert path.read_bytes() == b"new"
 
