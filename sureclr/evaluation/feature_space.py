@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import pad
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
 from sureclr.evaluation.tables import evidence_dimension, finite_or_none
+from sureclr.files import writing_atomically
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence
+from sureclr.maths.sphere import Posterior, evidence, unit_rows
 from sureclr.progress import SILENT, Progress, reporting
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def assign_clusters(mapped: Embeddings, seed: int) -> Tensor:
     from sklearn.cluster import KMeans  # late: 1.4 s
 
     classes = len(mapped.labels[mapped.labels >= 0].unique()) or CLUSTERS
-    points = normalize(mapped.features, dim=1).numpy()
+    points = unit_rows(mapped.features).numpy()
     k = max(1, min(classes, MOST_CLUSTERS, len(np.unique(points, axis=0))))
     return torch.from_numpy(KMeans(k, n_init=3, random_state=seed).fit_predict(points)).long()
 
@@ -377,6 +378,5 @@ def save_map(path: Path, columns: Columns) -> None:
         )
         for name, column in columns.items()
     }
-    draft = path.with_name(f".{path.name}")
-    parquet.write_table(pa.table(arrays), draft)
-    draft.replace(path)
+    with writing_atomically(path) as file:
+        parquet.write_table(pa.table(arrays), file)

@@ -6,7 +6,6 @@ Only this module brings images to a run's size and channels; evaluations work on
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from math import isqrt
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
@@ -22,6 +20,8 @@ from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
 from sureclr.evaluation.scores import Reference
+from sureclr.files import digest_of_tensors
+from sureclr.maths.sphere import unit_rows
 from sureclr.models.embedding import as_float, embed_blocks
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run, build
@@ -41,7 +41,7 @@ class ProbeCache:
     """
 
     fit: Callable[..., ProbeResult] = linear_probe
-    probes: dict[bytes, ProbeResult] = field(default_factory=dict)
+    probes: dict[str, ProbeResult] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -54,21 +54,12 @@ class ProbeCache:
     ) -> ProbeResult:
         """Return `linear_probe` of these rows."""
         check_rows(train_x, train_y, test_x, test_y, allow_missing)
-        key = digest(train_x, train_y, test_x, test_y)
+        key = digest_of_tensors(train_x, train_y, test_x, test_y)
         if key not in self.probes:
             self.probes[key] = self.fit(
                 train_x, train_y, test_x, test_y, allow_missing=allow_missing
             )
         return self.probes[key]
-
-
-def digest(*tensors: Tensor) -> bytes:
-    """Return a digest of the shapes, types and numbers of tensors."""
-    total = blake2b()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().cpu().numpy().data)
-    return total.digest()
 
 
 @dataclass
@@ -121,18 +112,6 @@ class EvaluationInputs:
             )
 
     @cached_property
-    def images_digest(self) -> str:
-        """A digest of pixels, paths and splits."""
-        names = "\n".join([*self.images.paths, *self.images.split.tolist()]).encode()
-        return blake2b(names + digest(self.images.images), digest_size=16).hexdigest()
-
-    @cached_property
-    def labels_digest(self) -> str:
-        """A digest of labels and class names."""
-        names = "\n".join(self.images.classes).encode()
-        return blake2b(names + digest(self.images.labels), digest_size=16).hexdigest()
-
-    @cached_property
     def randomised(self) -> Run:
         """The run with other random weights."""
         return randomised_run(self.run)
@@ -150,7 +129,7 @@ class EvaluationInputs:
         return replace(
             self.table,
             features=pixels,
-            direction=normalize(pixels, dim=1),
+            direction=unit_rows(pixels),
             radius=None,
             certainty=None,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, cosine_similarity, grid_sample, normalize
+from torch.nn.functional import affine_grid, cosine_similarity, grid_sample
 
 from sureclr.config import ViewConfig
 from sureclr.data import colour, counter_rng
@@ -23,6 +23,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import Number, Responses, SensitivityResult, TransformationResult
 from sureclr.evaluation.scores import Embed, image_seeds
 from sureclr.evaluation.tables import finite_or_none, mean_cosine_of_different_images
+from sureclr.maths.sphere import unit_rows
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -200,7 +201,7 @@ def measure_sensitivity(
         raise UserError(
             "certainties must be finite, and some are not; check whether the encoder has diverged."
         )
-    directions, features = clean.direction, normalize(clean.features.double(), dim=1)
+    directions, features = clean.direction, unit_rows(clean.features.double())
     return SensitivityResult(
         n=len(chosen),
         transformations={

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
 from sureclr.maths.coverage import greedy_cover
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import Posterior, evidence_matrix
+from sureclr.maths.sphere import Posterior, evidence_matrix, unit_rows
 
 DEFAULT = "k-means"
 WHY = (  # the reason for DEFAULT
@@ -273,7 +272,7 @@ def _clusters(pool: Pool, count: int) -> tuple[NDArray[np.int64], Tensor]:
     """Return the cluster of each image, (n + known,), and its distance to the centre."""
     from sklearn.cluster import KMeans
 
-    points = normalize(torch.cat([pool.candidates.features, pool.known.features]), dim=1).numpy()
+    points = unit_rows(torch.cat([pool.candidates.features, pool.known.features])).numpy()
     count = min(count, len(np.unique(points, axis=0)))
     fit = KMeans(count, n_init=1, max_iter=100, random_state=pool.seed % 2**32).fit(points)
     distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
@@ -311,7 +310,7 @@ def k_center(pool: Pool, budget: int) -> Choice:
 
     This is k-center greedy (Sener and Savarese 2018). Without labels the first image is random.
     """
-    points, known = (normalize(table.features, dim=1) for table in (pool.candidates, pool.known))
+    points, known = (unit_rows(table.features) for table in (pool.candidates, pool.known))
     # The cosine of each candidate to the nearest image with a label
     cosine = top_k(points, known, 1)[0][:, 0] if len(known) else torch.full((len(points),), -1.0)
     rows: list[int] = []
@@ -390,7 +389,7 @@ def ball(pool: Pool, budget: int) -> Choice:
 
 
 def _cosine(images: Embeddings, others: Embeddings) -> Tensor:
-    return normalize(images.features, dim=1) @ normalize(others.features, dim=1).T
+    return unit_rows(images.features) @ unit_rows(others.features).T
 
 
 def _covering(

@@ -5,6 +5,7 @@ Features are standardised with the mean and the deviation of the training rows. 
 are those of maths/logistic.py.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -147,7 +148,7 @@ def linear_probe(
     classes, target = train_y.unique(return_inverse=True)
     grid = tuple(sorted(strengths))
     scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
-    strength = _choose(grid, scores)
+    strength = choose_strength(grid, scores)
     mean, scale = standardisation(train_x)
     fit = logistic_regression(
         _standardise(train_x, mean, scale), target, [strength], tolerance, max_iterations
@@ -232,10 +233,18 @@ def _validate(
     )
 
 
-def _choose(grid: tuple[float, ...], scores: tuple[float, ...]) -> float:
-    if scores[0] != scores[0]:  # NaN: nothing was held out
-        return grid[len(grid) // 2]
-    return max(zip(scores, grid, strict=True))[1]  # of equal scores the strongest penalty
+def choose_strength(strengths: tuple[float, ...], accuracies: tuple[float, ...]) -> float:
+    """Return the strength with the best accuracy, the strongest of equal ones.
+
+    It is the middle one if the accuracies are NaN, because nothing was held out.
+
+    Args:
+        strengths: ascending.
+        accuracies: on held-out rows.
+    """
+    if math.isnan(accuracies[0]):
+        return strengths[len(strengths) // 2]
+    return max(zip(accuracies, strengths, strict=True))[1]
 
 
 def check_rows(

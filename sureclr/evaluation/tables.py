@@ -8,7 +8,7 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Number
-from sureclr.maths.losses import mean_squared_cosine
+from sureclr.maths.losses import measured_dimension
 
 
 def labelled_split(
@@ -38,8 +38,8 @@ def labelled_split(
 def evidence_dimension(table: Embeddings, views: int = 1) -> float:
     """Return the dimension m of the kernel with which evidence is computed.
 
-    It is the one of the run's loss. A loss without a kernel has none; then m is measured from the
-    table's directions as 1 / E[c^2], where c is the cosine of two different images (theory 3).
+    It is that of the run's loss. A loss without a kernel has none; then m is measured from the
+    table's directions (theory 3).
 
     Args:
         table: the embeddings.
@@ -47,9 +47,7 @@ def evidence_dimension(table: Embeddings, views: int = 1) -> float:
     """
     if table.kernel_dimension:
         return table.kernel_dimension
-    # The loss's function expects two views of each image, so a single view stands for both.
-    directions = table.direction if views == 2 else table.direction.repeat(2, 1)
-    return 1 / float(mean_squared_cosine(directions))
+    return float(measured_dimension(table.direction, views))
 
 
 def mean_cosine_of_different_images(first: Tensor, second: Tensor) -> float:
