@@ -29,6 +29,11 @@ OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that 
 }
 
 
+def is_own(name: str) -> bool:
+    """Return whether a recorded name is that of the user's own encoder or loss."""
+    return name.startswith(CUSTOM)
+
+
 def build(
     config: PretrainConfig,
     channels: int,
@@ -79,7 +84,7 @@ def build(
 
 
 def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
-    if not config.loss.startswith(CUSTOM):
+    if not is_own(config.loss):
         return objective(config.loss, **config.objective_options())
     if loss is None:
         raise UserError(

@@ -1,7 +1,5 @@
-"""Contrastive pretraining: `pretrain`, and the loop around the step of `trainer.Trainer`."""
+"""Contrastive pretraining: `pretrain` sets a run up and trains it."""
 
-import time
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -12,22 +10,14 @@ from torch import nn
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
-from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training.building import recorded
 from sureclr.training.devices import choose_device
-from sureclr.training.monitor import Monitor, collapse_warning, monitor_text
-from sureclr.training.records import (
-    begin_run,
-    resume_run,
-    save_snapshot,
-    step_numbers,
-    write_encoder,
-)
+from sureclr.training.images import training_images
+from sureclr.training.loop import run_training
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
-from sureclr.training.setup import fitting_trainer, training_images
-from sureclr.training.track import Tracker, check_tracker, open_tracker
-from sureclr.training.trainer import Trainer
+from sureclr.training.setup import fitting_trainer
+from sureclr.training.track import check_tracker
 
 
 def pretrain(
@@ -85,13 +75,7 @@ def pretrain(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
     directory.prepare(resume, overwrite)
-    with ExitStack() as stack:
-        stack.enter_context(directory.lock())
-        stop = stack.enter_context(stop_on_signals())
-        tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
-        resume_run(directory, trainer) if resume else begin_run(directory, trainer)
-        _train(trainer, directory, Monitor.of(training, config.seed), stop, progress, tracker)
-        write_encoder(directory, trainer)
+    run_training(trainer, directory, progress, resume=resume, track=track)
     return Run(
         directory,
         trainer.config,
@@ -102,70 +86,3 @@ def pretrain(
         training.name,
         directory.newest_digest() or "",
     )
-
-
-def _train(
-    trainer: Trainer,
-    directory: RunDir,
-    monitor: Monitor,
-    stop: StopFlag,
-    progress: Progress,
-    tracker: Tracker,
-) -> None:
-    """Take the remaining steps, with a line for each and checkpoints when they are due."""
-    config = trainer.config
-    saved = f"continue with resume=True, out={str(directory.path)!r}"
-    progress.begin("Training", trainer.steps, trainer.done)
-    try:
-        while trainer.done < trainer.steps:
-            untrained = _untrained_knn(trainer, monitor)
-            began = time.monotonic()
-            loss, posterior = trainer.step()
-            numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
-            if trainer.done % trainer.per_epoch == 0:
-                numbers |= _monitored(trainer, directory, monitor, progress)
-            directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
-            tracker(numbers)
-            progress.update(trainer.done, numbers)
-            if trainer.done == trainer.steps:
-                _report_gain(directory, numbers, progress)
-            if stop or trainer.done == trainer.steps or trainer.is_due(config.checkpoint_every):
-                trainer.check_weights()
-                directory.save_checkpoint(trainer.done, *trainer.state())
-            stop.check(saved)
-    finally:
-        progress.finish()
-
-
-def _untrained_knn(trainer: Trainer, monitor: Monitor) -> dict[str, float]:
-    """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
-    if trainer.done > 0 or not trainer.config.monitor_every:
-        return {}
-    return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
-
-
-def _monitored(
-    trainer: Trainer, directory: RunDir, monitor: Monitor, progress: Progress
-) -> dict[str, float]:
-    """Return the monitor's numbers after an epoch and save a snapshot, if they are due."""
-    config, epoch = trainer.config, trainer.done // trainer.per_epoch
-    if not (trainer.is_due(config.monitor_every) or trainer.is_due(config.snapshot_every)):
-        return {}
-    numbers, tensors = monitor.measure(trainer.model, config.views)
-    progress.message(monitor_text(epoch, numbers))
-    if warning := collapse_warning(numbers):
-        progress.message(warning)
-    if trainer.is_due(config.snapshot_every):
-        path = directory.snapshots / f"epoch-{epoch:05d}.safetensors"
-        save_snapshot(path, tensors, {"epoch": epoch, **numbers})
-    return numbers
-
-
-def _report_gain(directory: RunDir, numbers: dict[str, float], progress: Progress) -> None:
-    """Compare kNN at the end of training with the untrained encoder, if both were measured."""
-    before = next((line.get("knn_untrained") for line in directory.lines()), None)
-    if before is not None and "knn" in numbers:
-        progress.message(
-            f"kNN accuracy on held-out training images {numbers['knn']:.3f} (untrained encoder"
-            f" {before:.3f})"
-        )

@@ -12,7 +12,7 @@ from sureclr.config import differing, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.files import write_whole
 from sureclr.maths.sphere import Posterior
-from sureclr.models.encoders import CUSTOM
+from sureclr.training.building import is_own
 from sureclr.training.run_dir import RunDir, plain_tensors
 from sureclr.training.trainer import Trainer
 
@@ -57,10 +57,10 @@ def _own_state(trainer: Trainer) -> dict[str, Tensor]:
     """Return the state of an encoder and a loss of the user's own; {} if both were named."""
     config = trainer.config
     state: dict[str, Tensor] = {}
-    if config.encoder.startswith(CUSTOM):
+    if is_own(config.encoder):
         backbone = trainer.model.encoder.backbone.state_dict()
         state |= {f"encoder.{name}": value for name, value in backbone.items()}
-    if config.loss.startswith(CUSTOM):
+    if is_own(config.loss):
         objective = trainer.objective.state_dict()
         state |= {f"objective.{name}": value for name, value in objective.items()}
     return state

@@ -18,10 +18,9 @@ from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
-from sureclr.models.encoders import CUSTOM
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
-from sureclr.training.building import build, own_network, recorded
+from sureclr.training.building import build, is_own, own_network, recorded
 from sureclr.training.devices import choose_device, seeded
 from sureclr.training.run_dir import Checkpoint, RunDir
 
@@ -116,8 +115,8 @@ class Run:
         """Return copies of encoder and loss where they are the user's own."""
         config, backbone = self.config, self.model.encoder.backbone
         return (
-            deepcopy(backbone).cpu() if config.encoder.startswith(CUSTOM) else None,
-            deepcopy(self.objective).cpu() if config.loss.startswith(CUSTOM) else None,
+            deepcopy(backbone).cpu() if is_own(config.encoder) else None,
+            deepcopy(self.objective).cpu() if is_own(config.loss) else None,
         )
 
     def _rebuilt(
@@ -275,7 +274,7 @@ def _check_own(path: Path, config: PretrainConfig, encoder: Any, loss: Any) -> N
         ("loss", loss, recorded(config, None, loss)),
     ):
         name = getattr(config, argument)
-        if value is None and name.startswith(CUSTOM):
+        if value is None and is_own(name):
             raise UserError(
                 f"the run in {path} was trained with your own {argument} ({name}), whose code is"
                 f" not stored in it; pass the object again: sureclr.load({str(path)!r},"
