@@ -230,6 +230,13 @@ def test_long_tensors_are_hashed_completely() -> None:
     assert digest_of_tensors(x) == hashlib.sha256(data).hexdigest()
 
 
+def test_rows_longer_than_a_block_are_hashed_completely() -> None:
+    x = torch.zeros(2, HASHED_BYTES + 1, dtype=torch.uint8)
+    x[1, -1] = 7
+    data = f"torch.uint8 (2, {HASHED_BYTES + 1})".encode() + x.numpy().tobytes()
+    assert digest_of_tensors(x) == hashlib.sha256(data).hexdigest()
+
+
 @pytest.mark.parametrize(
     "other",
     [
