@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from benchmarks.lines import Line, command, keep, kept
 from benchmarks.study import spread
 from sureclr.maths.losses import log_mean_exp_evidence
-from sureclr.maths.metrics import calibration, spearman
+from sureclr.maths.metrics import calibration_by_bins, spearman
 from sureclr.maths.objectives import Objective, objective
 from sureclr.maths.sampling import sample, uniform_directions
 from sureclr.maths.sphere import Posterior
@@ -197,7 +197,7 @@ def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
         x, _ = world.pairs(PAIRS)
         start = time.process_time()
         optimizer.zero_grad(set_to_none=True)
-        loss(read(loss, net, x), world.generator).backward()
+        loss(read(loss, net, x), generator=world.generator).backward()
         optimizer.step()
         schedule.step()
         seconds += time.process_time() - start
@@ -257,7 +257,7 @@ def pair_numbers(found: Posterior, m: float) -> Line:
         Posterior(found.direction[rows].double(), found.radius[rows].double()), m
     )
     return {
-        "calibration": calibration(first * second, (mu * other).sum(-1)).error,
+        "calibration": calibration_by_bins(first * second, (mu * other).sum(-1)).error,
         "log_mean_exp": diagnostic,
         "log_mean_exp_se": error,
     }

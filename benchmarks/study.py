@@ -30,9 +30,9 @@ from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation import certainty_quality as uncertainty
 from sureclr.evaluation import foreign_images as ood
+from sureclr.progress import SILENT
 from sureclr.recipes import recipe
 from sureclr.training.pretraining import pretrain
-from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
 LINES = Path(__file__).with_suffix(
@@ -164,7 +164,7 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         run = pretrain(
-            config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent()
+            config, images.train, out=Path(folder) / "run", device="cpu", progress=SILENT
         )
         trained = time.process_time() - start
         numbers = measured(run, images)

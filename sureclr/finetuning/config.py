@@ -1,5 +1,7 @@
-"""Everything that decides a fine-tuning. Apart from finetune.py because the command line reads it,
-which imports no torch.
+"""The settings of a fine-tuning.
+
+This module imports no torch, because the command line reads it before it shows its help. The
+docstring of a field is also the help text of its option.
 """
 
 import math
@@ -13,86 +15,112 @@ from sureclr.errors import UserError
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Fine-tuning with few labels: the pretrained encoder and the one from scratch are trained and
-    searched alike.
-    """
+    """Settings of a fine-tuning, for the pretrained encoder and the one from scratch alike."""
 
     labels: str | None = None
-    """A share of the labelled training images (10%), a count (500), or a CSV file path,label;
-    default: 10%, of a fold 100%.
+    """Labels to train on: a share of the labelled training images (10%), a count (500), or a CSV
+    file with the columns path and label. Default: 10%; with a fold, all of its labels.
     """
-    fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.as_field_types tries them in this order)
-    """Choose among the images of this fold of the data set's own (stl10: 0 to 9); all: one fold a
-    seed, as many as there are.
+    fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.typed tries them in this order)
+    """Take the labels from one of the data set's official folds (stl10: 0 to 9). all: every fold in
+    turn, one a seed. Default: from all training images.
     """
     seeds: int = 5
-    """Repetitions, seeds 0, 1, ...: of the choice of labels, the split, the order, the crops and
-    the weights of the scratch encoder.
+    """Number of repetitions. Each seed draws its own labels, held-out labels, order of the images,
+    crops, and first weights of the network from scratch. More seeds take longer and give narrower
+    intervals.
     """
 
     epochs: int = 30
-    """Passes over the labels; the epoch that is best on the held-out labels is kept."""
+    """Number of passes over the labelled images. The epoch that is best on the held-out labels is
+    used, so a larger number costs time and does little harm.
+    """
     batch_size: int = 64
-    """Images a step, at most the number of labels."""
-    lr: tuple[float, ...] = (0.01, 0.03, 0.1)
-    """Peak learning rates of the encoder to choose from, on held-out labels."""
-    classifier_lr: float | None = None
-    """Peak learning rate of the classifier; default: the encoder's."""
+    """Number of images in a training step, at most the number of labels. Lower it where few labels
+    would leave only a step or two an epoch.
+    """
+    learning_rates: tuple[float, ...] = (0.01, 0.03, 0.1)
+    """Highest learning rates of the encoder to try. The one that is best on the held-out labels is
+    used; a single one needs no search. Add smaller ones if training diverges.
+    """
+    classifier_learning_rate: float | None = None
+    """Highest learning rate of the classifier, the linear layer on top. Default: that of the
+    encoder. Raise it where the classifier learns more slowly than the encoder changes.
+    """
     tune: Literal["every", "first"] = "every"
-    """Search the learning rates for every seed, or for the first alone, whose choice then serves
-    the others.
+    """Seeds that search the learning rates. every (default): each seed for itself. first: the first
+    seed chooses for all, which is faster.
     """
     validation: float = 0.2
-    """Share of the labels of each class that is held out to choose learning rate and epoch. The
-    test set is not looked at.
+    """Share of the labels of each class that is held out to choose learning rate and epoch, between
+    0 and 1. Test images are never used to choose.
     """
     momentum: float = 0.9
-    """Nesterov momentum of SGD."""
+    """Nesterov momentum of SGD, above 0 and below 1."""
     weight_decay: float = 1e-4
-    """L2 on weight matrices (biases and norms are left alone)."""
+    """Strength of the L2 penalty on weight matrices; biases and norms have none. Raise it if the
+    held-out accuracy falls while the loss does, too.
+    """
     schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up: half a cosine to zero, or constant."""
+    """Learning rate after the warm-up. cosine (default): it falls to zero along half a cosine.
+    constant: it stays.
+    """
     warmup_epochs: float = 1.0
-    """Linear warm-up; at most half of the epochs is used."""
+    """Epochs in which the learning rate rises to its highest value, at most half of all epochs.
+    Raise it if training diverges at the start.
+    """
     bn: Literal["train", "frozen"] = "train"
-    """frozen: BN keeps the statistics of pretraining (scratch, which has none, trains them)."""
+    """Batch normalisation. train (default): statistics are updated. frozen: those of pretraining
+    are kept; try it with small batches. The network from scratch always updates its own.
+    """
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on GPUs that have it, else float32."""
+    """Number format of the network: float32, bfloat16 (faster on GPUs that have it), or auto, which
+    chooses. Accuracies are always computed in float32.
+    """
 
     def __post_init__(self) -> None:
-        as_field_types(
-            type(self), {f.name: getattr(self, f.name) for f in fields(self) if f.name != "lr"}
-        )
-        LabelRequest.of(self.asked)
+        """Refuse values that cannot be used.
+
+        Raises:
+            UserError: a value of another type or out of range; the sentence names its field.
+        """
+        if isinstance(self.learning_rates, list):
+            object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
+        names = (field.name for field in fields(self) if field.name != "learning_rates")
+        as_field_types(type(self), {name: getattr(self, name) for name in names})
+        LabelRequest.of(self.label_request)
         for rule, holds, value in self._rules():
             if not holds:
                 raise UserError(f"{rule}; got {value}.")
 
     def _rules(self) -> list[tuple[str, bool, Any]]:
+        """(The rule in words, whether it holds, the value) of each rule about one field."""
+        rates, classifier_rate = self.learning_rates, self.classifier_learning_rate
         return [
             ("seeds must be at least 1", self.seeds >= 1, self.seeds),
             (
-                "fold must be 0 or more, or all",
+                "fold must be a number from 0 on, or all",
                 not isinstance(self.fold, int) or self.fold >= 0,
                 self.fold,
             ),
             ("epochs must be at least 1", self.epochs >= 1, self.epochs),
             (
-                "batch_size must be at least 2 (BN needs more than one image)",
+                "batch_size must be at least 2, because batch normalisation needs two images",
                 self.batch_size >= 2,
                 self.batch_size,
             ),
             (
-                "lr must be one or more different positive numbers",
-                bool(self.lr)
-                and all(map(_positive, self.lr))
-                and len(set(self.lr)) == len(self.lr),
-                self.lr,
+                "learning_rates must be different positive numbers, for example (0.01, 0.1)",
+                isinstance(rates, tuple)
+                and bool(rates)
+                and all(map(_is_positive, rates))
+                and len(set(rates)) == len(rates),
+                rates,
             ),
             (
-                "classifier_lr must be a positive number or left out",
-                self.classifier_lr is None or _positive(self.classifier_lr),
-                self.classifier_lr,
+                "classifier_learning_rate must be a positive number, or None for the encoder's",
+                classifier_rate is None or _is_positive(classifier_rate),
+                classifier_rate,
             ),
             ("validation must lie between 0 and 1", 0 < self.validation < 1, self.validation),
             (
@@ -101,22 +129,25 @@ class FinetuneConfig:
                 self.momentum,
             ),
             (
-                "weight_decay must not be negative",
+                "weight_decay must be 0 or a positive number",
                 0 <= self.weight_decay < math.inf,
                 self.weight_decay,
             ),
             (
-                "warmup_epochs must not be negative, and finite",
+                "warmup_epochs must be 0 or a positive number",
                 0 <= self.warmup_epochs < math.inf,
                 self.warmup_epochs,
             ),
         ]
 
     @property
-    def asked(self) -> str:
-        """The labels asked for, with the default filled in."""
-        return self.labels if self.labels is not None else "10%" if self.fold is None else "100%"
+    def label_request(self) -> str:
+        """The labels to train on, with the default filled in."""
+        if self.labels is not None:
+            return self.labels
+        return "10%" if self.fold is None else "100%"
 
 
-def _positive(value: Any) -> bool:
+def _is_positive(value: Any) -> bool:
+    """Whether it is a finite number above 0."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,7 +1,11 @@
-"""The fine-tuned classifier in the run folder: finetuned/NAME.json says what it is and names its
-weights, by their sha256.
+"""The best fine-tuned classifier, saved in the run folder.
+
+finetuned/NAME.json describes a classifier and names the file of its weights with their sha256. The
+weights are written under a new name before the JSON names them, so that at every moment the JSON
+names a whole file.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -13,141 +17,222 @@ from torch import Tensor
 
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
-from sureclr.files import digest_of_bytes, json_bytes, remove, write_atomically
-from sureclr.finetuning.train import AT_ONCE, Classifier
+from sureclr.files import remove, write_atomically
+from sureclr.finetuning.results import SavedWeights, SeedResult
+from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import encoder
+from sureclr.schema import from_json, to_json
 from sureclr.training.devices import choose_device
 from sureclr.training.run import Run
 
 
 @dataclass(frozen=True)
-class Finetuned:
-    """A classifier with what is needed to use it.
+class ClassifierRecord:
+    """What finetuned/NAME.json holds.
 
     Attributes:
-        model: in evaluation mode, on the chosen device. classes: names of its outputs, in order.
-        size, channels: of the images it takes. about: all that its JSON says.
+        key: of the result in results.json.
+        file: with the weights, beside the JSON.
+        sha256: of that file.
+        classes: names of the outputs, in order.
+        encoder: name of the network.
+        stem: its first layers.
+        channels: of the images that it takes.
+        size: their side in pixels.
+        seed: of the fine-tuning.
+        fold: from which its labels came, or None.
+        n_labels: labels, held-out ones included.
+        learning_rate: that was chosen on the held-out labels.
+        epoch: that was chosen.
+        validation: accuracy on the held-out labels; None where none were held out.
+        accuracy: on the test images.
+    """
+
+    key: str
+    file: str
+    sha256: str
+    classes: tuple[str, ...]
+    encoder: str
+    stem: str
+    channels: int
+    size: int
+    seed: int
+    fold: int | None
+    n_labels: int
+    learning_rate: float
+    epoch: int
+    validation: float | None
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Finetuned:
+    """A fine-tuned classifier, ready for use.
+
+    Attributes:
+        model: in evaluation mode, on the chosen device.
+        record: what is known of it: classes, image size, accuracy and more.
     """
 
     model: Classifier
-    classes: tuple[str, ...]
-    size: int
-    channels: int
-    about: dict[str, Any]
+    record: ClassifierRecord
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the columns of `probabilities`."""
+        return self.record.classes
 
     def probabilities(self, images: Any) -> Tensor:
-        """(n, classes) of these images (ImageSet, uint8 array or PIL images), on the CPU."""
-        pixels = as_image_set(images, size=self.size, channels=self.channels).images
+        """Return the probability of each class, (n, classes), on the CPU; each row adds up to 1.
+
+        Args:
+            images: an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images.
+                They are brought to the size and the channels of the classifier.
+        """
+        record = self.record
+        pixels = as_image_set(images, size=record.size, channels=record.channels).images
         with evaluating(self.model):
             parts = [
                 self.model(as_float(part.to(self.model.device))).float().softmax(1).cpu()
-                for part in pixels.split(AT_ONCE)
+                for part in pixels.split(EVALUATION_BATCH)
             ]
         return torch.cat(parts)
 
+    def __repr__(self) -> str:
+        """Return one line."""
+        record = self.record
+        return (
+            f"<Finetuned {record.key.removeprefix('finetune:')}: {record.encoder},"
+            f" {len(record.classes)} classes, {record.n_labels:,} labels, test accuracy"
+            f" {record.accuracy:.4f}>"
+        )
+
 
 def save_finetuned(
-    run: Run, key: str, model: Classifier, classes: tuple[str, ...], entry: dict[str, Any]
-) -> dict[str, Any]:
-    """Write weights under a name that holds their hash, then the JSON that names them, then remove
-    older weights of this name: at every moment the JSON names a whole file.
+    run: Run, key: str, model: Classifier, classes: tuple[str, ...], seed: SeedResult
+) -> SavedWeights:
+    """Save a classifier in the run folder, in place of an older one with this key.
+
+    Args:
+        run: whose encoder was fine-tuned; the caller holds its lock.
+        key: of the result in results.json.
+        model: to be saved.
+        classes: names of its outputs.
+        seed: the repetition that the model is of.
     """
     from safetensors.torch import save
 
     folder, name = run.path / "finetuned", file_name(key)
     folder.mkdir(exist_ok=True)
-    data = save(
-        {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
+    tensors = model.state_dict().items()
+    data = save({tensor: values.detach().cpu().contiguous() for tensor, values in tensors})
+    digest = hashlib.sha256(data).hexdigest()
+    record = ClassifierRecord(
+        key=key,
+        file=f"{name}-{digest[:12]}.safetensors",
+        sha256=digest,
+        classes=classes,
+        encoder=run.config.encoder,
+        stem=run.config.stem,
+        channels=run.channels,
+        size=run.size,
+        seed=seed.seed,
+        fold=seed.fold,
+        n_labels=seed.n_labels,
+        learning_rate=seed.finetune.learning_rate,
+        epoch=seed.finetune.epoch,
+        validation=seed.finetune.validation,
+        accuracy=seed.finetune.accuracy,
     )
-    digest = digest_of_bytes(data)
-    file = f"{name}-{digest[:12]}.safetensors"
-    about = {
-        "key": key,
-        "file": file,
-        "sha256": digest,
-        "classes": list(classes),
-        "encoder": run.config.encoder,
-        "stem": run.config.stem,
-        "channels": run.channels,
-        "size": run.size,
-        "seed": entry["seed"],
-        "fold": entry["fold"],
-        "n_labels": entry["n_labels"],
-        **{name: entry["finetune"][name] for name in ("lr", "epoch", "validation", "accuracy")},
-    }
-    write_atomically(folder / file, data)
-    write_atomically(folder / f"{name}.json", json_bytes(about))
-    for old in folder.glob(f"{glob_safe(name)}-{'[0-9a-f]' * 12}.safetensors"):
-        if old.name != file:
+    write_atomically(folder / record.file, data)
+    write_atomically(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
+    for old in folder.glob(f"{_glob_escaped(name)}-{'[0-9a-f]' * 12}.safetensors"):
+        if old.name != record.file:
             remove(old)
-    return {"file": f"finetuned/{file}", "sha256": digest, "seed": entry["seed"]}
+    return SavedWeights(f"finetuned/{record.file}", digest, seed.seed)
 
 
 def file_name(key: str) -> str:
-    """Of a key of results.json: finetune:10%:stl10 -> 10%-stl10. Two keys that differ in odd
-    characters alone get a hash.
+    """Return the name of the files of a result, which is also what `load_finetuned` takes.
+
+    Characters that file systems may refuse become hyphens; a hash then tells keys apart that differ
+    in these alone.
+
+    >>> file_name("finetune:10%:stl10")
+    '10%-stl10'
     """
     words = key.removeprefix("finetune:")
     plain = re.sub(r"[^\w.%-]+", "-", words)
-    return (
-        plain
-        if plain == words.replace(":", "-")
-        else f"{plain}-{digest_of_bytes(words.encode())[:6]}"
-    )
+    if plain == words.replace(":", "-"):
+        return plain
+    return f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
 
 
-def glob_safe(name: str) -> str:
+def _glob_escaped(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def load_finetuned(run: str | Path, labels: str = "10%", device: str = "auto") -> Finetuned:
-    """The classifier that `sureclr finetune RUN --labels LABELS` kept.
+    """Load the classifier that a fine-tuning has saved in the run folder.
 
     Args:
-        labels: what follows `finetune:` in results.json: 10%, 500, 100%:fold-3, 10%:stl10, or a
-            label file's path.
+        run: the run folder.
+        labels: the labels it was trained on, as `results.json` has them after `finetune:`: "10%",
+            "500", "100%:fold-3", "10%:stl10", or the path of a label file.
+        device: auto, cuda, mps or cpu.
 
     Raises:
-        UserError: no such classifier, or a damaged one.
+        UserError: there is no such classifier, or its files are damaged.
     """
     folder = Path(run) / "finetuned"
     path = folder / f"{file_name(labels)}.json"
     if not path.is_file():
-        there = [file.stem for file in sorted(folder.glob("*.json"))]
-        raise (
-            unknown("fine-tuned classifier", labels, there)
-            if there
-            else UserError(
-                f"{run} holds no fine-tuned classifier; make one with sureclr finetune {run}"
-                f" --labels {labels}."
-            )
-        )
-    about, data = _read(folder, path)
+        raise _no_such_classifier(run, labels, folder)
     from safetensors.torch import load
 
-    weights, chosen = load(data), choose_device(device)
-    network = encoder(about["encoder"], about["stem"], about["channels"])
-    model = Classifier(network, len(about["classes"]), weights["mean"], weights["std"])
-    model.load_state_dict(weights)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as it was trained: the same last bits
-    return Finetuned(
-        model.to(chosen).eval(), tuple(about["classes"]), about["size"], about["channels"], about
+    record = _read_record(path)
+    weights = load(_read_weights(folder, record))
+    network = encoder(record.encoder, record.stem, record.channels)
+    model = Classifier(network, len(record.classes), weights["mean"], weights["std"])
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} does not describe the weights in {record.file}; fine-tune the run again."
+        ) from error
+    # channels_last as in training, so that the last bits of the outputs are the same
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    return Finetuned(model.to(choose_device(device)).eval(), record)
+
+
+def _no_such_classifier(run: str | Path, labels: str, folder: Path) -> UserError:
+    saved = [file.stem for file in sorted(folder.glob("*.json"))]
+    if saved:
+        return unknown("fine-tuned classifier", labels, saved)
+    return UserError(
+        f"{run} has no fine-tuned classifier; fine-tune it first, with `sureclr finetune {run}`."
     )
 
 
-def _read(folder: Path, path: Path) -> tuple[dict[str, Any], bytes]:
-    """The JSON and the bytes of the weights that it names, if they are those."""
+def _read_record(path: Path) -> ClassifierRecord:
     try:
-        about = json.loads(path.read_bytes())
-        data = (folder / Path(about["file"]).name).read_bytes()
-        whole = digest_of_bytes(data) == about["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return from_json(ClassifierRecord, json.loads(path.read_bytes()))
+    except (OSError, ValueError) as error:  # a SchemaError is a ValueError
+        raise UserError(f"{path} cannot be read ({error}); fine-tune the run again.") from error
+
+
+def _read_weights(folder: Path, record: ClassifierRecord) -> bytes:
+    """Return the content of the file of the weights, after a check of its sha256."""
+    path = folder / Path(record.file).name  # a name with folders in it must not lead elsewhere
+    try:
+        data = path.read_bytes()
+    except OSError as error:
         raise UserError(
-            f"{path} or its weights cannot be read ({error}); fine-tune again."
+            f"{path} cannot be read ({error.strerror}); fine-tune the run again."
         ) from error
-    if not whole:
+    if hashlib.sha256(data).hexdigest() != record.sha256:
         raise UserError(
-            f"{folder / about['file']} is damaged (it does not match its sha256); fine-tune again."
+            f"{path} is damaged (it does not match its sha256); fine-tune the run again."
         )
-    return about, data
+    return data

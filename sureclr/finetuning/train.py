@@ -1,12 +1,15 @@
-"""Training a classifier on few labels: an encoder with a linear layer, the epoch chosen on held-out
-labels. No test set is seen here.
+"""Training one classifier on few labels: an encoder with a linear layer on top.
+
+The epoch is chosen on held-out labels. No function here sees a test set unless it is passed one.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -20,30 +23,32 @@ from sureclr.data.views import one_view
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.simclr import standardised
+from sureclr.progress import SILENT, Progress, Update
 from sureclr.training.devices import autocast, choose_precision
 from sureclr.training.optimizers import learning_rate, parameter_groups
 
-EACH_STEP = Callable[
-    [dict[str, float]], None
-]  # told epoch, loss and images of every step; may raise to stop
-AT_ONCE = 512  # images judged at once
+EVALUATION_BATCH = 512  # images classified at once: bounded memory, whatever the size of the set
 
 
 class Classifier(nn.Module):
-    """Images (n, c, h, w) in [0, 1] -> logits (n, classes) of a linear layer on the encoder's
-    features; no projection head.
+    """An encoder and a linear layer on its features, without a projection head.
 
-    The layer starts at zero: every class is equally likely.
+    It takes images (n, c, h, w) in [0, 1] and returns logits (n, classes). The linear layer starts
+    at zero, so that every class is equally likely at first.
 
     Args:
-        network: the encoder, which becomes this model's own: pass a copy.
-        mean, std: (c,) of the pixels in [0, 1], as the encoder was trained.
+        network: the encoder, which becomes a part of this model; pass a copy of one that is needed
+            elsewhere.
+        classes: number of classes.
+        mean: (c,) mean of the pixels in [0, 1], as the encoder was trained with.
+        std: (c,) standard deviation of the same.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: nn.Module, classes: int, mean: Tensor, std: Tensor) -> None:
+        """Put a linear layer on the network, on the device of `mean`."""
         super().__init__()
         self.encoder = network
         self.classifier = nn.Linear(cast(int, network.num_features), classes)
@@ -54,30 +59,64 @@ class Classifier(nn.Module):
         self.to(mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
-        return cast(
-            Tensor, self.classifier(self.encoder(standardised(images, self.mean, self.std)))
-        )
+        """Return the logits (n, classes) of images (n, c, h, w) in [0, 1]."""
+        features = self.encoder(standardised(images, self.mean, self.std))
+        return cast(Tensor, self.classifier(features))
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return self.mean.device
 
 
 @dataclass(frozen=True)
 class Score:
-    """On held-out labels; ordered by accuracy, and where that is equal by cross-entropy. NaN where
-    nothing was held out.
+    """How well a model classifies labelled images; both numbers are NaN where there are none.
+
+    Attributes:
+        accuracy: share of the images whose class has the largest logit.
+        cross_entropy: nats, mean over the images.
     """
 
     accuracy: float
-    nats: float
+    cross_entropy: float
 
     def beats(self, other: "Score | None") -> bool:
+        """Whether it is the better score: of higher accuracy, or equal and of lower cross-entropy.
+
+        Every score beats None, and a score without images beats every other: where nothing is held
+        out, the last epoch is the one to use.
+        """
         return (
             other is None
             or math.isnan(self.accuracy)
-            or (self.accuracy, -self.nats) > (other.accuracy, -other.nats)
+            or (self.accuracy, -self.cross_entropy) > (other.accuracy, -other.cross_entropy)
         )
+
+
+Scorer = Callable[[Classifier, Labelled, Update], Score]
+
+
+def score_on(model: Classifier, labelled: Labelled, update: Update = SILENT.update) -> Score:
+    """Score a model on whole images, in evaluation mode and float32.
+
+    Args:
+        model: left in the mode that it was in.
+        labelled: images and their classes.
+        update: is called with the number of images done after every batch; may raise to stop.
+    """
+    if len(labelled) == 0:
+        return Score(math.nan, math.nan)
+    correct, cross_entropy = 0, 0.0
+    with evaluating(model):
+        for start in range(0, len(labelled), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            logits = model(as_float(labelled.pixels(rows).to(model.device))).float()
+            target = labelled.target[rows].to(model.device)
+            correct += int((logits.argmax(1) == target).sum())
+            cross_entropy += float(F.cross_entropy(logits, target, reduction="sum"))
+            update(min(start + EVALUATION_BATCH, len(labelled)))
+    return Score(correct / len(labelled), cross_entropy / len(labelled))
 
 
 @dataclass(frozen=True)
@@ -85,153 +124,171 @@ class Fit:
     """The best epoch of one training.
 
     Attributes:
-        lr: peak of the encoder. epoch: counted from 1; 0 if training diverged before the first was
-            over.
-        score: of that epoch on the held-out labels, None if diverged. model: its weights.
+        learning_rate: highest one of the encoder.
+        epoch: counted from 1; 0 if training diverged before the first was over.
+        score: of that epoch on the held-out labels; None if the epoch is 0.
+        model: with the weights of that epoch, in evaluation mode.
     """
 
-    lr: float
+    learning_rate: float
     epoch: int
     score: Score | None
     model: Classifier
 
-
-def fit(
-    model: Classifier,
-    train: Labelled,
-    held_out: Labelled,
-    config: FinetuneConfig,
-    views: ViewConfig,
-    lr: float,
-    seed: int,
-    frozen: bool,
-    each_step: EACH_STEP,
-) -> Fit:
-    """Train, look at the held-out labels after each epoch, and return to the best one (the last, if
-    nothing is held out).
-
-    Args:
-        frozen: BN keeps its statistics; its scale and shift are trained all the same.
-        seed: of order, crops and dropout.
-    """
-    best, epoch, state = None, 0, deepcopy(model.state_dict())
-    training = Training(model, train, config, views, lr, seed, frozen)
-    with seeded(seed, model.device):
-        for number in range(config.epochs):
-            if not training.epoch(number, each_step):
-                break
-            score = judge(model, held_out, lambda: each_step({}))
-            if score.beats(best) and math.isfinite(score.nats) | (len(held_out) == 0):
-                best, epoch, state = score, number + 1, deepcopy(model.state_dict())
-    model.load_state_dict(state)
-    return Fit(lr, epoch, best, model.eval())
-
-
-def training_steps(config: FinetuneConfig, labels: int) -> int:
-    """Of a whole training."""
-    return config.epochs * steps_per_epoch(labels, min(config.batch_size, labels))
+    @property
+    def validation(self) -> float | None:
+        """Accuracy on the held-out labels; None where there is none."""
+        if self.score is None or math.isnan(self.score.accuracy):
+            return None
+        return self.score.accuracy
 
 
 @dataclass
 class Training:
-    """SGD with Nesterov momentum on the cross-entropy (nats, mean over the batch) of light views."""
+    """SGD with Nesterov momentum on the cross-entropy (nats, mean over the batch) of random views.
+
+    Attributes:
+        model: the classifier that is trained.
+        labelled: images to train on, and their classes.
+        config: the settings.
+        views: random crops and flips.
+        learning_rate: highest one of the encoder.
+        seed: of the order of the images, of their views and of dropout.
+        frozen_statistics: whether batch normalisation keeps its statistics; its scale and shift are
+            trained all the same.
+    """
 
     model: Classifier
-    train: Labelled
+    labelled: Labelled
     config: FinetuneConfig
     views: ViewConfig
-    lr: float
-    seed: int
-    frozen: bool
+    learning_rate: float
+    seed: int = 0
+    frozen_statistics: bool = False
 
     def __post_init__(self) -> None:
-        self.batch_size = min(self.config.batch_size, len(self.train))
-        self.per_epoch = steps_per_epoch(len(self.train), self.batch_size)
+        """Prepare the optimizer."""
+        self.batch_size = min(self.config.batch_size, len(self.labelled))
+        self.steps_per_epoch = steps_per_epoch(len(self.labelled), self.batch_size)
         self.precision = choose_precision(self.config.precision, self.model.device)
-        peaks = (
-            (self.model.encoder, self.lr),
-            (self.model.classifier, self.config.classifier_lr or self.lr),
+        highest = (
+            (self.model.encoder, self.learning_rate),
+            (self.model.classifier, self.config.classifier_learning_rate or self.learning_rate),
         )
         groups = [
-            {**group, "peak": peak, "lr": peak}
-            for part, peak in peaks
+            {**group, "highest": rate, "lr": rate}
+            for part, rate in highest
             for group in parameter_groups(part, self.config.weight_decay)
         ]
         self.optimizer = torch.optim.SGD(groups, momentum=self.config.momentum, nesterov=True)
 
-    def epoch(self, number: int, each_step: EACH_STEP) -> bool:
-        """One pass over the labels; False where it diverged."""
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole training."""
+        return self.config.epochs * self.steps_per_epoch
+
+    def run_epoch(self, epoch: int, progress: Progress = SILENT) -> bool:
+        """Pass over the labels once.
+
+        Args:
+            epoch: counted from 0.
+            progress: is updated after every step.
+
+        Returns:
+            False as soon as the loss is not finite, else True.
+        """
         self.model.train()
-        if self.frozen:
+        if self.frozen_statistics:
             freeze_statistics(self.model)
-        for step in range(self.per_epoch):
-            loss = self.step(number, step)
+        before = time.monotonic()
+        for step in range(self.steps_per_epoch):
+            loss = self.step(epoch, step)
             if not math.isfinite(loss):
                 return False
-            each_step(
-                {
-                    "epoch": number + (step + 1) / self.per_epoch,
-                    "loss": loss,
-                    "images": self.batch_size,
-                }
-            )
+            now = time.monotonic()
+            numbers = {
+                "epoch": epoch + (step + 1) / self.steps_per_epoch,
+                "loss": loss,
+                "images_per_second": self.batch_size / max(now - before, 1e-9),
+            }
+            before = now
+            progress.update(epoch * self.steps_per_epoch + step + 1, numbers)
         return True
 
     def step(self, epoch: int, step: int) -> float:
-        share = self.rate(epoch * self.per_epoch + step)
+        """Train on one batch and return its loss; epoch and step within it count from 0."""
+        share = self.rate_share(epoch * self.steps_per_epoch + step)
         for group in self.optimizer.param_groups:
-            group["lr"] = share * group["peak"]
-        index, seeds = batch(self.seed, epoch, step, len(self.train), self.batch_size)
+            group["lr"] = share * group["highest"]
+        index, seeds = batch(self.seed, epoch, step, len(self.labelled), self.batch_size)
         device = self.model.device
-        images = one_view(
-            self.train.pixels(index).to(device, non_blocking=True), seeds, 0, self.views
-        )
+        pixels = self.labelled.pixels(index).to(device, non_blocking=True)
+        images = one_view(pixels, seeds, 0, self.views)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(device, self.precision):
             logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), self.train.target[index].to(device))
+        loss = F.cross_entropy(logits.float(), self.labelled.target[index].to(device))
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
 
-    def rate(self, done: int) -> float:
-        """Of the peak, in [0, 1]."""
-        steps = self.per_epoch * self.config.epochs
-        warmup = min(round(self.config.warmup_epochs * self.per_epoch), steps // 2)
+    def rate_share(self, step: int) -> float:
+        """Return the learning rate of a step as a share of the highest one; steps count from 0."""
+        warmup = min(
+            round(self.config.warmup_epochs * self.steps_per_epoch),
+            self.steps // 2,
+        )
         if self.config.schedule == "constant":
-            return min(1.0, (done + 1) / max(1, warmup))
-        return learning_rate(done, steps, warmup, 1.0)
+            return min(1.0, (step + 1) / max(1, warmup))
+        return learning_rate(step, self.steps, warmup, 1.0)
 
 
-def judge(model: Classifier, labelled: Labelled, poll: Callable[[], None]) -> Score:
-    """Accuracy and cross-entropy (nats, mean over images) on whole images, in evaluation mode and
-    float32.
+def fit(
+    training: Training,
+    held_out: Labelled,
+    progress: Progress = SILENT,
+    scorer: Scorer = score_on,
+) -> Fit:
+    """Train, score every epoch on the held-out labels, and return the best epoch.
+
+    Args:
+        training: a new one. Its model ends with the weights of the best epoch.
+        held_out: labels to choose the epoch on. The last epoch is returned where there are none.
+        progress: is updated after every step; the caller begins and finishes its task.
+        scorer: scores the model on the held-out labels.
     """
-    if len(labelled) == 0:
-        return Score(math.nan, math.nan)
-    right, nats = 0, 0.0
-    with evaluating(model):
-        for start in range(0, len(labelled), AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
-            logits = model(as_float(labelled.pixels(rows).to(model.device))).float()
-            target = labelled.target[rows].to(model.device)
-            right += int((logits.argmax(1) == target).sum())
-            nats += float(F.cross_entropy(logits, target, reduction="sum"))
-            poll()
-    return Score(right / len(labelled), nats / len(labelled))
+    model, best, best_epoch = training.model, None, 0
+    weights = deepcopy(model.state_dict())
+    with torch_seeded(training.seed, model.device):
+        for epoch in range(training.config.epochs):
+            if not training.run_epoch(epoch, progress):
+                break
+            done = (epoch + 1) * training.steps_per_epoch
+            score = scorer(model, held_out, partial(_still_at, progress, done))
+            usable = math.isfinite(score.cross_entropy) or len(held_out) == 0
+            if usable and score.beats(best):
+                best, best_epoch, weights = score, epoch + 1, deepcopy(model.state_dict())
+    model.load_state_dict(weights)
+    return Fit(training.learning_rate, best_epoch, best, model.eval())
+
+
+def _still_at(progress: Progress, done: int, images: int) -> None:
+    """Report that the training has not moved on while images are scored, so that it can stop."""
+    progress.update(done)
 
 
 def freeze_statistics(model: nn.Module) -> None:
-    """BN in evaluation mode: it normalises with its running statistics and leaves them alone."""
+    """Let batch normalisation use its running statistics and leave them as they are."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators, from which dropout draws, as a function of the seed; they come back
-    as they were.
+def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """A block in which torch's own generators, from which dropout draws, depend on the seed alone.
+
+    After the block they are as they were before it.
     """
     kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
     with torch.random.fork_rng(devices=devices, device_type=kind):

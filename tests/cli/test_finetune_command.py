@@ -1,13 +1,20 @@
 """finetune at the command line: its answer, its file of labels, and bad input in one line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from sureclr.cli.finetuning_commands import text
 
+import sureclr
 from sureclr.cli import main
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.results import Gain
+from sureclr.progress import SILENT
 
 TINY = [
     "--encoder",
@@ -67,15 +74,19 @@ def test_one_json_object_and_the_same_as_text(
     main(["finetune", str(run), "--labels", "50%", *QUICK, "--json"])
     out, err = capsys.readouterr()
     found = json.loads(out)
-    assert out.count("\n") == 1 and "next: sureclr" in err and "seed 1" in err
+    assert out.count("\n") == 1 and "next: sureclr" in err and "Seed 1" in err
     kept = json.loads((run / "results.json").read_text())["finetune:50%"]
+    assert kept.pop("provenance")["options"]["labels"] == "50%"
     assert (
         kept == found
         and found["n_labels"] == 8
         and found["n_test"] == 6
-        and found["configuration"]["lr"] == [0.03, 0.1]
+        and found["configuration"]["learning_rates"] == [0.03, 0.1]
     )
-    assert {lr for lr, _, _ in found["per_seed"][0]["scratch"]["tried"]} == {0.03, 0.1}
+    assert {attempt["learning_rate"] for attempt in found["per_seed"][0]["scratch"]["tried"]} == {
+        0.03,
+        0.1,
+    }
     main(["finetune", str(run), "--labels", "50%", *QUICK])
     text, err = capsys.readouterr()
     rows = text.splitlines()
@@ -90,6 +101,21 @@ def test_one_json_object_and_the_same_as_text(
     assert (run / rows[-2].removeprefix("classifier: ")).is_file()
 
 
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ("worse", "-0.2360: worse than from scratch, outside both intervals"),
+        ("better", "-0.2360: better than from scratch, outside both intervals"),
+        ("no difference found", "-0.2360: no difference found, the intervals overlap"),
+    ],
+)
+def test_the_text_says_worse_where_it_is(run: Path, verdict: Any, words: str) -> None:
+    config = FinetuneConfig(labels="4", seeds=1, epochs=1, batch_size=2)
+    result = sureclr.finetune(run, config=config, progress=SILENT)
+    gain = Gain(-0.236, None, verdict != "no difference found", verdict)
+    assert words in text(replace(result, gain=gain)).splitlines()[-2]
+
+
 def test_a_file_of_labels_that_differs_from_the_folders_is_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,7 +123,7 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
     (tmp_path / "mine.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
     main(["finetune", str(run), "--labels", str(tmp_path / "mine.csv"), *QUICK])
     out, err = capsys.readouterr()
-    assert "1 of 8 labels of the file are not those of" in err and "8 labels, 2 seeds," in out
+    assert "1 of 8 labels in the file are not those of" in err and "8 labels, 2 seeds," in out
 
 
 @pytest.mark.parametrize(
@@ -106,8 +132,8 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "none.csv"], "no such file"),
         (["--labels", "150%"], "at most 100%"),
         (["--labels", "1"], "too few labels for 2 classes"),
-        (["--labels", "99"], "99 labels are more than the 16"),
-        (["--labels", "4", "--lr", "-1"], "lr must be"),
+        (["--labels", "99"], "99 labels were asked for"),
+        (["--labels", "4", "--lr", "-1"], "learning_rates must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
         (["--labels", "4", "--bn", "off"], "bn"),
         (["--labels", "4", "--data", "nothing"], "nothing"),

@@ -12,6 +12,14 @@ import torch
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
+from sureclr.evaluation.calibration import (
+    Pair,
+    evidence_calibration,
+    image_seeds,
+    log_loss,
+    radius_calibration,
+    view_pair,
+)
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -22,14 +30,6 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import calibration
 from sureclr.evaluation import certainty_quality as uncertainty
-from sureclr.evaluation.calibration import (
-    Pair,
-    evidence_calibration,
-    image_seeds,
-    log_loss,
-    radius_calibration,
-    view_pair,
-)
 from sureclr.evaluation.certainty_quality import (
     Judgement,
     Reference,

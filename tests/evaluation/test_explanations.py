@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sureclr.evaluation.calibration import Embed
 from tiny import train
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,7 +21,6 @@ from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation import explanations as e
 from sureclr.evaluation import occlusion as o
-from sureclr.evaluation.calibration import Embed
 from sureclr.maths.sphere import evidence
 
 SIDE = 16  # cells of 2 pixels, 8 x 8

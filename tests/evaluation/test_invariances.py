@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from sureclr.evaluation.calibration import image_seeds
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,7 +17,6 @@ from sureclr.config import ViewConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.calibration import image_seeds
 from sureclr.evaluation.invariances import (
     TRANSFORMATIONS,
     by_strength,

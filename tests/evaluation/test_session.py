@@ -63,7 +63,7 @@ def test_the_posterior_mean_is_probed_and_the_direction_where_there_is_no_radius
 
 
 def test_each_block_is_probed_in_order(made: Material) -> None:
-    network = made.run.model.encoder.eval()
+    network = made.run.model.encoder.backbone.eval()
     x = network.stem((made.images.images / 255 - made.run.model.mean) / made.run.model.std)
     found = evaluate.linear(made)["blocks"]
     assert [(block["name"], block["features"]) for block in found] == [

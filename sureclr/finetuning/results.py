@@ -1,0 +1,188 @@
+"""What a fine-tuning returns, as frozen dataclasses.
+
+Accuracies are shares of the test images in [0, 1], intervals are 95 %, times are in seconds. The
+three classifiers that are compared are called `finetune` (the pretrained encoder, trained on),
+`scratch` (the same network with random first weights) and `linear` (a linear probe on the frozen
+features of the pretrained encoder). All three have the same labels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sureclr.evaluation.results import RESULT_TYPES, Interval, Number
+from sureclr.finetuning.config import FinetuneConfig
+
+Verdict = Literal["better", "worse", "no difference found"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One training of the search.
+
+    Attributes:
+        learning_rate: highest one of the encoder.
+        epoch: the best one on the held-out labels, counted from 1; 0 if training diverged before
+            the first was over.
+        validation: accuracy of that epoch on the held-out labels; None where none were held out, or
+            where the epoch is 0.
+    """
+
+    learning_rate: float
+    epoch: int
+    validation: Number
+
+
+@dataclass(frozen=True)
+class TrainedScore:
+    """A trained network: what was chosen on held-out labels, and its accuracy on the test images.
+
+    Attributes:
+        accuracy: share of the test images whose class it names.
+        learning_rate: that was chosen.
+        epoch: that was chosen, counted from 1.
+        validation: accuracy of this choice on the held-out labels; None where none were held out.
+        tried: every training of the search.
+        seconds: wall-clock time of search and test.
+        cpu_seconds: processor time of the same.
+    """
+
+    accuracy: float
+    learning_rate: float
+    epoch: int
+    validation: Number
+    tried: tuple[Attempt, ...]
+    seconds: float
+    cpu_seconds: float
+
+
+@dataclass(frozen=True)
+class ProbeScore:
+    """A linear probe on the frozen features: its accuracy and the strength of its penalty."""
+
+    accuracy: float
+    strength: float
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One repetition.
+
+    Attributes:
+        seed: of everything random in it.
+        fold: of the data set, or None.
+        n_labels: labels, held-out ones included.
+        n_validation: held-out labels.
+        n_test: test images.
+        labels_sha256: digest of the labelled images and their classes.
+        test_sha256: digest of the test images and their classes.
+        labels_differing: labels of a user's file that are not those of the data set.
+        finetune: the pretrained encoder.
+        scratch: the same network from scratch.
+        linear: the probe, which is fitted on all labels.
+    """
+
+    seed: int
+    fold: int | None
+    n_labels: int
+    n_validation: int
+    n_test: int
+    labels_sha256: str
+    test_sha256: str
+    labels_differing: int
+    finetune: TrainedScore
+    scratch: TrainedScore
+    linear: ProbeScore
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Mean accuracy over seeds of what fine-tuning is compared with."""
+
+    scratch: float
+    linear: float
+
+
+@dataclass(frozen=True)
+class RivalIntervals:
+    """The intervals of `Rivals`."""
+
+    scratch: Interval
+    linear: Interval
+
+
+@dataclass(frozen=True)
+class RivalAccuracies:
+    """The accuracy of each seed behind `Rivals`."""
+
+    scratch: tuple[float, ...]
+    linear: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Accuracy of the fine-tuned network minus that of the same network from scratch.
+
+    Attributes:
+        mean: over seeds, each of which gives both networks the same labels.
+        interval: of this mean, Student's t; None for a single seed.
+        outside_both_intervals: whether the intervals of the two accuracies do not overlap.
+        verdict: "better" or "worse" where they do not overlap, else "no difference found".
+    """
+
+    mean: float
+    interval: Interval | None
+    outside_both_intervals: bool
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """The file in the run folder with the best classifier, its sha256, and the seed it is of."""
+
+    file: str
+    sha256: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class FinetuningResult:
+    """Is a pretrained encoder worth more than the same network from scratch, with few labels?
+
+    Attributes:
+        accuracy: mean over seeds of the fine-tuned network.
+        interval: of this mean.
+        interval_of: how the intervals of the accuracies were computed.
+        accuracies: of each seed.
+        n_labels: of the first seed, held-out ones included.
+        n_test: test images.
+        baselines: the same mean of the network from scratch and of the linear probe.
+        baseline_intervals: their intervals.
+        baseline_accuracies: their accuracy of each seed.
+        gain: fine-tuned minus from scratch.
+        seeds: repetitions that are finished.
+        complete: whether these are all that the configuration asks for.
+        weights: of the seed that is best on its held-out labels.
+        cpu_seconds: processor time of all trainings.
+        configuration: all settings.
+        per_seed: what each seed chose and reached.
+    """
+
+    accuracy: float
+    interval: Interval
+    interval_of: str
+    accuracies: tuple[float, ...]
+    n_labels: int
+    n_test: int
+    baselines: Rivals
+    baseline_intervals: RivalIntervals
+    baseline_accuracies: RivalAccuracies
+    gain: Gain
+    seeds: int
+    complete: bool
+    weights: SavedWeights
+    cpu_seconds: float
+    configuration: FinetuneConfig
+    per_seed: tuple[SeedResult, ...]
+
+
+RESULT_TYPES["finetune"] = FinetuningResult

@@ -1,0 +1,55 @@
+"""`sureclr.finetune`: fine-tune a run from Python, with all that the command line does."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sureclr.evaluation.results import Results
+from sureclr.evaluation.session import Session
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.protocol import run_finetuning
+from sureclr.finetuning.results import FinetuningResult
+from sureclr.progress import Progress
+from sureclr.training.run import Run
+
+
+def finetune(
+    run: str | Path | Run | Results,
+    data: Any = None,
+    config: FinetuneConfig | None = None,
+    *,
+    labels: str | int | Path | None = None,
+    again: bool = False,
+    device: str = "auto",
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> FinetuningResult:
+    """Fine-tune a run with few labels, and compare it with the same network from scratch.
+
+    The result is saved in the results.json of the run after each seed, and the best classifier
+    in its folder, for `sureclr.load_finetuned`. Seeds that are finished are not trained again.
+
+    Args:
+        run: a run folder, a `Run`, or the `Results` of one.
+        data: labelled images, as in `sureclr.evaluate`; None means the run's own.
+        config: the settings; None for the defaults.
+        labels: labels to train on, in place of those in `config`: a share ("10%"), a count (500),
+            or the path of a CSV file with the columns path and label.
+        again: train finished seeds again.
+        device: auto, cuda, mps or cpu; a `Run` stays where it is.
+        root: the folder of downloaded data sets.
+        progress: what to report to; None reports on stderr.
+
+    Raises:
+        UserError: the run, the images or the labels cannot be used, another process is writing to
+            the run, or training diverges at every learning rate.
+        Stopped: SIGINT or SIGTERM came; finished seeds are saved.
+    """
+    config = FinetuneConfig() if config is None else config
+    if labels is not None:
+        config = replace(config, labels=str(labels))
+    with Session(run, data, device=device, root=root, progress=progress) as session:
+        name = None if data is None else session.images.name
+        return run_finetuning(
+            session.run, session.images, config, data=name, again=again, progress=session.progress
+        )

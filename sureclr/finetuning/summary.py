@@ -1,0 +1,113 @@
+"""The numbers over the seeds of a fine-tuning: means, intervals and the verdict."""
+
+import math
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from sureclr.evaluation.results import Interval
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.results import (
+    FinetuningResult,
+    Gain,
+    RivalAccuracies,
+    RivalIntervals,
+    Rivals,
+    SavedWeights,
+    SeedResult,
+    Verdict,
+)
+from sureclr.maths.metrics import wilson_interval
+
+
+def summarise(
+    per_seed: Sequence[SeedResult], config: FinetuneConfig, n_seeds: int, weights: SavedWeights
+) -> FinetuningResult:
+    """Return the result of the seeds that are finished.
+
+    Args:
+        per_seed: one or more finished seeds.
+        config: the settings they were made with.
+        n_seeds: number of seeds that were asked for.
+        weights: the saved classifier.
+    """
+    n_test = per_seed[0].n_test
+    finetuned = tuple(seed.finetune.accuracy for seed in per_seed)
+    scratch = tuple(seed.scratch.accuracy for seed in per_seed)
+    linear = tuple(seed.linear.accuracy for seed in per_seed)
+    interval = accuracy_interval(finetuned, n_test)
+    rivals = RivalIntervals(accuracy_interval(scratch, n_test), accuracy_interval(linear, n_test))
+    trained = [score for seed in per_seed for score in (seed.finetune, seed.scratch)]
+    return FinetuningResult(
+        accuracy=mean(finetuned),
+        interval=interval,
+        interval_of=(
+            "95 %, Student's t over seeds"
+            if len(per_seed) > 1
+            else "95 %, Wilson's over test images (one seed)"
+        ),
+        accuracies=finetuned,
+        n_labels=per_seed[0].n_labels,
+        n_test=n_test,
+        baselines=Rivals(mean(scratch), mean(linear)),
+        baseline_intervals=rivals,
+        baseline_accuracies=RivalAccuracies(scratch, linear),
+        gain=_gain(finetuned, scratch, verdict(interval, rivals.scratch)),
+        seeds=len(per_seed),
+        complete=len(per_seed) == n_seeds,
+        weights=weights,
+        cpu_seconds=sum(score.cpu_seconds for score in trained),
+        configuration=config,
+        per_seed=tuple(per_seed),
+    )
+
+
+def _gain(finetuned: Sequence[float], scratch: Sequence[float], verdict: Verdict) -> Gain:
+    gains = [a - b for a, b in zip(finetuned, scratch, strict=True)]
+    return Gain(
+        mean=mean(gains),
+        interval=student_interval(gains) if len(gains) > 1 else None,
+        outside_both_intervals=verdict != "no difference found",
+        verdict=verdict,
+    )
+
+
+def verdict(interval: Interval, other: Interval) -> Verdict:
+    """Say whether what has the first interval is better or worse than what has the other.
+
+    A difference counts as found where the intervals do not overlap, which asks for more than a test
+    of the difference at the same level.
+
+    >>> verdict((0.284, 0.392), (0.515, 0.627))
+    'worse'
+    """
+    if interval[0] > other[1]:
+        return "better"
+    return "worse" if interval[1] < other[0] else "no difference found"
+
+
+def accuracy_interval(accuracies: Sequence[float], n_test: int) -> Interval:
+    """Return the 95 % interval of a mean accuracy.
+
+    Several seeds: Student's t over seeds, cut to [0, 1]. One seed: Wilson's over its test images.
+
+    Args:
+        accuracies: of each seed.
+        n_test: number of test images of a seed.
+    """
+    if len(accuracies) == 1:
+        low, high = wilson_interval(round(accuracies[0] * n_test), n_test)
+        return low, high
+    low, high = student_interval(accuracies)
+    return max(0.0, low), min(1.0, high)
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """Return the 95 % interval of the mean of two or more values by Student's t.
+
+    It is mean -+ t s / sqrt(n), with t the 97.5 % quantile of Student's distribution with n - 1
+    degrees of freedom and s the standard deviation of the sample.
+    """
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return mean(values) - half, mean(values) + half
