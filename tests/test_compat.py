@@ -7,15 +7,32 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm"])
-def test_a_fresh_process_imports_it(name: str) -> None:
-    code = (
-        f"import sureclr.compat, {name}; sureclr.compat.prepare_torchvision();"
-        f" print({name}.__version__)"
-    )
+def fresh_process(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm", "torchvision.transforms.v2"])
+def test_a_fresh_process_imports_it_after_sureclr(name: str) -> None:
+    assert fresh_process(f"import sureclr, {name}; print({name.split('.')[0]}.__version__)")
+
+
+def test_importing_sureclr_imports_no_torch() -> None:
+    """And neither does asking whether some other package is there."""
+    code = (
+        "import sureclr, sys; from importlib.util import find_spec; find_spec('tensorboard');"
+        " print('torch' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    assert fresh_process(code) == "False False"
+
+
+def test_asking_whether_torchvision_is_there_before_importing_it_is_harmless() -> None:
+    code = (
+        "import sureclr; from importlib.util import find_spec; find_spec('torchvision');"
+        " import torchvision; print(torchvision.__name__)"
+    )
+    assert fresh_process(code) == "torchvision"
 
 
 def test_transforms_datasets_and_models_work() -> None:

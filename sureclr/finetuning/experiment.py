@@ -19,7 +19,8 @@ from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import Attempt, ProbeScore, SeedResult, TrainedScore
 from sureclr.finetuning.train import Classifier, Fit, Training, fit, score_on
 from sureclr.progress import SILENT, Progress, reporting
-from sureclr.training.run import Run, build
+from sureclr.training.building import build
+from sureclr.training.run import Run
 
 Arm = Literal["finetune", "scratch"]
 ARMS: dict[Arm, str] = {"finetune": "fine-tuned", "scratch": "from scratch"}

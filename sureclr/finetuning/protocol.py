@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sureclr.data.user_images import as_image_set
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw, label_draws, test_images_of
 from sureclr.finetuning.entries import (

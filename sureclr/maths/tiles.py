@@ -10,7 +10,7 @@ has been computed, and the gradient needs those of both ends,
 or with a temperature tau / a_i a row, sum_j (a_i p_ij + a_j p_ji) mu_j - (a_i + a_p(i)) mu_p(i) in
 the brackets. So there are two sweeps: normalisers, then gradient. With N = 2n, the cosines cost
 N^2 d flops a sweep and the gradient 2 N^2 d: 4 N^2 d in all, 3 N^2 d where the first sweep's tiles
-were kept (`KEPT`). Whole rows in one sweep, or a matrix with autograd, would be 6 N^2 d.
+are cached (`CACHE_BYTES`). Whole rows in one sweep, or a matrix with autograd, would be 6 N^2 d.
 
 Everything is in bits (on a CPU exp2 costs a third of exp), and in nats at the end. Where
 1/tau <= `FLAT`, exp(l) of unit vectors neither overflows nor underflows, and the sums need no
@@ -34,8 +34,8 @@ from sureclr.maths.sphere import wide
 # Rows and columns: 1 MiB in float32 stays in the second-level cache (100 GF/s a core, and 88 at
 # 1024; EPYC, AVX-512)
 TILE = 512
-# Bytes of tiles kept from the first sweep for the second: all of them up to about n = 1024
-KEPT = 2**24
+# Memory for tiles of the first sweep that the second uses again: all tiles up to about n = 1024
+CACHE_BYTES = 2**24
 FLAT = 60.0  # nats: exp(+-60), times rows, times rows again, are normal float32 numbers
 BITS = 1 / math.log(2)  # in a nat
 
@@ -48,7 +48,7 @@ def nt_xent(
     temperature: float = TEMPERATURE,
     sharpness: Tensor | None = None,
     tile: int = TILE,
-    kept: int = KEPT,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Tensor:
     """Return `losses.nt_xent` in tiles: the same number and gradient, with memory linear in n.
 
@@ -61,7 +61,8 @@ def nt_xent(
         sharpness: (2n,), from 0 on: view i has the temperature tau / sharpness_i. Not given: 1. No
             gradient reaches it.
         tile: rows and columns of a tile. It changes speed and memory, not the result.
-        kept: bytes of tiles kept from the first sweep for the second. It changes speed and memory.
+        cache_bytes: memory for tiles of the first sweep that the second uses again. It changes
+            speed and memory.
 
     Returns:
         a scalar in nats, the mean over all 2n views.
@@ -73,7 +74,7 @@ def nt_xent(
     needed = torch.is_grad_enabled() and directions.requires_grad
     own = None if sharpness is None else sharpness.detach()
     result = nt_xent_and_gradient(
-        directions, above("temperature", temperature, 0), needed, own, tile, kept
+        directions, above("temperature", temperature, 0), needed, own, tile, cache_bytes
     )
     loss: Tensor = result[0]
     return loss
@@ -91,7 +92,7 @@ def in_tiles(
     gradient: bool,
     sharpness: Tensor | None = None,
     tile: int = TILE,
-    kept: int = KEPT,
+    cache_bytes: int = CACHE_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Return NT-Xent in nats and its gradient with respect to the directions, (2n, d).
 
@@ -102,15 +103,15 @@ def in_tiles(
     a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
     rows: Rows = Sums(mu, tile) if flat and sharpness is None else LogSums(mu, a)
     entries = similarities(mu, BITS / temperature, rows, tile)
-    memory: list[Tensor] = []
-    limit = kept // (tile**2 * mu.element_size()) if gradient else 0
-    for i, j, entry in sweep(len(mu), entries, memory, tile, limit):
+    cache: list[Tensor] = []
+    limit = cache_bytes // (tile**2 * mu.element_size()) if gradient else 0
+    for i, j, entry in sweep(len(mu), entries, cache, tile, limit):
         rows.add(entry, i, j)
     loss = mean_loss(mu, rows.logarithm(), temperature, a).to(directions.dtype)
     if not gradient:
         return loss, directions.new_empty(0)
     pull = partner(mu).mul_(-(a + partner(a))[:, None])
-    for i, j, entry in sweep(len(mu), entries, memory, tile):
+    for i, j, entry in sweep(len(mu), entries, cache, tile):
         attract(pull, mu, rows.probabilities(entry, i, j), i, j)
     return loss, pull.div_(len(mu) * temperature).to(directions.dtype)
 
@@ -125,7 +126,7 @@ def _(
     gradient: bool,
     sharpness: Tensor | None = None,
     tile: int = TILE,
-    kept: int = KEPT,
+    cache_bytes: int = CACHE_BYTES,
 ) -> tuple[Tensor, Tensor]:
     return directions.new_empty(()), (
         torch.empty_like(directions) if gradient else directions.new_empty(0)
@@ -193,16 +194,16 @@ def similarities(mu: Tensor, scale: float, rows: "Rows", tile: int) -> Entries:
 
 
 def sweep(
-    rows: int, entries: Entries, memory: list[Tensor], tile: int, limit: int = 0
+    rows: int, entries: Entries, cache: list[Tensor], tile: int, limit: int = 0
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield each upper tile once, from `memory` or computed again.
+    """Yield each upper tile once, from `cache` or computed again.
 
-    The first `limit` tiles are added to `memory`.
+    The first `limit` tiles are added to `cache`.
     """
     for index, (i, j) in enumerate(upper_tiles(rows, tile)):
-        entry = memory[index] if index < len(memory) else entries(i, j)
-        if len(memory) <= index < limit:
-            memory.append(entry.clone())
+        entry = cache[index] if index < len(cache) else entries(i, j)
+        if len(cache) <= index < limit:
+            cache.append(entry.clone())
         yield i, j, entry
 
 

@@ -69,7 +69,7 @@ def cosines(
 
 
 @jit
-def scaled(scale: tl.tensor, cosine: tl.tensor) -> tl.tensor:
+def scaled_logits(scale: tl.tensor, cosine: tl.tensor) -> tl.tensor:
     """The product scale * cosine, with -inf where the cosine is -inf, also at a scale of 0."""
     return tl.where(cosine == float("-inf"), cosine, scale * cosine)
 
@@ -95,7 +95,7 @@ def logarithms(
     for start in range(0, rows, COLUMNS):
         j = start + tl.arange(0, COLUMNS)
         cosine = cosines(mu, i, j, rows, width, ROWS, COLUMNS, WIDTH, CHUNK)
-        logits = scaled(scale_i[:, None], cosine)
+        logits = scaled_logits(scale_i[:, None], cosine)
         risen = tl.maximum(largest, tl.max(logits, 1))
         total = total * tl.exp2(largest - risen) + tl.sum(tl.exp2(logits - risen[:, None]), 1)
         largest = risen
@@ -129,8 +129,10 @@ def pulls(
             tl.load(logarithm + j, mask=j < rows, other=0.0),
             tl.load(scale + j, mask=j < rows, other=1.0),
         )
-        both = scale_i[:, None] * tl.exp2(scaled(scale_i[:, None], cosine) - of_row[:, None])
-        both += scale_j[None, :] * tl.exp2(scaled(scale_j[None, :], cosine) - of_column[None, :])
+        both = scale_i[:, None] * tl.exp2(scaled_logits(scale_i[:, None], cosine) - of_row[:, None])
+        both += scale_j[None, :] * tl.exp2(
+            scaled_logits(scale_j[None, :], cosine) - of_column[None, :]
+        )
         theirs = tl.load(
             mu + j[:, None] * width + axis[None, :],
             mask=(j[:, None] < rows) & (axis[None, :] < width),
@@ -162,14 +164,14 @@ def nt_xent_and_gradient(
     gradient: bool,
     sharpness: Tensor | None = None,
     tile: int = tiles.TILE,
-    kept: int = tiles.KEPT,
+    cache_bytes: int = tiles.CACHE_BYTES,
 ) -> tuple[Tensor, Tensor]:
     """Return `tiles.in_tiles` by the kernels, or by tiles where the kernels cannot be used.
 
-    The kernels ignore `tile` and `kept`.
+    The kernels ignore `tile` and `cache_bytes`.
     """
     if not fits(directions, temperature):
-        return tiles.in_tiles(directions, temperature, gradient, sharpness, tile, kept)
+        return tiles.in_tiles(directions, temperature, gradient, sharpness, tile, cache_bytes)
     mu = directions.detach().contiguous()
     a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
     (rows, width), scale = mu.shape, (a * (tiles.BITS / temperature)).contiguous()

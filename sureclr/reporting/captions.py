@@ -164,7 +164,7 @@ CLUSTERS_PURITY = (
     " Of the images, {purity} have the most common class of their cluster; it would be"
     " {one_cluster} if all images were in one cluster."
 )
-NO_UMAP = "The map has no UMAP layout: {why}"
+NO_UMAP = "The map has no UMAP layout: {why}."
 
 # --- What it ignores ------------------------------------------------------------------
 

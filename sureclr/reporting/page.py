@@ -163,7 +163,7 @@ def write_page(page: str, out: Path) -> None:
         write_atomically(out, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(
-            f"the report {out} cannot be written ({error.strerror or error}); choose another `out`."
+            f"the report {out} cannot be written ({error.strerror or error}); pass another out=."
         ) from error
 
 

@@ -27,9 +27,13 @@ TILE = 32  # so that a small batch has many tiles
 
 
 def in_tiles(
-    x: Tensor, temperature: float, sharpness: Tensor | None = None, tile: int = TILE, kept: int = 0
+    x: Tensor,
+    temperature: float,
+    sharpness: Tensor | None = None,
+    tile: int = TILE,
+    cache_bytes: int = 0,
 ) -> Tensor:
-    return tiles.nt_xent(x, temperature, sharpness, tile, kept)
+    return tiles.nt_xent(x, temperature, sharpness, tile, cache_bytes)
 
 
 def views(n: int, d: int = 16, noise: float = 0.5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -96,7 +100,7 @@ def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float) -> None:
     x = views(50, noise=3, dtype=torch.float64)
     _, slope = whole(x, temperature)
     kept = tiles_kept * TILE * TILE * 8
-    _, (gradient,) = with_gradient(in_tiles(x, temperature, kept=kept), x)
+    _, (gradient,) = with_gradient(in_tiles(x, temperature, cache_bytes=kept), x)
     assert relative(gradient, slope) < 1e-12
 
 

@@ -25,7 +25,7 @@ def _geometry(run: RunFiles, result: GeometryResult) -> list[Block]:
     if result.clusters.k:
         blocks.append(Note(_cluster_text(result.clusters)))
     if result.umap_skipped:
-        blocks.append(Note(captions.NO_UMAP.format(why=result.umap_skipped)))
+        blocks.append(Note(captions.NO_UMAP.format(why=result.umap_skipped.rstrip("."))))
     return blocks
 
 
