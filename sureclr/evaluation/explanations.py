@@ -219,7 +219,7 @@ def agreement(table: Embeddings) -> tuple[str, Agreement]:
 
 
 def compare_with(image: ImageSet, other: ImageSet, agree: Agreement) -> Question:
-    """Return the question how far an image agrees with another, whole one in the same network."""
+    """Return the question how far an image agrees with another one, which stays whole."""
 
     def score(embed: Embed) -> Score:
         whole = embed(other)
