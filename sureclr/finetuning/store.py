@@ -147,7 +147,7 @@ def save_finetuned(
     )
     write_whole(folder / record.file, data)
     write_whole(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
-    for old in folder.glob(f"{_glob_escaped(name)}-{'[0-9a-f]' * 12}.safetensors"):
+    for old in folder.glob(f"{name}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name != record.file:
             remove(old)
     return SavedWeights(f"finetuned/{record.file}", digest, seed.seed)
@@ -156,8 +156,8 @@ def save_finetuned(
 def file_name(key: str) -> str:
     """Return the name of the files of a result, which is also what `load_finetuned` takes.
 
-    Characters that file systems may refuse become hyphens; a hash then tells keys apart that differ
-    in these alone.
+    Characters that file systems may refuse, or that have a meaning in patterns, become hyphens; a
+    hash then tells keys apart that differ in these alone.
 
     >>> file_name("finetune:10%:stl10")
     '10%-stl10'
@@ -167,10 +167,6 @@ def file_name(key: str) -> str:
     if plain == words.replace(":", "-"):
         return plain
     return f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
-
-
-def _glob_escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
 
 
 def load_finetuned(run: str | Path, labels: str = "10%", device: str = "auto") -> Finetuned:

@@ -20,10 +20,11 @@ from sureclr.training.run import Run
 
 def test_it_takes_a_folder_or_a_run_and_gives_the_protocols_result(run: Run) -> None:
     expected = timeless(tune(run, ONE_TRAINING))
-    options = {"again": True, "progress": SILENT}
-    for given in (run, run.path, str(run.path)):
-        result = sureclr.finetune(given, IMAGES, ONE_TRAINING, device="cpu", **options)
-        assert timeless(result) == expected
+    for place in (run, run.path, str(run.path)):
+        recorder = Recorder()
+        options = {"again": True, "device": "cpu", "progress": recorder}
+        assert timeless(sureclr.finetune(place, IMAGES, ONE_TRAINING, **options)) == expected
+        assert recorder.tasks, "the finished seed was not trained again"
 
 
 @pytest.mark.parametrize("labels", ["6", 6])

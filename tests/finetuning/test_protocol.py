@@ -59,6 +59,8 @@ def test_the_head_is_gone_and_the_run_stays_as_it_was(run: Run) -> None:
     assert not torch.equal(
         model.encoder.layer1.body[0].weight, run.model.encoder.layer1.body[0].weight
     )
+    model.mean.add_(1), model.std.add_(1)
+    assert same(before, states(run)), "the classifier shares the run's statistics of pixels"
 
 
 def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) -> None:
