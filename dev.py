@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """Everything a developer runs, from a fresh clone, with the standard library alone.
 
-python3 dev.py setup       make .venv and install SureCLR with its development tools (about a minute; 1 s when nothing changed)
-python3 dev.py demo        set-up, then `sureclr demo`: pretrain on digits, evaluate, say what it means (2 minutes on 2 cores)
-python3 dev.py test        set-up, then lint, types and tests but slow and browser ones (5 minutes on 2 cores); further words: to pytest
+python3 dev.py setup       make .venv and install SureCLR with its development tools (about a
+                           minute; a second when nothing changed)
+python3 dev.py demo        setup, then `sureclr demo` (3 minutes on 2 cores)
+python3 dev.py test        setup, lint, then all tests but the slow and the browser ones, with
+                           their coverage (under 5 minutes on 2 cores); further words go to pytest
 python3 dev.py test-slow   the tests that need minutes
-python3 dev.py lint        ruff and mypy alone
-python3 dev.py browser     the tests of the report's page in headless Chromium; installs it where apt can (root or sudo)
+python3 dev.py lint        ruff (rules and format) and mypy alone
+python3 dev.py browser     the tests of the report's page in headless Chromium, which is installed
+                           where apt can do it (as root or with sudo)
 """
 
 import hashlib
@@ -21,26 +24,26 @@ VENV = ROOT / ".venv"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 STAMP = VENV / "sureclr-setup.sha256"
 OLDEST = (3, 11)
+PIP = ("-m", "pip", "install", "-q", "--disable-pip-version-check", "-c", "constraints.txt")
 
 
-def run(*command, **environment):
-    """Run a command in the repository; its failure is ours."""
-    code = subprocess.call(
-        [str(part) for part in command], cwd=str(ROOT), env=dict(os.environ, **environment)
-    )
+def run(*command: object, **environment: str) -> None:
+    """Run a command in the repository, and exit with its code if it fails."""
+    words = [str(part) for part in command]
+    code = subprocess.call(words, cwd=str(ROOT), env=dict(os.environ, **environment))
     if code:
         sys.exit(code)
 
 
-def fingerprint():
-    """Changes when what is to be installed changes, or where (a moved checkout breaks an editable install)."""
-    parts = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
+def fingerprint() -> str:
+    """Return a hash of what is to be installed and where: a moved checkout needs a new .venv."""
+    files = [(ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt")]
     return hashlib.sha256(
-        b"\0".join([*parts, str(ROOT).encode(), sys.version.encode()])
+        b"\0".join([*files, str(ROOT).encode(), sys.version.encode()])
     ).hexdigest()
 
 
-def setup():
+def setup() -> None:
     """Make .venv and install into it, unless the stamp says that this was done."""
     if STAMP.exists() and STAMP.read_text() == fingerprint():
         return
@@ -49,109 +52,84 @@ def setup():
         import venv
     except ImportError:
         sys.exit(
-            "This Python has no venv module; install it (Debian, Ubuntu: apt install python3-venv) and run this again."
+            "This Python has no venv module; install it (Debian, Ubuntu: apt install python3-venv)"
+            " and run this again."
         )
-    print("setting up .venv (about a minute, once)", file=sys.stderr, flush=True)
+    print("Setting up .venv (about a minute, once).", file=sys.stderr, flush=True)
     if not (BIN / "python").exists() and not (BIN / "python.exe").exists():
         venv.create(str(VENV), with_pip=True)
-    run(
-        BIN / "python",
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--disable-pip-version-check",
-        "-c",
-        "constraints.txt",
-        "-e",
-        ".[dev]",
-    )
+    run(BIN / "python", *PIP, "-e", ".[dev]")
     STAMP.write_text(fingerprint())
 
 
-def lint():
+def lint() -> None:
+    """Check rules, format and types."""
     setup()
     run(BIN / "ruff", "check", ".")
+    run(BIN / "ruff", "format", "--check", ".")
     run(BIN / "mypy")
 
 
-def pytest(*words):
+def pytest(*words: str) -> None:
+    """Run tests in two processes of one thread each."""
     run(BIN / "python", "-m", "pytest", "-n", "2", *words, OMP_NUM_THREADS="1")
 
 
-def test(*words):
+def test(*words: str) -> None:
+    """Lint and test; the whole suite also reports its coverage."""
     lint()
-    pytest("-m", "not slow and not browser", *words)
+    coverage = () if words else ("--cov", "--cov-report", "term:skip-covered")
+    pytest("-m", "not slow and not browser", *coverage, *words)
 
 
-def test_slow(*words):
+def test_slow(*words: str) -> None:
+    """Run the tests that need minutes."""
     setup()
     pytest("-m", "slow", *words)
 
 
-def install_browser():
-    """Chromium with its driver, and selenium in .venv. What could not be had is said; the browser tests then skip."""
+def install_browser() -> None:
+    """Install Chromium with its driver, and selenium; the tests are skipped without them."""
     setup()
-    if not (shutil.which("chromium") and shutil.which("chromedriver")) and not apt_install(
-        "chromium", "chromium-driver"
+    present = shutil.which("chromium") and shutil.which("chromedriver")
+    if not present and not apt_install("chromium", "chromium-driver"):
+        warn("Chromium could not be installed (packages chromium and chromium-driver).")
+    import_selenium = [str(BIN / "python"), "-c", "import selenium"]
+    if subprocess.call(import_selenium, stderr=subprocess.DEVNULL) and subprocess.call(
+        [str(BIN / "python"), *PIP, "selenium"], cwd=str(ROOT)
     ):
-        print(
-            "no Chromium here: the browser tests will be skipped (install chromium and chromium-driver)",
-            file=sys.stderr,
-            flush=True,
-        )
-    if subprocess.call([str(BIN / "python"), "-c", "import selenium"], stderr=subprocess.DEVNULL):
-        pip = [
-            str(BIN / "python"),
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "-c",
-            "constraints.txt",
-            "selenium",
-        ]
-        if subprocess.call(pip, cwd=str(ROOT)):
-            print(
-                "selenium could not be installed: the browser tests will be skipped",
-                file=sys.stderr,
-                flush=True,
-            )
+        warn("selenium could not be installed.")
 
 
-def apt_install(*packages):
-    """Whether Debian's packages could be installed; nothing is asked for."""
+def warn(sentence: str) -> None:
+    """Say on stderr what is missing."""
+    print(sentence, "The browser tests will be skipped.", file=sys.stderr, flush=True)
+
+
+def apt_install(*packages: str) -> bool:
+    """Install Debian packages without asking; return whether that worked."""
     if not shutil.which("apt-get"):
         return False
     root = [] if getattr(os, "geteuid", int)() == 0 else ["sudo", "-n"]
     if root and not shutil.which("sudo"):
         return False
     quiet = dict(os.environ, DEBIAN_FRONTEND="noninteractive")
-    commands = (
-        ["apt-get", "update", "-qq"],
-        ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages],
-    )
-    return not any(
-        subprocess.call([*root, *command], env=quiet, stdout=subprocess.DEVNULL)
-        for command in commands
-    )
+    install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *packages]
+    for command in (["apt-get", "update", "-qq"], install):
+        if subprocess.call([*root, *command], env=quiet, stdout=subprocess.DEVNULL):
+            return False
+    return True
 
 
-def browser(*words):
+def browser(*words: str) -> None:
+    """Drive the report's page in headless Chromium."""
     install_browser()
-    run(
-        BIN / "python",
-        "-m",
-        "pytest",
-        "-rs",
-        "tests/reporting/test_browser.py",
-        *words,
-        OMP_NUM_THREADS="1",
-    )
+    tests = "tests/reporting/test_browser.py"
+    run(BIN / "python", "-m", "pytest", "-rs", tests, *words, OMP_NUM_THREADS="1")
 
 
-def demo(*words):
+def demo(*words: str) -> None:
+    """Run `sureclr demo`."""
     setup()
     run(BIN / "sureclr", "demo", *words)
 
@@ -166,15 +144,13 @@ JOBS = {
 }
 
 
-def main():
+def main() -> None:
+    """Run the job that the first word names."""
     if sys.version_info < OLDEST:
-        found, needed = (".".join(map(str, version)) for version in (sys.version_info[:2], OLDEST))
+        found, needed = (".".join(map(str, v)) for v in (sys.version_info[:2], OLDEST))
         sys.exit(
-            "SureCLR needs Python "
-            + needed
-            + " or newer; this is "
-            + found
-            + ". Install one and run it with that."
+            "SureCLR needs Python " + needed + " or newer; this is " + found + ". Install one and"
+            " run this script with it."
         )
     if len(sys.argv) < 2 or sys.argv[1] not in JOBS:
         sys.exit((__doc__ or "").strip())

@@ -1,13 +1,14 @@
-"""`python -m benchmarks.accumulate [--loss sure]`: what exact large batches cost, in time and in
-memory.
+"""What exact large batches cost, in time and in memory: `python -m benchmarks.accumulate`.
 
-A step (views by their seeds, gradient, Adam) of the small encoder on grey 28 px images, one thread,
-in micro-batches of 64 images:
-  exact   embed all, one loss over the whole batch, run each micro-batch again (training/accumulate.py)
-  apart   the original project's way: each micro-batch its own loss, so that negatives never meet; the floor of the ratio
+A step (views by their seeds, gradient, Adam) of the small encoder on grey images of 28 pixels, with
+one thread, in micro-batches of 64 images:
+  exact   exact accumulation (training/accumulate.py): each micro-batch runs twice
+  apart   the original project's way: each micro-batch has a loss of its own, so that negatives of
+          different micro-batches never meet; the least that a ratio of times can be compared with
   whole   the batch on one graph, up to 1,024 images, for its memory
-Every measurement is a process of its own, and the configurations take turns; medians of process CPU
-seconds. Memory is how far the step lifts the peak above what imports, model and images hold.
+Every measurement is a process of its own, and the configurations take turns. Times are medians of
+process CPU seconds. Memory is how far the step raises the peak above that of imports, model and
+images.
 """
 
 import argparse
@@ -24,10 +25,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.loss import peak
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import ViewConfig
+from sureclr.data.views import two_views
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.encoders import encoder
-from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training import accumulate
 
 MICRO, SIZE, LARGEST_GRAPH = 64, 28, 1024
@@ -40,7 +42,7 @@ def network(loss: Objective) -> SimCLR:
     body = encoder("small", channels=1)
     width = int(body.num_features)  # type: ignore[arg-type]
     return SimCLR(
-        body,
+        StandardisedEncoder(body),
         ProjectionHead(width, 128),
         CertaintyHead(width) if loss.uses_certainty else None,
         loss.read,
@@ -140,13 +142,13 @@ def main() -> None:
     print(f"{options.loss}, micro-batch {MICRO}: CPU seconds a step (images a second), MiB extra")
     for images in options.batch:
         results = race(options.loss, images, options.rounds)
-        told = "   ".join(
-            f"{way} {one['seconds']:7.2f} s ({images / one['seconds']:4.0f}/s)"
-            f" {one['extra']:5.0f} MiB"
-            for way, one in results.items()
+        columns = "   ".join(
+            f"{way} {numbers['seconds']:7.2f} s ({images / numbers['seconds']:4.0f}/s)"
+            f" {numbers['extra']:5.0f} MiB"
+            for way, numbers in results.items()
         )
         print(
-            f"  batch {images:5d}: {told}   exact/apart"
+            f"  batch {images:5d}: {columns}   exact/apart"
             f" {results['exact']['seconds'] / results['apart']['seconds']:.2f}",
             flush=True,
         )

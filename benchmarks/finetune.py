@@ -1,5 +1,4 @@
-"""`python -m benchmarks.finetune RUN`: is fine-tuning a pretrained encoder with few labels better
-than training the same network from scratch?
+"""`python -m benchmarks.finetune RUN`: fine-tuning with few labels against training from scratch.
 
     python -m benchmarks.finetune RUN [--labels 1% 10%] [--seeds 5] [--threads 1] [--root DATA]
     python -m benchmarks.finetune --table
@@ -25,7 +24,7 @@ import torch
 
 from benchmarks.lines import command, keep, kept
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images as load_source
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.results import SeedResult
@@ -119,8 +118,10 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown: for each network its accuracy, mean and interval over seeds, the chosen
-    learning rate and epochs, and the CPU seconds of a seed, the search of the first one included.
+    """Return a table in Markdown.
+
+    For each network it has the accuracy (mean and interval over seeds), the chosen learning rate
+    and epochs, and the CPU seconds of a seed, the search of the first one included.
     """
     first = lines[0]
     rows = [

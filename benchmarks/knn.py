@@ -1,9 +1,11 @@
-"""`python -m benchmarks.knn`: blocked cosine top-k against the whole similarity matrix in torch,
-and scikit-learn's brute force.
+"""Blocked cosine top-k against torch's whole similarity matrix and scikit-learn's brute force.
 
-The answers are compared first. CPU time is interleaved, medians; memory is the peak of a fresh
-process each, less that of a process that only makes the data. The peak is Linux's VmHWM: ru_maxrss
-would do no good, a child starts with its parent's. The floor is the matrix product alone.
+    python -m benchmarks.knn
+
+The answers are compared first. CPU times are medians over interleaved rounds. Memory is the peak of
+a fresh process for each, less that of a process that only makes the data. The peak is Linux's
+VmHWM, because a child's ru_maxrss starts with that of its parent. The floor is the matrix product
+alone.
 """
 
 import subprocess
@@ -23,6 +25,7 @@ QUERIES, KEYS, DIMENSION, K, ROUNDS = 5000, 40000, 128, 20, 3
 
 
 def data() -> tuple[Tensor, Tensor]:
+    """Return random queries and keys."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(QUERIES, DIMENSION, generator=generator), torch.randn(
         KEYS, DIMENSION, generator=generator
@@ -30,10 +33,12 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def whole_matrix(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the cosines of the k nearest keys, from all similarities at once."""
     return (normalize(queries, dim=1) @ normalize(keys, dim=1).T).topk(K).values
 
 
 def sklearn(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the same cosines by scikit-learn's brute force."""
     from sklearn.neighbors import NearestNeighbors
 
     model = NearestNeighbors(n_neighbors=K, metric="cosine", algorithm="brute").fit(keys.numpy())
@@ -41,12 +46,14 @@ def sklearn(queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def product_only(queries: Tensor, keys: Tensor) -> Tensor:
+    """Multiply the matrices and do nothing else, the least that any way needs."""
     for rows in queries.split(1000):
         rows @ keys.T
     return queries
 
 
 def ours(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the same cosines by `top_k`."""
     return top_k(queries, keys, K)[0]
 
 
@@ -59,14 +66,16 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def seconds(way: Callable[[Tensor, Tensor], Tensor], queries: Tensor, keys: Tensor) -> float:
+    """Return the CPU seconds of one way."""
     start = time.process_time()
     way(queries, keys)
     return time.process_time() - start
 
 
 def peak(name: str) -> int:
-    """Peak memory in MiB of a fresh process that makes the data and runs one way (none: only makes
-    the data).
+    """Return the peak memory in MiB of a fresh process that makes the data and runs one way.
+
+    The name "none" only makes the data.
     """
     return int(
         subprocess.run(
@@ -79,10 +88,12 @@ def peak(name: str) -> int:
 
 
 def main() -> None:
+    """Compare the answers, then print times and memory."""
     torch.set_num_threads(1)
     queries, keys = data()
     if len(sys.argv) > 1:
-        WAYS.get(sys.argv[1], lambda q, k: q)(queries, keys)
+        if sys.argv[1] in WAYS:
+            WAYS[sys.argv[1]](queries, keys)
         status = Path("/proc/self/status").read_text()
         print(int(status.split("VmHWM:")[1].split()[0]) // 1024)
         return

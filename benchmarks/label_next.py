@@ -1,21 +1,20 @@
-"""`python -m benchmarks.label_next RUN`: which labels are worth most? Accuracy of linear probes on
-frozen features, by budget and strategy.
+"""Which labels are worth most? The accuracy of linear probes, by number of labels and strategy.
 
-    python -m benchmarks.label_next RUN [--only STRATEGY ...] [--budgets 10 30 ...] [--seeds 10 11
-    12] [--threads 1] python -m benchmarks.label_next --table
+    python -m benchmarks.label_next RUN [--only STRATEGY ...] [--budgets 10 30 ...]
+                                        [--seeds 10 11 12] [--threads 1]
+    python -m benchmarks.label_next --table
 
 RUN is a run on Fashion-MNIST. Strategies choose among its training images as if none had a label
-(they look at 8,192 of the 60,000, drawn by the seed); all 10,000 test images are predicted. The
-seeds are of the choice (pool, ties, k-means), on one run: the spread says nothing of other runs.
-Seeds 0 to 2 were used while strategies were shaped and are not in the table; the score of
-`evidence` was settled after seeds 10 to 12, so seeds 20 to 22 are its confirmation.
+(from 8,192 of the 60,000, drawn by the seed); all 10,000 test images are predicted. The seeds are
+of the choice (pool, ties, k-means), on one run, so the spread says nothing about other runs. Seeds
+0 to 2 were used while the strategies were written and are not in the table. The score of `evidence`
+was fixed after seeds 10 to 12, so seeds 20 to 22 are its confirmation.
 
-The probe is the same for all: features standardised over all training images (no label needed),
-    penalty |W|^2 / 2 beside C times the
-*sum* of the labelled images' losses, with scikit-learn's default C = 1, fixed beforehand: for
-chance's choice (other seeds, judged on training images) C = 0.1 is level with it over the five
-budgets (`--tune`). A class without a label counts as wrong. A measured cell is one line of
-label_next.jsonl and is not measured again.
+The probe is the same for all strategies. Features are standardised over all training images, which
+needs no label. The objective is |W|^2 / 2 plus C times the *sum* of the labelled images' losses,
+with scikit-learn's default C = 1, which was fixed beforehand: for random choices (other seeds,
+judged on training images) C = 0.1 is as good over the five budgets (`--tune`). A class without a
+label counts as wrong. Each cell is measured once and is a line of label_next.jsonl.
 """
 
 import argparse
@@ -33,7 +32,7 @@ from torch import Tensor
 from benchmarks.lines import command, keep, kept
 from benchmarks.study import spread
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.sources import load as load_source
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.label_choice import STRATEGIES, label_next
 from sureclr.maths.logistic import logistic_regression, standardisation
@@ -46,6 +45,7 @@ TUNED, TUNING_SEEDS = (0.001, 0.01, 0.1, 1.0), (100, 101)
 
 
 def main() -> None:
+    """Measure the cells that are missing, or print the table."""
     asked = arguments()
     if asked.table:
         for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in kept(LINES)}):
@@ -56,8 +56,8 @@ def main() -> None:
         return
     if asked.run is None:
         raise UserError(
-            f"name a run on {SOURCE}: sureclr pretrain {SOURCE} --out RUN makes one (or --table"
-            " prints what is measured)."
+            f"the benchmark needs a run on {SOURCE}; make one with sureclr pretrain {SOURCE} --out"
+            " RUN, or print earlier measurements with --table."
         )
     torch.set_num_threads(asked.threads)
     seen = embedded(asked.run)
@@ -82,6 +82,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="benchmarks.label_next", description=__doc__, formatter_class=raw
@@ -96,27 +97,27 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tune",
         action="store_true",
-        help="accuracy of chance's choice on other training images, by C",
+        help="print the accuracy of random choices on other training images, by C",
     )
     parser.add_argument(
         "--table",
         action="store_true",
-        help="print the table of what is measured, and measure nothing",
+        help="print the table of earlier measurements, and measure nothing",
     )
     return parser.parse_args()
 
 
 def embedded(path: Path) -> Embeddings:
-    """The run's own table, made where it is not there yet."""
+    """Read the run's own table, or make and save it."""
     table = path / "embeddings.parquet"
     if not table.exists():
         run = load(path, "cpu")
-        run.embed(load_source(SOURCE, size=run.size, channels=run.channels)).save(table)
+        run.embed(load_images(SOURCE, size=run.size, channels=run.channels)).save(table)
     return Embeddings.read(table)
 
 
 def measure(seen: Embeddings, strategy: str, budget: int, seed: int) -> dict[str, Any]:
-    """One cell."""
+    """Measure one cell of the table."""
     start = time.process_time()
     rows = label_next(seen, np.zeros(len(seen), dtype=bool), budget, strategy, seed).rows
     seconds = time.process_time() - start
@@ -132,7 +133,7 @@ def measure(seen: Embeddings, strategy: str, budget: int, seed: int) -> dict[str
 
 
 def probe(seen: Embeddings, labelled: np.ndarray, judged: np.ndarray, c: float) -> float:
-    """Accuracy on the judged rows of logistic regression on the labelled rows."""
+    """Fit a logistic regression on the labelled rows; return its accuracy on the judged rows."""
     center, scale = standardisation(seen.features[torch.from_numpy(seen.split == "train")])
     x, y = (seen.features - center) / scale, seen.labels
     of, at = torch.from_numpy(labelled), torch.from_numpy(judged)
@@ -145,7 +146,7 @@ def probe(seen: Embeddings, labelled: np.ndarray, judged: np.ndarray, c: float) 
 
 
 def tune(seen: Embeddings) -> str:
-    """Chance's choice, by C: mean accuracy on 5,000 training images of which none was chosen."""
+    """Print the accuracy of random choices by C, on 5,000 training images that are not chosen."""
     train = np.random.default_rng(0).permutation(np.flatnonzero(seen.split == "train"))
     judged, rest = train[:5000], train[5000:]
     rows = ["| C | " + " | ".join(map(str, BUDGETS)) + " |", "| --- " * (len(BUDGETS) + 1) + "|"]
@@ -168,8 +169,10 @@ def tune(seen: Embeddings) -> str:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Markdown: mean ± standard deviation over seeds; the classes found at the smallest budget; CPU
-    seconds of the largest.
+    """Write a Markdown table: the mean ± standard deviation over seeds.
+
+    Two more columns hold the fewest classes among the chosen images, and the most CPU seconds that
+    a choice took.
     """
     budgets = sorted({line["budget"] for line in lines})
     heads = ["", *(f"{budget:,}" for budget in budgets), "classes at least", "CPU s at most"]

@@ -1,15 +1,17 @@
-"""`python -m benchmarks.loss [--peer-python PATH]`: NT-Xent in tiles against a tidy cross-entropy,
-the common mask-select code, lightly.
+"""Time and memory of NT-Xent in tiles, a tidy cross-entropy, the mask-select code, and lightly.
+
+    python -m benchmarks.loss [--peer-python PATH]
 
 Forward and backward of n pairs with d coordinates, one thread. Every measurement is a process of
-its own: one cold step gives the loss and the gradient's norm (they must agree) and the extra memory
-(how far it lifts the process's peak), a second one the process CPU seconds. The configurations take
-turns (A B C A B C); medians are printed. The floor is that of two symmetric sweeps, 4 N^2 d flops
-for N = 2n (tiles.py), at the speed of this machine's own matrix product.
+its own: a cold step gives the loss and the gradient's norm (they must agree) and the extra memory
+(how far it raises the process's peak), a second step the process CPU seconds. The configurations
+take turns (A B C A B C), and medians are printed. The floor is that of two symmetric sweeps,
+4 N^2 d flops for N = 2n (tiles.py), at the speed of this machine's own matrix product.
 
 PATH is the Python of an environment that has lightly (never this package's own):
-    python3 -m venv /tmp/peers && /tmp/peers/bin/pip install -c constraints.txt lightly==1.6.0
-    torchvision==0.28.0
+
+    python3 -m venv /tmp/peers
+    /tmp/peers/bin/pip install -c constraints.txt lightly==1.6.0 torchvision==0.28.0
 """
 
 import argparse
@@ -27,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TEMPERATURE = 0.2
+from sureclr.maths.losses import TEMPERATURE
+
 RIVALS = ("tidy", "mask-select")
 Loss = Callable[[Tensor], Tensor]
 
@@ -36,15 +39,13 @@ Loss = Callable[[Tensor], Tensor]
 
 
 def tidy_cross_entropy(x: Tensor) -> Tensor:
-    """The similarity matrix with its diagonal filled, and cross-entropy with the partner as the
-    class.
-    """
+    """Fill the diagonal of the similarities, and use cross-entropy with the partner as class."""
     logits = (x @ x.T / TEMPERATURE).fill_diagonal_(-torch.inf)
     return F.cross_entropy(logits, torch.arange(len(x)).roll(len(x) // 2))
 
 
 def mask_select(x: Tensor) -> Tensor:
-    """Positives and negatives picked by boolean masks and joined again, as in many repositories."""
+    """Select positives and negatives by boolean masks and join them, as many repositories do."""
     image = torch.arange(len(x) // 2).repeat(2)
     same, itself = image[None, :] == image[:, None], torch.eye(len(x), dtype=torch.bool)
     similarity = (x @ x.T)[~itself].view(len(x), -1)
@@ -55,28 +56,27 @@ def mask_select(x: Tensor) -> Tensor:
 
 
 def lightly(x: Tensor) -> Tensor:
+    """Use lightly's NTXentLoss."""
     import sureclr.compat  # noqa: F401, I001  (before lightly, which imports torchvision)
     from lightly.loss import NTXentLoss
 
-    return NTXentLoss(temperature=TEMPERATURE)(*x.chunk(2))
+    result: Tensor = NTXentLoss(temperature=TEMPERATURE)(*x.chunk(2))
+    return result
 
 
 def nt_xent(x: Tensor) -> Tensor:
+    """Use our NT-Xent in tiles."""
     from sureclr.maths import tiles
 
     return tiles.nt_xent(x, TEMPERATURE)
 
 
 def sure(x: Tensor) -> Tensor:
+    """Use SURE in tiles, with equal radii."""
     from sureclr.maths import tiles
 
-    return tiles.sure(
-        x,
-        torch.full((len(x),), 0.5, requires_grad=True),
-        TEMPERATURE,
-        dimension=20.0,
-        softening="anchors",
-    )
+    radii = torch.full((len(x),), 0.5, requires_grad=True)
+    return tiles.sure(x, radii, TEMPERATURE, weight=1.0, dimension=20.0)
 
 
 LOSSES: dict[str, Loss] = {
@@ -92,7 +92,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def inputs(n: int, d: int) -> Tensor:
-    """(2n, d) unit vectors, rows i and i + n close to each other."""
+    """Return (2n, d) unit vectors, rows i and i + n close to each other."""
     generator = torch.Generator().manual_seed(0)
     latent, blur = (
         torch.randn(n, d, generator=generator),
@@ -102,8 +102,9 @@ def inputs(n: int, d: int) -> Tensor:
 
 
 def peak() -> float:
-    """MiB, the most this process ever held. Linux: VmHWM, since ru_maxrss starts from the peak of
-    whoever started the process.
+    """Return the peak memory of this process in MiB.
+
+    On Linux it is VmHWM, since ru_maxrss starts from the peak of the process that started this one.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -112,11 +113,10 @@ def peak() -> float:
 
 
 def step(loss: Loss, x: Tensor) -> tuple[float, float, float]:
-    """Loss (nats), norm of the gradient, CPU seconds."""
+    """Return the loss (nats), the norm of the gradient, and CPU seconds."""
     x.grad, start = None, time.process_time()
-    value = loss(
-        F.normalize(x, dim=1)
-    )  # lightly normalises inside: without this, gradients would differ by their radial part
+    # lightly normalises inside; without this, gradients would differ by their radial part
+    value = loss(F.normalize(x, dim=1))
     value.backward()
     seconds = time.process_time() - start
     assert x.grad is not None
@@ -124,6 +124,7 @@ def step(loss: Loss, x: Tensor) -> tuple[float, float, float]:
 
 
 def measure(name: str, n: int, d: int) -> dict[str, float]:
+    """Return loss, norm of the gradient, extra MiB and CPU seconds, measured in this process."""
     torch.set_num_threads(1)
     x = inputs(n, d)
     step(LOSSES[name], inputs(16, d))  # imports, and what libraries set up once
@@ -138,7 +139,7 @@ def measure(name: str, n: int, d: int) -> dict[str, float]:
 
 
 def product_speed(d: int, size: int = 512, times: int = 400) -> float:
-    """Flops a CPU second of (size, d) x (d, size), the tile's own product."""
+    """Return the flops per CPU second of (size, d) x (d, size), the tile's own product."""
     torch.set_num_threads(1)
     a, out = torch.randn(size, d), torch.empty(size, size)
     torch.mm(a, a.T, out=out)
@@ -152,6 +153,7 @@ def product_speed(d: int, size: int = 512, times: int = 400) -> float:
 
 
 def fresh(name: str, n: int, d: int, python: str) -> dict[str, float]:
+    """Return what `measure` returns in a new process."""
     command = [python, str(Path(__file__)), "--one", name, "-n", str(n), "-d", str(d)]
     environment = {
         **os.environ,
@@ -169,18 +171,19 @@ def fresh(name: str, n: int, d: int, python: str) -> dict[str, float]:
 def race(
     names: list[str], n: int, d: int, rounds: int, peer_python: str | None
 ) -> dict[str, dict[str, float]]:
-    """Medians of each configuration, taking turns."""
+    """Return the medians of each configuration, which take turns."""
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
             python = peer_python if name == "lightly" and peer_python else sys.executable
             runs[name].append(fresh(name, n, d, python))
     return {
-        name: {key: median(run[key] for run in of) for key in of[0]} for name, of in runs.items()
+        name: {key: median(run[key] for run in own) for key in own[0]} for name, own in runs.items()
     }
 
 
 def must_agree(results: dict[str, dict[str, float]]) -> None:
+    """Stop unless all rivals have our loss and gradient, to 1e-5."""
     ours = results["nt-xent"]
     for name in results.keys() & {"lightly", *RIVALS}:
         for key in ("loss", "gradient"):
@@ -191,6 +194,7 @@ def must_agree(results: dict[str, dict[str, float]]) -> None:
 
 
 def report(results: dict[str, dict[str, float]], n: int, d: int) -> None:
+    """Print a table of the results."""
     ours, floor = results["nt-xent"], 4 * (2 * n) ** 2 * d / product_speed(d)
     print(
         f"n = {n} pairs, d = {d}, forward and backward; floor {floor:.3f} CPU s, ours"
@@ -200,22 +204,23 @@ def report(results: dict[str, dict[str, float]], n: int, d: int) -> None:
         f"  {'':12s} {'CPU s':>8s} {'x ours':>7s} {'MiB extra':>10s} {'x ours':>7s}"
         f" {'loss, nats':>12s} {'|gradient|':>11s}"
     )
-    for name, one in results.items():
-        time_ratio, memory_ratio = one["seconds"] / ours["seconds"], one["extra"] / ours["extra"]
+    for name, row in results.items():
+        time_ratio, memory_ratio = row["seconds"] / ours["seconds"], row["extra"] / ours["extra"]
         print(
-            f"  {name:12s} {one['seconds']:8.3f} {time_ratio:7.2f} {one['extra']:10.0f}"
-            f" {memory_ratio:7.1f} {one['loss']:12.6f} {one['gradient']:11.4e}",
+            f"  {name:12s} {row['seconds']:8.3f} {time_ratio:7.2f} {row['extra']:10.0f}"
+            f" {memory_ratio:7.1f} {row['loss']:12.6f} {row['gradient']:11.4e}",
             flush=True,
         )
 
 
 def main() -> None:
+    """Run the race, or with --one a single measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--peer-python",
-        help="a Python that has lightly; without it lightly is raced if it is importable here",
+        help="a Python that has lightly; without it, lightly takes part if it is importable here",
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--one", choices=LOSSES, help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
-"""`python -m benchmarks.probe [--large]`: our linear probe against scikit-learn's L-BFGS, the same
-objective and the same data.
+"""Our linear probe against scikit-learn's L-BFGS, with the same objective and the same data.
 
-Features have covariance spectrum 1/k in a random basis, labels come from a noisy linear teacher.
-Both solvers are timed in CPU
-time of the process, interleaved, and judged by one float64 function: the objective, and the norm of
-its gradient relative to its start. scikit-learn stops on the largest entry of the gradient, so it
-is told 1e-6 of the largest entry at the start.
+    python -m benchmarks.probe [--large]
+
+Features have the covariance spectrum 1/k in a random basis, and labels come from a noisy linear
+teacher. Both solvers are timed in CPU time of the process, interleaved, and judged by one float64
+function: the objective, and the norm of its gradient relative to the start. scikit-learn stops on
+the largest entry of the gradient, so its tolerance is 1e-6 of the largest entry at the start.
 """
 
 import argparse
@@ -28,8 +28,9 @@ CLASSES, STRENGTH, TOLERANCE = 10, 1e-4, 1e-6
 
 
 def data(n: int, f: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """(n, f) float32 standardised features whose covariance had eigenvalues 1/k before
-    standardisation, and (n,) labels.
+    """Return (n, f) float32 standardised features and (n,) labels.
+
+    Before standardisation the covariance of the features has eigenvalues 1/k.
     """
     generator = torch.Generator().manual_seed(seed)
     latent = torch.randn(n, f, generator=generator) / torch.arange(1, f + 1).sqrt()
@@ -47,8 +48,9 @@ def data(n: int, f: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def judge(
     x: Tensor, target: Tensor, weight: Tensor, bias: Tensor, strength: float
 ) -> tuple[float, float]:
-    """(J in nats, |gradient| / |gradient at 0|), float64, by autograd over blocks of rows: no code
-    shared with the solver.
+    """Return J in nats and |gradient| / |gradient at 0|, in float64.
+
+    They are made by autograd over blocks of rows, without code of the solver.
     """
     value, norm = _value_and_norm(x, target, weight.double(), bias.double(), strength)
     start = _value_and_norm(x, target, 0 * weight.double(), 0 * bias.double(), strength)[1]
@@ -73,11 +75,13 @@ def _value_and_norm(
 
 
 def ours(x: Tensor, target: Tensor, tolerance: float = TOLERANCE) -> tuple[Tensor, Tensor, int]:
+    """Fit with our solver; return weight, bias and the number of iterations."""
     fit = logistic_regression(x, target, [STRENGTH], tolerance, 2000)
     return fit.weight[0], fit.bias[0], fit.iterations
 
 
 def sklearn(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Fit with scikit-learn; return weight, bias and the number of iterations."""
     one_hot = torch.nn.functional.one_hot(target, CLASSES).to(x.dtype)
     largest = (x.T @ (one_hot - 1 / CLASSES) / len(x)).abs().max().item()
     model = LogisticRegression(C=1 / (len(x) * STRENGTH), tol=TOLERANCE * largest, max_iter=20000)
@@ -92,6 +96,7 @@ def sklearn(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def timed(name: str, solve: Solver, x: Tensor, target: Tensor) -> tuple[float, float]:
+    """Time a solver, print its line, and return its CPU seconds and its gradient."""
     """(CPU seconds, relative gradient reached)."""
     start = time.process_time()
     weight, bias, iterations = solve(x, target)
@@ -106,8 +111,9 @@ def timed(name: str, solve: Solver, x: Tensor, target: Tensor) -> tuple[float, f
 
 
 def race(n: int, f: int, rounds: int) -> None:
-    """Interleaved, our first call dropped. In float32 scikit-learn stops early, so we also run to
-    where it stopped.
+    """Time the solvers in turn, after a first call of ours that does not count.
+
+    In float32 scikit-learn stops early, so ours is also timed to the gradient where it stopped.
     """
     x, target = data(n, f)
     print(
@@ -138,7 +144,7 @@ def race(n: int, f: int, rounds: int) -> None:
 
 
 def floor(x: Tensor, iterations: int) -> float:
-    """CPU seconds of two products an iteration, which no such solver can avoid."""
+    """Return the CPU seconds of two products per iteration, which no such solver can avoid."""
     weight, residual = torch.randn(CLASSES, x.shape[1]), torch.randn(CLASSES, len(x))
     start = time.process_time()
     for _ in range(iterations):
@@ -147,7 +153,7 @@ def floor(x: Tensor, iterations: int) -> float:
 
 
 def strengths(n: int, f: int, in_turn: bool) -> None:
-    """Eight strengths in one batch against one of them, and against each in turn."""
+    """Time eight strengths in one batch, and each of them in turn."""
     x, target = data(n, f)
     batch, converged = clock(x, target, STRENGTHS)
     print(
@@ -165,12 +171,14 @@ def strengths(n: int, f: int, in_turn: bool) -> None:
 
 
 def clock(x: Tensor, target: Tensor, grid: Sequence[float]) -> tuple[float, list[bool]]:
+    """Return our solver's CPU seconds on a grid of strengths, and which of them converged."""
     start = time.process_time()
     fit = logistic_regression(x, target, grid, TOLERANCE, 2000)
     return time.process_time() - start, fit.converged.tolist()
 
 
 def main() -> None:
+    """Run the race and the comparison of strengths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--large",

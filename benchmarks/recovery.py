@@ -1,22 +1,20 @@
-"""`python -m benchmarks.recovery`: does the radius come out? Theory 7's experiment: known latents,
-unknown mixing.
+"""Does the radius come out? The experiment of theory 7: known latents, unknown mixing.
 
     python -m benchmarks.recovery [--only NAME ...] [--d 10 ...] [--noise poisson|vmf ...]
-    [--latents uniform|clustered ...]
-                                  [--temperatures 0.2 ...] [--seeds 0 1 2] [--steps 1500] [--lines
-                                  FILE]
+                                  [--latents uniform|clustered ...] [--temperatures 0.2 ...]
+                                  [--seeds 0 1 2] [--steps 1500] [--lines FILE]
     python -m benchmarks.recovery --table
 
-A latent z on S^{d-1}; two views of it, whose radii rho are uniform in [0.1, 0.98] and independent
-of z; their directions mu from the Poisson kernel at rho z, or from von Mises-Fisher with mean
+A latent z on S^{d-1} has two views, whose radii rho are uniform in [0.1, 0.98] and independent of
+z. Their directions mu come from the Poisson kernel at rho z, or from von Mises-Fisher with mean
 resultant length rho. So rho mu is the mean of z given the view (for uniform latents). A fixed
 random injective network turns rho mu into a 32-d observation; an MLP learns a direction and k from
-pairs of observations alone. Then its radius is held against the true one, which it never saw.
+pairs of observations alone. Then its radius is compared with the true one, which it never saw.
 
-In a world, SURE's temperatures are swept at seed 0, and the one whose log E[exp s] is nearest 0
-goes on to all seeds: no truth in that choice. A reference keeps the temperature of its lowest
-error: the truth chooses, in its favour. kappa is read as its mean resultant length. A finished run
-is one line of recovery.jsonl, and a run that has its line is not done again.
+In each world, SURE's temperatures are swept at seed 0, and the one whose log E[exp s] is nearest 0
+is run with all seeds: no truth enters that choice. A reference is run with the temperature of its
+lowest error: there the truth chooses, in its favour. kappa is read as its mean resultant length. A
+finished run is one line of recovery.jsonl, and a run that has its line is not repeated.
 """
 
 import argparse
@@ -37,30 +35,22 @@ from torch import Tensor, nn
 from benchmarks.lines import Line, command, keep, kept
 from benchmarks.study import spread
 from sureclr.maths.losses import log_mean_exp_evidence
-from sureclr.maths.metrics import calibration, spearman
+from sureclr.maths.metrics import calibration_by_bins, spearman
 from sureclr.maths.objectives import Objective, objective
 from sureclr.maths.sampling import sample, uniform_directions
 from sureclr.maths.sphere import Posterior
 from sureclr.maths.vmf import sample_vmf, vmf_mean_resultant_length
 
 LINES = Path(__file__).with_suffix(".jsonl")
-OBSERVED, WIDTH, RATE = (
-    32,
-    256,
-    2e-3,
-)  # coordinates of an observation; the encoder's hidden width; Adam, cosine to 0
-PAIRS, TEST, NEGATIVES = (
-    512,
-    4096,
-    1024,
-)  # latents: a step, a test, and of the test for log E[exp s] (its memory is quadratic)
+OBSERVED, WIDTH = 32, 256  # coordinates of an observation; the encoder's hidden width
+RATE = 2e-3  # Adam's learning rate, which falls to 0 as a cosine
+PAIRS, TEST = 512, 4096  # latents of a step and of the test
+NEGATIVES = 1024  # latents of the test for log E[exp s], whose memory is quadratic
 RADII = (0.1, 0.98)
-CENTRES, CLUSTER_RADIUS = (
-    20,
-    0.7,
-)  # clustered latents: Poisson kernels of this radius about uniform centres
+# Clustered latents: Poisson kernels of this radius about uniform centres
+CENTRES, CLUSTER_RADIUS = 20, 0.7
 
-# Names of SURE and what differs from its default, beside the weight and the kernel of theory 3.
+# Variants of SURE and what differs from its defaults, in addition to weight 1 and measured kernel
 SURE: dict[str, dict[str, Any]] = {
     "sure": {},
     "sure-directions": {"softening": "off"},
@@ -68,7 +58,7 @@ SURE: dict[str, dict[str, Any]] = {
     "sure-prior": {"empirical_prior": 0.5},
 }
 SWEEP = (0.2, 0.3, 0.5, 1.0)
-# Loss -> temperatures to try, in the order in which they are run. None: it has no temperature.
+# The temperatures to try for each loss, in the order in which they run. None: it has none
 TEMPERATURES: dict[str, tuple[float | None, ...]] = {
     "sure": SWEEP,
     "mc-infonce": (0.05, 0.1, 0.2, 0.5),
@@ -84,7 +74,7 @@ TEMPERATURES: dict[str, tuple[float | None, ...]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """What makes a run the run it is."""
+    """The settings of a run."""
 
     name: str
     d: int
@@ -99,19 +89,22 @@ class Job:
 
 
 class World:
-    """Pairs of observations with their truth. One seed gives one mixing network, one set of centres
-    and one stream of pairs.
+    """Pairs of observations with their truth.
+
+    One seed gives one mixing network, one set of centres and one stream of pairs.
     """
 
     def __init__(self, job: Job) -> None:
+        """Draw the mixing network and the centres."""
         self.job, self.generator = job, torch.Generator().manual_seed(job.seed)
         self.mixing = mixing(job.d, self.generator)
         self.centres = uniform_directions(CENTRES, job.d, self.generator)
         self.kappa = kappa_of_radius(job.d)
 
     def pairs(self, n: int) -> tuple[Tensor, Posterior]:
-        """(2n, 32) observations and their true posteriors; rows i and i + n are the views of latent
-        i.
+        """Draw (2n, 32) observations and their true posteriors.
+
+        Rows i and i + n are the views of latent i.
         """
         low, high = RADII
         radius = low + (high - low) * torch.rand(2 * n, generator=self.generator)
@@ -119,7 +112,7 @@ class World:
         return self.mixing(truth.mean), truth
 
     def latents(self, n: int) -> Tensor:
-        """(n, d) unit vectors z."""
+        """Draw (n, d) unit vectors z."""
         if self.job.latents == "uniform":
             return uniform_directions(n, self.job.d, self.generator)
         which = torch.randint(CENTRES, (n,), generator=self.generator)
@@ -128,17 +121,20 @@ class World:
         )
 
     def noisy(self, z: Tensor, radius: Tensor) -> Tensor:
-        """(n, d) directions about z with E[mu | z] = rho z. Both laws are symmetric in mu and z."""
+        """Draw (n, d) directions mu about z with E[mu | z] = rho z.
+
+        Both laws are symmetric in mu and z.
+        """
         if self.job.noise == "poisson":
             return sample(Posterior(z, radius), self.generator)
         return sample_vmf(z, self.kappa(radius), self.generator)
 
 
 def mixing(d: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A random injective map of (n, d) to (n, 32): orthogonal maps, and between them shifts and a
-    leaky rectifier.
+    """Return a random injective map of (n, d) to (n, 32).
 
-    Without the shifts it would be homogeneous: the observation's length would give the radius away.
+    It has orthogonal maps, and between them shifts and a leaky rectifier. Without the shifts it
+    would be homogeneous: the observation's length would reveal the radius.
     """
     maps = [
         torch.linalg.qr(torch.randn(OBSERVED, OBSERVED, generator=generator))[0] for _ in range(3)
@@ -146,7 +142,7 @@ def mixing(d: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     shifts = [torch.randn(OBSERVED, generator=generator) / 2 for _ in range(2)]
 
     def observe(u: Tensor) -> Tensor:
-        x = math.sqrt(OBSERVED) * u @ maps[0][:d]  # a coordinate of size rho
+        x: Tensor = math.sqrt(OBSERVED) * u @ maps[0][:d]  # a coordinate of size rho
         for shift, turn in zip(shifts, maps[1:], strict=True):
             x = nn.functional.leaky_relu(x + shift, 0.2) @ turn
         return x
@@ -155,7 +151,10 @@ def mixing(d: int, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
 
 
 def kappa_of_radius(d: int) -> Callable[[Tensor], Tensor]:
-    """The inverse of A_d by interpolation: relative error of the radius under 1e-5 inside RADII."""
+    """Return the inverse of A_d by interpolation.
+
+    The relative error of the radius is under 1e-5 inside RADII.
+    """
     log_kappa = torch.linspace(math.log(1e-2), math.log(1e4), 8192, dtype=torch.float64)
     radius = vmf_mean_resultant_length(log_kappa.exp(), d).numpy()
     return lambda rho: torch.as_tensor(
@@ -167,7 +166,7 @@ def kappa_of_radius(d: int) -> Callable[[Tensor], Tensor]:
 
 
 def encoder(d: int) -> nn.Module:
-    """(n, 32) -> (n, d + 1): a direction of any length, and k, which starts at 0."""
+    """Return a network (n, 32) -> (n, d + 1): a direction of any length, and k, at first 0."""
     last = nn.Linear(WIDTH, d + 1)
     nn.init.zeros_(last.weight[-1])
     nn.init.zeros_(last.bias)
@@ -177,19 +176,18 @@ def encoder(d: int) -> nn.Module:
 
 
 def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
+    """Return the posteriors of (n, 32) observations."""
     out = net(x)
     return loss.read(out[:, :-1], out[:, -1])
 
 
 def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
-    """The trained loss and network, and the CPU seconds of a step without its data."""
+    """Return the trained loss and network, and the CPU seconds of a step without its data."""
     torch.manual_seed(job.seed)  # of the network's start
-    name, own = (
-        (job.name, {})
-        if job.name not in SURE
-        else ("sure", {"weight": 1.0, "dimension": "measured", **SURE[job.name]})
-    )
-    loss, net = objective(name, temperature=job.tau, **own), encoder(job.d)
+    name, options = job.name, {}
+    if job.name in SURE:
+        name, options = "sure", {"weight": 1.0, "dimension": "measured", **SURE[job.name]}
+    loss, net = objective(name, temperature=job.tau, **options), encoder(job.d)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
     seconds = 0.0
@@ -197,7 +195,7 @@ def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
         x, _ = world.pairs(PAIRS)
         start = time.process_time()
         optimizer.zero_grad(set_to_none=True)
-        loss(read(loss, net, x), world.generator).backward()
+        loss(read(loss, net, x), generator=world.generator).backward()
         optimizer.step()
         schedule.step()
         seconds += time.process_time() - start
@@ -205,59 +203,56 @@ def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
 
 
 def one_run(job: Job) -> Line:
-    """Train, measure on new pairs of the same world, and say it in one flat line."""
+    """Train, measure on new pairs of the same world, and return the numbers in one flat line."""
     world = World(job)
     loss, net, seconds = train(job, world)
     x, truth = world.pairs(TEST)
     with torch.no_grad():
-        found = read(loss, net, x)
+        predicted = read(loss, net, x)
     m = getattr(loss, "kernel_dimension", None) or job.d
     return {
         **asdict(job),
-        **radius_numbers(found, truth),
-        **pair_numbers(found, m),
-        "cosine": direction_cosine(found, truth),
+        **radius_numbers(predicted, truth),
+        **pair_numbers(predicted, m),
+        "cosine": direction_cosine(predicted, truth),
         "kernel_dimension": m,
         "cpu_s_per_step": seconds,
         "date": date.today().isoformat(),
     }
 
 
-def radius_numbers(found: Posterior, truth: Posterior) -> Line:
-    """Of predicted against true radii, over 2n test views."""
-    assert found.radius is not None and truth.radius is not None
-    error = (found.radius - truth.radius).double()
+def radius_numbers(predicted: Posterior, truth: Posterior) -> Line:
+    """Compare predicted with true radii, over 2n test views."""
+    assert predicted.radius is not None and truth.radius is not None
+    error = (predicted.radius - truth.radius).double()
     return {
-        "spearman": spearman(found.radius, truth.radius),
+        "spearman": spearman(predicted.radius, truth.radius),
         "mae": error.abs().mean().item(),
         "bias": error.mean().item(),
     }
 
 
-def direction_cosine(found: Posterior, truth: Posterior) -> float:
-    """Mean over views of the cosine between the predicted direction and the true one, after the
-    best orthogonal map.
-    """
-    turn, _ = orthogonal_procrustes(
-        found.direction.double().numpy(), truth.direction.double().numpy()
-    )
-    return (
-        (found.direction.double() @ torch.as_tensor(turn) * truth.direction).sum(-1).mean().item()
-    )
+def direction_cosine(predicted: Posterior, truth: Posterior) -> float:
+    """Return the mean cosine of predicted and true directions, after the best orthogonal map."""
+    own, true = predicted.direction.double(), truth.direction.double()
+    turn, _ = orthogonal_procrustes(own.numpy(), true.numpy())
+    return float((own @ torch.as_tensor(turn) * true).sum(-1).mean())
 
 
-def pair_numbers(found: Posterior, m: float) -> Line:
-    """What needs no truth: calibration of r = rho rho' against the pair's cosine, and log E[exp s]
-    over different latents.
+def pair_numbers(predicted: Posterior, m: float) -> Line:
+    """Return the numbers that need no truth.
+
+    They are the calibration of r = rho rho' against the pair's cosine, and log E[exp s] over
+    different latents.
     """
-    assert found.radius is not None
-    (first, second), (mu, other) = found.radius.chunk(2), found.direction.chunk(2)
+    assert predicted.radius is not None
+    (first, second), (mu, other) = predicted.radius.chunk(2), predicted.direction.chunk(2)
     rows = torch.arange(NEGATIVES).repeat(2) + torch.tensor([0, TEST]).repeat_interleave(NEGATIVES)
     diagnostic, error = log_mean_exp_evidence(
-        Posterior(found.direction[rows].double(), found.radius[rows].double()), m
+        Posterior(predicted.direction[rows].double(), predicted.radius[rows].double()), m
     )
     return {
-        "calibration": calibration(first * second, (mu * other).sum(-1)).error,
+        "calibration": calibration_by_bins(first * second, (mu * other).sum(-1)).error,
         "log_mean_exp": diagnostic,
         "log_mean_exp_se": error,
     }
@@ -267,6 +262,7 @@ def pair_numbers(found: Posterior, m: float) -> Line:
 
 
 def main() -> None:
+    """Run the jobs that have no line yet, or print the table."""
     asked = arguments()
     if asked.table:
         print(table([line for line in kept(asked.lines) if line["steps"] == asked.steps]))
@@ -274,10 +270,11 @@ def main() -> None:
     torch.set_num_threads(1)
     for job in jobs(asked):
         if astuple(job) not in map(key, kept(asked.lines)):
-            print(said(keep(one_run(job), asked.lines)), flush=True)
+            print(as_text(keep(one_run(job), asked.lines)), flush=True)
 
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="benchmarks.recovery", description=__doc__, formatter_class=raw
@@ -293,7 +290,10 @@ def arguments() -> argparse.Namespace:
         "--latents", nargs="+", choices=["uniform", "clustered"], default=["uniform", "clustered"]
     )
     parser.add_argument(
-        "--temperatures", nargs="+", type=float, help="instead of each loss's own list"
+        "--temperatures",
+        nargs="+",
+        type=float,
+        help="temperatures to try, in place of each loss's own list",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
@@ -301,14 +301,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--table",
         action="store_true",
-        help="print the table of the runs that are done, and do none",
+        help="print the table of the finished runs, and run nothing",
     )
     return parser.parse_args()
 
 
 def jobs(asked: argparse.Namespace) -> Iterator[Job]:
-    """World after world, the deciding one (d = 10, our noise, uniform latents) first; in it SURE,
-    MC-InfoNCE, the others.
+    """Yield the jobs world by world, the most important one first.
+
+    That is d = 10, our noise, uniform latents. In each world SURE comes first, then MC-InfoNCE and
+    the others.
     """
     first, *others = asked.seeds
     for latents, noise, d, name in product(asked.latents, asked.noise, asked.d, asked.only):
@@ -322,14 +324,13 @@ def jobs(asked: argparse.Namespace) -> Iterator[Job]:
 
 
 def temperatures(name: str, asked: list[float] | None) -> tuple[float | None, ...]:
+    """Return the temperatures to try for a loss."""
     own = TEMPERATURES[name]
     return own if asked is None or own == (None,) else tuple(asked)
 
 
 def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
-    """The temperature that goes on to the other seeds: SURE's without looking at the truth, a
-    reference's by its error.
-    """
+    """Return the temperature for the other seeds: SURE's without the truth, others' by error."""
     runs = [line for line in lines if key(line) in map(astuple, sweep)]
     best: Line = min(
         runs, key=lambda line: abs(line["log_mean_exp"]) if name in SURE else line["mae"]
@@ -339,10 +340,12 @@ def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
 
 
 def key(line: Line) -> tuple[Any, ...]:
+    """Return the settings of a line's run."""
     return tuple(line[field] for field in Job.__dataclass_fields__)
 
 
-def said(line: Line) -> str:
+def as_text(line: Line) -> str:
+    """Return a line's names and values, without the date."""
     return "  ".join(f"{name} {value}" for name, value in line.items() if name != "date")
 
 
@@ -362,8 +365,9 @@ COLUMNS = {
 
 
 def table(lines: list[Line]) -> str:
-    """Markdown: mean over seeds, ± their standard deviation where there are several; a row a loss,
-    world and temperature.
+    """Return a Markdown table with one row for each world, loss and temperature.
+
+    Cells are means over seeds, ± the standard deviation where there are several.
     """
     rows = [
         "| latents, noise, d | loss | tau | seeds | " + " | ".join(COLUMNS) + " |",
@@ -385,6 +389,7 @@ def table(lines: list[Line]) -> str:
 
 
 def rank(world: tuple[tuple[Any, ...], list[Line]]) -> tuple[Any, ...]:
+    """Return the sorting key of a row."""
     (latents, noise, d, name, _), _ = world
     return latents == "clustered", noise, d, list(TEMPERATURES).index(name)
 

@@ -26,11 +26,14 @@ import torch
 from benchmarks.lines import command, keep, kept
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
-from sureclr.evaluation import certainty_quality as uncertainty
-from sureclr.evaluation import foreign_images as ood
+from sureclr.evaluation.certainty_quality import measure_uncertainty
+from sureclr.evaluation.foreign_images import measure_ood
+from sureclr.evaluation.inputs import evaluation_inputs
+from sureclr.evaluation.results import UncertaintyResult
 from sureclr.recipes import recipe
+from sureclr.schema import to_json
 from sureclr.training.pretraining import pretrain
 from sureclr.training.progress import Silent
 from sureclr.training.run import Run
@@ -86,7 +89,7 @@ def main() -> None:
         print(table([line for line in kept(LINES) if line["source"] == asked.source]))
         return
     torch.set_num_threads(asked.threads)
-    images = subset(load(asked.source))
+    images = subset(load_images(asked.source))
     for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
         if (name, seed, asked.source) not in {
             (line["name"], line["seed"], line["source"]) for line in kept(LINES)
@@ -195,55 +198,57 @@ def measured(run: Run, images: ImageSet) -> dict[str, Any]:
     R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is
     nearest-neighbour similarity.
     """
-    embeddings = run.embed(images)
-    reference = uncertainty.Reference.of(embeddings)
-    found = uncertainty.measure(
-        run.embed, images, embeddings, run.config.views, levels=LEVELS, reference=reference
+    inputs = evaluation_inputs(run, images)
+    found = measure_uncertainty(
+        inputs.embed,
+        inputs.images,
+        inputs.table,
+        run.config.views,
+        levels=LEVELS,
+        reference=inputs.reference,
     )
-    foreign = ood.measure(run.embed, images, embeddings, reference=reference)
-    random = {name: c["random"] for name, c in found["corruptions"].items()}
-    calibration, evidence = found.get("calibration"), found.get("evidence")
-    ranked = {"clean": found["clean"], **random}
+    kinds = measure_ood(
+        inputs.embed,
+        inputs.images,
+        inputs.table,
+        inputs.other_test_images,
+        reference=inputs.reference,
+    )
+    foreign = {name: images.auroc for name, images in kinds.items() if not images.skipped}
+    random = {name: corruption.random for name, corruption in found.corruptions.items()}
+    rankings = {"clean": found.clean, **{name: harmed.ranking for name, harmed in random.items()}}
+    r_auroc = {name: ranking.r_auroc for name, ranking in rankings.items() if ranking is not None}
+    calibration, evidence, selective = found.calibration, found.evidence, found.selective
+    assert selective is not None  # the study's data sets have labels
     return {
-        "knn": 1 - found["selective"]["knn"]["error"],
-        "linear": 1 - found["selective"]["linear"]["error"],
-        "instance_match": found["partner"]["instance_match"],
-        "partner_auroc": found["partner"]["auroc"].get("certainty"),
-        **{f"r_auroc_{what}": r["r_auroc"].get("certainty") for what, r in ranked.items()},
-        **{
-            f"nn_r_auroc_{what}": r["r_auroc"]["neighbour_similarity"] for what, r in ranked.items()
-        },
-        **{f"spearman_{what}": r["spearman"].get("certainty") for what, r in random.items()},
-        **{
-            f"less_certain_{what}": r["less_certain"].get("certainty") for what, r in random.items()
-        },
-        "calibration_raw": calibration and calibration["raw"]["error"],
-        "calibration_mapped": calibration and calibration["mapped"]["error"],
-        "mean_cosine_different": calibration and calibration["mean_cosine_different"],
-        "log_mean_exp": evidence and evidence["log_mean_exp"],
-        "log_mean_exp_se": evidence and evidence["log_mean_exp_standard_error"],
-        "kernel_dimension": evidence and evidence["kernel_dimension"],
-        **{
-            f"ood_{what}": r["auroc"].get("certainty")
-            for what, r in foreign.items()
-            if "auroc" in r
-        },
-        **{
-            f"nn_ood_{what}": r["auroc"]["neighbour_similarity"]
-            for what, r in foreign.items()
-            if "auroc" in r
-        },
-        "detail": {"uncertainty": compact(found), "ood": foreign},
+        "knn": 1 - selective["knn"].error,
+        "linear": 1 - selective["linear"].error,
+        "instance_match": found.partner.instance_match,
+        "partner_auroc": found.partner.auroc.get("certainty"),
+        **{f"r_auroc_{what}": r.get("certainty") for what, r in r_auroc.items()},
+        **{f"nn_r_auroc_{what}": r["neighbour_similarity"] for what, r in r_auroc.items()},
+        **{f"spearman_{what}": r.spearman.get("certainty") for what, r in random.items()},
+        **{f"less_certain_{what}": r.less_certain.get("certainty") for what, r in random.items()},
+        "calibration_raw": calibration and calibration.raw.error,
+        "calibration_mapped": calibration and calibration.mapped.error,
+        "mean_cosine_different": calibration and calibration.mean_cosine_different,
+        "log_mean_exp": evidence and evidence.log_mean_exp,
+        "log_mean_exp_se": evidence and evidence.log_mean_exp_standard_error,
+        "kernel_dimension": evidence and evidence.kernel_dimension,
+        **{f"ood_{what}": auroc.get("certainty") for what, auroc in foreign.items()},
+        **{f"nn_ood_{what}": auroc["neighbour_similarity"] for what, auroc in foreign.items()},
+        "detail": {"uncertainty": compact(found), "ood": to_json(kinds)},
     }
 
 
-def compact(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the curves, which make a line of 8 kB one of 12."""
+def compact(result: UncertaintyResult) -> dict[str, Any]:
+    """Return the result without its curves, which make a line of 8 kB one of 12."""
+    content: dict[str, Any] = to_json(result)
     selective = {
-        name: {"error": r["error"], "aurc": r["aurc"]}
-        for name, r in found.get("selective", {}).items()
+        name: {"error": part["error"], "aurc": part["aurc"]}
+        for name, part in content["selective"].items()
     }
-    return {**found, "selective": selective}
+    return {**content, "selective": selective}
 
 
 COLUMNS = {

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 import sureclr.compat  # noqa: F401
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import ViewConfig
+from sureclr.data.views import two_views
 
 Route = Callable[[Tensor], Any]
 SETTINGS = {

@@ -1,12 +1,12 @@
-"""One frozen, complete, checked configuration of a pretraining run, and the YAML file that it is
-kept in.
+"""The complete configuration of a pretraining run, and the YAML file that stores it.
 
-Defaults stand here and nowhere else; a recipe is a function that returns a configuration
-(recipes.py).
+Every default stands here and nowhere else. A recipe is a function that returns a configuration
+(recipes.py). The docstring of a field is also the help text of its option on the command line.
 """
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,43 +19,54 @@ from sureclr.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """SimCLR's augmentation, complete; the defaults are the paper's. `*_p` are probabilities; off
-    is 0.
+    """SimCLR's random views of an image (Chen et al. 2020, appendix A).
+
+    The defaults are the paper's. A probability of 0 switches an operation off.
     """
 
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Area of the crop as a fraction of the image's: uniform between these."""
-    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of the crop: log-uniform between these."""
-    flip: float = 0.5
-    """Probability of a left-right flip. 0 for digits and letters."""
-    jitter_p: float = 0.8
-    """Probability of colour jitter."""
-    strength: float = 1.0
-    """Strength s of the jitter: multiplies the four amounts below. The paper takes 0.5 for CIFAR.
+    """Smallest and largest area of the random crop, as fractions of the image's area. Raise the
+    first one where small objects would often be cut away.
     """
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest ratio of width to height of the random crop."""
+    flip: float = 0.5
+    """Probability of a left-right flip. Use 0 where a mirror image means something else, as for
+    digits and letters.
+    """
+    jitter_p: float = 0.8
+    """Probability that a view's colours are changed at random."""
+    strength: float = 1.0
+    """Factor for the four amounts of colour change below. The paper uses 0.5 for CIFAR-10."""
     brightness: float = 0.8
-    """Amount b at strength 1: the factor is uniform in [max(0, 1 - s b), 1 + s b]."""
+    """Amount by which the brightness changes: at strength 1 its factor lies between 1 - amount (at
+    least 0) and 1 + amount.
+    """
     contrast: float = 0.8
-    """Amount at strength 1, as for brightness."""
+    """Amount by which the contrast changes, as for brightness."""
     saturation: float = 0.8
-    """Amount at strength 1, as for brightness."""
+    """Amount by which the saturation of the colours changes, as for brightness."""
     hue: float = 0.2
-    """Amount at strength 1, in turns of the colour circle: the shift is uniform in [-s hue, s hue];
-    s hue is at most 0.5.
+    """Amount by which the hue changes, in turns of the colour circle: at strength 1 it moves by up
+    to this much either way. Times strength it is at most 0.5.
     """
     grey_p: float = 0.2
-    """Probability of dropping the colour."""
+    """Probability that a view loses its colours."""
     blur_p: float = 0.5
-    """Probability of a Gaussian blur."""
+    """Probability of a Gaussian blur. Use 0 for small images, where a blur removes too much."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Standard deviation of the blur in pixels: uniform between these."""
+    """Smallest and largest standard deviation of the blur, in pixels."""
     blur_kernel: float = 0.1
-    """Width of the blur's kernel as a fraction of the image's shorter side, made odd: 3 at 32 px, 9
-    at 96, none below 20.
+    """Width of the blur's kernel as a fraction of the image's shorter side: by default 3
+    pixels at 32 and 9 at 96, and none below 20.
     """
 
     def __post_init__(self) -> None:
+        """Refuse values that cannot be used.
+
+        Raises:
+            UserError: a value out of range; the sentence names its field.
+        """
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "blur_kernel"):
             _check_view(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
@@ -80,12 +91,21 @@ class ViewConfig:
 
     @classmethod
     def light(cls, flip: float = 0.5) -> "ViewConfig":
-        """Half to whole crops and the flip alone: for fine-tuning with labels."""
+        """Return the views for fine-tuning with labels: crops of at least half the area, and flips.
+
+        Args:
+            flip: probability of a left-right flip.
+        """
         return cls(crop_area=(0.5, 1.0), flip=flip, jitter_p=0, grey_p=0, blur_p=0)
 
     def blur_radius(self, height: int, width: int) -> int:
-        """Pixels on each side of the kernel's centre; the kernel is 2 radius + 1 wide, 0 is no
-        blur. SimCLR's own rounding.
+        """Return the number of kernel pixels on each side of the blur's centre pixel.
+
+        The kernel is 2 radius + 1 pixels wide; 0 means no blur. SimCLR's own rounding.
+
+        Args:
+            height: of the image, in pixels.
+            width: of the image, in pixels.
         """
         return int(self.blur_kernel * min(height, width) + 1e-9) // 2
 
@@ -100,94 +120,122 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Everything that decides what a run learns. Where it is written and on which machine it runs
-    are arguments of `pretrain`.
+    """Everything that decides what a pretraining run learns.
+
+    Where the run is written, and on which machine it runs, are arguments of `pretrain`.
     """
 
     source: str
-    """Data source: digits, fashion-mnist, cifar10, cifar100, stl10, or folder:PATH."""
+    """Images to train on: digits, fashion-mnist, cifar10, cifar100, stl10, or folder:PATH for your
+    own.
+    """
     size: int | None = None
-    """Side of the images in pixels; default: the data set's own (a folder: 96)."""
+    """Side of the images in pixels. Default: that of the data set; 96 for a folder."""
 
     encoder: str = "resnet18"
-    """`small` (trains on a CPU) or any timm model name."""
+    """Network that is trained: small (quick on a CPU) or the name of any timm model."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layers: imagenet, or cifar (3x3, stride 1, no max-pool; for images of about 32 px)."""
+    """First layers of the encoder: imagenet; or cifar (3x3 convolution, stride 1, no pooling) for
+    images of about 32 pixels.
+    """
     init: Literal["random", "timm"] = "random"
-    """Start from random weights, or from timm's pretrained ones where you have them."""
+    """First weights of the encoder: random, or timm (the pretrained ones of the timm model)."""
     projection_dim: int = 128
-    """Coordinates d of the direction (output of the projection head)."""
+    """Number of coordinates of the direction, which is the output of the projection head."""
     projection_layers: int = 2
-    """Linear layers of the projection head, 1 to 4."""
+    """Number of linear layers in the projection head, 1 to 4."""
     projection_hidden: int | None = None
-    """Width of its hidden layers; default: the encoder's feature count."""
+    """Width of the hidden layers in the projection head. Default: the number of features of the
+    encoder.
+    """
 
     loss: str = "sure"
-    """sure (NT-Xent plus a likelihood for the radius), nt-xent, or a reference loss (`sureclr
-    list`).
+    """Loss to minimise: sure (learns certainty), nt-xent (SimCLR), or another one from `sureclr
+    list`.
     """
     temperature: float | None = None
-    """Temperature tau of the loss; default: the loss's own."""
+    """Temperature of the loss; a lower one separates similar images more sharply. Default: the
+    loss's own.
+    """
     certainty_weight: float | None = None
-    """Weight lambda of the certainty term; default: the loss's own (sure: 28/m)."""
+    """Weight of the part of the loss that teaches certainty. Default: the loss's own."""
     kernel_dimension: float | Literal["measured"] | None = None
-    """Dimension m of the likelihood's kernel: a number, or measured (1/E[c^2] over different
-    images); default: projection_dim.
+    """How many directions the loss assumes to be in use. Default: all of them. measured: estimated
+    from the images while training; the radius is then better calibrated.
     """
     empirical_prior: float | None = None
-    """Share beta of the batch's own law of directions in the likelihood's prior; 1: certainty of
-    which image; default: 0 (uniform).
+    """For loss research. 0 (default): any direction is equally likely beforehand. 1: directions are
+    as likely as they are common in the batch, so certainty means "sure which image this is".
     """
     softening: Literal["anchors", "means", "off"] | None = None
-    """Softer logits where a view is unsure: its own (anchors), all that it takes part in (means),
-    none (off); default: anchors, off where certainty_gradient is off.
+    """How much an unsure view counts. anchors (default): its own comparisons are softened. means:
+    those of other views with it, too. off: every view counts the same, as in SimCLR (also the
+    default where certainty_gradient is off).
     """
     samples: int | None = None
-    """Monte Carlo samples a view (mc-infonce)."""
+    """Monte Carlo samples a view; only for the loss mc-infonce. More are slower and less noisy.
+    Default: the loss's own.
+    """
     certainty_gradient: Literal["on", "off"] = "on"
-    """off: stop the certainty's gradient at the features, which leaves exactly SimCLR's
-    representation (softening: off).
+    """on: learning how sure to be also shapes the features. off: certainty is learned on the side,
+    and the features are exactly SimCLR's.
     """
 
     epochs: int = 200
-    """Passes over the training images."""
+    """Number of passes over the training images. More is slower and usually better."""
     batch_size: int = 512
-    """Images a step; the loss compares all 2 x batch_size views."""
+    """Images a training step; the loss compares two views of each with all others. Lower it only
+    where there are fewer images; against too little memory there is micro_batch.
+    """
     micro_batch: int | None = None
-    """Images in memory at once; smaller than batch_size: exact accumulation, BN statistics per
-    micro-batch. Default: batch_size.
+    """Images in memory at once. A smaller number saves memory; the loss still compares the whole
+    batch, and only batch normalisation sees less. Default: batch_size, or less where that does not
+    fit.
     """
     optimizer: Literal["adam", "lars", "sgd"] = "adam"
-    """adam, lars (biases and norms excluded; for batches of 1024 and more), or sgd with Nesterov
-    momentum.
-    """
+    """Optimizer: adam; lars for batches of 1024 and more; or sgd with Nesterov momentum."""
     learning_rate: float = 1e-3
-    """Peak learning rate."""
+    """Highest learning rate, which is reached after the warm-up. Lower it if training diverges."""
     weight_decay: float = 1e-6
-    """L2 on weight matrices (biases and norms are left alone)."""
+    """Strength of the L2 penalty on weight matrices; biases and norms have none."""
     warmup_epochs: float = 10
-    """Linear warm-up, then cosine to zero; at most half of the epochs is used."""
+    """Epochs in which the learning rate rises to its highest value, at most half of all. Afterwards
+    it falls to zero along a cosine.
+    """
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 autocast on GPUs that have it (loss always float32), else float32."""
+    """Number format of the network: float32, bfloat16 (faster on GPUs that have it), or auto, which
+    chooses. The loss is always computed in float32.
+    """
     seed: int = 0
-    """Decides the initial weights, the order of the images and every view."""
+    """Seed of the first weights, the order of the images and every view. Another seed gives another
+    run.
+    """
 
     monitor_every: int = 5
-    """Epochs between quality checks (kNN on held-out training images, alignment, uniformity,
-    effective rank); 0: never.
+    """Epochs between quality checks while training: accuracy of nearest neighbours, alignment,
+    uniformity, effective rank. 0: never.
     """
     snapshot_every: int = 10
-    """Epochs between snapshots of 1,024 fixed training images, for the study of how it learned; 0:
-    never.
+    """Epochs between records of how 1,024 fixed training images are seen, from which `learning` is
+    evaluated. 0: never.
     """
     checkpoint_every: int = 10
-    """Epochs between checkpoints (one is always written at the end and on a signal)."""
+    """Epochs between checkpoints from which training can resume. One is always written at the end
+    and when a signal stops the run; 0: only these.
+    """
 
     views: ViewConfig = field(default_factory=ViewConfig)
-    """SimCLR's augmentations."""
+    """The random views of the images."""
 
     def __post_init__(self) -> None:
-        typed(type(self), {name: value for name, value in vars(self).items() if name != "views"})
+        """Refuse values that cannot be used.
+
+        Raises:
+            UserError: a value of another type or out of range; the sentence names its field.
+        """
+        as_field_types(
+            type(self), {name: value for name, value in vars(self).items() if name != "views"}
+        )
         if not isinstance(self.views, ViewConfig):
             raise UserError(
                 f"views must be a ViewConfig, not {self.views!r}; make one with"
@@ -204,17 +252,17 @@ class PretrainConfig:
             )
 
     def _rules(self) -> list[tuple[str, bool, Any]]:
+        """(The rule in words, whether it holds, the value) of each rule about one field."""
         return [
             (
-                (
-                    "batch_size must be at least 2, because a batch of 1 has no other image to"
-                    " contrast with"
-                ),
+                "batch_size must be at least 2, because a batch of 1 has no other image to compare"
+                " with",
                 self.batch_size >= 2,
                 self.batch_size,
             ),
             (
-                "micro_batch must be at least 2 (BN needs more than one image) or left out",
+                "micro_batch must be at least 2 (batch normalisation needs more than one image), or"
+                " None",
                 self.micro_batch is None or self.micro_batch >= 2,
                 self.micro_batch,
             ),
@@ -226,41 +274,41 @@ class PretrainConfig:
             ),
             ("projection_dim must be at least 2", self.projection_dim >= 2, self.projection_dim),
             (
-                "projection_hidden must be positive or left out",
+                "projection_hidden must be positive, or None",
                 self.projection_hidden is None or self.projection_hidden >= 1,
                 self.projection_hidden,
             ),
             (
-                "size must be at least 4 pixels or left out",
+                "size must be at least 4 pixels, or None",
                 self.size is None or self.size >= 4,
                 self.size,
             ),
             (
                 "learning_rate must be a positive number",
-                0 < self.learning_rate < float("inf"),
+                0 < self.learning_rate < math.inf,
                 self.learning_rate,
             ),
             (
-                "weight_decay must not be negative",
-                0 <= self.weight_decay < float("inf"),
+                "weight_decay must not be negative, and finite",
+                0 <= self.weight_decay < math.inf,
                 self.weight_decay,
             ),
             (
                 "warmup_epochs must not be negative, and finite",
-                0 <= self.warmup_epochs < float("inf"),
+                0 <= self.warmup_epochs < math.inf,
                 self.warmup_epochs,
             ),
             ("seed must not be negative, and below 2^31", 0 <= self.seed < 2**31, self.seed),
-            (
-                "monitor_every, snapshot_every and checkpoint_every must not be negative",
-                min(self.monitor_every, self.snapshot_every, self.checkpoint_every) >= 0,
-                (self.monitor_every, self.snapshot_every, self.checkpoint_every),
+            *(
+                (f"{name} must not be negative", getattr(self, name) >= 0, getattr(self, name))
+                for name in ("monitor_every", "snapshot_every", "checkpoint_every")
             ),
         ]
 
     def objective_options(self) -> dict[str, Any]:
-        """The loss's options by the names of `sureclr.maths.objectives.objective`; None: the loss's
-        own default.
+        """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.
+
+        None stands for the loss's own default.
         """
         simclr = self.softening is None and self.loss == "sure" and self.certainty_gradient == "off"
         return {
@@ -274,7 +322,7 @@ class PretrainConfig:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's idea of a truth value: `off` is a word, as on the command line."""
+    """YAML 1.2's truth values and numbers: `off` is a word, and `1e-3` is a number."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -294,12 +342,16 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; UserError where there is none."""
+    """Read the mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or is not a mapping.
+    """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(
-            f"the configuration {path} cannot be read ({error.strerror}); give the path of a YAML"
+            f"the configuration {path} cannot be read ({error.strerror}); use the path of a YAML"
             " file."
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -308,26 +360,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise UserError(
-            f"the configuration {path} must be a mapping of keys to values, as `sureclr pretrain"
-            " --dry-run` prints it."
+            f"the configuration {path} must be a mapping of keys to values, as in the config.yaml"
+            " of a run folder."
         )
     return content
 
 
 def from_dict(values: dict[str, Any]) -> PretrainConfig:
-    """A checked configuration from plain values (a file's); unknown keys and values of another type
-    are refused by name.
+    """Return the configuration that plain values, as read from a file, describe.
+
+    Args:
+        values: names of fields and their values; fields that are missing take their defaults.
+
+    Raises:
+        UserError: an unknown key, or a value of another type or out of range.
     """
-    plain = typed(PretrainConfig, {key: value for key, value in values.items() if key != "views"})
-    if "source" not in plain:
-        raise UserError("the configuration names no source; add for example `source: digits`.")
-    return PretrainConfig(
-        **plain, views=ViewConfig(**typed(ViewConfig, view_values(values), "views."))
-    )
+    plain = {key: value for key, value in values.items() if key != "views"}
+    converted = as_field_types(PretrainConfig, plain)
+    if "source" not in converted:
+        raise UserError("the configuration has no source; add for example `source: digits`.")
+    views = ViewConfig(**as_field_types(ViewConfig, view_values(values), "views."))
+    return PretrainConfig(**converted, views=views)
 
 
 def view_values(values: dict[str, Any]) -> dict[str, Any]:
-    """What plain values say of the views; {} where nothing."""
+    """Return the mapping under the key `views`, or {} where there is none.
+
+    Raises:
+        UserError: the value of `views` is not a mapping.
+    """
     views = values.get("views") or {}
     if not isinstance(views, dict):
         raise UserError(
@@ -336,19 +397,28 @@ def view_values(values: dict[str, Any]) -> dict[str, Any]:
     return views
 
 
-def typed(config: type, values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values as the fields of a configuration class want them: a whole number where a float is
-    wanted, a tuple for a list.
+def as_field_types(config: type, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Convert plain values to the types of a configuration's fields.
+
+    A whole number becomes a float, and a list becomes a tuple, where the field is one.
+
+    Args:
+        config: a configuration class.
+        values: names of its fields and their values.
+        prefix: what error messages put before the name of a field.
+
+    Raises:
+        UserError: an unknown name, or a value of another type.
     """
     hints = get_type_hints(config)
     for key in values:
         if key not in hints:
             raise unknown("configuration key", f"{prefix}{key}", [prefix + name for name in hints])
-    return {key: _as(hints[key], value, prefix + key) for key, value in values.items()}
+    return {key: _as_type(hints[key], value, prefix + key) for key, value in values.items()}
 
 
-def _as(hint: Any, value: Any, key: str) -> Any:
-    """One value as its type hint wants it, or a UserError."""
+def _as_type(hint: object, value: object, key: str) -> object:
+    """Convert one value to its type hint, or raise a UserError that names the key."""
     choices = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     for choice in choices:
         if get_origin(choice) is Literal and value in get_args(choice):
@@ -359,34 +429,32 @@ def _as(hint: Any, value: Any, key: str) -> Any:
             and len(value) == len(get_args(choice))
         ):
             return tuple(
-                _as(part, entry, key) for part, entry in zip(get_args(choice), value, strict=True)
+                _as_type(part, entry, key)
+                for part, entry in zip(get_args(choice), value, strict=True)
             )
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if choice in (int, str, NoneType) and type(value) is choice:
             return value
     raise UserError(
-        f"configuration key {key} must be {' or '.join(map(_told, choices))}; got {value!r}."
+        f"configuration key {key} must be {' or '.join(map(_in_words, choices))}; got {value!r}."
     )
 
 
-def _told(choice: Any) -> str:
-    """A type in words."""
+def _in_words(choice: object) -> str:
+    """A type in the words of an error message."""
     if get_origin(choice) is Literal:
         words = [str(word) for word in get_args(choice)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
-    return (
-        "nothing"
-        if choice is NoneType
-        else str(choice)
-        if get_origin(choice)
-        else str(choice.__name__)
-    )
+    if get_origin(choice) is tuple:
+        return f"{len(get_args(choice))} numbers"
+    return "nothing" if choice is NoneType else getattr(choice, "__name__", str(choice))
 
 
 def to_yaml(config: PretrainConfig) -> str:
-    """The configuration as YAML, in the order of its fields; `from_dict(read_yaml(...))` gives it
-    back.
+    """Return the configuration as YAML, in the order of its fields.
+
+    `from_dict(read_yaml(path))` reads it back.
     """
     plain = asdict(config)
     plain["views"] = {
@@ -396,8 +464,8 @@ def to_yaml(config: PretrainConfig) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def differing(one: PretrainConfig, other: PretrainConfig) -> list[str]:
-    """The keys in which two configurations differ."""
+def differing(config: PretrainConfig, other: PretrainConfig) -> list[str]:
+    """Return the names of the fields in which two configurations differ."""
     return [
-        f.name for f in fields(PretrainConfig) if getattr(one, f.name) != getattr(other, f.name)
+        f.name for f in fields(PretrainConfig) if getattr(config, f.name) != getattr(other, f.name)
     ]

@@ -1,5 +1,6 @@
-"""What a user can mend: one sentence that names the rule, the value and the way out. The command
-line turns it into exit code 2.
+"""Errors that a user can correct, each one sentence that names the rule, the value and the remedy.
+
+The command line prints the sentence and exits with code 2.
 """
 
 from collections.abc import Iterable
@@ -7,12 +8,16 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input, told in one clear sentence. Never a bug of ours."""
+    """The input is wrong; the message says in one sentence how to correct it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not in a registry: the nearest known names first, then all of
-    them.
+    """Return the error for a name that does not exist.
+
+    Args:
+        kind: what the name stands for, in the words of the message ("loss").
+        name: what the user wrote.
+        known: all names that exist. The message lists them, the nearest ones first.
     """
     names = list(known)
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)

@@ -1,21 +1,21 @@
 """How long work reports its progress: a protocol, a console that draws it, and a silent one.
 
-Every function that may take long has an argument `progress`. Each of its methods may raise, which
-stops the work: `Stoppable` raises `Stopped` once a signal has come.
+Every function that may take long has an argument `progress`. Any of its methods may raise an
+exception, which stops the work: `Stoppable` raises `Stopped` after a signal.
 """
 
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sureclr.stopping import StopFlag
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-PLAIN_SECONDS = 10.0  # between two plain lines, where stderr is no terminal
+PLAIN_SECONDS = 10.0  # between two plain lines, where the stream is no terminal
 
 Numbers = Mapping[str, float]
 Update = Callable[[int], None]
@@ -25,16 +25,16 @@ class Progress(Protocol):
     """What long work reports to. A task may begin inside another one, as a part of it."""
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        """A task of `total` parts begins, of which `done` are finished already."""
+        """Report that a task of `total` parts begins, of which `done` are finished already."""
 
     def update(self, done: int, numbers: Numbers | None = None) -> None:
-        """So many parts of the task are done now; `numbers` describe the last one."""
+        """Report how many parts of the task are done; `numbers` describe the last one."""
 
     def message(self, text: str) -> None:
-        """One sentence for the user."""
+        """Show one sentence to the user."""
 
     def finish(self) -> None:
-        """The task has ended, complete or not."""
+        """Report that the task has ended, complete or not."""
 
 
 class SilentProgress:
@@ -59,25 +59,30 @@ SILENT = SilentProgress()
 class ConsoleProgress:
     """Reports on stderr: one live line on a terminal, elsewhere a plain line every ten seconds.
 
-    A task that begins inside another one is part of it and is not drawn.
+    A task that begins inside another one is a part of it and is not drawn.
+
+    Args:
+        stream: where to write; None: stderr, as it is when something is written.
+        seconds: shortest time between two plain lines.
     """
 
-    def __init__(self) -> None:
-        """Nothing is drawn before the first task begins."""
+    def __init__(self, stream: TextIO | None = None, seconds: float = PLAIN_SECONDS) -> None:
+        """Draw nothing before the first task begins."""
+        self._chosen_stream, self._seconds = stream, seconds
         self._bar: Bar | None = None
-        self._depth = 0  # tasks that have begun and not finished
+        self._depth = 0  # number of tasks that have begun and not finished
         self._task, self._total, self._first = "", 0, 0
         self._began = self._printed = time.monotonic()
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        """Draw the task's bar, where stderr is a terminal."""
+        """Draw the task's bar, if the stream is a terminal."""
         self._depth += 1
         if self._depth > 1:
             return
         self._task, self._total, self._first = task, total, done
         self._began = self._printed = time.monotonic()
-        if sys.stderr.isatty():
-            self._bar = _new_bar()
+        if self._stream.isatty():
+            self._bar = _new_bar(self._stream)
             self._bar.add_task(task, total=total, completed=done)
             self._bar.start()
 
@@ -90,64 +95,71 @@ class ConsoleProgress:
             self._bar.update(self._bar.task_ids[0], completed=done, description=text)
             return
         now = time.monotonic()
-        if now - self._printed >= PLAIN_SECONDS or (done == self._total and numbers is not None):
+        if now - self._printed >= self._seconds or (done == self._total and numbers is not None):
             self._printed = now
             left = (now - self._began) / max(1, done - self._first) * (self._total - done)
-            print(f"{text}  {done}/{self._total}  {left:,.0f} s left", file=sys.stderr, flush=True)
+            self._print(f"{text}  {done}/{self._total}  {left:,.0f} s left")
 
     def message(self, text: str) -> None:
-        """Print the sentence, above the bar where there is one."""
+        """Print the sentence, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, soft_wrap=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            self._print(text)
 
     def finish(self) -> None:
         """Remove the bar."""
         self._depth -= 1
-        if self._depth > 0:
-            return
-        if self._bar is not None:
+        if self._depth == 0 and self._bar is not None:
             self._bar.stop()
             self._bar = None
 
+    @property
+    def _stream(self) -> TextIO:
+        return sys.stderr if self._chosen_stream is None else self._chosen_stream
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
 
 class Stoppable:
-    """Another progress, that raises `Stopped` at the first report after a signal.
+    """Passes reports on to another progress, and raises `Stopped` at the first one after a signal.
 
     Args:
         progress: what to report to.
-        flag: set by the signal.
-        saved: what is kept and how to go on, as the end of a sentence.
+        flag: is set by the signal.
+        saved: what has been saved and how to continue, as the end of a sentence.
     """
 
     def __init__(self, progress: Progress, flag: StopFlag, saved: str) -> None:
-        """Wrap a progress."""
+        """Wrap another progress."""
         self._progress, self._flag, self._saved = progress, flag, saved
 
     def begin(self, task: str, total: int, done: int = 0) -> None:
-        """Report, unless a signal has come."""
+        """Pass the report on, unless a signal has come."""
         self._flag.check(self._saved)
         self._progress.begin(task, total, done)
 
     def update(self, done: int, numbers: Numbers | None = None) -> None:
-        """Report, unless a signal has come."""
+        """Pass the report on, unless a signal has come."""
         self._flag.check(self._saved)
         self._progress.update(done, numbers)
 
     def message(self, text: str) -> None:
-        """Report, unless a signal has come."""
+        """Pass the report on, unless a signal has come."""
         self._flag.check(self._saved)
         self._progress.message(text)
 
     def finish(self) -> None:
-        """Report the end of the task, also after a signal."""
+        """Pass the end of the task on, also after a signal."""
         self._progress.finish()
 
 
 @contextmanager
 def reporting(progress: Progress, task: str, total: int) -> Iterator[Update]:
-    """A block that works on one task; the yielded function takes the number of parts done.
+    """Begin a task, and finish it at the end of the block.
+
+    The yielded function takes the number of parts that are done.
 
     >>> with reporting(SILENT, "Counting", total=2) as update:
     ...     update(1)
@@ -161,7 +173,7 @@ def reporting(progress: Progress, task: str, total: int) -> Iterator[Update]:
 
 
 def numbers_text(numbers: Numbers) -> str:
-    """The numbers of a training step in a few words; those that have no wording are left out.
+    """Describe a training step in a few words; numbers without a wording are left out.
 
     >>> numbers_text({"epoch": 2.0, "loss": 1.5, "images_per_second": 1234.0, "step": 7})
     'epoch 2  loss 1.500  1,234 images/s'
@@ -174,7 +186,7 @@ def numbers_text(numbers: Numbers) -> str:
     return "  ".join(form.format(numbers[name]) for name, form in words.items() if name in numbers)
 
 
-def _new_bar() -> "Bar":
+def _new_bar(stream: TextIO) -> "Bar":
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as NewBar
@@ -184,6 +196,6 @@ def _new_bar() -> "Bar":
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True, highlight=False),
+        console=Console(file=stream, highlight=False),
         transient=True,
     )

@@ -1,8 +1,8 @@
-"""Published and measured settings as functions returning a configuration; each docstring is its lab
-record.
+"""Settings that were published or measured, as functions that return a configuration.
 
-A variant is `dataclasses.replace(recipe("cifar10"), epochs=500)`, or on the command line `--recipe
-cifar10 --epochs 500`.
+The docstring of each function is its lab record: source, measurement, seeds, sample size and cost.
+Its first line is printed by `sureclr list`. A variant is `dataclasses.replace(recipe("cifar10"),
+epochs=500)`.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from sureclr.errors import unknown
 
 
 def digits() -> PretrainConfig:
-    """scikit-learn's digits, 8x8: what `sureclr demo` runs. No flip (a mirrored 2 is no 2).
+    """Trains on scikit-learn's digits in about a minute on one CPU core, without a download.
 
-    Measured at seeds 0 and 1: a minute on one core; linear 0.975 and 0.980 (each +- 0.011 at 95 %,
-        797 test images); raw pixels 0.935,
-    untrained 0.900.
+    Views: no flip, because a mirrored 2 is not a 2.
+    Measured by us, seeds 0 and 1 (n = 2), 797 test images, one CPU core, about a minute each:
+    accuracy of the linear probe 0.975 and 0.980 (each +- 0.011 at 95 %); raw pixels 0.935,
+    untrained encoder 0.900. `sureclr demo` runs this recipe.
     """
     return PretrainConfig(
         "digits",
@@ -34,13 +35,13 @@ def digits() -> PretrainConfig:
 
 
 def fashion_mnist() -> PretrainConfig:
-    """Fashion-MNIST, 28x28 grey, on a CPU: `sureclr pretrain fashion-mnist`, then `sureclr linear
-    RUN`.
+    """Trains on Fashion-MNIST in about 15 minutes on one CPU core.
 
-    Measured once (seed 0): about 15 minutes on one core of a shared 2-core AMD EPYC (340 to 430
-    images/s); linear 0.8852 (95 % 0.8788 to 0.8913, 10,000 test images), kNN 0.870; raw pixels
-    0.8475 and 0.845, untrained encoder 0.8267 and 0.781. Views without blur,
-    jitter at full strength, batches of 128: the study's choice (NOTEBOOK.md, third session).
+    Measured by us once (seed 0, n = 1), 10,000 test images, one core of a shared 2-core AMD EPYC,
+    about 15 minutes (340 to 430 images/s): accuracy of the linear probe 0.8852 (95 % 0.8788 to
+    0.8913), of kNN 0.870. Raw pixels: 0.8475 and 0.845. Untrained encoder: 0.8267 and 0.781.
+    Views without blur, colour change at full strength and batches of 128 were chosen by a study
+    (NOTEBOOK.md, third session).
     """
     return PretrainConfig(
         "fashion-mnist",
@@ -57,11 +58,12 @@ def fashion_mnist() -> PretrainConfig:
 
 
 def cifar10() -> PretrainConfig:
-    """CIFAR-10 with ResNet-18, CIFAR stem, Adam, jitter strength 0.5.
+    """Trains a ResNet-18 on CIFAR-10 for 500 epochs; needs a GPU.
 
-    Chen et al. 2020, appendix B.9, who left out the blur there (`--views.blur-p 0`).
-    Not measured by us yet. Peers with ResNet-18: kNN 84.8 % at 200 epochs (lightly), linear 91.8 %
-    at 1000 (dkobak/simclr-cifar10).
+    Source: Chen et al. 2020, appendix B.9 (jitter strength 0.5; they also leave out the blur,
+    `ViewConfig(blur_p=0)`); here with Adam.
+    Not measured by us yet. Others with ResNet-18: kNN 84.8 % after 200 epochs (lightly), linear
+    probe 91.8 % after 1000 (dkobak/simclr-cifar10).
     """
     return PretrainConfig(
         "cifar10",
@@ -74,10 +76,11 @@ def cifar10() -> PretrainConfig:
 
 
 def cifar10_resnet50() -> PretrainConfig:
-    """CIFAR-10 with ResNet-50, 1000 epochs, batch 1024, LARS at 1.5: the published setting of
-    ae-foster/pytorch-simclr (93.5 %).
+    """Trains a ResNet-50 on CIFAR-10 for 1000 epochs with LARS; needs a GPU.
 
-    Not measured by us yet. A micro-batch of 64 fits a 12 GB card.
+    Source: the published setting of ae-foster/pytorch-simclr (batch 1024, LARS at 1.5), which
+    reports 93.5 %.
+    Not measured by us yet. A micro-batch of 64 fits a GPU with 12 GB.
     """
     return replace(
         cifar10(),
@@ -91,21 +94,28 @@ def cifar10_resnet50() -> PretrainConfig:
 
 
 def cifar100() -> PretrainConfig:
-    """CIFAR-100 as CIFAR-10. Not measured by us yet."""
+    """Trains a ResNet-18 on CIFAR-100 for 500 epochs; needs a GPU.
+
+    The settings are those of `cifar10`. Not measured by us yet.
+    """
     return replace(cifar10(), source="cifar100")
 
 
 def stl10() -> PretrainConfig:
-    """STL-10: its 100,000 unlabelled and 5,000 training images at 96 px, ResNet-18, Adam.
+    """Trains a ResNet-18 on the 105,000 training images of STL-10 at 96 pixels; needs a GPU.
 
-    Not measured by us yet. Peers: ResNet-50, 100 epochs, batch 256, Adam, 82.9 %
-        (Spijkervet/SimCLR).
+    Of these, 100,000 have no labels. Optimizer: Adam.
+    Not measured by us yet. Others: 82.9 % with ResNet-50, 100 epochs, batch 256 and Adam
+    (Spijkervet/SimCLR).
     """
     return PretrainConfig("stl10", encoder="resnet18", epochs=100, batch_size=256)
 
 
-def folder() -> PretrainConfig:
-    """Your own images: ResNet-18 at 96 px, SimCLR's views as published."""
+def image_folder() -> PretrainConfig:
+    """Trains a ResNet-18 on a folder of your own images at 96 pixels.
+
+    The views are SimCLR's as published. There is nothing to measure: the images are yours.
+    """
     return PretrainConfig("folder:PATH", encoder="resnet18", epochs=200, batch_size=256)
 
 
@@ -116,17 +126,24 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "cifar10-resnet50": cifar10_resnet50,
     "cifar100": cifar100,
     "stl10": stl10,
-    "folder": folder,
+    "folder": image_folder,
 }
 
 
 def recipe(name: str) -> PretrainConfig:
-    """The configuration of that name."""
+    """Return the configuration of a recipe.
+
+    Args:
+        name: a key of `RECIPES`.
+
+    Raises:
+        UserError: there is no recipe of that name.
+    """
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     return RECIPES[name]()
 
 
 def recipe_for(source: str) -> str:
-    """The recipe that a source starts from."""
+    """Return the name of the recipe from which a data source starts."""
     return "folder" if source.startswith("folder:") else source

@@ -1,13 +1,13 @@
 """Names that a user can type (losses, encoders, data sources, evaluations), and how to add one.
 
 Each kind has one `Registry`. A name is added by a decorator, or by an installed package that
-declares an entry point of the registry's group; such packages are imported when a name is first
-looked up that is not here, or when all names are listed.
+declares an entry point of the registry's group. Such packages are imported when all names are
+listed, or when a name is looked up that has not been registered yet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sureclr.errors import UserError, unknown
 
@@ -15,7 +15,7 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Mapping[str, Entry], Generic[Entry]):
-    """A mapping from names to entries of one kind, open to other packages.
+    """A mapping from names to entries of one kind, to which other packages can add.
 
     Args:
         kind: what an entry is, in the words of an error message ("loss").
@@ -45,9 +45,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
 
         def add(entry: Entry) -> Entry:
             if self._entries.setdefault(name, entry) is not entry:
+                article = "an" if self.kind[0] in "aeiou" else "a"
                 raise UserError(
-                    f"there is already a {self.kind} named {name!r}; register yours under another"
-                    " name."
+                    f"there is already {article} {self.kind} named {name!r}; register yours under"
+                    " another name."
                 )
             return entry
 
@@ -60,6 +61,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         if name not in self._entries:
             raise unknown(self.kind, name, self._entries)
         return self._entries[name]
+
+    def get(self, name: str, default: Any = None, /) -> Any:
+        """Return the entry of this name, or the default if there is none."""
+        return self[name] if name in self else default  # noqa: SIM401  (it would call itself)
 
     def __contains__(self, name: object) -> bool:
         """Whether there is an entry of this name, in this package or in an installed one."""
@@ -87,7 +92,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             except Exception as error:
                 raise UserError(
                     f"the {self.kind} {point.name!r} of another package cannot be imported from"
-                    f" {point.value} ({type(error).__name__}: {error}); mend or uninstall it."
+                    f" {point.value} ({type(error).__name__}: {error}); repair or uninstall it."
                 ) from error
             if point.name not in self._entries:
                 self.register(point.name)(entry)

@@ -1,5 +1,7 @@
-"""SIGINT and SIGTERM ask for a stop; every loop polls the flag, saves what it has, and raises
-`Stopped` (exit 128 + signal).
+"""How SIGINT and SIGTERM stop a computation without losing it.
+
+The first signal only sets a flag. Every long loop checks the flag, saves what it has, and raises
+`Stopped`, which becomes the exit code 128 + signal.
 """
 
 import signal
@@ -10,44 +12,67 @@ from types import FrameType
 
 
 class Stopped(Exception):
-    """Stopped by a signal, with the state saved."""
+    """A signal stopped the computation after its state was saved.
+
+    Attributes:
+        exit_code: 128 + the signal's number, as shells count it.
+    """
 
     def __init__(self, number: int, saved: str) -> None:
+        """Describe the stop.
+
+        Args:
+            number: the signal.
+            saved: what was saved and how to continue, as the end of the message.
+        """
         super().__init__(f"stopped by {signal.Signals(number).name}; {saved}")
         self.exit_code = 128 + number
 
 
 class StopFlag:
-    """Set by a signal, polled by loops."""
+    """A flag that a signal sets and loops check; it is true once a signal has come.
+
+    Attributes:
+        signal: the number of the signal, or None.
+    """
 
     def __init__(self) -> None:
+        """Start without a signal."""
         self.signal: int | None = None
 
     def __bool__(self) -> bool:
+        """Whether a signal has come."""
         return self.signal is not None
 
     def check(self, saved: str = "nothing was changed") -> None:
-        """Raise `Stopped` if a signal came; `saved` says what is kept and how to go on."""
+        """Raise `Stopped` if a signal has come.
+
+        Args:
+            saved: what was saved and how to continue, as the end of the message.
+        """
         if self.signal is not None:
             raise Stopped(self.signal, saved)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Turn the first SIGINT or SIGTERM into a flag inside the block; the second interrupts at once.
-    Only the main thread can.
+    """Turn the first SIGINT or SIGTERM inside the block into a flag.
+
+    A second signal raises KeyboardInterrupt at once. The handlers from before return at the end of
+    the block. Python lets only the main thread handle signals: in another thread nothing sets the
+    flag.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def set_flag(number: int, frame: FrameType | None) -> None:
         if flag:
             raise KeyboardInterrupt
         flag.signal = number
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, set_flag) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield flag
     finally:

@@ -28,15 +28,16 @@ def views(n: int = 5, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def all_losses(n: int = 5) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """Every loss as a function of directions and one positive number a view (radius, kappa,
-    temperature or prediction).
+    """Every loss as a function of directions and one positive number for each view.
+
+    The number is the radius, kappa, temperature or prediction.
     """
     return {
         "nt_xent": lambda mu, x: losses.nt_xent(mu, TAU),
         "dcl": lambda mu, x: references.dcl(mu, TAU),
-        "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5),
+        "sure": lambda mu, x: losses.sure(mu, x, TAU, weight=0.7, dimension=3.5, softening="off"),
         "sure_with_prior": lambda mu, x: losses.sure(
-            mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4
+            mu, x, TAU, weight=0.7, dimension=3.5, empirical_prior=0.4, softening="off"
         ),
         "sure_softened": lambda mu, x: losses.sure(
             mu, x, TAU, weight=0.7, dimension=3.5, softening="anchors"

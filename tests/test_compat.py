@@ -7,15 +7,32 @@ import pytest
 import torch
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm"])
-def test_a_fresh_process_imports_it(name: str) -> None:
-    code = (
-        f"import sureclr.compat, {name}; sureclr.compat.prepare_torchvision();"
-        f" print({name}.__version__)"
-    )
+def fresh_process(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["torchvision", "timm", "torchvision.transforms.v2"])
+def test_a_fresh_process_imports_it_after_sureclr(name: str) -> None:
+    assert fresh_process(f"import sureclr, {name}; print({name.split('.')[0]}.__version__)")
+
+
+def test_importing_sureclr_imports_no_torch() -> None:
+    """And neither does asking whether some other package is there."""
+    code = (
+        "import sureclr, sys; from importlib.util import find_spec; find_spec('tensorboard');"
+        " print('torch' in sys.modules, 'torchvision' in sys.modules)"
+    )
+    assert fresh_process(code) == "False False"
+
+
+def test_asking_whether_torchvision_is_there_before_importing_it_is_harmless() -> None:
+    code = (
+        "import sureclr; from importlib.util import find_spec; find_spec('torchvision');"
+        " import torchvision; print(torchvision.__name__)"
+    )
+    assert fresh_process(code) == "torchvision"
 
 
 def test_transforms_datasets_and_models_work() -> None:
@@ -28,18 +45,31 @@ def test_transforms_datasets_and_models_work() -> None:
     assert datasets.CIFAR10.filename.endswith(".tar.gz")
 
 
-def test_declaring_again_is_harmless() -> None:
-    from sureclr import compat
+# How often torchvision's operators are declared in a fresh process, where its compiled ones can be
+# loaded or not, and what the function returns then and the second time
+COUNTING = """
+import torch
+declared, Library = [], torch.library.Library
+class Counting(Library):
+    def __init__(self, *arguments):
+        declared.append(arguments)
+        super().__init__(*arguments)
+torch.library.Library = Counting
+def load(path):
+    if not LOADS:
+        raise OSError("undefined symbol")
+torch.ops.load_library = load
+from sureclr.compat import prepare_torchvision
+print(len(declared), prepare_torchvision(), prepare_torchvision(), len(declared))
+"""
 
-    before = list(compat._declared)
-    compat.prepare_torchvision()
-    assert compat._declared == before
 
-
-def test_a_torchvision_that_loads_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sureclr import compat
-
-    monkeypatch.setattr(compat, "_declared", [])
-    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
-    compat.prepare_torchvision()
-    assert compat._declared == []
+@pytest.mark.parametrize(
+    ("loads", "expected"), [(False, "1 True True 1"), (True, "0 False False 0")]
+)
+def test_operators_are_declared_once_and_only_where_they_do_not_load(
+    loads: bool, expected: str
+) -> None:
+    code = COUNTING.replace("LOADS", str(loads))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == expected, done.stderr

@@ -2,6 +2,7 @@
 is named.
 """
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sureclr.config import PretrainConfig, ViewConfig, from_dict, read_yaml, to_yaml
+from sureclr.config import (
+    PretrainConfig,
+    ViewConfig,
+    differing,
+    from_dict,
+    read_yaml,
+    to_yaml,
+)
 from sureclr.errors import UserError
-from sureclr.recipes import RECIPES, recipe
+from sureclr.recipes import RECIPES, recipe, recipe_for
 
 
 def read(text: str, folder: Path) -> PretrainConfig:
@@ -148,7 +156,7 @@ def test_what_a_file_may_not_hold_is_named(text: str, words: str, tmp_path: Path
     assert "\n" not in str(caught.value) and "typing" not in str(caught.value)
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "bytes.yaml"):
         with pytest.raises(UserError, match="configuration") as caught:
@@ -186,6 +194,11 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         ({"weight_decay": float("nan")}, "weight_decay must not be negative"),
         ({"warmup_epochs": -1.0}, "warmup_epochs must not be negative"),
         ({"warmup_epochs": float("inf")}, "warmup_epochs"),
+        ({"projection_dim": 1}, "projection_dim"),
+        ({"snapshot_every": -1}, "snapshot_every must not be negative; got -1"),
+        ({"weight_decay": float("inf")}, "weight_decay"),
+        ({"seed": 2**31}, "seed must not be negative, and below"),
+        ({"learning_rate": -1.0}, "learning_rate"),
         ({"seed": -1}, "seed must not be negative"),
         ({"seed": 2**64}, "seed"),
         ({"monitor_every": -1}, "monitor_every"),
@@ -204,3 +217,90 @@ def test_impossible_values_are_refused_at_birth(changes: dict[str, Any], words: 
 def test_a_configuration_cannot_be_changed_in_place() -> None:
     with pytest.raises(AttributeError):
         PretrainConfig("digits").epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"batch_size": 2},
+        {"micro_batch": 2},
+        {"micro_batch": 512},
+        {"epochs": 1},
+        {"projection_layers": 1},
+        {"projection_layers": 4},
+        {"projection_dim": 2},
+        {"projection_hidden": 1},
+        {"size": 4},
+        {"weight_decay": 0.0},
+        {"warmup_epochs": 0.0},
+        {"seed": 0},
+        {"seed": 2**31 - 1},
+        {"monitor_every": 0, "snapshot_every": 0, "checkpoint_every": 0},
+    ],
+)
+def test_values_at_the_edge_are_accepted(values: dict[str, Any]) -> None:
+    config = replace(PretrainConfig("digits"), **values)
+    assert {name: getattr(config, name) for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("values", "softening"),
+    [
+        ({"certainty_gradient": "off"}, "off"),
+        ({"certainty_gradient": "off", "softening": "anchors"}, "anchors"),
+        ({"certainty_gradient": "off", "loss": "mc-infonce"}, None),
+        ({"certainty_gradient": "on"}, None),
+    ],
+)
+def test_softening_is_off_by_default_where_the_features_are_simclrs(
+    values: dict[str, Any], softening: str | None
+) -> None:
+    assert replace(PretrainConfig("digits"), **values).objective_options()["softening"] == softening
+
+
+def test_the_losss_options_are_the_configurations() -> None:
+    config = PretrainConfig(
+        "digits",
+        temperature=0.3,
+        certainty_weight=0.4,
+        kernel_dimension=5.0,
+        empirical_prior=0.6,
+        softening="means",
+        samples=7,
+    )
+    assert config.objective_options() == {
+        "temperature": 0.3,
+        "weight": 0.4,
+        "dimension": 5.0,
+        "empirical_prior": 0.6,
+        "softening": "means",
+        "samples": 7,
+    }
+
+
+def test_differing_names_the_fields() -> None:
+    config = PretrainConfig("digits")
+    other = replace(config, epochs=3, views=ViewConfig(flip=0.0))
+    assert differing(config, config) == [] and differing(config, other) == ["epochs", "views"]
+
+
+@pytest.mark.parametrize("config", [PretrainConfig, ViewConfig])
+def test_every_field_has_a_help_text_that_is_a_sentence(config: type) -> None:
+    from docstring_parser import parse_from_object
+
+    text = {p.arg_name: p.description or "" for p in parse_from_object(config).params}
+    assert list(text) == [f.name for f in fields(config)]
+    sentence = re.compile(r"\S.{9,}[.]", re.DOTALL)
+    assert [name for name, words in text.items() if not sentence.fullmatch(words.strip())] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("digits", "digits"), ("folder:/a/b", "folder"), ("stl10", "stl10")]
+)
+def test_a_source_starts_from_its_own_recipe(source: str, name: str) -> None:
+    assert recipe_for(source) == name
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="unknown recipe 'cifar-10': did you mean cifar10"):
+        recipe("cifar-10")

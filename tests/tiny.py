@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.progress import SILENT, SilentProgress
 from sureclr.training.pretraining import pretrain
-from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
 STEPS = 12  # 4 epochs of 3
@@ -40,17 +40,17 @@ def train(out: Path, images: Any = IMAGES, **options: Any) -> Run:
         replace(CONFIG, **changes),
         images,
         out=out,
-        **{"reporter": Silent(), "device": "cpu", **options},
+        **{"progress": SILENT, "device": "cpu", **options},
     )
 
 
-class Interrupting(Silent):
-    """A reporter that does something after so many steps of this process."""
+class Interrupting(SilentProgress):
+    """A progress that does something after so many steps of this process."""
 
     def __init__(self, steps: int, act: Any) -> None:
         self.left, self.act = steps, act
 
-    def step(self, numbers: dict[str, float]) -> None:
+    def update(self, done: int, numbers: Any = None) -> None:
         self.left -= 1
         if self.left == 0:
             self.act()

@@ -1,50 +1,69 @@
-"""The command line: the only package that knows about it. It imports torch only when a command
-runs.
-"""
+"""The command line. No other package depends on it; torch is imported only when a command runs."""
 
 import sys
 from typing import NoReturn
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
 from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
     evaluation_commands,
-    finetuning_commands,
     labelling_commands,
     report_commands,
     start_commands,
     training_commands,
 )
-from sureclr.cli.shared import app
-from sureclr.errors import UserError
+from sureclr.cli.shared import app, with_flags
+from sureclr.errors import UserError, unknown
 from sureclr.stopping import Stopped
 
-
-def fail(text: str, code: int) -> NoReturn:
-    print(f"sureclr: {text}", file=sys.stderr)
-    raise SystemExit(code)
+NO_MEMORY = (
+    "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient stays that"
+    " of the whole batch)."
+)
+TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command. Exit codes: 0 done, 2 the user can mend it, 130 or 143 stopped with the state
-    saved, 1 a bug of ours.
+    """Run a command and exit.
+
+    Exit codes: 0 it is done; 2 the user can mend it; 130 or 143 a signal stopped it and its state
+    is saved; 1 it is a bug of ours.
     """
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except (UserError, CycloptsError) as error:
-        fail(str(error), 2)
+    except UserError as error:
+        _fail(with_flags(str(error)), 2)
+    except CycloptsError as error:
+        _fail(_usage_error(error), 2)
     except Stopped as stopped:
-        fail(str(stopped), stopped.exit_code)
+        _fail(with_flags(str(stopped)), stopped.exit_code)
     except KeyboardInterrupt:
-        fail("interrupted", 130)
+        _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        fail(
-            "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient"
-            " stays that of the whole batch).",
-            2,
+        _fail(NO_MEMORY, 2)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    print(f"sureclr: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _usage_error(error: CycloptsError) -> str:
+    """Return what is wrong with the words of a command."""
+    if isinstance(error, UnknownCommandError) and error.unused_tokens:
+        commands = [name for name in app if not name.startswith("-")]
+        return str(unknown("command", error.unused_tokens[0], commands))
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        command = (error.command_chain or ("this command",))[-1]
+        extra = " ".join(error.unused_tokens)
+        count = "is one word" if len(error.unused_tokens) == 1 else "are words"
+        return (
+            f"`{command}` takes {TAKES.get(command, 'one word before its options')}, and {extra!r}"
+            f" {count} too many; `sureclr {command} --help` shows what it takes."
         )
+    return str(error)

@@ -1,111 +1,152 @@
-"""linear, knn, uncertainty, evaluate: numbers of a trained run, and how they are told in a few
-words.
-"""
+"""evaluate, knn, linear and uncertainty: numbers of a trained run, and their summary in words."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sureclr.cli.shared import Data, Device, Json, Opened, Root, Run_, answer, app
-from sureclr.errors import UserError
+from sureclr.cli.shared import (
+    EVALUATE,
+    DataSource,
+    Device,
+    Json,
+    LabelFile,
+    Root,
+    RunFolder,
+    app,
+    mapping_json,
+    print_answer,
+)
+
+if TYPE_CHECKING:
+    from sureclr.evaluation.results import (
+        CorruptionResult,
+        ExplanationResult,
+        GeometryResult,
+        KnnResult,
+        LearningResult,
+        LinearResult,
+        OodResult,
+        SensitivityResult,
+        UncertaintyResult,
+    )
 
 
-@app.command
+@app.command(group=EVALUATE)
+def evaluate(
+    run: RunFolder,
+    /,
+    *,
+    data: DataSource = None,
+    labels: LabelFile = None,
+    device: Device = "auto",
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Run every evaluation that the run does not have yet, and print all results."""
+    from sureclr.evaluation.session import evaluate as evaluate_run
+
+    results = evaluate_run(run, data=data, labels=labels, device=device, root=root)
+    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
+    print_answer(json, mapping_json(results), text, f"sureclr report {run}")
+
+
+@app.command(group=EVALUATE)
 def linear(
-    run: Run_,
+    run: RunFolder,
     /,
     *,
-    data: Data = None,
+    data: DataSource = None,
+    labels: LabelFile = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Linear evaluation: L-BFGS on frozen features, strength chosen on a split of the training set,
-    the test set touched once.
+    """Train a linear classifier (L-BFGS) on the frozen features and test it.
+
+    The strength of its penalty is chosen on a part of the training images; the test images are used
+    once.
     """
-    evaluate_one("linear", run, data, device, root, json, f"sureclr evaluate {run}")
+    _evaluate_one("linear", run, data, labels, device, root, json, f"sureclr evaluate {run}")
 
 
-@app.command
+@app.command(group=EVALUATE)
 def knn(
-    run: Run_,
+    run: RunFolder,
     /,
     *,
-    data: Data = None,
+    data: DataSource = None,
+    labels: LabelFile = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """k-nearest-neighbour evaluation of the frozen features."""
-    evaluate_one("knn", run, data, device, root, json, f"sureclr linear {run}")
+    """Classify each test image by a vote of its 20 nearest training images."""
+    _evaluate_one("knn", run, data, labels, device, root, json, f"sureclr linear {run}")
 
 
-@app.command
+@app.command(group=EVALUATE)
 def uncertainty(
-    run: Run_,
+    run: RunFolder,
     /,
     *,
-    data: Data = None,
+    data: DataSource = None,
+    labels: LabelFile = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
     human: Annotated[
         Path | None,
-        Parameter(help="CIFAR-10H's probabilities (.npy, 10,000 x 10), for a CIFAR-10 run."),
+        Parameter(
+            help="CIFAR-10H's probabilities (.npy, 10,000 x 10): compare with people, on CIFAR-10."
+        ),
     ] = None,
 ) -> None:
-    """How sure the model is of each image, and whether it is right: against crops, blur, noise,
-    occlusion, other data, and plain rivals.
+    """Measure how certain the model is of each image, and whether that is right.
+
+    The learned certainty is tested on crops, blur, noise, occlusion and foreign images, next to
+    simple scores that need no training.
     """
-    with Opened(run, data, device, root, human) as opened:
-        found = {name: opened.result(name, again=True) for name in ("uncertainty", "ood")}
-    text = "\n".join(summary(name, result) for name, result in found.items())
-    answer(json, found, f"{text}\nmore in {run / 'results.json'}", f"sureclr evaluate {run}")
+    from sureclr.evaluation.session import evaluate as evaluate_run
+
+    results = evaluate_run(
+        run,
+        ("uncertainty", "ood"),
+        data,
+        labels,
+        again=True,
+        device=device,
+        root=root,
+        human=human,
+    )
+    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
+    print_answer(json, mapping_json(results), text, f"sureclr evaluate {run}")
 
 
-@app.command
-def evaluate(
-    run: Run_,
-    /,
-    *,
-    data: Data = None,
-    device: Device = "auto",
-    root: Root = None,
-    json: Json = False,
-) -> None:
-    """Run every evaluation that results.json lacks."""
-    from sureclr.evaluation.session import EVALUATIONS
-
-    with Opened(run, data, device, root) as opened:
-        opened.material()  # data that cannot be read is told once
-        attempts = {name: opened.attempt(name) for name in EVALUATIONS}
-        results = {name: result for name, result in attempts.items() if not isinstance(result, str)}
-    if not results:
-        raise UserError(f"nothing could be evaluated on {run}; the lines above say why.")
-    text = "\n".join(summary(name, result) for name, result in results.items())
-    answer(json, results, f"{text}\nin {run / 'results.json'}", f"sureclr report {run}")
-
-
-def evaluate_one(
+def _evaluate_one(
     name: str,
     run: Path,
     data: str | None,
+    labels: Path | None,
     device: str,
     root: Path | None,
     as_json: bool,
-    following: str,
+    next_command: str,
 ) -> None:
-    with Opened(run, data, device, root) as opened:
-        result = opened.result(name, again=True)
-    answer(as_json, result, summary(name, result), following)
+    """Make one result anew and print it."""
+    from sureclr.evaluation.session import evaluate as evaluate_run
+    from sureclr.schema import to_json
+
+    results = evaluate_run(run, name, data, labels, again=True, device=device, root=root)
+    print_answer(as_json, to_json(results[name]), "\n".join(summaries(results)), next_command)
 
 
-def summary(name: str, result: dict[str, Any]) -> str:
-    """A result in a few words for people."""
-    if "skipped" in result and isinstance(result["skipped"], str):
-        return f"{name} left out: {result['skipped']}"
-    tell = {
+def summaries(results: Mapping[str, Any]) -> list[str]:
+    """Return the results in words, one text for each; those of other packages by name alone."""
+    words: dict[str, Callable[[str, Any], str]] = {
+        "linear": _linear,
+        "knn": _accuracy,
         "uncertainty": _uncertainty,
         "ood": _ood,
         "learning": _learning,
@@ -113,130 +154,141 @@ def summary(name: str, result: dict[str, Any]) -> str:
         "sensitivity": _sensitivity,
         "explanation": _explanation,
     }
-    return tell.get(name, _accuracy)(name, result)
+    return [words.get(name, _other)(name, result) for name, result in results.items()]
 
 
-def _accuracy(name: str, result: dict[str, Any]) -> str:
-    low, high = result["interval"]
-    baselines = result["baselines"]
-    rows = [
-        f"{name:7s} accuracy {result['accuracy']:.4f}  (95 % interval {low:.4f} to {high:.4f},"
-        f" {result['n_test']:,} test images)  raw pixels {baselines['raw_pixels']:.4f}  untrained"
-        f" encoder {baselines['untrained']:.4f}"
-    ]
-    if mean := result.get("posterior_mean"):
-        what = "posterior mean u" if mean["of"] == "u" else "direction (this loss has no radius)"
-        rows.append(f"  of the {what}, {mean['features']} numbers: {mean['accuracy']:.4f}")
-    if blocks := result.get("blocks"):
-        told = "  ".join(f"{block['name']} {block['accuracy']:.4f}" for block in blocks)
-        rows.append(f"  where it becomes linear, block by block (averaged over positions): {told}")
-    return "\n".join(rows)
+def _other(name: str, result: Any) -> str:
+    return f"{name:7s} {result}"
 
 
-def _uncertainty(name: str, result: dict[str, Any]) -> str:
-    """A row a score, the learned certainty first: R-AUROC on whole and cropped images, and how
-    often a crop looks less certain.
-    """
-    crop = result["corruptions"]["crop"]["random"]
-    rows = [
-        "uncertainty (1 ranks perfectly, 0.5 knows nothing)     nearest image has the class: whole"
-        " / crops    crop less certain"
-    ]
-    for score in result["scores"]:
-        whole, cropped = (
-            _number(part.get("r_auroc", {}).get(score)) for part in (result["clean"], crop)
-        )
-        rows.append(
-            f"  {score:24s}{whole:>42s} / {cropped}{_number(crop['less_certain'][score]):>21s}"
-        )
-    if calibration := result.get("calibration"):
-        rows.append(
-            "  radius against observed cosine of two views: off by"
-            f" {calibration['raw']['error']:.3f} on average"
-        )
-    return "\n".join(rows + [f"  no {what}: {why}" for what, why in result["skipped"].items()])
-
-
-def _ood(name: str, result: dict[str, Any]) -> str:
-    """A row a kind of foreign images, a column a score."""
-    told = {kind: found["auroc"] for kind, found in result.items() if "auroc" in found}
-    scores = list(next(iter(told.values()), {}))
-    rows = ["told from foreign images (AUROC)" + "".join(f"{score:>22s}" for score in scores)]
-    rows += [
-        f"  {kind:30s}" + "".join(f"{_number(found[score]):>22s}" for score in scores)
-        for kind, found in told.items()
-    ]
-    return "\n".join(rows)
-
-
-def _learning(name: str, result: dict[str, Any]) -> str:
-    rank, spread = result["effective_rank"], result["gradient"]["effective_negatives"]
+def _accuracy(name: str, result: "KnnResult | LinearResult") -> str:
+    low, high = result.interval
     return (
-        f"learning, {len(result['epochs'])} snapshots, first to last: effective rank"
-        f" {_number(rank[0])} to {_number(rank[-1])}, negatives that carry the gradient"
-        f" {spread[0]:.0f} to {spread[-1]:.0f} of {2 * result['images'] - 2}"
+        f"{name:7s} accuracy {result.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f},"
+        f" {result.n_test:,} test images)  raw pixels {result.baselines.raw_pixels:.4f}"
+        f"  untrained encoder {result.baselines.untrained:.4f}"
     )
 
 
-def _geometry(name: str, result: dict[str, Any]) -> str:
-    purity = result["clusters"]["purity"]
-    told = (
-        ""
-        if purity is None
-        else (
-            f", purity {purity:.3f} (one cluster of all:"
-            f" {result['clusters']['purity_of_one_cluster']:.3f})"
-        )
-    )
-    return (
-        f"geometry: the first {len(result['explained'])} directions hold"
-        f" {sum(result['explained']):.0%} of the variance; {result['clusters']['k']}"
-        f" clusters{told}; map of {result['map_rows']:,} images"
-    )
-
-
-def _sensitivity(name: str, result: dict[str, Any]) -> str:
-    """A row a transformation, at the strength that moves the direction most."""
+def _linear(name: str, result: "LinearResult") -> str:
+    mean = result.posterior_mean
+    of = "posterior mean" if mean.of == "u" else "direction (this loss has no radius)"
     rows = [
-        "sensitivity (cosine to the image unchanged; different images"
-        f" {result['reference']['different_images']:.3f})   direction   change of certainty"
-        " (deviations)"
+        _accuracy(name, result),
+        f"  on the {of}, {mean.features} numbers: {mean.accuracy:.4f}",
     ]
-    for found in result["transformations"].values():
-        if "skipped" in found:
-            rows.append(f"  {found['label']:20s} left out: {found['skipped']}")
-            continue
-        at = min(range(len(found["direction"])), key=found["direction"].__getitem__)
-        change = _number(found["certainty"] and found["certainty"][at])
-        what = f"{found['label']:20s} at {found['strengths'][at]:<6g} {found['unit']:32s}"
-        rows.append(f"  {what}{found['direction'][at]:8.3f}   {change:>9s}")
+    if result.blocks:
+        blocks = "  ".join(f"{block.name} {block.accuracy:.4f}" for block in result.blocks)
+        rows.append(f"  after each block, averaged over positions: {blocks}")
     return "\n".join(rows)
 
 
-def _explanation(name: str, result: dict[str, Any]) -> str:
-    """A row for the certainty, where there is one, and a row for the pairs."""
+def _uncertainty(name: str, result: "UncertaintyResult") -> str:
+    """A row for each score, the learned certainty first."""
     rows = [
-        "explanation by occlusion         rank correlation of the maps with randomised weights /"
-        " with another fill"
+        "uncertainty: does a score predict that the nearest training image has the right class?",
+        f"  {'(AUROC: 1 is perfect, 0.5 is chance)':40s}{'whole images':>14s}{'crops':>9s}"
+        f"{'crop scored lower':>20s}",
     ]
-    checked = {
-        result["score"]: result["sanity"],
-        f"{result['evidence_score']} of pairs": result["sanity_evidence"],
-    }
-    for what, check in checked.items():
-        verdict = (
-            "they tell of what was learned"
-            if check["passed"]
-            else "they do not pass the check, do not trust them"
-        )
-        randomised, repeat = (
-            _number(check[f"rank_correlation_{of}"]) for of in ("randomised", "repeat")
-        )
+    crop: CorruptionResult = result.corruptions["crop"]
+    for score in result.scores:
+        clean = result.clean.r_auroc.get(score) if result.clean else None
+        ranking = crop.random.ranking
+        cropped = ranking.r_auroc.get(score) if ranking else None
+        lower = crop.random.less_certain[score]
         rows.append(
-            f"  {what:18s}{check['n']:3d} maps    {randomised:>10s} / {repeat}    {verdict}"
+            f"  {score:40s}{_number(clean):>14s}{_number(cropped):>9s}{_number(lower):>20s}"
+        )
+    if result.calibration:
+        rows.append(
+            "  The product of two radii differs from the cosine of the two views by"
+            f" {_number(result.calibration.raw.error)} on average."
+        )
+    if result.information:
+        rows.append(
+            f"  A test image says {result.information.mean:.1f} nats about its latent on average."
         )
     return "\n".join(
-        rows if result["certainty"] else [rows[0], rows[-1], f"  {result['certainty_skipped']}"]
+        rows + [f"  not measured: {what}; {why}" for what, why in result.skipped.items()]
+    )
+
+
+def _ood(name: str, result: "OodResult") -> str:
+    """A row for each kind of foreign images, a column for each score."""
+    measured = {kind: images for kind, images in result.kinds.items() if not images.skipped}
+    scores = list(next(iter(measured.values())).auroc) if measured else []
+    rows = [
+        "foreign images told from test images (AUROC)"
+        + "".join(f"{score:>22s}" for score in scores)
+    ]
+    rows += [
+        f"  {kind:42s}" + "".join(f"{_number(images.auroc[score]):>22s}" for score in scores)
+        for kind, images in measured.items()
+    ]
+    return "\n".join(rows)
+
+
+def _learning(name: str, result: "LearningResult") -> str:
+    rank = result.effective_rank or (None,)
+    negatives = result.gradient.effective_negatives
+    return (
+        f"learning, first to last of {len(result.epochs)} snapshots: effective rank"
+        f" {_number(rank[0])} to {_number(rank[-1])}, negatives that carry the gradient"
+        f" {negatives[0]:.0f} to {negatives[-1]:.0f} of {2 * result.images - 2}"
+    )
+
+
+def _geometry(name: str, result: "GeometryResult") -> str:
+    clusters = result.clusters
+    purity = (
+        ""
+        if clusters.purity is None or clusters.purity_of_one_cluster is None
+        else f" of purity {clusters.purity:.3f} (all images in one cluster:"
+        f" {clusters.purity_of_one_cluster:.3f})"
+    )
+    return (
+        f"geometry: the first {len(result.explained)} directions hold {sum(result.explained):.0%}"
+        f" of the variance; {clusters.k} clusters{purity}; the map has {result.map_rows:,} images"
+    )
+
+
+def _sensitivity(name: str, result: "SensitivityResult") -> str:
+    """A row for each transformation, at the strength that moves the direction most."""
+    rows = [
+        f"sensitivity: mean cosine to the unchanged image (different images:"
+        f" {result.different_images:.3f})",
+        f"  {'transformation, at its strongest effect':64s}{'cosine':>8s}"
+        f"{'change of certainty (sd)':>26s}",
+    ]
+    for change in result.transformations.values():
+        if change.responses is None:
+            rows.append(f"  {change.label:20s} not measured: {change.skipped}")
+            continue
+        cosines = change.responses.direction
+        at = min(range(len(cosines)), key=cosines.__getitem__)
+        certainty = change.responses.certainty and change.responses.certainty[at]
+        strength = f"{change.label:20s} at {change.strengths[at]:<6g} {change.unit}"
+        rows.append(f"  {strength:64s}{cosines[at]:>8.3f}{_number(certainty):>26s}")
+    return "\n".join(rows)
+
+
+def _explanation(name: str, result: "ExplanationResult") -> str:
+    """A row for the certainty, where there is one, and one for the pairs."""
+    rows = [
+        f"explanation by occlusion: rank correlation of the maps  {'random weights':>16s}"
+        f"{'repeated':>10s}"
+    ]
+    checks = [(f"{result.evidence_score} of pairs", result.sanity_evidence)]
+    if result.sanity is not None:
+        checks.insert(0, (result.score or "certainty", result.sanity))
+    for what, check in checks:
+        verdict = "passed" if check.passed else "failed: do not trust these maps"
+        rows.append(
+            f"  {what:20s}{check.n:4d} maps{_number(check.rank_correlation_randomised):>43s}"
+            f"{_number(check.rank_correlation_repeat):>10s}   sanity check {verdict}"
+        )
+    return "\n".join(
+        [*rows, *([f"  {result.certainty_skipped}"] if result.certainty_skipped else [])]
     )
 
 

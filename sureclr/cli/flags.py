@@ -1,61 +1,79 @@
-"""Flags made from a configuration's own fields, and how they, a file and a recipe resolve to one
-configuration.
-"""
+"""Flags made from a configuration's fields, and how flags, a file and a recipe become one."""
 
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
 from sureclr.config import PretrainConfig, ViewConfig, from_dict, read_yaml, view_values
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe, recipe_for
 
+DATA = Group("Images", sort_key=10)
+NETWORK = Group("Network", sort_key=20)
+LOSS = Group("Loss", sort_key=30)
+TRAINING = Group("Training", sort_key=40)
+MONITORING = Group("Monitoring and checkpoints", sort_key=50)
+VIEWS = Group("Views (SimCLR's augmentations)", sort_key=60)
+CHOICE = Group("Labels, repetitions and tests", sort_key=10)
 
-def flags(config: type, skip: tuple[str, ...] = ()) -> type:
-    """A dataclass with the fields of `config` as optional flags: None means that the user did not
-    say. One definition, one help text.
+FIELDS_OF_GROUP: Mapping[Group, str] = {
+    DATA: "size",
+    NETWORK: "encoder stem init projection_dim projection_layers projection_hidden",
+    LOSS: (
+        "loss temperature certainty_weight kernel_dimension empirical_prior softening samples"
+        " certainty_gradient"
+    ),
+    TRAINING: (
+        "epochs batch_size micro_batch optimizer learning_rate learning_rates"
+        " classifier_learning_rate momentum weight_decay warmup_epochs schedule bn precision seed"
+    ),
+    MONITORING: "monitor_every snapshot_every checkpoint_every",
+    VIEWS: " ".join(field.name for field in fields(ViewConfig)),
+    CHOICE: "labels fold seeds tune validation",
+}
+GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}
+
+
+def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
+    """Return a dataclass with the fields of a configuration as optional flags.
+
+    A flag that is None was not given. Its help is the docstring of the field, so that every option
+    is described once.
     """
-    help_of = {p.arg_name: p.description or "" for p in parse_from_object(config).params}
+    help_of = {
+        entry.arg_name: entry.description or "" for entry in parse_from_object(config).params
+    }
     hints = get_type_hints(config)
-    made = [
-        (
-            f.name,
-            Annotated[
-                hints[f.name] | None,
-                Parameter(help=_with_default(help_of.get(f.name, ""), f.default), negative=""),
-            ],
-            None,
-        )
-        for f in fields(config)
-        if f.name not in skip
-    ]
-    home = {
-        "__module__": __name__
-    }  # else it is `types`, which cyclopts takes for a builtin and does not open
-    return make_dataclass(f"{config.__name__}Flags", made, namespace=home)
+    optional = []
+    for field in fields(config):
+        if field.name not in skip:
+            text = _with_default(help_of.get(field.name, ""), field.default)
+            shown = Parameter(help=text, negative="", group=GROUP_OF_FIELD[field.name])
+            optional.append((field.name, Annotated[hints[field.name] | None, shown], None))
+    # cyclopts does not open a class of the module `types`, where make_dataclass would put it
+    return make_dataclass(f"{config.__name__}Flags", optional, namespace={"__module__": __name__})
 
 
 def _with_default(text: str, default: Any) -> str:
-    shown = default is not MISSING and default is not None
-    return (
-        f"{text} [default:"
-        f" {' '.join(map(str, default)) if isinstance(default, tuple) else default}]"
-        if shown
-        else text
-    )
+    """Add the default to the help text, where it is a value."""
+    if default is MISSING or default is None:
+        return text
+    words = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} [default: {words}]"
 
 
-ConfigFlags: Any = flags(PretrainConfig, skip=("source", "views"))
-ViewFlags: Any = flags(ViewConfig)
+ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views"))
+ViewFlags: Any = optional_flags(ViewConfig)
 NO_CONFIG, NO_VIEWS = ConfigFlags(), ViewFlags()
 
 
-def said(given: Any) -> dict[str, Any]:
-    """The flags that the user gave."""
-    return {name: value for name, value in vars(given).items() if value is not None}
+def given_flags(values: Any) -> dict[str, Any]:
+    """Return the flags that are on the command line."""
+    return {name: value for name, value in vars(values).items() if value is not None}
 
 
 def resolve(
@@ -65,8 +83,12 @@ def resolve(
     given: dict[str, Any],
     views: dict[str, Any],
 ) -> PretrainConfig:
-    """Command line over file over recipe over default. The recipe is the named one, else the
-    source's own (unless a file is given).
+    """Return one configuration: the command line over the file over the recipe over the defaults.
+
+    The recipe is the named one, else the source's own, unless a file is given.
+
+    Raises:
+        UserError: no source, an unknown recipe, or values that do not fit.
     """
     from_file = read_yaml(file) if file else {}
     source = (
@@ -74,8 +96,8 @@ def resolve(
     )
     if source is None:
         raise UserError(
-            "pretrain needs a data source; for example: sureclr pretrain digits (`sureclr list`"
-            " names them all)."
+            "pretrain needs images to train on; for example `sureclr pretrain digits` or `sureclr"
+            " pretrain folder:PATH` (`sureclr list` names all data sources)."
         )
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)

@@ -1,4 +1,4 @@
-"""label-next: which images to label, as a CSV file to fill in."""
+"""label-next and finetune: which images to label, and what a few labels are worth."""
 
 import csv
 from pathlib import Path
@@ -6,18 +6,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sureclr.cli.shared import Device, Json, Opened, Root, Run_, answer, app
+from sureclr.cli.flags import CHOICE, TRAINING, given_flags, optional_flags
+from sureclr.cli.shared import (
+    LABEL,
+    OUTPUT,
+    DataSource,
+    Device,
+    Json,
+    Root,
+    RunFolder,
+    app,
+    print_answer,
+)
 from sureclr.errors import UserError
+from sureclr.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from sureclr.data.embeddings import Embeddings
+    from sureclr.finetuning.results import FinetuningResult
 
-SHOWN = 5  # rows of the file shown as text
+SHOWN = 5  # rows of the file that are printed
+
+FinetuneFlags: Any = optional_flags(FinetuneConfig, skip=("learning_rates",))
+NO_FLAGS = FinetuneFlags()
 
 
-@app.command
+@app.command(group=LABEL)
 def label_next(
-    run: Run_,
+    run: RunFolder,
     /,
     *,
     budget: Annotated[int, Parameter(help="How many images you will label now.")],
@@ -25,78 +41,71 @@ def label_next(
         str | None,
         Parameter(
             help=(
-                "random, typical, k-means, evidence, ...; default: k-means, on average the best of "
-                "benchmarks.label_next."
+                "How to choose: k-means, typical, evidence, random, ... Default: k-means, the best"
+                " on average in our measurements."
             )
         ),
     ] = None,
     known: Annotated[
         Path | None,
-        Parameter(help="CSV file path,label of the images labelled already: others are chosen."),
+        Parameter(help="CSV file (path,label) of images that are labelled; others are chosen."),
     ] = None,
-    out: Annotated[Path, Parameter(help="CSV file to write; must not exist.")] = Path("next.csv"),
+    out: Annotated[
+        Path, Parameter(group=OUTPUT, help="The CSV file to write; it must not exist.")
+    ] = Path("next.csv"),
     seed: Annotated[
-        int,
-        Parameter(help="Of ties, of k-means and of the images looked at; another chooses others."),
+        int, Parameter(help="Seed of the random parts of the choice. Another gives other images.")
     ] = 0,
-    data: Annotated[
-        str | None,
-        Parameter(help="Choose among these images instead of those of the run: folder:PATH, ..."),
-    ] = None,
+    data: DataSource = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
 ) -> None:
-    """Which images to label next: a CSV file, the most useful first, whose empty column `label` is
-    yours to fill in.
-    """
+    """Choose images to label, and write them to a CSV file with a column to fill in."""
     from sureclr.evaluation.label_choice import (
         DEFAULT,
         STRATEGIES,
         WHY,
-        label_next,
         labelled_already,
     )
+    from sureclr.evaluation.label_choice import label_next as choose_images
+    from sureclr.evaluation.session import Session
 
     if out.exists():
-        raise UserError(
-            f"{out} is there already, and labels may have been written into it; give another --out."
-        )
-    with Opened(run, data, device, root) as opened:
-        material = opened.material()
-        labelled, note = labelled_already(material.images, known)
-        chosen = label_next(material.table, labelled, budget, name := strategy or DEFAULT, seed)
-    rows = rows_of(material.table, chosen.rows.tolist(), chosen.reasons)
-    write(out, rows)
-    found = {
+        raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
+    with Session(run, data, device=device, root=root) as session:
+        table = session.inputs.table
+        labelled, note = labelled_already(session.images, known)
+        name = strategy or DEFAULT
+        choice = choose_images(table, labelled, budget, name, seed)
+    rows = _rows(table, choice.rows.tolist(), choice.reasons)
+    _write(out, rows)
+    answer = {
         "strategy": name,
         "about": (STRATEGIES[name].__doc__ or "").split("\n")[0],
         "budget": budget,
         "known": int(labelled.sum()),
-        "why": f"{name} is the default: {WHY}" if strategy is None else "asked for",
+        "why": f"{name} is the default: {WHY}" if strategy is None else "you asked for it",
         "note": note,
         "out": str(out),
         "next": rows,
     }
-    answer(
-        json,
-        found,
-        text(found),
-        f"sureclr finetune {run} --labels {out}  (once its labels are filled in)",
-    )
+    next_command = f"sureclr finetune {run} --labels {out}  (once its labels are filled in)"
+    print_answer(json, answer, _choice_text(answer), next_command)
 
 
-def rows_of(table: "Embeddings", rows: list[int], reasons: list[str]) -> list[dict[str, Any]]:
-    """What is told of each image."""
-    sure = {} if table.certainty is None else {row: float(table.certainty[row]) for row in rows}
-    return [
-        {"path": table.paths[row], "label": "", "reason": reason}
-        | ({"certainty": round(sure[row], 4)} if sure else {})
-        for row, reason in zip(rows, reasons, strict=True)
-    ]
+def _rows(table: "Embeddings", rows: list[int], reasons: list[str]) -> list[dict[str, Any]]:
+    """Return a row of the CSV file for each chosen image."""
+    lines = []
+    for row, reason in zip(rows, reasons, strict=True):
+        line: dict[str, Any] = {"path": table.paths[row], "label": "", "reason": reason}
+        if table.certainty is not None:
+            line["certainty"] = round(float(table.certainty[row]), 4)
+        lines.append(line)
+    return lines
 
 
-def write(out: Path, rows: list[dict[str, Any]]) -> None:
+def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     try:
         with out.open("x", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -108,21 +117,87 @@ def write(out: Path, rows: list[dict[str, Any]]) -> None:
         ) from error
 
 
-def text(found: dict[str, Any]) -> str:
-    rows = found["next"]
+def _choice_text(answer: dict[str, Any]) -> str:
+    rows = answer["next"]
     lines = [
-        (
-            f"{found['budget']} images to label, {found['known']} labelled already, strategy"
-            f" {found['strategy']} ({found['why']})"
-        ),
-        found["about"],
+        f"{answer['budget']} images to label; {answer['known']} have a label already.",
+        f"Strategy {answer['strategy']}: {answer['about']} ({answer['why']})",
+        *(f"  {row['path']}  {row['reason']}" for row in rows[:SHOWN]),
     ]
-    lines += [f"  {row['path']}  {row['reason']}" for row in rows[:SHOWN]]
-    lines += [f"  ... {len(rows) - SHOWN} more"] if len(rows) > SHOWN else []
-    return "\n".join(
-        [
-            *lines,
-            *([found["note"]] if found["note"] else []),
-            f"in {found['out']}, the most useful first",
-        ]
+    if len(rows) > SHOWN:
+        lines.append(f"  ... and {len(rows) - SHOWN} more")
+    if answer["note"]:
+        lines.append(answer["note"])
+    return "\n".join([*lines, f"All are in {answer['out']}, the most useful first."])
+
+
+@app.command(group=LABEL)
+def finetune(
+    run: RunFolder,
+    /,
+    *,
+    learning_rates: Annotated[
+        tuple[float, ...] | None,
+        Parameter(
+            name=["--learning-rates", "--lr"],
+            consume_multiple=True,
+            negative="",
+            group=TRAINING,
+            help=(
+                "Peak learning rates of the encoder to choose from, on held-out labels."
+                " [default: 0.01 0.03 0.1]"
+            ),
+        ),
+    ] = None,
+    again: Annotated[
+        bool,
+        Parameter(negative="", group=CHOICE, help="Train seeds again that are finished already."),
+    ] = False,
+    data: DataSource = None,
+    device: Device = "auto",
+    root: Root = None,
+    json: Json = False,
+    given: Annotated[FinetuneFlags, Parameter(name="*")] = NO_FLAGS,
+) -> None:
+    """Fine-tune with few labels, and compare with the same network trained from scratch."""
+    values = given_flags(given)
+    if learning_rates is not None:
+        values["learning_rates"] = learning_rates
+    config = FinetuneConfig(**values)
+    from sureclr.finetuning.service import finetune as finetune_run
+    from sureclr.schema import to_json
+
+    result = finetune_run(run, data, config, again=again, device=device, root=root)
+    print_answer(json, to_json(result), _finetuning_text(result), f"sureclr evaluate {run}")
+
+
+def _finetuning_text(result: "FinetuningResult") -> str:
+    """Return a row for each classifier, and the gain."""
+    rivals, intervals = result.baselines, result.baseline_intervals
+    classifiers = {
+        "fine-tuned": (result.accuracy, result.interval),
+        "from scratch": (rivals.scratch, intervals.scratch),
+        "linear probe, frozen": (rivals.linear, intervals.linear),
+    }
+    rows = [
+        f"{result.n_labels:,} labels, {result.seeds} seeds, {result.n_test:,} test images"
+        f" ({result.interval_of})"
+    ]
+    rows += [
+        f"  {name:22s}{accuracy:.4f}  ({low:.4f} to {high:.4f})"
+        for name, (accuracy, (low, high)) in classifiers.items()
+    ]
+    gain = result.gain
+    between = ""
+    if gain.interval:
+        low, high = gain.interval
+        between = f" ({low:+.4f} to {high:+.4f}, the same labels compared)"
+    verdict = (
+        gain.verdict
+        if gain.verdict == "no difference found"
+        else f"{gain.verdict} than from scratch, outside both intervals"
     )
+    rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {verdict}")
+    if result.weights is not None:
+        rows.append(f"The classifier is {result.weights.file}.")
+    return "\n".join(rows)

@@ -1,162 +1,138 @@
-"""What the commands share: the app, the types of their arguments, their answer, and a run opened
-for evaluation.
-"""
+"""What the commands share: the app, its groups, the types of common arguments, and their answer."""
 
 import json
+import re
 import sys
-from contextlib import ExitStack
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
-from sureclr import __version__
-from sureclr.errors import UserError
-from sureclr.stopping import StopFlag, stop_on_signals
-
-if TYPE_CHECKING:
-    from sureclr.data.image_set import ImageSet
-    from sureclr.evaluation.inputs import Material
-    from sureclr.training.run import Run
+from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.version import __version__
 
 app = App(
     name="sureclr",
     version=__version__,
-    help="Contrastive learning that knows how sure it is: one command to train, one to evaluate.",
+    help=(
+        "Self-supervised image representations with a certainty for each image: SimCLR, and a"
+        " probabilistic contrastive loss. New here? Run `sureclr demo`, then `sureclr list`."
+    ),
 )
+
+START = Group("Start", sort_key=1)
+TRAIN = Group("Train", sort_key=2)
+EVALUATE = Group("Evaluate a run", sort_key=3)
+LABEL = Group("Use few labels", sort_key=4)
+
+OUTPUT = Group("Output and machine", sort_key=90)
 
 Json = Annotated[
     bool,
     Parameter(
-        name="--json", negative="", help="Print one JSON object on stdout, all else on stderr."
+        name="--json",
+        negative="",
+        group=OUTPUT,
+        help="Print one JSON object on stdout; everything else goes to stderr.",
     ),
 ]
-Device = Annotated[str, Parameter(help="auto, cuda, mps or cpu.")]
+Device = Annotated[
+    str,
+    Parameter(group=OUTPUT, help="Where to compute: auto (the first of cuda, mps, cpu), or one."),
+]
 Root = Annotated[
     Path | None,
     Parameter(
+        group=OUTPUT,
         help=(
-            "Where data sets lie or are downloaded to; default: $SURECLR_DATA, else "
-            "~/.cache/sureclr/data."
+            "Folder of the data sets, also for downloads. Default: $SURECLR_DATA, else"
+            " ~/.cache/sureclr/data."
+        ),
+    ),
+]
+DataSource = Annotated[
+    str | None,
+    Parameter(
+        help=(
+            "Evaluate on other images: digits, fashion-mnist, ..., or folder:PATH. Default: the"
+            " images that the run was trained on."
         )
     ),
 ]
-Data = Annotated[
-    str | None,
-    Parameter(help="Other labelled data for transfer: digits, fashion-mnist, ..., folder:PATH."),
+LabelFile = Annotated[
+    Path | None,
+    Parameter(
+        help="CSV file with the header path,label: the labels to use instead of the images' own."
+    ),
 ]
-Run_ = Annotated[Path, Parameter(name="RUN", help="A run folder.")]
+RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrain` wrote.")]
+
+# Arguments of Python functions that a command has as flags, beside the fields of configurations.
+ARGUMENTS = (
+    "again budget data device human known labels out overwrite resume root seed strategy track"
+)
+NAMES = frozenset(
+    [
+        *ARGUMENTS.split(),
+        *(field.name for field in fields(PretrainConfig)),
+        *(f"views.{field.name}" for field in fields(ViewConfig)),
+        *(field.name for field in fields(FinetuneConfig)),
+    ]
+)
 
 
-def dumped(value: dict[str, Any]) -> str:
+def print_answer(as_json: bool, value: Any, text: str, next_command: str | None = None) -> None:
+    """Print the result on stdout, as JSON or text, and the next useful command.
+
+    The next command is the last line; with JSON it goes to stderr.
+    """
+    if as_json:
+        sys.stdout.write(json_line(value))
+    else:
+        print(text)
+    if next_command:
+        print(f"next: {next_command}", file=sys.stderr if as_json else sys.stdout)
+
+
+def json_line(value: Any) -> str:
+    """Return one line of JSON."""
     return json.dumps(value) + "\n"
 
 
-def answer(as_json: bool, value: dict[str, Any], text: str, following: str | None = None) -> None:
-    """The result on stdout (JSON or text); the next useful command on stderr with JSON, else as the
-    last line.
+def with_flags(sentence: str) -> str:
+    """Return an error of the library with flags in place of Python arguments.
+
+    The library writes an argument that should change as `name=value`, or by a name with an
+    underscore. Keys of a configuration file stay as they are.
+
+    >>> with_flags("batch_size 100 is not a multiple of micro_batch 64; try batch_size=128.")
+    '--batch-size 100 is not a multiple of --micro-batch 64; try --batch-size 128.'
+    >>> with_flags("runs/a already holds a run; continue it with resume=True.")
+    'runs/a already holds a run; continue it with --resume.'
     """
-    if as_json:
-        sys.stdout.write(dumped(value))
-    else:
-        print(text)
-    if following:
-        print(f"next: {following}", file=sys.stderr if as_json else sys.stdout)
+    if "configuration key" in sentence:
+        return sentence
+
+    def flag(match: re.Match[str]) -> str:
+        name, assigned, value = match["name"], match["assigned"], match["value"]
+        if name not in NAMES or not (assigned or "_" in name):
+            return match[0]
+        words = "--" + name.replace("_", "-")
+        if not assigned or value in ("", "True"):
+            return words
+        return f"{words} {value}"
+
+    pattern = (
+        r"(?<![\w/.\-'\"])(?P<name>[a-z][a-z_.]*[a-z])(?P<assigned>=(?P<value>[\w%:-]*))?(?!\w)"
+    )
+    return re.sub(pattern, flag, sentence)
 
 
-class Opened:
-    """A run opened for evaluation: its material is made when first asked for, its results are kept
-    in results.json.
-    """
+def mapping_json(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return results by name as JSON, without their provenance."""
+    from sureclr.schema import to_json
 
-    def __init__(
-        self,
-        path: Path,
-        data: str | None,
-        device: str,
-        root: Path | None,
-        human: Path | None = None,
-    ) -> None:
-        from sureclr.training.run import load
-
-        self.run: Run = load(path, device)
-        self.data, self.root, self.human = data, root, human
-        self.made: Material | None = None
-
-    def __enter__(self) -> "Opened":
-        with ExitStack() as stack:
-            self.stop: StopFlag = stack.enter_context(stop_on_signals())
-            stack.enter_context(self.run.directory.lock())
-            self._held = stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._held.close()
-
-    def images(self) -> "ImageSet":
-        """Those of the run, or those of --data, at the run's size."""
-        from sureclr.data.sources import is_source
-        from sureclr.data.sources import load as load_source
-
-        if self.data is None and not is_source(self.run.source):
-            raise UserError(
-                f"this run was trained on images given in Python ({self.run.source}); name labelled"
-                " data with --data."
-            )
-        return load_source(
-            self.data or self.run.source,
-            root=self.root,
-            size=self.run.size,
-            channels=self.run.channels,
-            seed=self.run.config.seed,
-        )
-
-    def material(self) -> "Material":
-        from sureclr.data.embeddings import Embeddings
-        from sureclr.evaluation.inputs import material
-
-        if self.made is None:
-            kept, images, own = (
-                self.run.path / "embeddings.parquet",
-                self.images(),
-                self.data is None,
-            )
-            table = Embeddings.read(kept) if own and kept.exists() else None
-            self.made = material(
-                self.run, images, table, root=self.root, human=self.human, each_batch=self.progress
-            )
-            if own and self.made.table is not table:
-                self.made.table.save(kept)
-        return self.made
-
-    def progress(self, done: int, total: int) -> None:
-        self.stop.check("what was evaluated before is kept; run the same command again")
-        if sys.stderr.isatty():
-            print(
-                f"\r\033[Kembedding {done}/{total}" if done < total else "\r\033[K",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def result(self, name: str, again: bool) -> dict[str, Any]:
-        from sureclr.evaluation.session import EVALUATIONS
-
-        key = f"{name}:{self.data}" if self.data else name
-        before = self.run.directory.results_so_far()
-        if key in before and not again:
-            return dict(before[key])
-        self.progress(1, 1)
-        result = EVALUATIONS[name](self.material())
-        self.run.directory.add_result(key, result)
-        return result
-
-    def attempt(self, name: str) -> dict[str, Any] | str:
-        """The result, kept or made now; or why it cannot be had (no labels, say), which is also
-        told.
-        """
-        try:
-            return self.result(name, again=False)
-        except UserError as error:
-            print(f"{name} left out: {error}", file=sys.stderr)
-            return str(error)
+    return {name: to_json(result) for name, result in results.items()}

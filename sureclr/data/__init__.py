@@ -1,0 +1,1 @@
+"""Images, their labels, their random views, and tables of their embeddings."""

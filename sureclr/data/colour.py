@@ -1,8 +1,7 @@
-"""Colour operations of SimCLR's augmentation, each with one factor per image; equal to
-torchvision's at the same factor to 1e-5.
+"""The colour operations of SimCLR's augmentation, each with one factor an image.
 
-Everywhere: x (n, c, h, w) float32 in [0, 1], c = 3 (red, green, blue) or 1 (grey); factor (n,). A
-    greyscale image has neither hue
+At the same factor each equals torchvision's to 1e-5. Everywhere: x is (n, c, h, w) float32 in
+[0, 1] with c = 3 (red, green, blue) or 1 (grey), and `factor` is (n,). A grey image has neither hue
 nor saturation: `jitter` leaves both out for it, as torchvision does.
 """
 
@@ -10,9 +9,17 @@ from torch import Tensor, maximum, minimum, stack
 
 
 def grey(x: Tensor) -> Tensor:
-    """Luma of colour images, (n, 1, h, w): ITU-R 601 weights with torchvision's four digits."""
+    """Return the luma of colour images by the ITU-R 601 weights, with torchvision's four digits.
+
+    Args:
+        x: (n, 3, h, w).
+
+    Returns:
+        (n, 1, h, w).
+    """
     red, green, blue = x.split(1, dim=1)
-    return (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    luma: Tensor = 0.2989 * red
+    return luma.add_(green, alpha=0.587).add_(blue, alpha=0.114)
 
 
 def _luma(x: Tensor) -> Tensor:
@@ -20,48 +27,43 @@ def _luma(x: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """factor x + (1 - factor) other, clamped; `other` broadcasts."""
+    """The blend factor x + (1 - factor) other, clamped; `other` broadcasts."""
     f = factor.view(-1, 1, 1, 1)
     return (f * x).add_((1 - f) * other).clamp_(0, 1)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black."""
+    """Blend the image with black."""
     return (factor.view(-1, 1, 1, 1) * x).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean luma (mean over the pixels of one image)."""
+    """Blend the image with its mean luma (the mean over its pixels)."""
     return _blend(x, _luma(x).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's own luma."""
+    """Blend the image with its luma."""
     return _blend(x, grey(x), factor)
 
 
 def hue(x: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue of HSV by `factor` turns (1 = the full circle), in [-1/2, 1/2]. Exact, not the
-    linear rotation of YIQ.
+    """Turn the hue of HSV by `factor` turns (1 is the full circle), in [-1/2, 1/2].
 
-    With the hue H in sixths of a turn and chroma = max - min, each channel is min + chroma t(H),
-    where the trapezium wave t is 1 within one sixth of the channel's own hue and 0 beyond two
-    sixths: clamp(|H - 3|, 1, 2) - 1 for red, 2 - clamp(|H - 2|, 1, 2) for green, the same around 4
-    for blue. May leave [0, 1] by one rounding.
+    This is exact, unlike the linear rotation of YIQ. With the hue H in sixths of a turn and chroma
+    = max - min, each channel is min + chroma t(H), where the trapezium wave t is 1 within one sixth
+    of the channel's own hue and 0 beyond two sixths: clamp(|H - 3|, 1, 2) - 1 for red,
+    2 - clamp(|H - 2|, 1, 2) for green, and the same around 4 for blue. The result may leave [0, 1]
+    by one rounding.
     """
     red, green, blue = x.unbind(dim=1)
     top = maximum(maximum(red, green), blue)
     chroma = top - minimum(minimum(red, green), blue)
-    not_red, not_green = (
-        (top - red).sign_(),
-        (top - green).sign_(),
-    )  # 0 or 1, whether the channel is below the maximum
-    sixths = (
-        (blue - red).add_(chroma, alpha=2).lerp_((red - green).add_(chroma, alpha=4), not_green)
-    )  # times chroma
-    sixths = (green - blue).lerp_(
-        sixths, not_red
-    )  # lerp by 0 or 1 is exact; `where` takes five times as long
+    # 0 or 1: whether the channel is below the maximum
+    not_red, not_green = (top - red).sign_(), (top - green).sign_()
+    # H times chroma. A lerp by 0 or 1 is exact, and `where` takes five times as long
+    at_green, at_blue = (blue - red).add_(chroma, alpha=2), (red - green).add_(chroma, alpha=4)
+    sixths = (green - blue).lerp_(at_green.lerp_(at_blue, not_green), not_red)
     sixths.div_(chroma.clamp_min(1e-12)).add_(6 * factor.view(-1, 1, 1))
     sixths.sub_((sixths / 6).floor_(), alpha=6)  # modulo 6; remainder_ takes four times as long
     wave = [(sixths - centre).abs_().clamp_(1, 2).mul_(chroma) for centre in (3, 2, 4)]
@@ -69,19 +71,21 @@ def hue(x: Tensor, factor: Tensor) -> Tensor:
     return stack([wave[0].add_(top).sub_(chroma, alpha=2), high - wave[1], high - wave[2]], dim=1)
 
 
-OPERATIONS = (
-    brightness,
-    contrast,
-    saturation,
-    hue,
-)  # the columns of `factors` and the numbers in `order`
+# In the order of the columns of `factors`; the numbers in `order` are positions in this tuple
+OPERATIONS = (brightness, contrast, saturation, hue)
 
 
 def jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """torchvision's ColorJitter in place, each image in its own order of the four operations.
+    """Change the colours in place as torchvision's ColorJitter does, each image in its own order.
 
-    factors (n, 4) on x's device; order (n, 4) int64 on the CPU (no selection of rows waits for an
-    accelerator): entry k is the operation of step k, -1 leaves the image alone.
+    Args:
+        x: (n, c, h, w); overwritten.
+        factors: (n, 4), one for each of `OPERATIONS`, on the device of x.
+        order: (n, 4) int64 on the CPU, so that no step waits for an accelerator. Entry k is the
+            operation of step k; -1 leaves the image as it is.
+
+    Returns:
+        x.
     """
     operations = OPERATIONS if x.shape[1] == 3 else OPERATIONS[:2]
     for step in order.unbind(dim=1):

@@ -1,9 +1,9 @@
-"""Random numbers without a state: each is a hash of (seed, stream, draw), so an image's numbers do
-not depend on its batch.
+"""Random numbers without a state: each one is a hash of (seed, stream, draw).
 
-The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014): a Weyl sequence through a bijective mixer. In int64, whose products wrap modulo 2^64
-on every device, so the numbers are the same everywhere.
+So the numbers of an image do not depend on the batch around it. The hash is SplitMix64 (Steele, Lea
+and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014): a Weyl sequence, then a
+bijective mixer. It is computed in int64, whose products wrap modulo 2^64 on every device, so the
+numbers are the same everywhere.
 """
 
 import torch
@@ -21,40 +21,72 @@ _SECOND = _signed(0x94D049BB133111EB)
 
 
 def _xor_shift(x: Tensor, bits: int) -> Tensor:
-    """x ^ (x >>> bits): torch shifts int64 arithmetically, the mask makes it logical."""
+    """Return x ^ (x >>> bits); torch shifts int64 arithmetically, and the mask makes it logical."""
     return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))
 
 
 def mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of the 64-bit words. x: int64, any shape."""
+    """Apply SplitMix64's finaliser, a bijection of the 64-bit words.
+
+    Args:
+        x: int64, any shape.
+    """
     return _xor_shift(_xor_shift(_xor_shift(x, 30) * _FIRST, 27) * _SECOND, 31)
 
 
 def hashed(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """(n, count) int64 words, uniform over all 2^64, from seeds (n,) int64. Another stream gives
-    independent words.
+    """Return random words, uniform over all 2^64.
+
+    Args:
+        seeds: (n,) int64.
+        stream: words of different streams are independent.
+        count: words a seed.
+
+    Returns:
+        (n, count) int64.
     """
-    state = mix(
-        mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64))
-    )  # seeds may be 0, 1, 2...: hashed before and after
+    # Seeds may be 0, 1, 2, ...: they are hashed before the stream is added, and after
+    state = mix(mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64)))
     steps = torch.tensor(
         [_signed((draw + 1) * GOLDEN % (1 << 64)) for draw in range(count)], device=seeds.device
     )
     return mix(state[:, None] + steps)
 
 
-def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
-    """(n, count) float64 in [0, 1): the upper 53 bits of `hashed`, multiples of 2^-53."""
+def uniform_numbers(seeds: Tensor, stream: int, count: int) -> Tensor:
+    """Return random numbers, uniform in [0, 1): the upper 53 bits of `hashed`.
+
+    Args:
+        seeds: (n,) int64.
+        stream: numbers of different streams are independent.
+        count: numbers a seed.
+
+    Returns:
+        (n, count) float64, multiples of 2^-53.
+    """
     return ((hashed(seeds, stream, count) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
 def shuffled(rows: Tensor, stream: int, seed: int = 0) -> Tensor:
-    """The rows (n,) int64 in an order that each row's own number decides: without some of them, the
-    others keep their order.
+    """Return the rows in a random order that depends on each row's own number alone.
+
+    Without some of the rows, the others keep their order.
+
+    Args:
+        rows: (n,) int64.
+        stream: another stream gives another order.
+        seed: another seed gives another order.
     """
     return rows[hashed(rows + (seed << 32), stream, 1)[:, 0].argsort()]
 
 
-def sample(rows: Tensor, most: int, stream: int, seed: int = 0) -> Tensor:
-    """At most so many of the rows (n,) int64, ascending, always the same ones."""
+def sample_rows(rows: Tensor, most: int, stream: int, seed: int = 0) -> Tensor:
+    """Return at most `most` of the rows, in ascending order: the first ones of `shuffled`.
+
+    Args:
+        rows: (n,) int64.
+        most: number of rows, where there are so many.
+        stream: another stream gives another choice.
+        seed: another seed gives another choice.
+    """
     return shuffled(rows, stream, seed)[:most].sort().values

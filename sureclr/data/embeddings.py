@@ -1,4 +1,7 @@
-"""The table of embeddings, one row an image: what every analysis reads. No model is needed to use it."""
+"""The table of embeddings, one row an image, which every analysis reads.
+
+No model is needed to read, write or use it.
+"""
 
 import json
 from collections.abc import Sequence
@@ -12,23 +15,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.errors import UserError
+from sureclr.files import digest_of_bytes, digest_of_tensors, writing_atomically
+from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
+
+ROWS_AT_ONCE = 1 << 14  # whose information is computed together: 12 MiB for each of its integrals
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """n images as a model sees them (whole, not augmented), on the CPU.
+    """What a model says about n images (whole, without augmentation). All tensors are on the CPU.
 
     Attributes:
-        features: (n, f) float32, h of the encoder.
-        direction: (n, d) float32 unit vectors.
-        radius: (n,) float32 or None (a loss without one), see ``Posterior``.
-        certainty: (n,) float32 or None.
-        labels: (n,) int64, -1 where unlabelled.
+        features: (n, f) float32, the output of the encoder.
+        direction: (n, d) float32 unit vectors: what an image shows.
+        radius: (n,) float32 in [0, 1]: how certain that is; None for a loss without one. See
+            `Posterior`.
+        certainty: (n,) float32, larger is more certain, on no fixed scale; or None.
+        labels: (n,) int64, an index into `classes`, or -1 where the class is not known.
         classes: names of the classes.
-        split: (n,) of "train", "test", "unlabelled".
-        paths: n names.
-        kernel_dimension: m of the run's loss, for evidence; None where it has none.
+        split: (n,) of "train", "test" and "unlabelled".
+        paths: n names of the images.
+        kernel_dimension: m of the run's loss, which evidence needs; or None.
+        origin: the weights and images that the table was made of; "" if not recorded.
     """
 
     features: Tensor
@@ -40,15 +49,50 @@ class Embeddings:
     split: NDArray[np.str_]
     paths: Sequence[str]
     kernel_dimension: float | None = None
+    origin: str = ""
 
     def __len__(self) -> int:
+        """The number of images."""
         return len(self.features)
 
     @property
+    def digest(self) -> str:
+        """The sha256 of features, direction, radius, labels, split and paths: what the rows are.
+
+        It identifies the table that a result was computed from. It reads every number, so keep it
+        rather than ask again.
+        """
+        optional = [] if self.radius is None else [self.radius]
+        tensors = digest_of_tensors(self.features, self.direction, *optional, self.labels)
+        words = json.dumps([self.split.tolist(), list(self.paths)])
+        return digest_of_bytes(tensors.encode(), words.encode())
+
+    @property
+    def information(self) -> Tensor | None:
+        """(n,) float32 nats: how much an image's posterior says of its latent (theory 6), or None.
+
+        It is the mean over the posterior of the log density, so it compares across dimensions.
+        """
+        if self.radius is None:
+            return None
+        surest = 1 - 1e-6  # up to which `sphere.information` is exact; it grows without bound
+        parts = [
+            sphere.information(radii.double().clamp(max=surest), self.direction.shape[1])
+            for radii in self.radius.split(ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts).float()
+
+    @property
     def posterior(self) -> Posterior:
+        """Direction, radius and certainty as one value."""
         return Posterior(self.direction, self.radius, certainty=self.certainty)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Embeddings":
+        """Return some rows of the table.
+
+        Args:
+            rows: row numbers in the wanted order, or a boolean mask over all rows.
+        """
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         at = torch.from_numpy(index)
         return replace(
@@ -63,12 +107,21 @@ class Embeddings:
         )
 
     def labelled(self, split: str) -> "Embeddings":
-        """The images of a split whose class is known."""
+        """Return the images of a split whose class is known.
+
+        Args:
+            split: "train", "test" or "unlabelled".
+        """
         return self.select((self.split == split) & (self.labels.numpy() >= 0))
 
     def save(self, path: Path) -> None:
-        """Parquet: a row an image; features and direction as fixed-size lists; classes and kernel
-        dimension in the metadata.
+        """Write the table as Parquet, one row an image.
+
+        Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
+        file is replaced atomically.
+
+        Raises:
+            OSError: the file cannot be written.
         """
         import pyarrow as pa
         from pyarrow import parquet
@@ -80,21 +133,29 @@ class Embeddings:
             "features": _lists(self.features),
             "direction": _lists(self.direction),
         }
-        optional = {"radius": self.radius, "certainty": self.certainty}
+        optional = {
+            "radius": self.radius,
+            "certainty": self.certainty,
+            "information": self.information,
+        }
         columns |= {
             name: pa.array(value.numpy()) for name, value in optional.items() if value is not None
         }
         about = {
             "classes": json.dumps(self.classes),
             "kernel_dimension": json.dumps(self.kernel_dimension),
+            "origin": json.dumps(self.origin),
         }
-        draft = path.with_name(f".{path.name}")
-        parquet.write_table(pa.table(columns).replace_schema_metadata(about), draft)
-        draft.replace(path)
+        with writing_atomically(path) as file:
+            parquet.write_table(pa.table(columns).replace_schema_metadata(about), file)
 
     @staticmethod
     def read(path: Path) -> "Embeddings":
-        """The table that `save` wrote."""
+        """Read a table that `save` wrote.
+
+        Raises:
+            UserError: the file is missing, damaged, or not such a table.
+        """
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -109,9 +170,12 @@ class Embeddings:
 
 
 def _from_table(table: Any) -> Embeddings:
-    """What `Embeddings.save` wrote. ValueError or KeyError where it was not that."""
+    """The embeddings in a table of pyarrow; ValueError or KeyError if it holds something else."""
     metadata = table.schema.metadata or {}
-    about = {name: json.loads(metadata[name.encode()]) for name in ("classes", "kernel_dimension")}
+    about = {
+        name: json.loads(metadata[name.encode()])
+        for name in ("classes", "kernel_dimension", "origin")
+    }
     number = {
         name: torch.from_numpy(table[name].to_numpy().copy())
         for name in ("label", "radius", "certainty")
@@ -127,6 +191,7 @@ def _from_table(table: Any) -> Embeddings:
         np.asarray(table["split"].to_pylist(), dtype=np.str_),
         table["path"].to_pylist(),
         about["kernel_dimension"],
+        about["origin"],
     )
 
 
@@ -137,7 +202,7 @@ def _lists(rows: Tensor) -> Any:
 
 
 def _matrix(column: Any) -> Tensor:
-    """A column of fixed-size lists as (n, width)."""
+    """A column of fixed-size lists as a tensor (n, width)."""
     chunks = [
         chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1)
         for chunk in column.chunks

@@ -1,9 +1,9 @@
-"""folder:PATH: a tree of images as an ImageSet: which files, which classes, which split. The user's
-folder is only read.
+"""A folder of images (the source "folder:PATH") as an ImageSet: its files, classes and splits.
+
+The user's folder is only read.
 """
 
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from sureclr.data.decoding import ENDINGS
 from sureclr.data.folder_cache import cached_pixels
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError
+from sureclr.progress import SILENT, Progress
 
-DEFAULT_SIZE = (
-    96  # STL-10's side: objects can be told apart, 27 KB an image, and a CPU can still train on it
-)
+# STL-10's side: objects can be recognised, 27 KB an image, and a CPU can still train on it
+DEFAULT_SIZE = 96
 # Even where all is grey: one colour picture more must not change the model; pretrained encoders
 # expect RGB
 DEFAULT_CHANNELS = 3
@@ -30,7 +30,7 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 VALIDATION_FOLDERS = ("val", "valid", "validation")  # the test split where there is no test/
-SHOWN = 3  # bad files named on stderr
+BAD_FILES_NAMED = 3  # in a message; the manifest of the cache names all
 
 
 def read_folder(
@@ -39,49 +39,60 @@ def read_folder(
     size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = SILENT,
 ) -> ImageSet:
-    """A tree of images as an ImageSet, its images memory-mapped; rows in the order of the split
-    folders, then by name.
+    """Read a tree of image files; decoded pixels are cached and memory-mapped.
 
-    Classes are the first sub-folders (PATH/cat/2021/a.jpg is a "cat"), sorted by name; where there
-    are fewer than two, nothing is labelled; loose images beside them are "unlabelled". If PATH has
-    train/, its split folders decide (test/, or else val/; and unlabelled/), each with classes
-    inside. If not, 20 % of each class, drawn by `seed`, are held out as test; so are 20 % of
-    unlabelled images: certainty, geometry and OOD scores need some that were not trained on. To
-        train on all, use PATH/train/.
+    The classes are the first sub-folders (PATH/cat/2021/a.jpg is a "cat"), sorted by name. Where
+    there are fewer than two, no image is labelled; images beside the sub-folders are "unlabelled".
+
+    If PATH has a folder train/, the split is that of its folders: train/, test/ (else val/) and
+    unlabelled/, each with classes inside. Otherwise 20 % of each class, drawn by `seed`, become the
+    test split; so do 20 % of unlabelled images, because certainty, geometry and out-of-distribution
+    scores need images that were not trained on. To train on all images, use PATH/train/.
 
     Args:
-        path: the folder. Hidden files, files that are no images and link loops are skipped; `note`
-            tells of unreadable images.
+        path: the folder. Hidden files, other files and link loops are skipped; the ImageSet's
+            `note` names images that cannot be read.
         size: side in pixels of the centre square; None: 96.
         channels: 1 or 3; None: 3, even where all images are grey.
-        seed: of the held-out images.
-        progress: show on stderr how far decoding is.
+        seed: of the random test split.
+        progress: what to report to while images are decoded.
+
+    Returns:
+        The images in the order of the split folders, then by name.
 
     Raises:
-        UserError: no such folder, nothing readable in it, or the cache cannot be written.
+        UserError: there is no such folder, no image in it can be read, or the cache cannot be
+            written.
     """
-    root = _checked(path)
+    root = _real_folder(path)
     parts = split_folders(root)
     files = {name: stamp for part in parts for name, stamp in find_images(root, part).items()}
-    pixels, manifest, place = cached_pixels(
+    pixels, manifest, manifest_path = cached_pixels(
         root, files, size or DEFAULT_SIZE, channels or DEFAULT_CHANNELS, progress
     )
-    trouble = _tell(manifest.bad, len(files), place)
+    warning = _unreadable(manifest.bad, len(files), manifest_path)
     if not manifest.names:
-        what = trouble or f"no files that end as images do ({', '.join(sorted(ENDINGS)[:6])}, ...)"
+        endings = ", ".join(sorted(ENDINGS)[:6])
+        reason = warning or f"no files that end as images do ({endings}, ...)"
         raise UserError(
-            f"{inert(path)} has no image that can be read: {what}; give a folder of images."
+            f"{inert(path)} has no image that can be read: {reason}; use a folder of images."
         )
-    if trouble:
-        print(trouble, file=sys.stderr)
-    return _image_set(f"folder:{inert(path)}", manifest.names, pixels, parts, seed, trouble)
+    if warning:
+        progress.message(warning)
+    return _image_set(f"folder:{inert(path)}", manifest.names, pixels, parts, seed, warning)
 
 
 def split_folders(root: Path) -> dict[str, str]:
-    """{sub-folder: its split}, in the order train, unlabelled, test; {"": "train"} for a tree
-    without train/.
+    """Return which sub-folder holds which split.
+
+    Args:
+        root: the folder.
+
+    Returns:
+        Sub-folder -> split, in the order train, unlabelled, test; {"": "train"} where there is no
+        train/.
     """
     present = {entry.name for entry in root.iterdir() if entry.is_dir()}
     if "train" not in present:
@@ -92,13 +103,18 @@ def split_folders(root: Path) -> dict[str, str]:
 
 
 def find_images(root: Path, part: str = "") -> dict[str, tuple[int, int]]:
-    """{path below root: (time of last change in ns, length in bytes)} of all image files in
-    root/part, sorted by path.
+    """Return all image files of a folder.
 
     Links to folders are followed last and each folder is entered once, so loops end and a link
-    never takes a folder's place.
-    A folder that cannot be listed and a link to nothing count as files: decoding them says what is
-    wrong.
+    never takes a folder's place. A folder that cannot be listed, and a link to nothing, count as
+    files: decoding them says what is wrong.
+
+    Args:
+        root: the folder.
+        part: the sub-folder in which to search; "" for all.
+
+    Returns:
+        Path below root -> (time of the last change in ns, length in bytes), sorted by path.
     """
     files: dict[str, tuple[int, int]] = {}
     folders, links, seen = [part], list[str](), set[str]()
@@ -120,7 +136,15 @@ def find_images(root: Path, part: str = "") -> dict[str, tuple[int, int]]:
 
 
 def held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """(n,) bool: a random 20 % of each group (at least one where the group has two or more)."""
+    """Choose a random 20 % of each group, and at least one image of a group of two or more.
+
+    Args:
+        groups: (n,) the number of each image's group, from -1.
+        seed: of the choice.
+
+    Returns:
+        (n,) whether the image is chosen.
+    """
     mask = np.zeros(len(groups), dtype=bool)
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
@@ -130,8 +154,9 @@ def held_out(groups: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
 
 
 def inert(text: object) -> str:
-    """A file name as text that does nothing: control characters, direction marks and bytes that are
-    no UTF-8 as escapes.
+    """Return text that a terminal or a page can show without harm.
+
+    Control characters, direction marks and bytes that are not UTF-8 become escapes.
     """
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
@@ -145,14 +170,15 @@ def _image_set(
     pixels: NDArray[np.uint8],
     parts: Mapping[str, str],
     seed: int,
-    trouble: str,
+    warning: str,
 ) -> ImageSet:
     groups = [_group(file, parts) for file in files]
     names = sorted({group for group in groups if group})
     classes = names if len(names) > 1 else []
     number = {group: index for index, group in enumerate(classes)}
     labels = np.array([number.get(group, UNLABELLED) for group in groups], dtype=np.int64)
-    split, note = _split(files, labels, parts, seed)
+    split, split_note = _split(files, labels, parts, seed)
+    notes = [split_note, "" if classes else "no labels: fewer than two sub-folders", warning]
     return ImageSet(
         name=name,
         images=torch.from_numpy(pixels),
@@ -160,11 +186,7 @@ def _image_set(
         classes=tuple(inert(group) for group in classes),
         split=split,
         paths=[inert(file) for file in files],
-        note="; ".join(
-            filter(
-                None, [note, "" if classes else "no labels: fewer than two sub-folders", trouble]
-            )
-        ),
+        note="; ".join(note for note in notes if note),
     )
 
 
@@ -177,7 +199,7 @@ def _group(file: str, parts: Mapping[str, str]) -> str:
 def _split(
     files: list[str], labels: NDArray[np.int64], parts: Mapping[str, str], seed: int
 ) -> tuple[NDArray[np.str_], str]:
-    """(n,) each image's split, and how it was made, in words."""
+    """(n,) the split of each image, and how it was made, in words."""
     loose = (labels == UNLABELLED) & bool((labels != UNLABELLED).any())
     if "" in parts:
         split = np.where(held_out(labels, seed) & ~loose, "test", "train")
@@ -191,37 +213,37 @@ def _split(
     return np.where(loose & (split == "train"), "unlabelled", split), note
 
 
-def _tell(bad: Mapping[str, str], total: int, manifest: Path) -> str:
-    """One sentence on the files that could not be read; "" where there are none."""
-    shown = ", ".join(
-        f"{inert(name)} ({inert(reason)})" for name, reason in list(bad.items())[:SHOWN]
-    )
-    more = f", ... (all in {manifest})" if len(bad) > SHOWN else ""
-    return f"{len(bad)} of {total} image files could not be read: {shown}{more}" if bad else ""
+def _unreadable(bad: Mapping[str, str], total: int, manifest: Path) -> str:
+    """One sentence about the files that could not be read; "" where there are none."""
+    if not bad:
+        return ""
+    more = f", ... (all in {manifest})" if len(bad) > BAD_FILES_NAMED else ""
+    return f"{len(bad)} of {total} image files could not be read: {named_reasons(bad)}{more}"
 
 
-def _checked(path: Path) -> Path:
-    """The folder's one true path; UserError where it is missing, no folder, or closed to us."""
+def named_reasons(bad: Mapping[str, str]) -> str:
+    """Return the first few files of a mapping from names to reasons, for a message."""
+    first = list(bad.items())[:BAD_FILES_NAMED]
+    return ", ".join(f"{inert(name)} ({inert(reason)})" for name, reason in first)
+
+
+def _real_folder(path: Path) -> Path:
+    """The folder's absolute path without links; UserError if it is missing or cannot be listed."""
     try:
         root = path.expanduser().resolve(strict=True)
         os.listdir(root)
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # RuntimeError: a link loop or no home; ValueError: a null byte
+    except (OSError, RuntimeError, ValueError) as error:
+        # RuntimeError: a link loop, or no home; ValueError: a null byte
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{inert(path)} is not a folder that can be read ({reason}); give the folder of your"
+            f"{inert(path)} is not a folder that can be read ({reason}); use the folder of your"
             " images."
         ) from error
     return root
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, hidden names left out, sorted by name; nothing where it cannot be
-    listed.
-    """
+    """A folder's entries without hidden ones, sorted by name; none where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return sorted(
@@ -233,13 +255,15 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """By its ending; pipes and devices are not (reading them could wait for ever), a link to
-    nothing is.
+    """Whether the ending is that of an image.
+
+    Pipes and devices do not count (reading them could wait for ever); a link to nothing does.
     """
     ending = os.path.splitext(entry.name)[1].lower()
     return ending in ENDINGS and (os.path.isfile(entry.path) or not os.path.exists(entry.path))
 
 
 def _stamp(file: Path) -> tuple[int, int]:
-    facts = file.stat() if file.exists() else file.lstat()
-    return facts.st_mtime_ns, facts.st_size
+    """Time of the last change in ns, and length in bytes."""
+    status = file.stat() if file.exists() else file.lstat()
+    return status.st_mtime_ns, status.st_size

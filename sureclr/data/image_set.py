@@ -1,7 +1,9 @@
-"""ImageSet: the one form in which every data source arrives, and how it is brought to another size
-or number of channels.
+"""ImageSet, the form in which all images enter SureCLR, and its conversion to another size.
+
+Every data source is read as an ImageSet.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,37 +14,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from sureclr.errors import UserError
+from sureclr.files import digest_of_bytes, digest_of_tensors
 
 SPLITS = ("train", "test", "unlabelled")
-UNLABELLED = -1  # the label of an image whose class nobody told
-CHUNK = 1024  # images resized or recoloured at a time: bounded memory on 100,000 images
-LUMA = (
-    19595,
-    38470,
-    7471,
-)  # Rec. 601 (0.299, 0.587, 0.114) in 1 / 65536, the integers Pillow's convert("L") uses
+UNLABELLED = -1  # the label of an image whose class is not known
+IMAGES_AT_ONCE = 1024  # resized or recoloured together: bounded memory on 100,000 images
+# Rec. 601 (0.299, 0.587, 0.114) in 1 / 65536, the integers that Pillow's convert("L") uses
+LUMA = (19595, 38470, 7471)
 
 Indices = Sequence[int] | NDArray[np.generic] | Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """n images with what is known of them; checked at birth. May be empty (a data set without test
-    images has an empty `.test`).
+    """n images with what is known about them. All columns are checked when an ImageSet is made.
+
+    It may be empty: a data set without test images has an empty `.test`.
 
     Attributes:
-        name: the source it came from, as the user wrote it.
-        images: (n, c, h, w) uint8, 0 black to 255, c = 1 grey or 3 RGB; in memory or memory-mapped.
+        name: the source of the images, as the user wrote it.
+        images: (n, c, h, w) uint8, from 0 (black) to 255; c is 1 (grey) or 3 (RGB). In memory or
+            memory-mapped.
         labels: (n,) int64, an index into `classes`, or -1 where the class is not known.
         classes: names of the classes; empty where nothing is labelled.
-        split: (n,) str array of "train", "test" and "unlabelled" (may be trained on; was never
-            meant to be labelled).
-        paths: n names, one an image: the file's path in its folder, or "train/00012" where there is
-            no file.
-        folds: (k, m) int64 rows of this ImageSet, k training subsets that the data set itself
-            defines (STL-10's 10); or None.
-        note: what a reader of results should know: how the split was made, which files could not be
-            read.
+        split: (n,) of "train", "test" and "unlabelled" (may be trained on, and has no labels).
+        paths: n names: the path of each file in its folder, or "train/00012" where there is none.
+        folds: (k, m) int64 rows of this ImageSet: k training subsets that the data set itself
+            defines (STL-10 has 10); or None.
+        note: what a reader of results should know, such as how the split was made and which files
+            could not be read.
     """
 
     name: str
@@ -55,6 +55,11 @@ class ImageSet:
     note: str = ""
 
     def __post_init__(self) -> None:
+        """Check every column.
+
+        Raises:
+            UserError: a column has another type or length, or values out of range.
+        """
         _check_images(self.name, self.images)
         _check_labels(self.name, self.labels, len(self), len(self.classes))
         strange = sorted(set(np.unique(self.split).tolist()) - set(SPLITS))
@@ -63,10 +68,11 @@ class ImageSet:
                 f"{self.name}: a split is one of {', '.join(SPLITS)}, not {strange[0]!r};"
                 " rename it."
             )
-        for what, count in (("splits", len(self.split)), ("paths", len(self.paths))):
+        for column, count in (("splits", len(self.split)), ("paths", len(self.paths))):
             if count != len(self):
                 raise UserError(
-                    f"{self.name}: {len(self)} images but {count} {what}; give one an image."
+                    f"{self.name}: there are {len(self)} images but {count} {column}; each image"
+                    " needs one."
                 )
         if (
             self.folds is not None
@@ -79,6 +85,7 @@ class ImageSet:
             )
 
     def __len__(self) -> int:
+        """The number of images."""
         return self.images.shape[0]
 
     @property
@@ -88,26 +95,44 @@ class ImageSet:
 
     @property
     def train(self) -> "ImageSet":
+        """The images of the training split."""
         return self.select(self.rows("train"))
 
     @property
     def test(self) -> "ImageSet":
+        """The images of the test split."""
         return self.select(self.rows("test"))
 
     @property
     def pretraining(self) -> "ImageSet":
-        """All that may be trained on without labels: train and unlabelled."""
+        """All images that may be trained on without labels: those of train and unlabelled."""
         return self.select(self.rows("train", "unlabelled"))
 
     def rows(self, *splits: str) -> NDArray[np.int64]:
-        """(m,) int64: the rows in any of these splits, in order. Index `images` by them where a
-        copy would not fit in memory.
+        """Return the rows of some splits, in order.
+
+        Index `images` with them where a copy of the pixels would not fit into memory.
+
+        Args:
+            splits: any of "train", "test" and "unlabelled".
+
+        Returns:
+            (m,) int64.
         """
         return np.flatnonzero(np.isin(self.split, splits))
 
     def select(self, indices: Indices) -> "ImageSet":
-        """The images at these rows (integers or a boolean mask), in this order. Neighbouring rows
-        are a view, others a copy.
+        """Return some of the images.
+
+        Args:
+            indices: rows in the wanted order, or a boolean mask over all images.
+
+        Returns:
+            An ImageSet whose pixels are a view if the rows are neighbours in order, else a copy.
+            Folds follow their images; they are None if one of their images is missing.
+
+        Raises:
+            IndexError: a row does not exist, or the mask has another length.
         """
         index = _as_rows(indices, len(self))
         rows = _slice_or_rows(index)
@@ -121,29 +146,73 @@ class ImageSet:
         )
 
 
-def convert(images: ImageSet, size: int | None = None, channels: int | None = None) -> ImageSet:
-    """The same images at another size or number of channels, as a run trained on other data needs
-    them (transfer, OOD).
+def digest_of_images(images: ImageSet) -> str:
+    """Return the sha256 of pixels, labels, classes, split and paths, as 64 hexadecimal digits.
+
+    It identifies the images that a result was computed from. It reads every pixel (about a tenth of
+    a second per 100 MB), so compute it once and keep it.
+
+    Args:
+        images: an ImageSet; its name, folds and note do not count.
+    """
+    words = json.dumps([images.classes, images.split.tolist(), list(images.paths)])
+    tensors = digest_of_tensors(images.images, images.labels)
+    return digest_of_bytes(tensors.encode(), words.encode())
+
+
+def convert(
+    images: ImageSet,
+    size: int | None = None,
+    channels: int | None = None,
+    images_at_once: int = IMAGES_AT_ONCE,
+) -> ImageSet:
+    """Return the same images at another size or with other channels, as a run needs them.
+
+    Args:
+        images: the ImageSet; returned itself if nothing is to change.
+        size: side in pixels of the centre square, see `resize`; None: the shorter side.
+        channels: 1 or 3, see `recolour`; None: the present number.
+        images_at_once: number of images that are converted together; it limits the memory and does
+            not change the result.
+
+    Raises:
+        UserError: a size below 1, or other channels than 1 and 3.
     """
     side = min(images.images.shape[2:]) if size is None else size
     depth = images.images.shape[1] if channels is None else channels
     pixels = images.images
     if (depth, side, side) == tuple(pixels.shape[1:]):
         return images
-    if side < 1 or depth not in (1, 3):
-        raise UserError(
-            f"no images of {depth} channels and {side} pixels a side; give 1 or 3 channels and a"
-            " size of 1 or more."
-        )
-    parts = [recolour(resize(part, side), depth) for part in pixels.split(CHUNK)]
+    check_shape(side, depth)
+    parts = [recolour(resize(part, side), depth) for part in pixels.split(images_at_once)]
     return replace(images, images=torch.cat(parts))
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """(n, c, h, w) uint8 -> (n, c, size, size) uint8: the largest centred square, resized.
+def check_shape(size: int | None, channels: int | None) -> None:
+    """Raise a UserError for a size in pixels or a number of channels that images cannot have.
 
-    Bilinear and antialiased (the triangle filter grows with the shrink factor), what Pillow's
-    BILINEAR does; rounded to nearest.
+    Args:
+        size: the wanted side; None stands for a default.
+        channels: the wanted channels; None stands for a default.
+    """
+    if size is not None and size < 1:
+        raise UserError(f"size must be at least 1 pixel, not {size}.")
+    if channels not in (None, 1, 3):
+        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}.")
+
+
+def resize(pixels: Tensor, size: int) -> Tensor:
+    """Resize the largest centred square of each image.
+
+    The filter is bilinear and antialiased (the triangle grows with the shrink factor), as Pillow's
+    BILINEAR; values are rounded to the nearest integer.
+
+    Args:
+        pixels: (n, c, h, w) uint8.
+        size: side of the result in pixels.
+
+    Returns:
+        (n, c, size, size) uint8.
     """
     height, width = pixels.shape[2:]
     side = min(height, width)
@@ -158,8 +227,14 @@ def resize(pixels: Tensor, size: int) -> Tensor:
 
 
 def recolour(pixels: Tensor, channels: int) -> Tensor:
-    """(n, c, h, w) uint8 -> (n, channels, h, w): grey to RGB as three copies, RGB to grey by Rec.
-    601 luma, rounded.
+    """Turn grey images into RGB (three equal channels), or RGB images into grey (Rec. 601 luma).
+
+    Args:
+        pixels: (n, c, h, w) uint8.
+        channels: 1 or 3.
+
+    Returns:
+        (n, channels, h, w) uint8, rounded.
     """
     if pixels.shape[1] == channels:
         return pixels
@@ -174,13 +249,13 @@ def _check_images(name: str, images: Tensor) -> None:
     form = f"{images.dtype} {tuple(images.shape)}"
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise UserError(
-            f"{name}: images are uint8 (n, c, h, w), not {form}; scale them to 0..255 and convert"
-            " them."
+            f"{name}: images must be uint8 (n, c, h, w), not {form}; scale them to 0..255 and"
+            " convert them."
         )
     if images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise UserError(
-            f"{name}: images (n, c, h, w) have c = 1 or 3 channels and some pixels, not {form};"
-            " convert them."
+            f"{name}: images (n, c, h, w) must have c = 1 or 3 channels and some pixels, not"
+            f" {form}; convert them."
         )
 
 
@@ -188,13 +263,13 @@ def _check_labels(name: str, labels: Tensor, images: int, classes: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != (images,):
         form = f"{labels.dtype} {tuple(labels.shape)}"
         raise UserError(
-            f"{name}: labels are int64 ({images},), one an image, not {form}; convert them."
+            f"{name}: labels must be int64 ({images},), one an image, not {form}; convert them."
         )
     if images and not UNLABELLED <= int(labels.min()) <= int(labels.max()) < classes:
         span = f"{int(labels.min())}..{int(labels.max())}"
         raise UserError(
-            f"{name}: labels {span} but {classes} classes; use 0..{classes - 1}, or -1 where the"
-            " class is unknown."
+            f"{name}: there are labels {span} but {classes} classes; use 0..{classes - 1}, or -1"
+            " where the class is unknown."
         )
 
 
@@ -212,19 +287,17 @@ def _as_rows(indices: Indices, count: int) -> NDArray[np.int64]:
 
 
 def _slice_or_rows(rows: NDArray[np.int64]) -> slice | Tensor:
-    """A slice where the rows are neighbours in order (so that tensors give a view), else the rows
-    as a tensor.
-    """
+    """The rows as a slice if they are neighbours in order (tensors then give a view)."""
     if rows.size and np.array_equal(rows, np.arange(rows[0], rows[0] + rows.size)):
         return slice(int(rows[0]), int(rows[0]) + rows.size)
     return torch.from_numpy(rows)
 
 
 def _follow(folds: Tensor | None, rows: NDArray[np.int64], count: int) -> Tensor | None:
-    """Folds as rows of the selection; None where the selection lost one of their images."""
+    """Folds as rows of the selection; None if the selection lacks one of their images."""
     if folds is None:
         return None
-    place = torch.full((count,), -1, dtype=torch.int64)
-    place[torch.from_numpy(rows)] = torch.arange(rows.size)
-    moved = place[folds]
+    new_row = torch.full((count,), -1, dtype=torch.int64)
+    new_row[torch.from_numpy(rows)] = torch.arange(rows.size)
+    moved = new_row[folds]
     return None if bool((moved < 0).any()) else moved

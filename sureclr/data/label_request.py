@@ -1,5 +1,6 @@
-"""How many labels a user asks for, and which: "10%", "500", or a file. Apart from labels.py because
-the command line reads it, which imports no torch.
+"""The labels that a user asks for: a share ("10%"), a count ("500"), or a file.
+
+It is not in labels.py because the command line needs it, which imports no torch.
 """
 
 import re
@@ -8,23 +9,30 @@ from pathlib import Path
 
 from sureclr.errors import UserError
 
+# How to write one, as the end of an error message
 FORMS = "write a share (10%), a count (500) or the path of a CSV file (path,label)"
 
 
 @dataclass(frozen=True)
 class LabelRequest:
-    """One of the three is not None."""
+    """Which labels to use. Exactly one of the three fields is not None.
+
+    Attributes:
+        share: of the labelled training images, in (0, 1].
+        count: number of labels in all.
+        file: a CSV file with the header path,label.
+    """
 
     share: float | None = None
-    """Of the labelled training images, in (0, 1]."""
     count: int | None = None
-    """Labels in all."""
     file: Path | None = None
-    """A CSV file with the header path,label."""
 
     @staticmethod
     def of(text: str) -> "LabelRequest":
-        """What the user wrote.
+        """Return the request that a user wrote.
+
+        Args:
+            text: "10%", "500" or the path of a file.
 
         >>> LabelRequest.of("10%").share, LabelRequest.of("500").count
         (0.1, 500)
@@ -32,7 +40,7 @@ class LabelRequest:
         PosixPath('mine.csv')
 
         Raises:
-            UserError: a share outside (0, 100] %, a count below 1, or a bare number that could mean
+            UserError: a share outside (0, 100] %, a count below 1, or a number that could be
                 either.
         """
         words = text.strip()
@@ -56,6 +64,7 @@ def _share(percent: float, words: str) -> float:
 def _count(count: int) -> int:
     if count < 1:
         raise UserError(
-            f"a count of labels must be at least 1, and one a class, not {count}; try 500."
+            f"a count of labels must be at least 1, and at least one for each class, not"
+            f" {count}; try 500."
         )
     return count

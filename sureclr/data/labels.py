@@ -1,9 +1,9 @@
-"""Which training images have a label, and which: chosen by seed as equally over the classes as
-possible, or read from a user's file.
+"""Which training images have a label, and which label.
+
+They are chosen by seed, as equally over the classes as possible, or read from a user's file.
 """
 
 import csv
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +14,20 @@ from torch import Tensor
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.label_request import FORMS, LabelRequest
 from sureclr.errors import UserError, unknown
+from sureclr.files import digest_of_bytes
 
 HEADER = ("path", "label")
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Images of a set with their classes.
+    """Some images of a set with their classes.
 
     Attributes:
-        images: the whole set; nothing is copied until pixels are asked for.
-        rows: (n,) int64 rows of it. target: (n,) int64, an index into images.classes.
-        differing: how many targets are not what the set itself says (a user's file may know
+        images: the whole set; pixels are copied only when `pixels` asks for them.
+        rows: (n,) int64 rows of it.
+        target: (n,) int64, an index into images.classes.
+        differing: number of targets that differ from the set's own labels (a user's file may know
             better).
     """
 
@@ -35,28 +37,34 @@ class Labelled:
     differing: int = 0
 
     def __len__(self) -> int:
+        """The number of labels."""
         return len(self.rows)
 
     def __getitem__(self, index: Tensor) -> "Labelled":
+        """Return some of the labels: (m,) int64 positions, or a boolean mask."""
         return replace(self, rows=self.rows[index], target=self.target[index])
 
     def pixels(self, index: Tensor | slice) -> Tensor:
-        """(m, c, h, w) uint8 where the set's images are."""
+        """Return the pixels (m, c, h, w) uint8 of some labels, on the device of the images."""
         return self.images.images[self.rows[index].to(self.images.images.device)]
 
     @property
     def digest(self) -> str:
-        """sha256 of which images and labels these are, in any order: what a result was of."""
+        """The sha256 of the images' paths and class names, which does not depend on their order."""
         lines = sorted(
             f"{self.images.paths[row]}\t{self.images.classes[k]}"
             for row, k in zip(self.rows.tolist(), self.target.tolist(), strict=True)
         )
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return digest_of_bytes("\n".join(lines).encode())
 
 
 def labelled_rows(images: ImageSet, split: str, subset: Tensor | None = None) -> Labelled:
-    """The images of a split whose class the set knows; of these rows alone where a subset (m,) is
-    given.
+    """Return the images of a split whose class is known.
+
+    Args:
+        images: the set.
+        split: "train", "test" or "unlabelled".
+        subset: (m,) int64 rows to use instead of those of the split.
     """
     rows = torch.as_tensor(images.rows(split)) if subset is None else subset
     rows = rows[images.labels[rows] != UNLABELLED]
@@ -66,17 +74,18 @@ def labelled_rows(images: ImageSet, split: str, subset: Tensor | None = None) ->
 def choose_labels(
     images: ImageSet, request: LabelRequest, fold: int | None = None, seed: int = 0
 ) -> Labelled:
-    """The labels that may be trained on.
+    """Choose the labels that may be trained on.
 
     Args:
+        images: the set.
         request: a share or a count of the labelled training images, or a file.
-        fold: of the set's own (STL-10 has ten): the choice is among its images.
-        seed: of the choice. With one seed a larger choice contains a smaller one, up to one image a
-            class.
+        fold: choose among the images of this fold of the set's own (STL-10 has ten).
+        seed: of the choice. With the same seed a larger choice contains a smaller one, up to one
+            image a class.
 
     Raises:
-        UserError: too few labels for the classes, more than there are, a fold that is not there, or
-            a bad file.
+        UserError: there are too few labels for the classes, more are wanted than there are, the
+            fold does not exist, or the file is wrong.
     """
     if request.file is not None:
         if fold is not None:
@@ -88,8 +97,8 @@ def choose_labels(
     pool = labelled_rows(images, "train", None if fold is None else _fold(images, fold))
     if len(pool) == 0:
         raise UserError(
-            f"{images.name} has no labelled training image; put them into one sub-folder a class,"
-            " or name labels in a file (--labels FILE, path,label)."
+            f"{images.name} has no labelled training image; put the images into one sub-folder a"
+            " class, or use a label file (a CSV file path,label)."
         )
     _check_classes(images, pool.target, f"{images.name} has no labelled training image")
     return pool[_balanced(pool.target, _how_many(request, pool), seed)]
@@ -98,8 +107,8 @@ def choose_labels(
 def _fold(images: ImageSet, fold: int) -> Tensor:
     if images.folds is None:
         raise UserError(
-            f"{images.name} has no folds of its own (stl10 has); leave out --fold, and --seeds"
-            " draws the labels."
+            f"{images.name} has no folds of its own (stl10 has); leave out fold, and the labels are"
+            " chosen by seed."
         )
     if not 0 <= fold < len(images.folds):
         raise UserError(f"{images.name} has folds 0 to {len(images.folds) - 1}, not {fold}.")
@@ -107,30 +116,32 @@ def _fold(images: ImageSet, fold: int) -> Tensor:
 
 
 def _how_many(request: LabelRequest, pool: Labelled) -> int:
-    """The number of labels asked for, which must allow one of each class."""
-    there, classes = len(pool), len(pool.target.unique())
-    asked = request.count if request.count is not None else round((request.share or 0) * there)
-    if asked > there:
+    """The number of labels to choose, which must suffice for one of each class."""
+    available, classes = len(pool), len(pool.target.unique())
+    share = request.share or 0
+    wanted = request.count if request.count is not None else round(share * available)
+    if wanted > available:
         raise UserError(
-            f"{asked:,} labels were asked for, and {pool.images.name} has {there:,} labelled"
-            " training images; ask for fewer."
+            f"{wanted:,} labels are more than the {available:,} labelled training images of"
+            f" {pool.images.name}; ask for fewer."
         )
-    if asked < classes:
-        said = (
-            f"{100 * (request.share or 0):g}% of {there:,} labelled images is {asked}"
+    if wanted < classes:
+        number = (
+            f"{100 * share:g}% of {available:,} labelled images, which is {wanted},"
             if request.count is None
-            else f"{asked} is asked"
+            else f"{wanted}"
         )
         raise UserError(
-            f"{said}, too few labels for {classes} classes, each of which needs one; ask for at"
+            f"{number} is too few labels for {classes} classes, each of which needs one; ask for at"
             f" least {classes} (better {10 * classes})."
         )
-    return asked
+    return wanted
 
 
 def _balanced(target: Tensor, total: int, seed: int) -> Tensor:
-    """(total,) int64 positions in target, as equal over the classes as can be. Drawn by class
-    first, so that more contains less.
+    """(total,) int64 positions in target, as equally over the classes as possible.
+
+    Each class is shuffled first, so that a larger choice contains a smaller one.
     """
     generator = torch.Generator().manual_seed(seed)
     order = [
@@ -145,59 +156,71 @@ def _balanced(target: Tensor, total: int, seed: int) -> Tensor:
 
 
 def balanced_counts(available: Sequence[int], total: int, order: Sequence[int]) -> list[int]:
-    """How many of each class: as equal as can be, a class with fewer gives all it has. `order`
-    decides who is given one more.
+    """Divide a number of labels over classes as equally as possible.
+
+    A class that has fewer than its part gives all.
+
+    Args:
+        available: labels of each class.
+        total: number to divide, at most their sum.
+        order: the classes; where the parts differ by one, later ones get the larger part.
+
+    Returns:
+        The number for each class.
 
     >>> balanced_counts([50, 2, 50], 11, order=[0, 1, 2])
     [4, 2, 5]
     """
     counts, left = [0] * len(available), total
-    poorest = sorted(order, key=lambda k: available[k])
-    for place, k in enumerate(poorest):
-        counts[k] = min(available[k], left // (len(poorest) - place))
+    smallest_first = sorted(order, key=lambda k: available[k])
+    for position, k in enumerate(smallest_first):
+        counts[k] = min(available[k], left // (len(smallest_first) - position))
         left -= counts[k]
     return counts
 
 
-def _check_classes(images: ImageSet, target: Tensor, lacking: str) -> None:
-    """UserError where a class that the set has images of is not among the targets."""
+def _check_classes(images: ImageSet, target: Tensor, subject: str) -> None:
+    """UserError if a class of which the set has images is not among the targets."""
     known = set(images.labels[images.labels != UNLABELLED].unique().tolist())
     if missing := [images.classes[k] for k in sorted(known - set(target.tolist()))]:
         shown = ", ".join(missing[:5]) + (
             f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         )
-        raise UserError(f"{lacking} of class {shown}; label at least one of each class.")
+        raise UserError(f"{subject} of class {shown}; label at least one of each class.")
     if len(target.unique()) < 2:
         raise UserError(
-            f"{lacking} of a second class, and one class alone teaches nothing; label images of two"
-            " classes or more."
+            f"{subject} of a second class: all labels are of one class; label images of at least"
+            " two classes."
         )
 
 
-# --- The file -------------------------------------------------------------------------
+# --- The label file -------------------------------------------------------------------
 
 
 def read_labels(file: Path, images: ImageSet) -> Labelled:
-    """A CSV file `path,label`, in UTF-8 with a header (other columns are ignored): paths as in
-    `images.paths`, labels class names.
+    """Read a label file: CSV in UTF-8 with the header path,label. Other columns are ignored.
+
+    Args:
+        file: its paths are those of `images.paths`, its labels are names of classes.
+        images: the set.
 
     Raises:
-        UserError: the first thing wrong with it, with its line.
+        UserError: the first mistake in the file, with the number of its line.
     """
     if not images.classes:
         raise UserError(
-            f"{images.name} has no classes, so {file} cannot be checked, nor anything tested; put"
-            " the test images into one sub-folder a class."
+            f"{images.name} has no classes, so the labels in {file} cannot be checked; put the test"
+            " images into one sub-folder a class."
         )
-    places = {path: row for row, path in enumerate(images.paths)}
+    row_of = {path: row for row, path in enumerate(images.paths)}
     numbers = {name: k for k, name in enumerate(images.classes)}
     seen: dict[int, tuple[int, str]] = {}  # row -> line, label
     for line, path, label in label_lines(file):
-        row = _row(images, places, path, f"{file}, line {line}")
+        row = _training_row(images, row_of, path, f"{file}, line {line}")
         if label not in numbers:
             raise UserError(f"{file}, line {line}: {unknown('class', label, images.classes)}")
         if row in seen:
-            raise _twice(f"{file}, line {line}", path, label, *seen[row])
+            raise _labelled_twice(f"{file}, line {line}", path, label, *seen[row])
         seen[row] = line, label
     if not seen:
         raise UserError(
@@ -210,22 +233,22 @@ def read_labels(file: Path, images: ImageSet) -> Labelled:
     return Labelled(images, rows, target, int(((known != target) & (known != UNLABELLED)).sum()))
 
 
-def _row(images: ImageSet, places: dict[str, int], path: str, where: str) -> int:
-    if path not in places:
-        called = _example(images).split(",")[0]
+def _training_row(images: ImageSet, row_of: dict[str, int], path: str, where: str) -> int:
+    if path not in row_of:
+        example = _example(images).split(",")[0]
         raise UserError(
-            f"{where}: {images.name} has no image {path!r}; its training images are called like"
-            f" {called}."
+            f"{where}: {images.name} has no image {path!r}; its training images have names like"
+            f" {example}."
         )
-    if images.split[places[path]] == "test":
+    if images.split[row_of[path]] == "test":
         raise UserError(
             f"{where}: {path} is a test image, and training on it would make the accuracy"
             " worthless; delete the line."
         )
-    return places[path]
+    return row_of[path]
 
 
-def _twice(where: str, path: str, label: str, line: int, before: str) -> UserError:
+def _labelled_twice(where: str, path: str, label: str, line: int, before: str) -> UserError:
     if label == before:
         return UserError(
             f"{where}: {path} was already labelled {label} in line {line}; delete one of the two."
@@ -242,8 +265,15 @@ def _example(images: ImageSet) -> str:
 
 
 def label_lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """(line number, path, label) of every line that is not empty."""
-    reader = csv.reader(_text(file).splitlines())
+    """Yield line number, path and label of every line of a label file that is not empty.
+
+    Args:
+        file: CSV in UTF-8 with the header path,label.
+
+    Raises:
+        UserError: the first mistake in the file, with the number of its line.
+    """
+    reader = csv.reader(_read_text(file).splitlines())
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if not header:
@@ -266,7 +296,8 @@ def label_lines(file: Path) -> Iterator[tuple[int, str, str]]:
 def _path_and_label(fields: list[str], header: list[str], where: str) -> tuple[str, str]:
     if len(fields) != len(header):
         raise UserError(
-            f"{where}: {len(fields)} fields, and the header has {len(header)} ({','.join(header)});"
+            f"{where}: there are {len(fields)} fields, and the header has {len(header)}"
+            f" ({','.join(header)});"
             " put a name with a comma into double quotes."
         )
     path, label = (fields[header.index(name)].strip() for name in HEADER)
@@ -277,12 +308,12 @@ def _path_and_label(fields: list[str], header: list[str], where: str) -> tuple[s
     return path, label
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(
-            f"labels {str(file)!r} is neither a share nor a count, and no such file is there;"
+            f"labels {str(file)!r} is neither a share nor a count, and there is no such file;"
             f" {FORMS}."
         ) from error
     except OSError as error:

@@ -1,6 +1,7 @@
-"""name -> ImageSet: scikit-learn's digits, torchvision's data sets, a folder of images.
+"""The data sources by name: scikit-learn's digits, torchvision's data sets, a folder of images.
 
-Only what is asked for is imported, and nothing is printed to stdout.
+Other packages can add their own with `register_source`. A source imports what it needs only when it
+is read, and prints nothing to stdout.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +19,15 @@ from numpy.typing import NDArray
 
 from sureclr.data.downloads import downloading
 from sureclr.data.folder import read_folder
-from sureclr.data.image_set import UNLABELLED, ImageSet, convert
+from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
 from sureclr.errors import UserError, unknown
+from sureclr.progress import SILENT, Progress
+from sureclr.registry import Registry
 
 FOLDER = "folder:PATH"  # how users write it, and how lists show it
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
-DIGITS_TRAIN = (
-    1000  # the first 1,000 train, the last 797 are by other writers: a random split flatters
-)
+# The first 1,000 are the training split, the last 797 are by other writers: a random split flatters
+DIGITS_TRAIN = 1000
 FASHION_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -33,56 +35,97 @@ FASHION_FILES = (
     "t10k-labels-idx1-ubyte",
 )
 
+Reader = Callable[[Path], ImageSet]
+Number = TypeVar("Number", bound=np.generic)
+
 
 @dataclass(frozen=True)
 class Source:
-    """A data source: one line for `sureclr list`, and its reader, which takes the folder of its
-    files.
+    """A data source.
+
+    Attributes:
+        about: one sentence that `sureclr list` prints.
+        read: reads the images; its argument is the folder of downloaded data sets, which a source
+            that downloads nothing ignores.
     """
 
     about: str
-    read: Callable[..., ImageSet]
+    read: Reader
 
 
-def load(
+SOURCES = Registry[Source]("data source", "sureclr.sources")
+
+
+def register_source(name: str, about: str) -> Callable[[Reader], Reader]:
+    """Return a decorator that makes a function a data source.
+
+    Args:
+        name: what users write, as in `sureclr pretrain NAME`.
+        about: one sentence that `sureclr list` prints.
+
+    Raises:
+        UserError: the name is taken, or starts with "folder:".
+
+    Example::
+
+        @register_source("flowers", about="My flowers: 300 colour images, 5 classes.")
+        def read_flowers(root: Path) -> ImageSet:
+            return as_image_set(root / "flowers", size=64)
+    """
+    if name.startswith("folder:"):
+        raise UserError(
+            f"a data source cannot be named {name!r}, because folder: starts the path of a folder;"
+            " use another name."
+        )
+
+    def add(read: Reader) -> Reader:
+        SOURCES.register(name)(Source(about, read))
+        return read
+
+    return add
+
+
+def load_images(
     source: str,
     *,
     root: Path | None = None,
     size: int | None = None,
     channels: int | None = None,
     seed: int = 0,
-    progress: bool = True,
+    progress: Progress = SILENT,
 ) -> ImageSet:
-    """The images of a source.
+    """Read the images of a data source.
 
     Args:
-        source: a name in SOURCES; "folder:PATH" for your own images (see `folder.read_folder`).
-        root: where data sets lie or are downloaded to; None: $SURECLR_DATA, else
-            ~/.cache/sureclr/data.
-        size: side in pixels; None: the data set's own, 96 for a folder. Resampled as
-            `image_set.resize` says.
-        channels: 1 grey, 3 RGB; None: the data set's own, 3 for a folder.
-        seed: of the test split of a folder that has none.
-        progress: show on stderr how far decoding is.
+        source: a name in `SOURCES`, or "folder:PATH" for your own images (see `read_folder`).
+        root: the folder in which data sets lie, or into which they are downloaded; None:
+            $SURECLR_DATA, else ~/.cache/sureclr/data.
+        size: side in pixels of the centre square, see `image_set.resize`; None: the data set's own
+            size, and 96 for a folder.
+        channels: 1 (grey) or 3 (RGB); None: the data set's own, and 3 for a folder.
+        seed: of the random test split of a folder that has no test images of its own.
+        progress: what to report to while the images of a folder are decoded.
 
     Raises:
-        UserError: unknown name, files missing and not to be had, or damaged.
+        UserError: the name is unknown, or files are missing and cannot be downloaded, or damaged.
     """
-    if (size is not None and size < 1) or channels not in (None, 1, 3):
-        raise UserError(
-            f"images have 1 or 3 channels and at least 1 pixel a side, not {channels} and {size};"
-            " change that."
-        )
+    check_shape(size, channels)
     if source.startswith("folder:") and source != FOLDER:
         path = Path(source.removeprefix("folder:"))
         return read_folder(path, size=size, channels=channels, seed=seed, progress=progress)
     if source not in SOURCES or source == FOLDER:
         raise _unknown_source(source)
-    return convert(SOURCES[source].read(root or data_root()), size, channels)
+    entry = SOURCES[source]
+    if not isinstance(entry, Source):
+        raise UserError(
+            f"the data source {source!r} of another package is not registered under this name; its"
+            f' module must use @register_source("{source}", about=...).'
+        )
+    return convert(entry.read(root or data_root()), size, channels)
 
 
 def is_source(name: str) -> bool:
-    """Whether `load` knows a source of that name."""
+    """Whether `load_images` knows a source of that name."""
     return name != FOLDER and (name in SOURCES or name.startswith("folder:"))
 
 
@@ -96,22 +139,27 @@ def _unknown_source(source: str) -> UserError:
 
 
 def data_root() -> Path:
-    """Where data sets lie unless told: $SURECLR_DATA, else ~/.cache/sureclr/data."""
+    """Return the default folder of data sets: $SURECLR_DATA, else ~/.cache/sureclr/data."""
     return Path(
         os.environ.get("SURECLR_DATA") or Path.home() / ".cache" / "sureclr" / "data"
     ).expanduser()
 
 
+@register_source(
+    "digits",
+    about="Handwritten digits: 1,797 grey images of 8 pixels, 10 classes; part of scikit-learn.",
+)
 def read_digits(root: Path) -> ImageSet:
-    """scikit-learn's 1,797 digits, (1, 8, 8), 0..16 scaled to 0..255; embedded in scikit-learn,
-    nothing to download.
+    """Read scikit-learn's digits, whose values 0..16 are scaled to 0..255.
+
+    Args:
+        root: not used; scikit-learn contains the images.
     """
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    pixels = (
-        digits.images.astype(np.int64) * 255 + 8
-    ) // 16  # (1797, 8, 8); + 8: rounds to nearest
+    # (1797, 8, 8); the 8 is half of 16 and makes the division round to the nearest integer
+    pixels = (digits.images.astype(np.int64) * 255 + 8) // 16
     train, test = slice(None, DIGITS_TRAIN), slice(DIGITS_TRAIN, None)
     parts = {
         "train": (pixels[train], digits.target[train]),
@@ -120,37 +168,77 @@ def read_digits(root: Path) -> ImageSet:
     return _assemble("digits", parts, tuple(map(str, digits.target_names)))
 
 
+@register_source(
+    "fashion-mnist",
+    about="Fashion-MNIST: 70,000 grey images of 28 pixels, 10 classes of clothing.",
+)
 def read_fashion_mnist(root: Path) -> ImageSet:
-    """Zalando's 60,000 + 10,000 pieces of clothing, (1, 28, 28), from IDX files in root, in
-    Debian's folder, or downloaded.
+    """Read Fashion-MNIST (Xiao et al. 2017) from IDX files, plain or gzipped.
+
+    Args:
+        root: the files are read from its folder FashionMNIST/raw, else from Debian's package, else
+            downloaded into that folder.
+
+    Raises:
+        UserError: a file is damaged or cannot be downloaded.
     """
     files = (
         _idx_files(root / "FashionMNIST" / "raw")
         or _idx_files(DEBIAN_FASHION)
         or _download_fashion(root)
     )
-    arrays = [_damage_is_told(_read_idx, file) for file in files]
+    arrays = [_read_checked(_read_idx, file) for file in files]
     parts = {"train": (arrays[0], arrays[1]), "test": (arrays[2], arrays[3])}
     return _assemble("fashion-mnist", parts, tuple(_torchvision("FashionMNIST").classes))
 
 
+@register_source(
+    "cifar10",
+    about="CIFAR-10: 60,000 colour images of 32 pixels, 10 classes.",
+)
 def read_cifar10(root: Path) -> ImageSet:
-    """CIFAR-10: 50,000 + 10,000 photographs, (3, 32, 32), 10 classes."""
+    """Read CIFAR-10 (Krizhevsky 2009) through torchvision.
+
+    Args:
+        root: where the files lie, or are downloaded to.
+
+    Raises:
+        UserError: the files are damaged or cannot be downloaded.
+    """
     return _read_cifar("cifar10", "CIFAR10", root)
 
 
+@register_source(
+    "cifar100",
+    about="CIFAR-100: 60,000 colour images of 32 pixels, 100 classes.",
+)
 def read_cifar100(root: Path) -> ImageSet:
-    """CIFAR-100: 50,000 + 10,000 photographs, (3, 32, 32), 100 fine classes."""
+    """Read CIFAR-100 (Krizhevsky 2009) with its 100 fine classes through torchvision.
+
+    Args:
+        root: where the files lie, or are downloaded to.
+
+    Raises:
+        UserError: the files are damaged or cannot be downloaded.
+    """
     return _read_cifar("cifar100", "CIFAR100", root)
 
 
+@register_source(
+    "stl10",
+    about="STL-10: 13,000 colour images of 96 pixels, 10 classes, and 100,000 without labels.",
+)
 def read_stl10(root: Path) -> ImageSet:
-    """STL-10: 5,000 train, 100,000 unlabelled, 8,000 test, (3, 96, 96), 10 classes, and its 10
-    training folds of 1,000.
+    """Read STL-10 (Coates et al. 2011) with its unlabelled images and its 10 training folds.
 
-    torchvision downloads and checks the files; their pixels are then mapped and copied once, since
-    its own reader would hold the 3 GB three times. 3 GB of memory, or what `size` leaves of it
-    after loading.
+    torchvision downloads and checks the files; their pixels are then mapped and copied once,
+    because its own reader would hold the 3 GB three times. This needs 3 GB of memory.
+
+    Args:
+        root: where the files lie, or are downloaded to.
+
+    Raises:
+        UserError: the files are damaged or cannot be downloaded.
     """
     checked = _through_torchvision("STL10", root, split="test")
     folder = root / checked.base_folder
@@ -164,27 +252,13 @@ def read_stl10(root: Path) -> ImageSet:
         "unlabelled": (pixels["unlabeled"], np.full(len(pixels["unlabeled"]), UNLABELLED)),
         "test": (pixels["test"], labels["test"]),
     }
-    folds = torch.from_numpy(_damage_is_told(_read_folds, folder / checked.folds_list_file))
+    folds = torch.from_numpy(_read_checked(_read_folds, folder / checked.folds_list_file))
     return replace(_assemble("stl10", parts, tuple(checked.classes)), folds=folds)
 
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(
-        "scikit-learn's handwritten digits: 1,797 grey images of 8 pixels, 10 classes; embedded",
-        read_digits,
-    ),
-    "fashion-mnist": Source(
-        "Fashion-MNIST: 70,000 grey images of 28 pixels, 10 classes", read_fashion_mnist
-    ),
-    "cifar10": Source("CIFAR-10: 60,000 colour images of 32 pixels, 10 classes", read_cifar10),
-    "cifar100": Source("CIFAR-100: 60,000 colour images of 32 pixels, 100 classes", read_cifar100),
-    "stl10": Source(
-        "STL-10: 13,000 colour images of 96 pixels, 10 classes, and 100,000 unlabelled", read_stl10
-    ),
-    FOLDER: Source(
-        "your own images: any tree of files, unlabelled or a class per sub-folder", read_folder
-    ),
-}
+SOURCES.register(FOLDER)(
+    Source("Your own images: any tree of files, unlabelled or one sub-folder a class.", read_folder)
+)
 
 
 def _torchvision(name: str) -> Any:
@@ -198,7 +272,7 @@ def _torchvision(name: str) -> Any:
 
 
 def _read_cifar(name: str, reader: str, root: Path) -> ImageSet:
-    """torchvision unpickles only files whose md5 is the published one."""
+    # torchvision unpickles only files whose md5 is the published one
     sets = {
         split: _through_torchvision(reader, root, train=split == "train")
         for split in ("train", "test")
@@ -211,13 +285,9 @@ def _read_cifar(name: str, reader: str, root: Path) -> ImageSet:
 
 
 def _through_torchvision(name: str, root: Path, **part: Any) -> Any:
-    """A data set of torchvision whose files lie in root and passed their md5 check; unpacked or
-    downloaded where they do not.
-    """
+    """A data set of torchvision, downloaded or unpacked if its checked files are not in root."""
     reader = _torchvision(name)
-    with contextlib.suppress(
-        RuntimeError, OSError
-    ):  # RuntimeError is torchvision's word for "missing or damaged"
+    with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: files are missing or damaged
         return reader(root, **part)
     with downloading(name, reader.filename, root, reader.url, md5=reader.tgz_md5):
         return reader(root, download=True, **part)
@@ -229,14 +299,12 @@ def _map_stl10(file: Path) -> NDArray[np.uint8]:
 
 
 def _read_folds(file: Path) -> NDArray[np.int64]:
-    """(10, 1000) rows of the training images; a line a fold."""
+    """(10, 1000) rows of the training images, one line a fold."""
     return np.loadtxt(file, dtype=np.int64, ndmin=2)
 
 
 def _assemble(name: str, parts: dict[str, tuple[Any, Any]], classes: tuple[str, ...]) -> ImageSet:
-    """An ImageSet of {split: (images (n, h, w) or (n, c, h, w), labels (n,))}, the parts one after
-    the other.
-    """
+    """An ImageSet of its splits: {split: (images (n, h, w) or (n, c, h, w), labels (n,))}."""
     counts = [len(labels) for _, labels in parts.values()]
     images = torch.from_numpy(
         np.concatenate([pixels for pixels, _ in parts.values()]).astype(np.uint8, copy=False)
@@ -259,9 +327,7 @@ def _assemble(name: str, parts: dict[str, tuple[Any, Any]], classes: tuple[str, 
 
 
 def _download_fashion(root: Path) -> list[Path]:
-    """Fashion-MNIST's four files, after torchvision downloaded them into root and checked their
-    md5.
-    """
+    """Fashion-MNIST's four files, which torchvision downloads into root and checks."""
     reader, folder = _torchvision("FashionMNIST"), root / "FashionMNIST" / "raw"
     with downloading(
         "Fashion-MNIST",
@@ -274,22 +340,17 @@ def _download_fashion(root: Path) -> list[Path]:
 
 
 def _idx_files(folder: Path) -> list[Path]:
-    """Fashion-MNIST's four files in this folder, plain or .gz; empty where one is missing."""
-    found = [
-        file
-        for name in FASHION_FILES
-        for file in (folder / name, folder / f"{name}.gz")
-        if file.is_file()
-    ]
-    plain = {
-        file.name.removesuffix(".gz"): file for file in reversed(found)
-    }  # reversed: the plain file wins
-    return [plain[name] for name in FASHION_FILES] if len(plain) == len(FASHION_FILES) else []
+    """Fashion-MNIST's four files in this folder, plain or else .gz; [] if one is missing."""
+    candidates = [(folder / name, folder / f"{name}.gz") for name in FASHION_FILES]
+    files = [next((file for file in pair if file.is_file()), None) for pair in candidates]
+    present = [file for file in files if file is not None]
+    return present if len(present) == len(files) else []
 
 
 def _read_idx(file: Path) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes, plain or gzipped: 0, 0, 8, number of axes, then each length
-    (big-endian), then the bytes.
+    """The array in an IDX file of unsigned bytes, plain or gzipped.
+
+    The file holds 0, 0, 8, the number of axes, each length (big-endian, 32 bits), and the bytes.
     """
     data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     axes = data[3]
@@ -299,11 +360,11 @@ def _read_idx(file: Path) -> NDArray[np.uint8]:
     return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
-def _damage_is_told(read: Callable[[Path], Any], file: Path) -> Any:
-    """read(file), with any sign of damage told in one sentence."""
+def _read_checked(read: Callable[[Path], NDArray[Number]], file: Path) -> NDArray[Number]:
+    """The result of read(file); a UserError if the file is damaged."""
     try:
         return read(file)
     except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
         raise UserError(
-            f"{file} cannot be read ({error}); delete it, or put a whole one in its place."
+            f"{file} cannot be read ({error}); delete it, or replace it by a complete one."
         ) from error

@@ -1,12 +1,11 @@
-"""SimCLR's augmentation (Chen et al. 2020, section 2.1 and appendix A), batched: uint8 images in,
-random views out.
+"""SimCLR's augmentation (Chen et al. 2020, section 2.1 and appendix A) for batches of uint8 images.
 
     crop -> flip -> colour jitter -> grey -> blur
 
-Every image has its own parameters, drawn from its own seed by hashing: its views do not depend on
-the batch around it nor on the device (up to float32 rounding). Parameters are drawn on the CPU, a
-few numbers an image, so no step waits for an accelerator; pixels stay on the images' device. Each
-operation equals torchvision's at the same parameters to 1e-5.
+Every image has its own parameters, which are hashes of its own seed: its views depend neither on
+the batch around it nor on the device (up to float32 rounding). The parameters are drawn on the CPU,
+a few numbers an image, so that no step waits for an accelerator; pixels stay on the device of the
+images. Each operation equals torchvision's at the same parameters to 1e-5.
 """
 
 import math
@@ -15,50 +14,59 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sureclr.config import ViewConfig
 from sureclr.data import colour
-from sureclr.data.counter_rng import uniform
+from sureclr.data.counter_rng import uniform_numbers
 from sureclr.errors import UserError
 
-CROP_TRIES = (
-    10  # torchvision's RandomResizedCrop: candidates before it falls back to a central crop
-)
-_CHUNK = (
-    2**19
-    # Numbers worked on at once by a CPU core: 2 MiB of float32 stay in its cache (2**17 and 2**21 are
-    # slower)
-)
+# Candidates before a central crop is used, as in torchvision's RandomResizedCrop
+CROP_TRIES = 10
+# Numbers that a CPU core works on at once: 2 MiB of float32 stay in its cache (2**17 and 2**21 are
+# slower)
+NUMBERS_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What was drawn for one view of each of n images; all tensors on the CPU."""
+    """The parameters of one view of each of n images; all tensors are on the CPU.
+
+    Attributes:
+        box: (n, 4) int64 pixels: top, left, height, width of the crop.
+        flip: (n,) bool.
+        factors: (n, 4) float32: brightness, contrast, saturation, hue.
+        order: (n, 4) int64: the operation of each step, see `colour.jitter`; -1 where the colours
+            stay.
+        grey: (n,) bool.
+        sigma: (n,) float32: standard deviation of the blur in pixels; 0 where there is none.
+    """
 
     box: Tensor
-    """(n, 4) int64 pixels: top, left, height, width of the crop."""
     flip: Tensor
-    """(n,) bool."""
     factors: Tensor
-    """(n, 4) float32: brightness, contrast, saturation, hue."""
     order: Tensor
-    """(n, 4) int64: the operation of each step; -1 where the image is not jittered."""
     grey: Tensor
-    """(n,) bool."""
     sigma: Tensor
-    """(n,) float32, pixels; 0 where the image is not blurred."""
 
     def __getitem__(self, rows: slice) -> "ViewParameters":
+        """Return the parameters of some of the images."""
         return ViewParameters(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def draw_parameters(
     seeds: Tensor, view: int, height: int, width: int, config: ViewConfig
 ) -> ViewParameters:
-    """The parameters of view number `view` of images of height x width pixels, from seeds (n,)
-    int64.
+    """Draw the parameters of one view of each image.
+
+    Args:
+        seeds: (n,) int64, one an image.
+        view: number of the view.
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        config: the distributions.
     """
-    u = uniform(seeds.cpu(), view, 2 * CROP_TRIES + 15)
+    u = uniform_numbers(seeds.cpu(), view, 2 * CROP_TRIES + 15)
     area, aspect, place, factors, order, coins = u.split(
         [CROP_TRIES, CROP_TRIES, 2, 4, 4, 5], dim=1
     )
@@ -78,29 +86,26 @@ def _between(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 
 def _draw_factors(u: Tensor, config: ViewConfig) -> Tensor:
-    """Brightness, contrast and saturation around 1, never negative, and hue around 0. (n, 4)
-    float64.
-    """
+    """(n, 4) float64: brightness, contrast and saturation around 1, hue around 0."""
     amounts = [config.brightness, config.contrast, config.saturation, config.hue]
     reach = config.strength * torch.tensor(amounts, dtype=torch.float64)
     centre = torch.tensor([1, 1, 1, 0], dtype=torch.float64)
-    lowest = torch.maximum(
-        centre - reach, centre - 1
-    )  # 0 for the first three; hue reaches half a turn at most
+    # At least 0 for the first three; hue reaches half a turn at most
+    lowest = torch.maximum(centre - reach, centre - 1)
     return _between(u, lowest, centre + reach)
 
 
 def _draw_box(
     area: Tensor, aspect: Tensor, place: Tensor, height: int, width: int, config: ViewConfig
 ) -> Tensor:
-    """torchvision's RandomResizedCrop.get_params: the first of ten candidates that fits, else a
-    central crop. (n, 4) int64.
+    """(n, 4) int64: the first of ten candidates that fits, else a central crop.
+
+    As torchvision's RandomResizedCrop.get_params.
     """
     area = height * width * _between(area, *config.crop_area)
     aspect = _between(aspect, *map(math.log, config.crop_aspect)).exp()
-    size = torch.stack(
-        [(area / aspect).sqrt().round(), (area * aspect).sqrt().round()], dim=-1
-    ).long()  # (n, 10, 2)
+    sides = [(area / aspect).sqrt().round(), (area * aspect).sqrt().round()]
+    size = torch.stack(sides, dim=-1).long()  # (n, 10, 2)
     whole = torch.tensor([height, width])
     fits = ((size > 0) & (size <= whole)).all(dim=-1)
     first = fits.long().argmax(dim=1)  # the first True
@@ -112,7 +117,7 @@ def _draw_box(
 
 
 def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple[int, int]:
-    """The largest height and width whose ratio is allowed."""
+    """The largest height and width with an aspect that is allowed."""
     if width / height < aspect[0]:
         return round(width / aspect[0]), width
     if width / height > aspect[1]:
@@ -121,11 +126,18 @@ def _central_size(height: int, width: int, aspect: tuple[float, float]) -> tuple
 
 
 def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
-    """Cut out, resize back bilinearly, flip. uint8 (n, c, h, w), box (n, 4), flip (n,) bool, one
-    device -> float32 in [0, 1].
+    """Cut a box out of each image, resize it back bilinearly, and flip some images.
 
-    A crop is never larger than the image, so this never shrinks, and torchvision's `antialias`
-    makes no difference.
+    A crop is never larger than the image, so nothing shrinks, and torchvision's `antialias` makes
+    no difference.
+
+    Args:
+        images: (n, c, h, w) uint8.
+        box: (n, 4) int64 pixels: top, left, height, width. On the same device.
+        flip: (n,) bool. On the same device.
+
+    Returns:
+        (n, c, h, w) float32 in [0, 1].
     """
     n, c, height, width = images.shape
     top, bottom, down = _neighbours(box[:, 0], box[:, 2], height)
@@ -133,9 +145,8 @@ def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
         t.where(~flip[:, None], t.flip(1)) for t in _neighbours(box[:, 1], box[:, 3], width)
     )
     rows = images.view(n * c * height, width)
-    first = torch.arange(0, n * c * height, height, device=images.device).view(
-        n, c, 1
-    )  # row 0 of every channel
+    # Row 0 of every channel
+    first = torch.arange(0, n * c * height, height, device=images.device).view(n, c, 1)
     upper, lower = (
         rows.index_select(0, (first + y[:, None]).view(-1)).view(images.shape).float()
         for y in (top, bottom)
@@ -146,17 +157,15 @@ def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:
 
 
 def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels between which each of `size` output pixels looks, and the second's weight;
-    each (n, size).
+    """The two pixels between which each of `size` output pixels lies, and the second one's weight.
 
-    Pixel i of the output looks at (i + 1/2) length / size - 1/2, clamped to the crop. In integers,
-    so exact at any size: float32 positions (and grid_sample) miss torchvision's values by 1.3e-5 at
-    96 px.
+    Each is (n, size). Pixel i of the output lies at (i + 1/2) length / size - 1/2, clamped to the
+    crop. Computed in integers, so exact at any size: float32 positions (and grid_sample) miss
+    torchvision's values by 1.3e-5 at 96 pixels.
     """
     start, length = start[:, None], length[:, None]
-    position = (
-        2 * torch.arange(size, device=start.device) + 1
-    ) * length - size  # in units of 1 / (2 size) pixels
+    # In units of 1 / (2 size) pixels
+    position = (2 * torch.arange(size, device=start.device) + 1) * length - size
     position.clamp_(min=0)
     near = position // (2 * size)
     weight = (position - 2 * size * near).float() / (2 * size)
@@ -164,26 +173,32 @@ def _neighbours(start: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tenso
 
 
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
-    """Gaussian blur with a kernel of 2 radius + 1 pixels and reflected edges. x (n, c, h, w); sigma
-    (n,) pixels, > 0.
+    """Blur each image with a Gaussian kernel of 2 radius + 1 pixels; edges are reflected.
+
+    Args:
+        x: (n, c, h, w) float.
+        sigma: (n,) standard deviation in pixels, > 0.
+        radius: pixels on each side of the kernel's centre, less than h and w.
     """
     distance = torch.arange(-radius, radius + 1, device=x.device)
-    weight = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=1)[
-        :, radius:, None, None, None
-    ]
-    padded = torch.nn.functional.pad(x, (0, 0, radius, radius), mode="reflect")
-    rows = _weighted(padded, weight, radius, 2)
-    return _weighted(
-        torch.nn.functional.pad(rows, (radius, radius, 0, 0), mode="reflect"), weight, radius, 3
-    )
+    weight = torch.softmax(-0.5 * (distance / sigma[:, None]) ** 2, dim=1)
+    half = weight[:, radius:, None, None, None]  # (n, radius + 1, 1, 1, 1), the centre first
+    padded = functional.pad(x, (0, 0, radius, radius), mode="reflect")
+    rows = _weighted_sum(padded, half, radius, 2)
+    padded = functional.pad(rows, (radius, radius, 0, 0), mode="reflect")
+    return _weighted_sum(padded, half, radius, 3)
 
 
-def _weighted(padded: Tensor, weight: Tensor, radius: int, dim: int) -> Tensor:
-    """The symmetric weighted sum of shifted copies along `dim`. Not a convolution, which autocast
-    would take out of float32.
+def _weighted_sum(padded: Tensor, weight: Tensor, radius: int, dim: int) -> Tensor:
+    """The symmetric weighted sum of shifted copies along `dim`.
 
-    padded: radius more pixels on either side along `dim`; weight (n, radius + 1, 1, 1, 1), the
-        centre first.
+    Not a convolution, because autocast would compute that in bfloat16.
+
+    Args:
+        padded: the images with `radius` more pixels on either side along `dim`.
+        weight: (n, radius + 1, 1, 1, 1), the centre first.
+        radius: pixels on each side of the centre.
+        dim: 2 or 3.
     """
     size = padded.shape[dim] - 2 * radius
     total = padded.narrow(dim, radius, size) * weight[:, 0]
@@ -196,8 +211,15 @@ def _weighted(padded: Tensor, weight: Tensor, radius: int, dim: int) -> Tensor:
 
 
 def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
-    """One view with the given parameters. images uint8 (n, c, h, w) -> float32 (n, c, h, w) in [0,
-    1].
+    """Return one view of each image.
+
+    Args:
+        images: (n, c, h, w) uint8.
+        parameters: of n views.
+        radius: of the blur's kernel in pixels; 0 for no blur.
+
+    Returns:
+        (n, c, h, w) float32 in [0, 1].
     """
     device = images.device
     x = crop_and_flip(images, parameters.box.to(device), parameters.flip.to(device))
@@ -212,26 +234,29 @@ def augment(images: Tensor, parameters: ViewParameters, radius: int) -> Tensor:
     return x.clamp_(0, 1)  # the blur's weights sum to one, and hues turn, up to rounding
 
 
-def _chunks(images: Tensor) -> Iterator[slice]:
-    """Rows worked on at once: on a CPU what its cores can keep in cache, else all."""
-    n = len(images)
-    rows = (
-        n
-        if images.device.type != "cpu"
-        else torch.get_num_threads() * max(1, _CHUNK // images[0].numel())
-    )
+def _blocks(images: Tensor, numbers_at_once: int) -> Iterator[slice]:
+    """Rows to work on together: on a CPU what the caches of its cores can hold, else all."""
+    n, rows = len(images), len(images)
+    if images.device.type == "cpu":
+        rows = torch.get_num_threads() * max(1, numbers_at_once // images[0].numel())
     return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
 
 
-def _views(images: Tensor, seeds: Tensor, numbers: Sequence[int], config: ViewConfig) -> Tensor:
-    """The views of the given numbers, one block of n after the other: (len(numbers) n, c, h, w)."""
+def _views(
+    images: Tensor,
+    seeds: Tensor,
+    numbers: Sequence[int],
+    config: ViewConfig,
+    numbers_at_once: int = NUMBERS_AT_ONCE,
+) -> Tensor:
+    """The views of these numbers, one block of n after the other: (len(numbers) n, c, h, w)."""
     images = _checked(images, seeds)
     n, channels, height, width = images.shape
     radius = config.blur_radius(height, width)
     views = torch.empty(len(numbers), n, channels, height, width, device=images.device)
     for view, number in zip(views, numbers, strict=True):
         parameters = draw_parameters(seeds, number, height, width, config)
-        for rows in _chunks(images):
+        for rows in _blocks(images, numbers_at_once):
             view[rows] = augment(images[rows], parameters[rows], radius)
     return views.flatten(0, 1)
 
@@ -249,24 +274,50 @@ def _checked(images: Tensor, seeds: Tensor) -> Tensor:
         )
     if seeds.dtype != torch.int64 or seeds.shape != images.shape[:1]:
         raise UserError(
-            f"views need one int64 seed an image, {len(images)}, not {seeds.dtype}"
+            f"views need {len(images)} int64 seeds, one an image, not {seeds.dtype}"
             f" {tuple(seeds.shape)}."
         )
     return images.contiguous()
 
 
-def one_view(images: Tensor, seeds: Tensor, view: int, config: ViewConfig) -> Tensor:
-    """View number `view` of each image: uint8 (n, c, h, w), c 1 or 3; seeds int64 (n,) -> float32
-    (n, c, h, w) in [0, 1].
+def one_view(
+    images: Tensor,
+    seeds: Tensor,
+    view: int,
+    config: ViewConfig,
+    numbers_at_once: int = NUMBERS_AT_ONCE,
+) -> Tensor:
+    """Return one random view of each image, on the device of the images.
 
-    On the images' device; seeds are best left on the CPU, where the parameters are drawn. Raises
-    UserError for images of another kind or none, or seeds that do not fit.
+    Args:
+        images: (n, c, h, w) uint8 with c = 1 or 3, n > 0.
+        seeds: (n,) int64, one an image; best on the CPU, where the parameters are drawn.
+        view: number of the view; another number gives another view.
+        config: the distributions of the views.
+        numbers_at_once: pixel values that a CPU core works on together; it changes the speed, not
+            the result.
+
+    Returns:
+        (n, c, h, w) float32 in [0, 1].
+
+    Raises:
+        UserError: images of another kind, or none, or seeds that do not fit.
     """
-    return _views(images, seeds, (view,), config)
+    return _views(images, seeds, (view,), config, numbers_at_once)
 
 
 def two_views(images: Tensor, seeds: Tensor, config: ViewConfig) -> Tensor:
-    """Views 0 and 1 of each image, as `one_view` gives them: (2n, c, h, w), where rows i and i + n
-    are the views of image i.
+    """Return the views number 0 and 1 of each image, see `one_view`.
+
+    Args:
+        images: (n, c, h, w) uint8 with c = 1 or 3, n > 0.
+        seeds: (n,) int64, one an image; best on the CPU.
+        config: the distributions of the views.
+
+    Returns:
+        (2n, c, h, w) float32 in [0, 1]; rows i and i + n are the views of image i.
+
+    Raises:
+        UserError: images of another kind, or none, or seeds that do not fit.
     """
     return _views(images, seeds, (0, 1), config)

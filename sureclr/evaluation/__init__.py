@@ -1,0 +1,1 @@
+"""Evaluations: what a trained encoder has learned, as numbers and maps."""

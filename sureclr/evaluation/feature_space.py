@@ -1,117 +1,151 @@
-"""What it sees: main directions of the features, clusters, neighbours, and a map of at most 10,000
-images.
+"""The shape of the features: main directions, clusters, neighbours, and a map of the images.
 
-The map holds all test images first, then training images by seed. Directions of the feature space
-are fitted on every image; clusters, neighbours, UMAP and the images at the ends of the directions
-are the map's. Neighbours and clusters are by cosine.
+The map has at most 10,000 images: all test images first, then training images by seed. The main
+directions are fitted on every image; clusters, neighbours, UMAP and the images at the ends of the
+directions are those of the map. Neighbours and clusters are by cosine.
 """
 
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import pad
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import json_able
-from sureclr.maths import losses, metrics
+from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
+from sureclr.evaluation.tables import evidence_dimension, finite_or_none
+from sureclr.files import writing_atomically
+from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence
+from sureclr.maths.sphere import Posterior, evidence, unit_rows
 from sureclr.progress import SILENT, Progress, reporting
 
-Result = dict[str, Any]
+if TYPE_CHECKING:
+    from sureclr.evaluation.inputs import EvaluationInputs
 
-MAP = 10_000  # images on the map at most: what a browser moves smoothly
-AXES, SHARES = 5, 10  # directions described, and shares of variance told
+Columns = dict[str, NDArray[Any]]  # of map.parquet, a row for each image of the map
+
+MAP = 10_000  # images on the map at most: as many as a browser moves smoothly
+AXES, SHARES = 5, 10  # directions that are described, and shares of variance in the result
 ENDS = 8  # images at either end of a direction
 NEAREST = 10  # neighbours of an image on the map
 UMAP_NEIGHBOURS = 15  # UMAP's own default
 VOTERS = 20  # training images that vote on an image's class, as in the knn evaluation
-CLUSTERS, MOST_CLUSTERS = 10, 50  # k-means: without classes, and at most
-BLOCK = 1024  # images whose neighbours are sought between two looks at the clock
+CLUSTERS, MOST_CLUSTERS = 10, 50  # of k-means: without classes, and at most
+BLOCK = 1024  # images whose neighbours are searched between two reports of progress
 MAPPED = 3001  # stream of seeds
 
 
-def geometry(
+def evaluate_geometry(inputs: "EvaluationInputs") -> GeometryResult:
+    """Describe the shape of the features, and save the map of the images as map.parquet.
+
+    Raises:
+        UserError: the images are not those that the run was trained on, there are fewer than three,
+            or features are not finite.
+    """
+    inputs.require_own_images("geometry")
+    result, columns = describe_geometry(inputs.table, progress=inputs.progress)
+    save_map(inputs.run.path / "map.parquet", columns)
+    return result
+
+
+def describe_geometry(
     table: Embeddings, seed: int = 0, progress: Progress = SILENT
-) -> tuple[Result, Result]:
-    """The result (JSON-able) and the columns of map.parquet (name -> array), both by row of the
-    table.
+) -> tuple[GeometryResult, Columns]:
+    """Describe the shape of the features of a table.
 
     Args:
+        table: the embeddings.
         seed: of the training images on the map, of k-means and of UMAP.
-        progress: reports how far the work is; may raise to stop.
+        progress: reports how far the work is; it may raise to stop.
+
+    Returns:
+        The result, and the columns of map.parquet.
+
     Raises:
-        UserError: fewer than three images, or features that are not finite.
+        UserError: there are fewer than three images, or features are not finite.
     """
-    check(table)
+    check_features(table)
     rows = map_rows(table, seed)
-    here = table.select(rows)
+    mapped = table.select(rows)
     share, axes = principal_axes(table.features)
     position = project(table.features, axes[:AXES])  # (n, 5)
-    cluster = clusters(here, seed)
-    flat, why = umap(here.features, seed)
+    cluster = assign_clusters(mapped, seed)
+    layout, umap_skipped = umap_layout(mapped.features, seed)
     columns = {
         "row": rows.astype(np.int32),
         **coordinates("pca", position[torch.from_numpy(rows)]),
-        **coordinates("umap", flat),
+        **coordinates("umap", layout),
         "cluster": cluster.numpy().astype(np.int16),
-        **predictions(table, rows, progress),
-        **nearest(here, rows, progress),
+        **predict_classes(table, rows, progress),
+        **nearest_images(mapped, rows, progress),
     }
-    result = {
-        "n": len(table),
-        "explained": share[:SHARES].tolist(),
-        "directions": directions(table, rows, position, share),
-        "clusters": clustering(cluster, here.labels),
-        "umap": why or True,
-        "map_rows": len(rows),
-        "seed": seed,
-    }
-    return json_able(result), columns
+    result = GeometryResult(
+        n=len(table),
+        explained=tuple(share[:SHARES].tolist()),
+        directions=describe_directions(table, rows, position, share),
+        clusters=describe_clusters(cluster, mapped.labels),
+        umap_skipped=umap_skipped,
+        map_rows=len(rows),
+        seed=seed,
+    )
+    return result, columns
 
 
-def check(table: Embeddings) -> None:
+def check_features(table: Embeddings) -> None:
+    """Raise a UserError unless there are three images with finite features."""
     if len(table) < 3:
         raise UserError(
-            f"the geometry of features needs at least 3 images, not {len(table)}; give more."
+            f"the geometry of features needs at least 3 images, and there are {len(table)}; add"
+            " images."
         )
     if not table.features.isfinite().all():
-        raise UserError("features must be finite, and some are not; look for a diverged encoder.")
+        raise UserError(
+            "features must be finite, and some are not; check whether the encoder has diverged."
+        )
 
 
 def map_rows(table: Embeddings, seed: int, most: int = MAP) -> NDArray[np.int64]:
-    """(m,) rows on the map, in the table's order: test images first claim a place, then others by
-    seed.
+    """Return the rows of the images on the map, (m,) ascending.
+
+    Test images come first, then others in an order drawn by the seed, until there are `most`.
     """
     chance = hashed(torch.arange(len(table)) + (seed << 32), MAPPED, 1)[:, 0].numpy()
     order = np.lexsort((chance, table.split != "test"))
     return np.sort(order[:most])
 
 
-def coordinates(name: str, points: Tensor | None) -> dict[str, Any]:
-    """The first two columns as name_x and name_y; nothing where there are no points; 0 where there
-    is one column.
+def coordinates(name: str, points: Tensor | None) -> Columns:
+    """Return the first two columns of points as NAME_x and NAME_y; 0 for a column that is missing.
+
+    Without points there are no columns.
     """
     if points is None:
         return {}
-    flat = torch.nn.functional.pad(points[:, :2], (0, max(0, 2 - points.shape[1]))).float().numpy()
-    return {f"{name}_x": flat[:, 0], f"{name}_y": flat[:, 1]}
+    plane = pad(points[:, :2], (0, max(0, 2 - points.shape[1]))).float().numpy()
+    return {f"{name}_x": plane[:, 0], f"{name}_y": plane[:, 1]}
 
 
 # --- Main directions ------------------------------------------------------------------
 
 
 def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Shares of the variance (f,) and unit axes (f, f), rows, largest first, float64; each axis'
-    largest entry is positive.
+    """Return the principal axes of the features.
 
-    From the covariance in float64, summed by blocks.
+    The covariance is summed in float64, block by block.
+
+    Args:
+        features: (n, f).
+
+    Returns:
+        Shares of the variance (f,), the largest first, and unit axes (f, f) as rows; both float64.
+        The largest entry of each axis is positive.
     """
     mean = features.mean(0, dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
@@ -121,50 +155,54 @@ def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
     variance, axes = torch.linalg.eigh(covariance)
     variance, axes = variance.flip(0).clamp_min(0), axes.T.flip(0)
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
-    return (
-        variance / variance.sum().clamp_min(torch.finfo(torch.float64).tiny),
-        axes * largest.sign(),
-    )
+    total = variance.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return variance / total, axes * largest.sign()
 
 
 def project(features: Tensor, axes: Tensor) -> Tensor:
-    """(n, a) float64 positions along the axes, from the mean of the features."""
-    return (
-        torch.cat([rows.double() @ axes.T for rows in features.split(4 * BLOCK)])
-        - features.mean(0, dtype=torch.float64) @ axes.T
-    )
+    """Return positions along axes (a, f), from the mean of the features (n, f): (n, a) float64."""
+    along = torch.cat([rows.double() @ axes.T for rows in features.split(4 * BLOCK)])
+    return along - features.mean(0, dtype=torch.float64) @ axes.T
 
 
-def directions(
+def describe_directions(
     table: Embeddings, rows: NDArray[np.int64], position: Tensor, share: Tensor
-) -> list[Result]:
-    """Each of the first axes: the map's images at its two ends, and what it goes with over all
-    images.
+) -> tuple[MainDirection, ...]:
+    """Describe the first axes: the map's images at both ends, and what correlates over all images.
 
-    certainty_correlation: Spearman's; class_eta2: the share of the variance along the axis that
-        lies between classes.
+    Args:
+        table: all images.
+        rows: those on the map.
+        position: (n, a) positions along the axes.
+        share: of the variance, by axis.
     """
-    found = []
+    directions = []
     for axis, along in enumerate(position.T):
         order = torch.from_numpy(rows)[along[torch.from_numpy(rows)].argsort(stable=True)]
         ends = min(ENDS, len(order) // 2)
         correlation = None if table.certainty is None else metrics.spearman(along, table.certainty)
-        found.append(
-            {
-                "axis": axis,
-                "share": float(share[axis]),
-                "low": order[:ends].tolist(),
-                "high": order.flip(0)[:ends].tolist(),
-                "certainty_correlation": correlation,
-                "class_eta2": between_classes(along, table.labels),
-            }
+        directions.append(
+            MainDirection(
+                axis=axis,
+                share=float(share[axis]),
+                low=tuple(order[:ends].tolist()),
+                high=tuple(order.flip(0)[:ends].tolist()),
+                certainty_correlation=finite_or_none(correlation),
+                class_eta2=share_between_classes(along, table.labels),
+            )
         )
-    return found
+    return tuple(directions)
 
 
-def between_classes(values: Tensor, labels: Tensor) -> float | None:
-    """Variance of the classes' means over all variance, of the labelled rows (n,), in [0, 1]; None
-    below two classes.
+def share_between_classes(values: Tensor, labels: Tensor) -> Number:
+    """Return the variance of the classes' means over all variance (eta squared), in [0, 1].
+
+    Args:
+        values: (n,).
+        labels: (n,); rows with -1 are left out.
+
+    Returns:
+        None if there are fewer than two classes, or no variance.
     """
     values, labels = values[labels >= 0], labels[labels >= 0]
     total = (values - values.mean()).square().sum()
@@ -178,72 +216,68 @@ def between_classes(values: Tensor, labels: Tensor) -> float | None:
 # --- Clusters and UMAP ----------------------------------------------------------------
 
 
-def clusters(here: Embeddings, seed: int) -> Tensor:
-    """(m,) int64: k-means on the features' directions, as many clusters as classes (10 without, 50
-    at most).
+def assign_clusters(mapped: Embeddings, seed: int) -> Tensor:
+    """Return the k-means cluster of each image, (m,) int64, from the directions of the features.
+
+    There are as many clusters as classes, 50 at most, and 10 without classes.
     """
     from sklearn.cluster import KMeans  # late: 1.4 s
 
-    wanted = len(here.labels[here.labels >= 0].unique()) or CLUSTERS
-    points = normalize(here.features, dim=1).numpy()
-    k = max(1, min(wanted, MOST_CLUSTERS, len(np.unique(points, axis=0))))
+    classes = len(mapped.labels[mapped.labels >= 0].unique()) or CLUSTERS
+    points = unit_rows(mapped.features).numpy()
+    k = max(1, min(classes, MOST_CLUSTERS, len(np.unique(points, axis=0))))
     return torch.from_numpy(KMeans(k, n_init=3, random_state=seed).fit_predict(points)).long()
 
 
-def clustering(cluster: Tensor, labels: Tensor) -> Result:
-    """Sizes; purity: how many labelled images have the class that is most frequent in their
-    cluster, beside one cluster of all.
-    """
-    known = labels >= 0
-    sizes = cluster.bincount()
-    result: Result = {
-        "k": len(sizes),
-        "sizes": sizes.tolist(),
-        "purity": None,
-        "purity_of_one_cluster": None,
-    }
+def describe_clusters(cluster: Tensor, labels: Tensor) -> Clustering:
+    """Return the sizes of clusters, and how far they agree with the labels (-1: unknown)."""
+    known, sizes = labels >= 0, cluster.bincount()
     if not known.any():
-        return result
+        return Clustering(len(sizes), tuple(sizes.tolist()), None, None)
     together = torch.zeros(len(sizes), int(labels.max()) + 1, dtype=torch.int64)
     together.index_put_((cluster[known], labels[known]), torch.tensor(1), accumulate=True)
-    return {
-        **result,
-        "purity": int(together.amax(1).sum()) / int(known.sum()),
-        "purity_of_one_cluster": int(together.sum(0).max()) / int(known.sum()),
-    }
+    return Clustering(
+        k=len(sizes),
+        sizes=tuple(sizes.tolist()),
+        purity=int(together.amax(1).sum()) / int(known.sum()),
+        purity_of_one_cluster=int(together.sum(0).max()) / int(known.sum()),
+    )
 
 
-def umap(features: Tensor, seed: int) -> tuple[Tensor | None, str | None]:
-    """(m, 2) float32 by UMAP (McInnes et al. 2018), by cosine, or None and why."""
+def umap_layout(features: Tensor, seed: int) -> tuple[Tensor | None, str]:
+    """Return positions by UMAP with the cosine (McInnes et al. 2018), (m, 2) float32, and "".
+
+    If UMAP cannot be used they are None, and the reason follows.
+    """
     try:
         from umap import UMAP
     except ImportError:
-        return None, "UMAP is not installed: pip install umap-learn, then evaluate again."
+        return None, "UMAP is not installed; install umap-learn to see its layout"
     if len(features) < 5:
-        return None, f"UMAP needs at least 5 images, and there are {len(features)}."
+        return None, f"UMAP needs at least 5 images, and there are {len(features)}"
     k = min(UMAP_NEIGHBOURS, len(features) - 1)
-    # That neighbours found elsewhere are no index for new points, and that it will not seek its own
     with warnings.catch_warnings():
+        # UMAP warns that neighbours from elsewhere cannot place new points, which nobody asks for
         warnings.simplefilter("ignore")
-        made = UMAP(
+        layout = UMAP(
             n_neighbors=k,
             metric="cosine",
             random_state=seed,
             n_jobs=1,
-            precomputed_knn=with_itself(features, k),
+            precomputed_knn=neighbours_with_self(features, k),
         )
-        return (
-            torch.from_numpy(np.asarray(made.fit_transform(features.numpy()), dtype=np.float32)),
-            None,
-        )
+        positions = np.asarray(layout.fit_transform(features.numpy()), dtype=np.float32)
+    return torch.from_numpy(positions), ""
 
 
-def with_itself(features: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """UMAP's idea of the k nearest by cosine: the point itself, at distance 0, and the k - 1
-    others; (n, k) indices and 1 - cosine.
+def neighbours_with_self(features: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Return the k nearest by cosine as UMAP counts them: the point itself and the k - 1 others.
 
-    Ours are exact, and spare the user the compilation of UMAP's own search: at 10,000 points most
-    of its time.
+    These are exact, and the user need not wait for the compilation of UMAP's own search, which at
+    10,000 points takes most of its time.
+
+    Returns:
+        (n, k) indices, and (n, k) distances 1 - cosine, 0 for the point itself.
     """
     similarity, index = top_k(features, features, k - 1, exclude_self=True)
     own = torch.arange(len(features))[:, None]
@@ -254,12 +288,16 @@ def with_itself(features: Tensor, k: int) -> tuple[NDArray[np.int32], NDArray[np
 # --- Neighbours -----------------------------------------------------------------------
 
 
-def predictions(table: Embeddings, rows: NDArray[np.int64], progress: Progress) -> dict[str, Any]:
-    """The class that the nearest labelled training images vote for (an image never votes on
-    itself), and whether it is right.
+def predict_classes(
+    table: Embeddings, rows: NDArray[np.int64], progress: Progress = SILENT
+) -> Columns:
+    """Predict the class of images by a vote of the nearest labelled training images.
 
-    predicted int16: -1 where nobody can vote; correct: only where anything is labelled, null where
-        the image is not.
+    An image never votes on itself.
+
+    Returns:
+        `predicted`, int16: -1 where no image can vote. `correct`, bool: only if images are
+        labelled; None for an image that is not.
     """
     train = np.flatnonzero((table.split == "train") & (table.labels.numpy() >= 0))
     voters = table.select(train)
@@ -267,10 +305,10 @@ def predictions(table: Embeddings, rows: NDArray[np.int64], progress: Progress) 
         return {"predicted": np.full(len(rows), -1, dtype=np.int16)}
     k, own = min(VOTERS, len(train) - 1), torch.full((len(table),), -1)
     own[torch.from_numpy(train)] = torch.arange(len(train))
-    votes = []
+    votes: list[Tensor] = []
     with reporting(progress, "Predicting classes", len(rows)) as update:
         for part in torch.from_numpy(rows).split(BLOCK):
-            similarity, index = without(
+            similarity, index = leave_out(
                 own[part], *top_k(table.features[part], voters.features, k + 1)
             )
             votes.append(vote(similarity, voters.labels[index], len(table.classes)))
@@ -278,64 +316,67 @@ def predictions(table: Embeddings, rows: NDArray[np.int64], progress: Progress) 
     predicted, truth = torch.cat(votes).numpy(), table.labels.numpy()[rows]
     return {
         "predicted": predicted.astype(np.int16),
-        "correct": np.where(truth >= 0, predicted == truth, None),
+        "correct": np.where(truth >= 0, predicted == truth, np.array(None)),
     }
 
 
-def without(own: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """(q, k + 1) neighbours, best first -> (q, k) that are not `own` (q,); the last goes where it
-    is not among them.
+def leave_out(own: Tensor, similarity: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave the image itself out of its neighbours, or the farthest one if it is not among them.
+
+    Args:
+        own: (q,) the index of each image itself.
+        similarity: (q, k + 1) of its neighbours, the nearest first.
+        index: (q, k + 1) theirs.
+
+    Returns:
+        (q, k) of both.
     """
     order = (index == own[:, None]).long().argsort(dim=1, stable=True)[:, :-1]
     return similarity.gather(1, order), index.gather(1, order)
 
 
-def nearest(here: Embeddings, rows: NDArray[np.int64], progress: Progress) -> dict[str, Any]:
-    """The nearest images on the map: rows of the table, cosines of the features, and where there is
-    a radius the evidence in nats.
+def nearest_images(
+    mapped: Embeddings, rows: NDArray[np.int64], progress: Progress = SILENT
+) -> Columns:
+    """Return the nearest images on the map for each of its images.
+
+    Returns:
+        `neighbours`: rows of the table. `similarity`: cosines of the features. `evidence` in nats,
+        where there is a radius.
     """
-    k, own, parts = min(NEAREST, len(here) - 1), torch.arange(len(here)), []
-    with reporting(progress, "Searching neighbours", len(here)) as update:
+    k, own = min(NEAREST, len(mapped) - 1), torch.arange(len(mapped))
+    parts: list[tuple[Tensor, Tensor]] = []
+    with reporting(progress, "Searching neighbours", len(mapped)) as update:
         for part in own.split(BLOCK):
-            parts.append(without(part, *top_k(here.features[part], here.features, k + 1)))
-            update(sum(len(s) for s, _ in parts))
-    similarity, index = (torch.cat(some) for some in zip(*parts, strict=True))
-    columns = {
+            parts.append(leave_out(part, *top_k(mapped.features[part], mapped.features, k + 1)))
+            update(sum(len(similarity) for similarity, _ in parts))
+    similarity, index = (torch.cat(column) for column in zip(*parts, strict=True))
+    columns: Columns = {
         "neighbours": rows.astype(np.int32)[index.numpy()],
         "similarity": similarity.float().numpy(),
     }
-    if here.radius is None:
+    if mapped.radius is None:
         return columns
     first, second = (
-        Posterior(here.direction[i], here.radius[i])
+        Posterior(mapped.direction[i], mapped.radius[i])
         for i in (own.repeat_interleave(k), index.flatten())
     )
-    s = evidence(first, second, kernel_dimension(here))
+    s = evidence(first, second, evidence_dimension(mapped))
     return {**columns, "evidence": s.view(-1, k).float().numpy()}
 
 
-def kernel_dimension(table: Embeddings) -> float:
-    """m of the run's kernel; where its loss has none, that of these images: 1 / E[c^2] over
-    different images (theory 3).
-    """
-    return table.kernel_dimension or 1 / float(
-        losses.mean_squared_cosine(table.direction.repeat(2, 1))
-    )
-
-
-def save_map(path: Any, columns: Result) -> None:
-    """Parquet; matrices as lists."""
+def save_map(path: Path, columns: Columns) -> None:
+    """Write map.parquet; matrices become lists."""
     import pyarrow as pa
     from pyarrow import parquet
 
     arrays = {
         name: (
-            pa.array(list(c))
-            if c.ndim == 2
-            else pa.array(c, pa.bool_() if name == "correct" else None)
+            pa.array(list(column))
+            if column.ndim == 2
+            else pa.array(column, pa.bool_() if name == "correct" else None)
         )
-        for name, c in columns.items()
+        for name, column in columns.items()
     }
-    draft = path.with_name(f".{path.name}")
-    parquet.write_table(pa.table(arrays), draft)
-    draft.replace(path)
+    with writing_atomically(path) as file:
+        parquet.write_table(pa.table(arrays), file)

@@ -1,18 +1,17 @@
-"""Is a model less sure of images from elsewhere? AUROC of its certainty, and of plain rivals, test
-images against others.
+"""Is a model less certain of images from elsewhere? The AUROC of each score separates them.
 
-    digits, fashion-mnist    another data set (never the run's own), resized and recoloured to what the run takes
+    digits, fashion-mnist    another data set (never the run's own), resized and recoloured to fit
     uniform-noise            every pixel and channel uniform on 0..255
     inverted, flipped        the test images themselves, as negatives and upside down
 
 Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur alone may be what
-    is noticed. The result says so.
+makes them less certain. The result's note says so.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,120 +19,106 @@ from torch import Tensor
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.image_set import ImageSet, convert
-from sureclr.data.sources import load
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import (
+from sureclr.evaluation.results import ForeignImages, HumanAgreement, OodResult
+from sureclr.evaluation.scores import (
     Embed,
-    Judgement,
     Reference,
-    Result,
-    auroc_of,
+    ScoredImages,
+    auroc_by_score,
     image_seeds,
-    json_able,
-    judge,
+    score_images,
 )
+from sureclr.evaluation.tables import finite_by_score
 from sureclr.maths import metrics
-from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run
+
+if TYPE_CHECKING:
+    from sureclr.evaluation.inputs import EvaluationInputs
 
 OTHERS = ("digits", "fashion-mnist")
-PIXELS = 2004  # stream of random numbers
+PIXELS = 2004  # stream of seeds
 CIFAR10_TEST, CIFAR10_CLASSES = 10_000, 10
 
 
-def ood(
-    run: Run,
-    images: ImageSet,
-    table: Embeddings,
-    *,
-    human: Path | None = None,
-    root: Path | None = None,
-    seed: int = 0,
-    reference: Reference | None = None,
-    progress: Progress = SILENT,
-) -> Result:
-    """For each kind of foreign images: {"n", "auroc": {score: value}, "note"}, or {"skipped": why}.
-    JSON-able.
+def evaluate_ood(inputs: "EvaluationInputs") -> OodResult:
+    """Compare the scores of the test images with those of each kind of foreign images.
 
-    Args:
-        images, table: the run's own whole images and their embeddings, row by row.
-        human: CIFAR-10H's probabilities, a .npy of 10,000 x 10 numbers in the order of CIFAR-10's
-            test images.
-        root: where data sets lie.
-        reference: of the table, if at hand.
-        progress: reports how far the work is; may raise to stop.
+    Kinds that cannot be read are skipped with the reason. `human_agreement` is made where the user
+    has CIFAR-10H's probabilities (`inputs.human`).
+
+    Raises:
+        UserError: CIFAR-10H's file is not what it should be, or the images are not CIFAR-10's.
     """
-    result = measure(
-        lambda some: run.embed(some, progress),
-        convert(images, run.size, run.channels),
-        table,
-        root,
-        seed,
-        reference,
+    kinds = measure_ood(
+        inputs.embed,
+        inputs.images,
+        inputs.table,
+        inputs.other_test_images,
+        reference=inputs.reference,
     )
-    return (
-        result
-        if human is None
-        else {
-            **result,
-            "cifar10h": json_able(against_humans(images, table, human_entropies(human), reference)),
-        }
-    )
+    if inputs.human is None:
+        return OodResult(kinds, None)
+    entropies = read_human_entropies(inputs.human)
+    agreement = correlate_with_humans(inputs.images, inputs.table, entropies, inputs.reference)
+    return OodResult(kinds, agreement)
 
 
-def measure(
+def measure_ood(
     embed: Embed,
     images: ImageSet,
     table: Embeddings,
-    root: Path | None = None,
+    other_test_images: Callable[[str], ImageSet],
     seed: int = 0,
     reference: Reference | None = None,
-) -> Result:
-    """`ood` for anything that embeds images of the size and channels that these have; reference: of
-    the table, if at hand.
+) -> dict[str, ForeignImages]:
+    """Do what `evaluate_ood` does for anything that embeds images.
+
+    Args:
+        embed: images -> their embeddings.
+        images: whole images that fit the model.
+        table: their embeddings, row by row.
+        other_test_images: name of a data set -> its test images as the model takes them; a
+            UserError where there are none.
+        seed: of the noise.
+        reference: of the table, if it exists already.
     """
     reference = reference or Reference.of(table)
-    own = judge(table.select(table.split == "test"), reference)
-    result: Result = {}
+    own = score_images(table.select(table.split == "test"), reference)
+    kinds = {}
     for name in (*ALTERATIONS, *OTHERS):
         try:
             foreign = (
-                altered(name, images.test, seed)
-                if name in ALTERATIONS
-                else other_source(name, images, root)
+                alter(name, images.test, seed) if name in ALTERATIONS else other_test_images(name)
             )
         except UserError as reason:
-            result[name] = {"skipped": str(reason)}
+            kinds[name] = ForeignImages(0, {}, "", str(reason))
         else:
-            result[name] = told_apart(own, judge(embed(foreign), reference), foreign.note)
-    return dict(json_able(result))
+            kinds[name] = separate(own, score_images(embed(foreign), reference), foreign.note)
+    return kinds
 
 
-def told_apart(own: Judgement, foreign: Judgement, note: str) -> Result:
-    """AUROC of every score for the run's own test images (positive) against foreign ones."""
-    is_own = torch.arange(len(own.seen) + len(foreign.seen)) < len(own.seen)
+def separate(own: ScoredImages, foreign: ScoredImages, note: str) -> ForeignImages:
+    """Return each score's AUROC for the run's own test images (positive) against foreign ones."""
+    is_own = torch.arange(len(own.table) + len(foreign.table)) < len(own.table)
     scores = {name: torch.cat([score, foreign.scores[name]]) for name, score in own.scores.items()}
-    return {"n": len(foreign.seen), "auroc": auroc_of(scores, is_own), "note": note}
+    return ForeignImages(len(foreign.table), auroc_by_score(scores, is_own), note, "")
 
 
-def altered(name: str, test: ImageSet, seed: int) -> ImageSet:
-    """The test images themselves, altered."""
-    note, alter = ALTERATIONS[name]
-    return replace(test, images=alter(test, seed), note=note)
+def alter(name: str, test: ImageSet, seed: int) -> ImageSet:
+    """Return the test images after the alteration of this name."""
+    note, change = ALTERATIONS[name]
+    return replace(test, images=change(test, seed), note=note)
 
 
 def uniform_noise(test: ImageSet, seed: int, chunk: int = 512) -> Tensor:
-    """As many images of independent uniform bytes."""
+    """Return as many images of independent uniform bytes, `chunk` of them at a time."""
     parts = [
         hashed(seeds, 0, test.images[0].numel()) >> 56 & 255
         for seeds in image_seeds(test, seed, PIXELS).split(chunk)
     ]
-    return (
-        torch.cat([part.to(torch.uint8) for part in parts])
-        .view(test.images.shape)
-        .to(test.images.device)
-    )
+    pixels = torch.cat([part.to(torch.uint8) for part in parts])
+    return pixels.view(test.images.shape).to(test.images.device)
 
 
 ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
@@ -143,36 +128,28 @@ ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
 }
 
 
-def other_source(name: str, images: ImageSet, root: Path | None) -> ImageSet:
-    """The test images of another source, as the run takes them. Raises UserError where it is the
-    same, or not to be had.
-    """
-    if name == images.name:
-        raise UserError("this is the data set that the images come from.")
-    foreign = load(name, root=root).test
-    size, channels = images.images.shape[-1], images.images.shape[1]
-    before = foreign.images.shape[-1]
-    note = (
-        ""
-        if before == size
-        else (
-            f"resized from {before} to {size} pixels: the change of sharpness may be what is"
-            " noticed"
-        )
-    )
-    return replace(convert(foreign, size, channels), note=note)
+# --- CIFAR-10H ------------------------------------------------------------------------
 
 
-def human_entropies(path: Path) -> Tensor:
-    """(10000,) nats, of CIFAR-10H's label distributions (Peterson et al. 2019); no pickle is read,
-    UserError for another file.
+def read_human_entropies(path: Path) -> Tensor:
+    """Return the entropies of CIFAR-10H's label distributions (Peterson et al. 2019).
+
+    Args:
+        path: a .npy file of 10,000 x 10 probabilities, in the order of CIFAR-10's test images; a
+            pickle inside it is not read.
+
+    Returns:
+        (10000,) float64, in nats.
+
+    Raises:
+        UserError: the file is another one.
     """
     try:
         p = np.load(path, allow_pickle=False).astype(np.float64)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read as CIFAR-10H's probabilities ({error}); give"
-            " cifar10h-probs.npy."
+            f"{path} cannot be read as CIFAR-10H's probabilities ({error}); name the file"
+            " cifar10h-probs.npy with human=."
         ) from error
     if (
         p.shape != (CIFAR10_TEST, CIFAR10_CLASSES)
@@ -180,26 +157,33 @@ def human_entropies(path: Path) -> Tensor:
         or p.min() < 0
     ):
         raise UserError(
-            f"CIFAR-10H is 10000 rows of 10 probabilities, and {path} has shape {p.shape}; give"
-            " cifar10h-probs.npy."
+            f"CIFAR-10H has 10000 rows of 10 probabilities, and {path} has shape {p.shape} or other"
+            " numbers; name the file cifar10h-probs.npy with human=."
         )
-    return -torch.special.xlogy(torch.from_numpy(p), torch.from_numpy(p)).sum(1)
+    entropies: Tensor = -torch.special.xlogy(torch.from_numpy(p), torch.from_numpy(p)).sum(1)
+    return entropies
 
 
-def against_humans(
+def correlate_with_humans(
     images: ImageSet, table: Embeddings, entropies: Tensor, reference: Reference | None = None
-) -> dict[str, Any]:
-    """Spearman of every score with minus the human entropy, over CIFAR-10's test images: are we
-    unsure where people disagree?
+) -> HumanAgreement:
+    """Correlate each score with minus the human entropy: is it low where people disagree?
+
+    Args:
+        images: the images of CIFAR-10.
+        table: their embeddings.
+        entropies: (10000,) of its test images, in their order.
+        reference: of the table, if it exists already.
+
+    Raises:
+        UserError: these are other images.
     """
     test = table.select(table.split == "test")
     if images.name != "cifar10" or len(test) != len(entropies):
         raise UserError(
-            f"CIFAR-10H belongs to all 10000 test images of cifar10, not to {len(test)} of"
-            f" {images.name}."
+            f"CIFAR-10H describes all 10000 test images of cifar10, not {len(test)} of"
+            f" {images.name}; leave out human=."
         )
-    scores = judge(test, reference or Reference.of(table)).scores
-    return {
-        "n": len(test),
-        "spearman": {name: metrics.spearman(score, -entropies) for name, score in scores.items()},
-    }
+    scores = score_images(test, reference or Reference.of(table)).scores
+    correlation = {name: metrics.spearman(score, -entropies) for name, score in scores.items()}
+    return HumanAgreement(len(test), finite_by_score(correlation))

@@ -1,37 +1,47 @@
-"""What evaluations read: the run's table, and the same table for two baselines, the untrained
-encoder and raw pixels.
+"""What evaluations read: a run, images as it takes them, and tables of embeddings.
+
+Only this module brings images to a run's size and channels; evaluations work on images that fit.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import blake2b
 from math import isqrt
 from pathlib import Path
 
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import Reference
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
-from sureclr.models.embedding import as_float
+from sureclr.evaluation.scores import Reference
+from sureclr.files import digest_of_tensors
+from sureclr.maths.sphere import unit_rows
+from sureclr.models.embedding import as_float, embed_blocks
 from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run
+from sureclr.training.run import Run, build
 
-# Of an image, as raw pixels: 32 px in grey, 18 in colour. A linear probe on 27,648 says no more and
-# costs hours
+# Raw pixels of an image as features: 32 x 32 in grey, 18 x 18 in colour. A linear probe on 27,648
+# numbers is no better and takes hours.
 RAW_NUMBERS = 1024
 
 
 @dataclass
-class Probes:
-    """`linear_probe`, each fitted once: the same features are asked about by linear, uncertainty
-    and ood, and as the last block.
+class ProbeCache:
+    """`linear_probe`, which fits each probe once: several evaluations need the same ones.
+
+    Attributes:
+        fit: what fits a probe that is new.
+        probes: those that were fitted, by a digest of their rows and labels.
     """
 
-    found: dict[bytes, ProbeResult] = field(default_factory=dict)
+    fit: Callable[..., ProbeResult] = linear_probe
+    probes: dict[str, ProbeResult] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -42,45 +52,69 @@ class Probes:
         *,
         allow_missing: bool = False,
     ) -> ProbeResult:
+        """Return `linear_probe` of these rows."""
         check_rows(train_x, train_y, test_x, test_y, allow_missing)
-        key = digest(train_x, train_y, test_x, test_y)
-        if key not in self.found:
-            self.found[key] = linear_probe(
+        key = digest_of_tensors(train_x, train_y, test_x, test_y)
+        if key not in self.probes:
+            self.probes[key] = self.fit(
                 train_x, train_y, test_x, test_y, allow_missing=allow_missing
             )
-        return self.found[key]
-
-
-def digest(*tensors: Tensor) -> bytes:
-    """Of shapes, types and numbers."""
-    total = blake2b()
-    for tensor in tensors:
-        total.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        total.update(tensor.contiguous().cpu().numpy().data)
-    return total.digest()
+        return self.probes[key]
 
 
 @dataclass
-class Material:
-    """The images of an evaluation (the run's own, or others for transfer) and their tables.
+class EvaluationInputs:
+    """A run, the images to evaluate it on (its own, or others for transfer), and their tables.
 
     Attributes:
         run: the trained run.
         images: at the run's size and channels.
         table: their embeddings by the run.
-        progress: reports how far the work is; may raise to stop.
-        root: where data sets lie (out-of-distribution images).
-        human: CIFAR-10H's probabilities, where the user has them.
-        probes: those fitted so far.
+        progress: reports how far the work is; it may raise to stop.
+        root: folder of the data sets, for out-of-distribution images.
+        human: file of CIFAR-10H's probabilities, if the user has it.
+        probes: the linear probes that were fitted so far.
     """
 
     run: Run
     images: ImageSet
     table: Embeddings
-    progress: Progress
+    progress: Progress = SILENT
     root: Path | None = None
     human: Path | None = None
-    probes: Probes = field(default_factory=Probes)
+    probes: ProbeCache = field(default_factory=ProbeCache)
+
+    def embed(self, images: ImageSet) -> Embeddings:
+        """Embed images that fit the run."""
+        return self.run.embed(images, self.progress)
+
+    def embed_randomised(self, images: ImageSet) -> Embeddings:
+        """Embed images that fit the run by `randomised_run` of the run."""
+        return self.randomised.embed(images, self.progress)
+
+    def embed_blocks(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return each block's output for some rows of the images, averaged over positions."""
+        return embed_blocks(self.run.model, self.images, rows, progress=self.progress)
+
+    def other_test_images(self, name: str) -> ImageSet:
+        """Return `load_test_images` for this run."""
+        return load_test_images(name, self.images, self.root)
+
+    def require_own_images(self, evaluation: str) -> None:
+        """Raise a UserError unless the images are those that the run was trained on.
+
+        Results that name rows of embeddings.parquet can be about no others.
+        """
+        if self.images.name != self.run.source:
+            raise UserError(
+                f"{evaluation} can only be evaluated on the training data ({self.run.source}), not"
+                f" on {self.images.name}; leave out data=."
+            )
+
+    @cached_property
+    def randomised(self) -> Run:
+        """The run with other random weights."""
+        return randomised_run(self.run)
 
     @cached_property
     def untrained(self) -> Embeddings:
@@ -89,41 +123,24 @@ class Material:
 
     @cached_property
     def raw(self) -> Embeddings:
-        """The pixels themselves as features, in [0, 1], at most RAW_NUMBERS of an image."""
-        small = convert(
-            self.images, size=min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels))
-        )
-        pixels = as_float(small.images.flatten(1))
+        """The table whose features are the pixels in [0, 1], at most RAW_NUMBERS of an image."""
+        side = min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels))
+        pixels = as_float(convert(self.images, size=side).images.flatten(1))
         return replace(
             self.table,
             features=pixels,
-            direction=F.normalize(pixels, dim=1),
+            direction=unit_rows(pixels),
             radius=None,
             certainty=None,
         )
 
     @cached_property
     def reference(self) -> Reference:
-        """Training images and their linear probe, with which uncertainty and ood both compare:
-        fitted once.
-        """
+        """The training images and their linear probe, with which other images are compared."""
         return Reference.of(self.table, self.probes)
 
 
-def labelled_split(table: Embeddings, what: str, name: str) -> tuple[Embeddings, Embeddings]:
-    """Labelled training and test rows."""
-    train, test = table.labelled("train"), table.labelled("test")
-    if len(train) == 0 or len(test) == 0:
-        missing = "labelled training images" if len(train) == 0 else "labelled test images"
-        raise UserError(
-            f"{what} needs labels, and {name} has no {missing}; put the images into one sub-folder"
-            " a class (with train/ and test/ above them, or we split), or name labelled data with"
-            " --data."
-        )
-    return train, test
-
-
-def material(
+def evaluation_inputs(
     run: Run,
     images: ImageSet,
     table: Embeddings | None = None,
@@ -131,11 +148,67 @@ def material(
     root: Path | None = None,
     human: Path | None = None,
     progress: Progress = SILENT,
-) -> Material:
-    """The material of a run on these images; `table` where it has been computed before and is still
-    of these images.
+) -> EvaluationInputs:
+    """Bring images to the form that a run takes, and embed them.
+
+    Args:
+        run: the trained run.
+        images: of any size.
+        table: embeddings of an earlier time; used if its paths are those of the images.
+        root: folder of the data sets.
+        human: file of CIFAR-10H's probabilities.
+        progress: reports how far the work is; it may raise to stop.
     """
-    fitting = convert(images, run.size, run.channels)
-    if table is None or list(table.paths) != list(fitting.paths):
-        table = run.embed(fitting, progress)
-    return Material(run, fitting, table, progress, root, human)
+    images = fit_images(images, run)
+    if table is None or list(table.paths) != list(images.paths):
+        table = run.embed(images, progress)
+    return EvaluationInputs(run, images, table, progress, root, human)
+
+
+def fit_images(images: ImageSet, run: Run) -> ImageSet:
+    """Return the images at the size and channels that a run takes."""
+    return convert(images, run.size, run.channels)
+
+
+def embed_blocks_by(run: Run, images: ImageSet, progress: Progress = SILENT) -> dict[str, Tensor]:
+    """Return each block's output for images of any size, averaged over positions."""
+    return embed_blocks(run.model, fit_images(images, run), progress=progress)
+
+
+def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:
+    """Read the test images of another data set, at the size and channels of `like`.
+
+    Args:
+        name: of the data set.
+        like: images that fit the run.
+        root: folder of the data sets.
+
+    Raises:
+        UserError: it is the data set of `like`, or it cannot be read.
+    """
+    if name == like.name:
+        raise UserError("this is the data set that the images come from.")
+    other = load_images(name, root=root).test
+    channels, size = like.images.shape[1], like.images.shape[-1]
+    before = other.images.shape[-1]
+    note = (
+        ""
+        if before == size
+        else f"resized from {before} to {size} pixels: a change of sharpness may explain the result"
+    )
+    return replace(convert(other, size, channels), note=note)
+
+
+def randomised_run(run: Run) -> Run:
+    """Return the run with weights of another seed, as a check of explanations.
+
+    The last layer of the certainty head is 0 at the start of training; it is drawn as well.
+    """
+    config = replace(run.config, init="random", seed=run.config.seed + 1)
+    model, objective = build(config, run.channels, run.model.mean, run.model.std)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for layer in model.certainty.modules() if model.certainty is not None else ():
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+    return replace(run, model=model.to(run.model.mean.device).eval(), objective=objective)

@@ -1,15 +1,14 @@
-"""Which images to label next: strategies that look at the frozen features and posteriors of images
-without labels.
+"""Which images to label next: strategies that choose by frozen features and posteriors.
 
 A label should stand for many images (typicality, coverage), and no two labels for the same ones
-(diversity). Is it also better spent on an image of which the model is sure? No (`python -m
-benchmarks.label_next --table`; Fashion-MNIST, one run, six seeds of the choice): the surest of each
-cluster are worth .14 less than the central ones at 10 labels and .01 less at 1,000, the least sure
-.33 and .01 less, and evidence with every radius alike does as well as evidence. DEFAULT has the
-best mean over 10 to 1,000 labels; at 30 evidence is ahead.
+(diversity). Is a label also worth more on an image of which the model is certain? No
+(`python -m benchmarks.label_next --table`; Fashion-MNIST, one run, six seeds of the choice): the
+most certain image of each cluster is worth .14 less than the central one at 10 labels and .01 less
+at 1,000, the least certain .33 and .01 less, and evidence with every radius alike does as well as
+evidence. DEFAULT has the best mean over 10 to 1,000 labels; at 30 labels evidence is ahead.
 
-Every strategy chooses from a pool, at most POOL images drawn by the seed, and starts from the
-images already labelled.
+Every strategy chooses from a pool of at most 8,192 images drawn by the seed, and starts from the
+images that are labelled already.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,40 +19,52 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
 from sureclr.maths.coverage import greedy_cover
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import Posterior, evidence_matrix
+from sureclr.maths.sphere import Posterior, evidence_matrix, unit_rows
 
 DEFAULT = "k-means"
-WHY = (  # why DEFAULT is it
+WHY = (  # the reason for DEFAULT
     "best of 11 on average over 10 to 1,000 labels of Fashion-MNIST (benchmarks.label_next)"
 )
-POOL = 8192  # candidates; twice the budget where that is more
-WITNESSES = 4096  # of the pool, on which coverage is counted
-MOST_CLUSTERS = (
-    500  # as TypiClust: smaller clusters say little; then several of one cluster are chosen
-)
-NEIGHBOURS = 20  # of typicality, as TypiClust
+NEIGHBOURS = 20  # of typicality, as in TypiClust
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a strategy computes at most.
+
+    Attributes:
+        candidates: images to choose from; twice the budget if that is more.
+        witnesses: of the candidates, on which coverage is measured.
+        clusters: of k-means, as in TypiClust: smaller clusters say little. Beyond it several images
+            of a cluster are chosen.
+    """
+
+    candidates: int = 8192
+    witnesses: int = 4096
+    clusters: int = 500
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """What a strategy sees.
+    """What a strategy chooses from.
 
     Attributes:
         candidates: n images in an order drawn by the seed, so that ties are broken by chance.
-        known: the images already labelled; may be empty.
+        known: the images that are labelled already; there may be none.
         seed: of k-means.
+        limits: on the computation.
     """
 
     candidates: Embeddings
     known: Embeddings
     seed: int
+    limits: Limits = Limits()
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +72,8 @@ class Choice:
     """The images to label, the most useful first.
 
     Attributes:
-        rows: (k,) int64, rows of the table chosen from (inside a strategy: of the pool's
-            candidates).
-        reasons: k phrases, why each.
+        rows: (k,) int64, rows of the table (inside a strategy: of the pool's candidates).
+        reasons: k phrases that say why.
     """
 
     rows: NDArray[np.int64]
@@ -76,114 +86,120 @@ def label_next(
     budget: int,
     strategy: str = DEFAULT,
     seed: int = 0,
+    limits: Limits = Limits(),
 ) -> Choice:
-    """Choose `budget` images among those of the table that are not test images and not labelled.
+    """Choose images to label among those that are neither test images nor labelled.
 
     Args:
+        table: embeddings of all images.
         labelled: (n,) whether the label of a row is known already.
-        strategy: a name of STRATEGIES. seed: of the pool, of ties and of k-means: another seed
-            chooses others.
+        budget: how many images are chosen.
+        strategy: a name in STRATEGIES.
+        seed: of the pool, of ties and of k-means; another seed chooses other images.
+        limits: on the computation.
 
     Raises:
-        UserError: unknown strategy, one that needs what the run's loss does not give, or a budget
-            below 1 or above the images there are.
+        UserError: the strategy is unknown or needs what the run's loss does not have, or the budget
+            is below 1 or above the number of images without a label.
     """
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
     free = np.flatnonzero((table.split != "test") & ~labelled)
     _check(table, strategy, budget, len(free))
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).numpy()
-    rows = free[order[: max(POOL, 2 * budget)]]
-    found = STRATEGIES[strategy](Pool(table.select(rows), table.select(labelled), seed), budget)
-    return Choice(rows[found.rows], found.reasons)
+    rows = free[order[: max(limits.candidates, 2 * budget)]]
+    pool = Pool(table.select(rows), table.select(labelled), seed, limits)
+    choice = STRATEGIES[strategy](pool, budget)
+    return Choice(rows[choice.rows], choice.reasons)
 
 
 def labelled_already(images: ImageSet, file: Path | None) -> tuple[NDArray[np.bool_], str]:
-    """(n,) which images have a label, and a note where that needs one.
+    """Return which images have a label already, (n,), and a note for the user or "".
 
     Args:
-        file: CSV `path,label`; labels need not be of every class yet, nor classes be known. None:
-            what the image set itself says; but if
-            every training image has a label, none is taken to have one: the question is then which
-            would have been needed first.
+        images: of the run.
+        file: CSV file with the columns path and label. Not every class needs a label yet. None
+            means the labels of the image set itself; but if every training image has one, none is
+            counted: the question is then which labels would have been needed first.
 
     Raises:
-        UserError: the file is bad, or labels test images.
+        UserError: the file cannot be read, or labels other images or test images.
     """
     labelled = np.zeros(len(images), dtype=bool)
     if file is not None:
         labelled[read_labelled_rows(file, images)] = True
         return labelled, ""
-    mine = images.split != "test"
-    labelled[mine] = images.labels.numpy()[mine] != UNLABELLED
-    if not labelled[mine].all():
+    training = images.split != "test"
+    labelled[training] = images.labels.numpy()[training] != UNLABELLED
+    if not labelled[training].all():
         return labelled, ""
     return (
         np.zeros(len(images), dtype=bool),
-        f"every training image of {images.name} has a label; chosen as if none had",
+        f"every training image of {images.name} has a label; the choice ignores them",
     )
 
 
 def read_labelled_rows(file: Path, images: ImageSet) -> list[int]:
-    """The images of a label file, once each."""
+    """Return the rows of the images that a label file names, ascending, each once."""
     from sureclr.data.labels import label_lines
 
     places = {path: row for row, path in enumerate(images.paths)}
-    found = {
+    mentions = {
         places.get(path, -1): f"{file}, line {line}: {path}" for line, path, _ in label_lines(file)
     }
-    if -1 in found:
+    if -1 in mentions:
         example = images.paths[int(np.flatnonzero(images.split != "test")[0])]
         raise UserError(
-            f"{found[-1]} is no image of {images.name}; its training images are called like"
+            f"{mentions[-1]} is no image of {images.name}; its training images have paths such as"
             f" {example}."
         )
-    if tests := [row for row in found if images.split[row] == "test"]:
+    if tests := [row for row in mentions if images.split[row] == "test"]:
         raise UserError(
-            f"{found[tests[0]]} is a test image, which must not be trained on; delete the line."
+            f"{mentions[tests[0]]} is a test image, which must not be trained on; delete the line."
         )
-    return sorted(found)
+    return sorted(mentions)
 
 
 def _check(table: Embeddings, strategy: str, budget: int, free: int) -> None:
     if budget < 1:
         raise UserError(
-            f"a budget is a number of images to label, 1 or more, not {budget}; try 10 for each"
+            f"budget is the number of images to label, 1 or more, not {budget}; try 10 for each"
             " class that you expect."
         )
     if budget > free:
         raise UserError(
             f"a budget of {budget:,} labels is more than the {free:,} training images without one;"
-            f" ask for {free:,} or fewer."
+            f" set budget to {free:,} or less."
         )
     if strategy in NEED_RADIUS and table.radius is None:
         raise UserError(
             f"strategy {strategy} needs the radius of each image, and this run's loss has none;"
-            f" take --strategy {DEFAULT}, or train with --loss sure."
+            f' use strategy="{DEFAULT}", or train with loss="sure".'
         )
     if strategy in NEED_CERTAINTY and table.certainty is None:
         raise UserError(
             f"strategy {strategy} needs the certainty of each image, and this run's loss has none;"
-            f" take --strategy {DEFAULT}, or train with --loss sure."
+            f' use strategy="{DEFAULT}", or train with loss="sure".'
         )
 
 
-def random(pool: Pool, budget: int) -> Choice:
-    """By chance: what every other strategy has to beat."""
-    return Choice(np.arange(budget), ["by chance"] * budget)
+def by_chance(pool: Pool, budget: int) -> Choice:
+    """Choose at random; every other strategy should be better than this."""
+    return Choice(np.arange(budget), ["at random"] * budget)
 
 
 # --- One of each cluster --------------------------------------------------------------
 
 
 def k_means(pool: Pool, budget: int) -> Choice:
-    """The image nearest to the centre of each k-means cluster."""
+    """Choose the image nearest to the centre of each k-means cluster."""
     return _of_clusters(pool, budget, "nearest to the centre", lambda distance: -distance)
 
 
 def typical(pool: Pool, budget: int) -> Choice:
-    """TypiClust (Hacohen, Dekel and Weinshall 2022): of each cluster the image with the densest
-    neighbourhood.
+    """Choose the image with the densest neighbourhood in each cluster.
+
+    This is TypiClust (Hacohen, Dekel and Weinshall 2022).
     """
     return _of_clusters(
         pool, budget, "most typical", lambda _: typicality(pool.candidates.features)
@@ -191,18 +207,19 @@ def typical(pool: Pool, budget: int) -> Choice:
 
 
 def certain(pool: Pool, budget: int) -> Choice:
-    """Of each cluster the image of which the model is surest."""
+    """Choose the image in each cluster of which the model is most certain."""
     return _of_clusters(pool, budget, "most certain", lambda _: _certainty(pool))
 
 
 def uncertain(pool: Pool, budget: int) -> Choice:
-    """Of each cluster the image of which the model is least sure."""
+    """Choose the image in each cluster of which the model is least certain."""
     return _of_clusters(pool, budget, "least certain", lambda _: -_certainty(pool))
 
 
 def certain_typical(pool: Pool, budget: int) -> Choice:
-    """Of each cluster the image with the best sum of its two ranks in the pool, typicality's and
-    certainty's.
+    """Choose the image in each cluster that is both typical and certain.
+
+    The two ranks in the pool, by typicality and by certainty, are added.
     """
     return _of_clusters(
         pool,
@@ -213,8 +230,9 @@ def certain_typical(pool: Pool, budget: int) -> Choice:
 
 
 def typicality(features: Tensor) -> Tensor:
-    """(n,) 1 / the mean distance to the NEIGHBOURS nearest others on the unit sphere (Hacohen et
-    al. 2022, equation 1).
+    """Return 1 / the mean distance to the 20 nearest others on the unit sphere, (n,).
+
+    Source: Hacohen et al. 2022, equation 1.
     """
     k = min(NEIGHBOURS, len(features) - 1)
     if k == 0:
@@ -224,43 +242,49 @@ def typicality(features: Tensor) -> Tensor:
 
 
 def _of_clusters(pool: Pool, budget: int, what: str, score: Callable[[Tensor], Tensor]) -> Choice:
-    """The best image of each cluster, clusters with fewest labels first and of those the largest;
-    then the second best, and so on.
+    """Choose the best image of each cluster, then the second best, and so on.
 
-    Clusters, one for each label there will be, are of candidates and known images together, by
-    k-means on the unit sphere.
+    Clusters with the fewest labels come first, and among those the largest. There are as many
+    clusters as there will be labels, of candidates and known images together, by k-means on the
+    unit sphere.
 
     Args:
-        score: from the distances (n,) of the candidates to the centre of their cluster, how good
-            each is (n,).
+        pool: what is chosen from.
+        budget: how many images are chosen.
+        what: the property of the best image, for the reasons.
+        score: distances (n,) of the candidates to the centre of their cluster -> (n,), the higher
+            the better.
     """
-    cluster, distance = _clusters(pool, min(budget + len(pool.known), MOST_CLUSTERS))
+    every, distance = _clusters(pool, min(budget + len(pool.known), pool.limits.clusters))
     n = len(pool.candidates)
-    mine, labels = cluster[:n], np.bincount(cluster[n:], minlength=cluster.max() + 1)
-    size = np.bincount(mine, minlength=len(labels))[mine]
-    better_first = np.lexsort((-score(distance[:n]).numpy(), mine))
+    cluster, labels = every[:n], np.bincount(every[n:], minlength=every.max() + 1)
+    size = np.bincount(cluster, minlength=len(labels))[cluster]
+    better_first = np.lexsort((-score(distance[:n]).numpy(), cluster))
     rank = np.empty(n, dtype=np.int64)
-    rank[better_first] = _count_up(mine[better_first])
-    order = np.lexsort((-size, labels[mine] + rank))[:budget]
+    rank[better_first] = _count_up(cluster[better_first])
+    order = np.lexsort((-size, labels[cluster] + rank))[:budget]
     return Choice(
         order, [f"{_ordinal(int(rank[i]))}{what} of a cluster of {size[i]} images" for i in order]
     )
 
 
 def _clusters(pool: Pool, count: int) -> tuple[NDArray[np.int64], Tensor]:
-    """(n + known,) cluster of each image, and its distance to the centre."""
+    """Return the cluster of each image, (n + known,), and its distance to the centre."""
     from sklearn.cluster import KMeans
 
-    points = normalize(torch.cat([pool.candidates.features, pool.known.features]), dim=1).numpy()
+    points = unit_rows(torch.cat([pool.candidates.features, pool.known.features])).numpy()
     count = min(count, len(np.unique(points, axis=0)))
-    found = KMeans(count, n_init=1, max_iter=100, random_state=pool.seed % 2**32).fit(points)
-    return found.labels_.astype(np.int64), torch.from_numpy(
-        np.linalg.norm(points - found.cluster_centers_[found.labels_], axis=1)
-    )
+    fit = KMeans(count, n_init=1, max_iter=100, random_state=pool.seed % 2**32).fit(points)
+    distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
+    return fit.labels_.astype(np.int64), torch.from_numpy(distance)
 
 
 def _count_up(group: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of sorted groups, the place of each member in its own: [2, 2, 5, 5, 5] -> [0, 1, 0, 1, 2]."""
+    """Return the place of each member in its group, of sorted groups.
+
+    >>> _count_up(np.array([2, 2, 5, 5, 5])).tolist()
+    [0, 1, 0, 1, 2]
+    """
     start = np.flatnonzero(np.diff(group, prepend=-1))
     return np.arange(len(group)) - np.repeat(start, np.diff(start, append=len(group)))
 
@@ -282,41 +306,41 @@ def _ranks(score: Tensor) -> Tensor:
 
 
 def k_center(pool: Pool, budget: int) -> Choice:
-    """k-center greedy (Sener and Savarese 2018): each time the image farthest from all labelled
-    ones; the first by chance.
+    """Choose the image that is farthest from all labelled ones, again and again.
+
+    This is k-center greedy (Sener and Savarese 2018). Without labels the first image is random.
     """
-    points, known = (normalize(table.features, dim=1) for table in (pool.candidates, pool.known))
-    far = (
-        top_k(points, known, 1)[0][:, 0] if len(known) else torch.full((len(points),), -1.0)
-    )  # cosine of the nearest labelled
+    points, known = (unit_rows(table.features) for table in (pool.candidates, pool.known))
+    # The cosine of each candidate to the nearest image with a label
+    cosine = top_k(points, known, 1)[0][:, 0] if len(known) else torch.full((len(points),), -1.0)
     rows: list[int] = []
     reasons: list[str] = []
     for _ in range(budget):
-        best = int(far.argmin())
+        best = int(cosine.argmin())
         reasons.append(
-            f"cosine {far[best]:.2f} to the nearest before it"
+            f"cosine {cosine[best]:.2f} to the nearest before it"
             if rows or len(known)
-            else "the first, by chance"
+            else "the first, at random"
         )
         rows.append(best)
-        far = torch.maximum(far, points @ points[best])
-        far[best] = torch.inf
+        cosine = torch.maximum(cosine, points @ points[best])
+        cosine[best] = torch.inf
     return Choice(np.array(rows), reasons)
 
 
-def evidence(pool: Pool, budget: int) -> Choice:
-    """Ours: greedily, the most evidence s(u, u') that an image shows the same as one that is
-    labelled, in nats (theory 2).
+def most_evidence(pool: Pool, budget: int) -> Choice:
+    """Choose greedily so that images have much evidence s(u, u') for a labelled one (theory 2).
 
-    Maximised is sum_i max(0, max_{j labelled} s(u_i, u_j)): an image for which no label speaks
-    counts 0, as s(0, u') = 0 does. Unsure images stand for few others, and few others for them. The
-    kernel's dimension is the run's.
+    This strategy is ours. It raises the mean over images i of max(0, max_{j labelled} s(u_i, u_j))
+    in nats: an image without evidence for any labelled one counts 0, as s(0, u') = 0 does. An
+    uncertain image stands for few others, and few others for it. The kernel's dimension is the
+    run's.
     """
     return _by_evidence(pool, budget, lambda table: table.posterior)
 
 
-def evidence_equal(pool: Pool, budget: int) -> Choice:
-    """`evidence` with every radius at the pool's mean: what remains of it without certainty."""
+def most_evidence_with_equal_radii(pool: Pool, budget: int) -> Choice:
+    """Do what `most_evidence` does with every radius at the pool's mean: without certainty."""
     assert pool.candidates.radius is not None  # _check
     mean = pool.candidates.radius.mean()
     return _by_evidence(
@@ -328,68 +352,72 @@ def _by_evidence(pool: Pool, budget: int, posterior: Callable[[Embeddings], Post
     return _covering(
         pool,
         budget,
-        "adds {:.2g} nats of evidence an image",
-        lambda some, others: evidence_matrix(
-            posterior(some), posterior(others), pool.candidates.kernel_dimension
+        "adds {:.2g} nats of evidence per image",
+        lambda images, others: evidence_matrix(
+            posterior(images), posterior(others), pool.candidates.kernel_dimension
         ),
     )
 
 
 def facility(pool: Pool, budget: int) -> Choice:
-    """Greedily, the highest mean cosine of an image's features to those of its nearest label:
-    facility location, no posterior.
+    """Choose greedily so that images are near to a labelled one (facility location).
+
+    It raises the mean over images of the cosine of their features to those of the nearest labelled
+    image. Posteriors are not used.
     """
     return _covering(pool, budget, "raises the mean cosine to the nearest label by {:.2g}", _cosine)
 
 
 def ball(pool: Pool, budget: int) -> Choice:
-    """As ProbCover (Yehuda et al. 2022): most images inside balls of one size; here the size that
-    holds one k-th of them, for k labels.
+    """Choose greedily so that many images lie in balls around labelled ones.
+
+    All balls have one size, as in ProbCover (Yehuda et al. 2022); here the size at which a ball
+    has one k-th of all images on average, for k labels.
     """
-    sample = _cosine(next(_parts(pool.candidates)), _witnesses(pool))
-    pairs = sample.fill_diagonal_(-torch.inf)[sample.isfinite()]
+    cosines = _cosine(next(_parts(pool.candidates)), _witnesses(pool))
+    pairs = cosines.fill_diagonal_(-torch.inf)[cosines.isfinite()]  # a single image has no pair
     share = 1 / (budget + len(pool.known))
     least = (
         pairs.kthvalue(max(1, round((1 - share) * len(pairs)))).values if len(pairs) else torch.inf
-    )  # one image has no pair
+    )
     return _covering(
         pool,
         budget,
         "has another {:.2g} of the images in its ball",
-        lambda some, others: (_cosine(some, others) >= least).float(),
+        lambda images, others: (_cosine(images, others) >= least).float(),
     )
 
 
-def _cosine(some: Embeddings, others: Embeddings) -> Tensor:
-    return normalize(some.features, dim=1) @ normalize(others.features, dim=1).T
+def _cosine(images: Embeddings, others: Embeddings) -> Tensor:
+    return unit_rows(images.features) @ unit_rows(others.features).T
 
 
 def _covering(
     pool: Pool, budget: int, reason: str, between: Callable[[Embeddings, Embeddings], Tensor]
 ) -> Choice:
-    """Greedily raises the mean over WITNESSES of the pool of max(0, max_{j labelled} between_ij).
+    """Choose greedily to raise the mean over witnesses i of max(0, max_{j labelled} between_ji).
 
     Args:
-        reason: with a place for what a choice adds to that mean. between: (n, m) how well n images
-            stand for m.
+        pool: what is chosen from.
+        budget: how many images are chosen.
+        reason: with a place for what an image adds to that mean.
+        between: n images, m others -> (n, m), how well the first stand for the second.
     """
-    some = _witnesses(pool)
-    near = torch.cat([between(part, some) for part in _parts(pool.candidates)])  # (n, m)
-    covered = torch.zeros(len(some), dtype=near.dtype)
+    witnesses = _witnesses(pool)
+    near = torch.cat([between(part, witnesses) for part in _parts(pool.candidates)])  # (n, m)
+    covered = torch.zeros(len(witnesses), dtype=near.dtype)
     for part in _parts(pool.known):
-        covered = torch.maximum(covered, between(part, some).amax(0))
+        covered = torch.maximum(covered, between(part, witnesses).amax(0))
     rows, gains = greedy_cover(near, covered, budget)
-    return Choice(rows, [reason.format(gain / len(some)) for gain in gains])
+    return Choice(rows, [reason.format(gain / len(witnesses)) for gain in gains])
 
 
 def _witnesses(pool: Pool) -> Embeddings:
-    return pool.candidates.select(np.arange(min(WITNESSES, len(pool.candidates))))
+    return pool.candidates.select(np.arange(min(pool.limits.witnesses, len(pool.candidates))))
 
 
 def _parts(table: Embeddings, rows: int = 1024) -> Iterator[Embeddings]:
-    """A table in pieces, so that evidence against many images needs little memory beside its
-    result.
-    """
+    """Yield a table in pieces, so that evidence for many images needs little memory."""
     return (
         table.select(np.arange(start, min(start + rows, len(table))))
         for start in range(0, len(table), rows)
@@ -397,15 +425,15 @@ def _parts(table: Embeddings, rows: int = 1024) -> Iterator[Embeddings]:
 
 
 STRATEGIES: dict[str, Callable[[Pool, int], Choice]] = {
-    "random": random,
+    "random": by_chance,
     "typical": typical,
     "k-means": k_means,
     "k-center": k_center,
     "certain": certain,
     "uncertain": uncertain,
     "certain-typical": certain_typical,
-    "evidence": evidence,
-    "evidence-equal": evidence_equal,
+    "evidence": most_evidence,
+    "evidence-equal": most_evidence_with_equal_radii,
     "facility": facility,
     "ball": ball,
 }

@@ -1,28 +1,82 @@
-"""kNN accuracy: the class that the k most similar training images vote for (Wu et al. 2018), no
-training needed.
+"""kNN accuracy: the class that the k most similar training images vote for (Wu et al. 2018).
+
+No training is needed.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
+from sureclr.evaluation.results import BaselineIntervals, Baselines, Interval, KnnResult
+from sureclr.evaluation.tables import labelled_split
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k, vote
 
+if TYPE_CHECKING:
+    from sureclr.evaluation.inputs import EvaluationInputs
+
+VOTERS = 20  # training images that vote on each test image, or all if there are fewer
+
 
 @dataclass(frozen=True)
-class KnnResult:
-    """accuracy over the test rows, its 95 % interval (Wilson), the predictions (m,) int64, and the
-    k and temperature used.
+class NeighbourVote:
+    """The votes on some test images.
+
+    Attributes:
+        accuracy: share of the test images whose class wins the vote.
+        interval: its 95 % interval, Wilson's.
+        predictions: (m,) int64, the winning classes.
+        k: number of training images that vote on each test image.
+        temperature: of their weights.
+        n_train: number of training images.
     """
 
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     predictions: Tensor
     k: int
     temperature: float
+    n_train: int
+
+
+def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
+    """Measure kNN accuracy of the features, the raw pixels and the untrained encoder's features.
+
+    Raises:
+        UserError: there are no labelled training or no labelled test images.
+    """
+    tables = (inputs.table, inputs.raw, inputs.untrained)
+    features, raw, untrained = (vote_on_table(table, inputs.images.name) for table in tables)
+    return KnnResult(
+        accuracy=features.accuracy,
+        interval=features.interval,
+        k=features.k,
+        n_train=features.n_train,
+        n_test=len(features.predictions),
+        baselines=Baselines(raw.accuracy, untrained.accuracy),
+        baseline_intervals=BaselineIntervals(raw.interval, untrained.interval),
+    )
+
+
+def vote_on_table(table: Embeddings, source: str = "the table", k: int = VOTERS) -> NeighbourVote:
+    """Let the labelled training images of a table vote on its labelled test images.
+
+    Args:
+        table: the embeddings.
+        source: the name of the images, for error messages.
+        k: voters for each test image; all training images if there are fewer.
+
+    Raises:
+        UserError: there are no labelled training or no labelled test images.
+    """
+    train, test = labelled_split(table, "knn", source)
+    return knn_accuracy(
+        train.features, train.labels, test.features, test.labels, k=min(k, len(train))
+    )
 
 
 def knn_accuracy(
@@ -30,72 +84,61 @@ def knn_accuracy(
     train_labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
-    k: int = 20,
+    k: int = VOTERS,
     temperature: float = 0.1,
-) -> KnnResult:
-    """Accuracy of the vote of the k nearest training rows by cosine, each with the weight
-    exp(cosine / temperature).
+) -> NeighbourVote:
+    """Let the k nearest training rows by cosine vote, each with weight exp(cosine / temperature).
+
+    All tensors lie on one device, which does the work.
 
     Args:
-        train_features: (n, f), train_labels: (n,) int64 >= 0; test_features: (m, f), test_labels:
-            (m,). All on one device, which does the work.
-        k: at most n. temperature: > 0; 0.1 and k = 20 suit small data sets, Wu et al. take 0.07 and
-            200.
+        train_features: (n, f).
+        train_labels: (n,) int64, 0 or more.
+        test_features: (m, f).
+        test_labels: (m,) int64, 0 or more.
+        k: number of voters, at most n.
+        temperature: above 0. k = 20 and 0.1 suit small data sets; Wu et al. use 200 and 0.07.
 
     Raises:
-        UserError: unlabelled rows, features that are not finite, k or temperature out of range.
+        UserError: a row has no label or features that are not finite, or k or temperature are out
+            of range.
     """
     _check(train_features, train_labels, k, len(train_features), temperature)
     _check(test_features, test_labels, k, len(train_features), temperature)
     similarity, index = top_k(test_features, train_features, k)
-    return _count(similarity, train_labels[index], test_labels, temperature)
-
-
-def knn_leave_one_out(
-    features: Tensor, labels: Tensor, k: int = 20, temperature: float = 0.1
-) -> KnnResult:
-    """The same on one set, each row voted on by the others: for training images, where there is no
-    test set to look at.
-    """
-    _check(features, labels, k, len(features) - 1, temperature)
-    similarity, index = top_k(features, features, k, exclude_self=True)
-    return _count(similarity, labels[index], labels, temperature)
-
-
-def _count(
-    similarity: Tensor, neighbour_labels: Tensor, truth: Tensor, temperature: float
-) -> KnnResult:
-    guess = vote(similarity, neighbour_labels, int(neighbour_labels.max()) + 1, temperature)
-    right = int((guess == truth).sum())
-    return KnnResult(
-        right / len(truth),
-        wilson_interval(right, len(truth)),
-        guess,
-        similarity.shape[1],
-        temperature,
+    labels = train_labels[index]
+    predictions = vote(similarity, labels, int(labels.max()) + 1, temperature)
+    correct, total = int((predictions == test_labels).sum()), len(test_labels)
+    return NeighbourVote(
+        accuracy=correct / total,
+        interval=wilson_interval(correct, total),
+        predictions=predictions,
+        k=k,
+        temperature=temperature,
+        n_train=len(train_features),
     )
 
 
 def _check(features: Tensor, labels: Tensor, k: int, available: int, temperature: float) -> None:
     if len(features) != len(labels) or len(labels) == 0:
         raise UserError(
-            f"kNN needs a label for each row, got {len(features)} rows and {len(labels)} labels."
+            f"kNN needs a label for each row, and there are {len(features)} rows and"
+            f" {len(labels)} labels; add the missing ones."
         )
     if (labels < 0).any():
         raise UserError(
-            f"kNN needs labels: {int((labels < 0).sum())} of {len(labels)} rows have none; drop"
-            " those."
+            f"kNN needs labels, and {int((labels < 0).sum())} of {len(labels)} rows have none; drop"
+            " those rows."
         )
     if not torch.isfinite(features).all():
         bad = int((~features.isfinite().all(1)).sum())
         raise UserError(
-            f"features must be finite, {bad} of {len(features)} rows are not; look for a diverged"
-            " encoder."
+            f"features must be finite, and those of {bad} of {len(features)} rows are not; check"
+            " whether the encoder has diverged."
         )
     if not 1 <= k <= available:
         raise UserError(
-            f"k = {k} neighbours of {available} training rows to choose from; take 1 <= k <="
-            f" {available}."
+            f"k is {k}, and there are {available} training rows; choose 1 <= k <= {available}."
         )
     if temperature <= 0:
-        raise UserError(f"the vote's temperature is {temperature}, it must be above 0; try 0.1.")
+        raise UserError(f"the vote's temperature must be above 0, not {temperature}; try 0.1.")

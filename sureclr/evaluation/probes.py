@@ -1,45 +1,70 @@
-"""The linear probe: logistic regression on frozen features, the strength of its penalty chosen
-without the test set.
+"""The linear probe: logistic regression on frozen features (linear evaluation).
 
-Features are standardised with the training rows' mean and deviation; objective and solver are those
-of maths/logistic.py.
+The strength of its penalty is chosen on a split of the training images, never on test images.
+Features are standardised with the mean and the deviation of the training rows. Objective and solver
+are those of maths/logistic.py.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sureclr.data.counter_rng import sample_rows
+from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
+from sureclr.evaluation.results import (
+    BaselineIntervals,
+    Baselines,
+    BlockProbe,
+    Interval,
+    LinearResult,
+    PosteriorProbe,
+)
+from sureclr.evaluation.tables import finite_or_none, labelled_split
 from sureclr.maths.logistic import (
     ROWS_AT_ONCE,
-    at_least_float32,
     logistic_regression,
     standardisation,
 )
 from sureclr.maths.metrics import wilson_interval
+from sureclr.maths.sphere import at_least_float32
+
+if TYPE_CHECKING:
+    from sureclr.evaluation.inputs import EvaluationInputs
 
 STRENGTHS = tuple(10.0**p for p in range(-6, 2))
+BLOCK_NUMBERS = 1 << 28  # outputs of all blocks that exist at once: 1 GiB in float32
+LEAST_TRAINING = 1000  # training images of a sample, however wide the encoder
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A linear probe and its one look at the test set.
+    """A linear probe and its only evaluation on the test rows.
 
     Attributes:
-        accuracy: on the test rows. interval: Wilson's, 95 %.
-        strength: chosen on a split of the training rows. strengths: all tried, with their
-            validation accuracy (NaN if no class
-            had two rows to split: then the middle strength is taken).
-        iterations, converged, gradient, objective: of the last fit, on all training rows (see
-        Solution).
-        classes: (K,) int64, the label of each column. logits: (m, K) of the test rows, float64.
-        weight: (f, K), bias: (K,): for raw features, logits = features @ weight + bias.
+        accuracy: share of the test rows whose class it names.
+        interval: its 95 % interval, Wilson's.
+        strength: of the penalty, chosen on a split of the training rows.
+        strengths: all that were tried, with their accuracy on the held-out training rows; NaN if
+            no class had two rows to split, and then the middle strength is used.
+        iterations: of the last fit, on all training rows, as the next three (see `Solution`).
+        converged: whether that fit reached its tolerance.
+        gradient: norm of its gradient, relative to the start.
+        objective: its value in nats.
+        classes: (K,) int64, the label of each column.
+        logits: (m, K) float64, of the test rows.
+        weight: (f, K), for raw features: logits = features @ weight + bias.
+        bias: (K,).
+        n_train: number of training rows.
     """
 
     accuracy: float
-    interval: tuple[float, float]
+    interval: Interval
     strength: float
     strengths: tuple[tuple[float, float], ...]
     iterations: int
@@ -50,16 +75,30 @@ class ProbeResult:
     logits: Tensor
     weight: Tensor
     bias: Tensor
+    n_train: int
 
     @property
     def probabilities(self) -> Tensor:
-        """(m, K), softmax of the test logits."""
+        """(m, K), the softmax of the test logits."""
         return self.logits.softmax(1)
 
     @property
     def predictions(self) -> Tensor:
-        """(m,) int64 labels."""
+        """(m,) int64, the most likely label of each test row."""
         return self.classes[self.logits.argmax(1)]
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the fields of a `ProbeScore`."""
+        return {
+            "accuracy": self.accuracy,
+            "interval": self.interval,
+            "strength": self.strength,
+            "strengths": tuple((s, finite_or_none(value)) for s, value in self.strengths),
+            "converged": self.converged,
+            "n_train": self.n_train,
+            "n_test": len(self.logits),
+            "features": len(self.weight),
+        }
 
 
 def linear_probe(
@@ -75,36 +114,41 @@ def linear_probe(
     max_iterations: int = 500,
     allow_missing: bool = False,
 ) -> ProbeResult:
-    """Choose the strength on a stratified split of the training rows, refit on all of them,
-    evaluate once on the test rows.
+    """Fit a linear probe and evaluate it once on the test rows.
+
+    The strength of the penalty is chosen on a stratified split of the training rows; then the probe
+    is fitted on all of them.
 
     Args:
-        train_x: (n, f), test_x: (m, f), any float type, both on the device that shall do the work.
-        train_y: (n,), test_y: (m,) int64 labels >= 0.
-        strengths: penalties to choose from; of equally accurate ones the strongest. One alone is
-            used as it is.
-        seed: of the split. validation: the share of each class held out (0 < share < 1).
-        tolerance: on the norm of the gradient, relative to its start. max_iterations: of L-BFGS,
-            each fit.
-        allow_missing: test rows of classes without a training row count as wrong, instead of being
-            an error.
+        train_x: (n, f), any type of numbers, on the device that does the work.
+        train_y: (n,) int64 labels, 0 or more.
+        test_x: (m, f), on the same device.
+        test_y: (m,) int64 labels, 0 or more.
+        strengths: of the penalty, to choose from; the strongest of equally accurate ones is chosen.
+            A single one is used as it is.
+        seed: of the split.
+        validation: share of each class that is held out, between 0 and 1.
+        tolerance: on the norm of the gradient, relative to its start.
+        max_iterations: of L-BFGS, in each fit.
+        allow_missing: whether test rows of classes without a training row count as wrong, instead
+            of being an error.
 
     Raises:
-        UserError: unlabelled rows, a single class, a test class without training rows, features
-            that are not finite, a strength that is not above 0.
+        UserError: a row has no label or features that are not finite, there is only one class, a
+            test class has no training row, or a strength is not above 0.
     """
     train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
     check_rows(train_x, train_y, test_x, test_y, allow_missing)
     if not strengths or min(strengths) <= 0:
         raise UserError(
-            f"strengths of the penalty must be above 0 and at least one, got {list(strengths)}; try"
-            " 0.01."
+            "a linear probe needs one or more strengths of its penalty, each above 0, not"
+            f" {list(strengths)}; try 0.01."
         )
     classes, target = train_y.unique(return_inverse=True)
     grid = tuple(sorted(strengths))
     scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
-    strength = _choose(grid, scores)
+    strength = choose_strength(grid, scores)
     mean, scale = standardisation(train_x)
     fit = logistic_regression(
         _standardise(train_x, mean, scale), target, [strength], tolerance, max_iterations
@@ -112,10 +156,10 @@ def linear_probe(
     weight = fit.weight[0] / scale.double()[:, None]
     bias = fit.bias[0] - mean.double() @ weight
     logits = _logits(test_x, weight, bias)
-    right = int((classes[logits.argmax(1)] == test_y).sum())
+    correct = int((classes[logits.argmax(1)] == test_y).sum())
     return ProbeResult(
-        accuracy=right / len(test_y),
-        interval=wilson_interval(right, len(test_y)),
+        accuracy=correct / len(test_y),
+        interval=wilson_interval(correct, len(test_y)),
         strength=strength,
         strengths=tuple(zip(grid, scores, strict=True)),
         iterations=fit.iterations,
@@ -126,12 +170,20 @@ def linear_probe(
         logits=logits,
         weight=weight,
         bias=bias,
+        n_train=len(train_x),
     )
 
 
 def stratified_split(target: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """(n,) bool, True for held-out rows: of each class the rounded share, at least one, never all
-    (a class of one: none).
+    """Return which rows are held out, (n,) bool.
+
+    From each class it is the rounded share, at least one row and never all; a class of one row
+    gives none.
+
+    Args:
+        target: (n,) int64 classes.
+        share: of each class.
+        generator: of the choice, on the CPU.
     """
     held_out = torch.zeros(len(target), dtype=torch.bool)
     for label in target.cpu().unique():
@@ -142,9 +194,8 @@ def stratified_split(target: Tensor, share: float, generator: torch.Generator) -
 
 
 def _on_wide_device(features: Tensor) -> Tensor:
-    return at_least_float32(
-        features.cpu() if features.device.type == "mps" else features
-    )  # Apple's GPU has no float64
+    # Apple's GPU has no float64
+    return at_least_float32(features.cpu() if features.device.type == "mps" else features)
 
 
 def _standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
@@ -164,8 +215,9 @@ def _validate(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[float, ...]:
-    """Accuracy of each strength on held-out training rows; NaN where there is nothing to choose or
-    to hold out.
+    """Return the accuracy of each strength on held-out training rows.
+
+    It is NaN if there is nothing to choose or to hold out.
     """
     held_out = stratified_split(target, share, torch.Generator().manual_seed(seed))
     if len(grid) == 1 or not held_out.any():
@@ -181,41 +233,134 @@ def _validate(
     )
 
 
-def _choose(grid: tuple[float, ...], scores: tuple[float, ...]) -> float:
-    if scores[0] != scores[0]:  # NaN: nothing was held out
-        return grid[len(grid) // 2]
-    return max(zip(scores, grid, strict=True))[1]  # of equal scores the strongest penalty
+def choose_strength(strengths: tuple[float, ...], accuracies: tuple[float, ...]) -> float:
+    """Return the strength with the best accuracy, the strongest of equal ones.
+
+    It is the middle one if the accuracies are NaN, because nothing was held out.
+
+    Args:
+        strengths: ascending.
+        accuracies: on held-out rows.
+    """
+    if math.isnan(accuracies[0]):
+        return strengths[len(strengths) // 2]
+    return max(zip(accuracies, strengths, strict=True))[1]
 
 
 def check_rows(
     train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, allow_missing: bool
 ) -> None:
-    """Every rule that a user's data can break, in one sentence each."""
+    """Raise a UserError that names the rule which the rows or labels break.
+
+    Args:
+        train_x: (n, f) features.
+        train_y: (n,) labels.
+        test_x: (m, f) features.
+        test_y: (m,) labels.
+        allow_missing: whether test rows may have classes without a training row.
+    """
     for name, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if len(x) != len(y) or len(y) == 0:
             raise UserError(
-                f"a linear probe needs one label for each of its {name} rows, got {len(x)} rows and"
-                f" {len(y)} labels."
+                f"a linear probe needs one label for each of its {name} rows, and there are"
+                f" {len(x)} rows and {len(y)} labels; add the missing ones."
             )
         if (y < 0).any():
             raise UserError(
-                f"a linear probe needs labels: {int((y < 0).sum())} of {len(y)} {name} rows have"
-                " none; drop those."
+                f"a linear probe needs labels, and {int((y < 0).sum())} of {len(y)} {name} rows"
+                " have none; drop those rows."
             )
         if not x.isfinite().all():
             bad = int((~x.isfinite().all(1)).sum())
             raise UserError(
-                f"features must be finite, {bad} of {len(x)} {name} rows are not; look for a"
-                " diverged encoder."
+                f"features must be finite, and those of {bad} of {len(x)} {name} rows are not;"
+                " check whether the encoder has diverged."
             )
     if len(train_y.unique()) < 2:
         raise UserError(
-            "a linear probe needs two classes or more; every training row has label"
-            f" {int(train_y[0])}."
+            f"all labelled training images belong to one class (label {int(train_y[0])}); label"
+            " images of at least two classes."
         )
     missing = sorted(set(test_y.tolist()) - set(train_y.tolist()))
     if missing and not allow_missing:
         raise UserError(
-            f"the test rows have classes without a training row: {missing}; add labelled rows or"
-            " drop these classes."
+            f"test rows have classes without a training row: {missing}; label training images of"
+            " these classes or drop them."
         )
+
+
+# --- The evaluation -------------------------------------------------------------------
+
+
+def evaluate_linear(inputs: "EvaluationInputs") -> LinearResult:
+    """Fit linear probes on the features, on the head's output and on each block of the encoder.
+
+    The baselines are the raw pixels and the untrained encoder. The head's output is u = rho mu,
+    whose linear read-out is averaged over the posterior (theory 1), or the direction where the loss
+    has no radius.
+
+    Raises:
+        UserError: there are no labelled training or test images, or only one class.
+    """
+    tables = (inputs.table, inputs.raw, inputs.untrained, head_output(inputs.table))
+    name, fit = inputs.images.name, inputs.probes
+    features, raw, untrained, head = (probe_table(table, name, fit) for table in tables)
+    of = "direction" if inputs.table.radius is None else "u"
+    return LinearResult(
+        **features.numbers(),
+        posterior_mean=PosteriorProbe(**head.numbers(), of=of),
+        blocks=probe_blocks(inputs),
+        baselines=Baselines(raw.accuracy, untrained.accuracy),
+        baseline_intervals=BaselineIntervals(raw.interval, untrained.interval),
+    )
+
+
+def head_output(table: Embeddings) -> Embeddings:
+    """Return the table with u = rho mu as features; the direction where there is no radius."""
+    output = table.direction if table.radius is None else table.posterior.mean
+    return replace(table, features=output)
+
+
+def probe_table(
+    table: Embeddings, source: str = "the table", fit: Callable[..., ProbeResult] = linear_probe
+) -> ProbeResult:
+    """Fit a probe on the labelled training rows of a table and evaluate it on the test rows.
+
+    Args:
+        table: the embeddings.
+        source: the name of the images, for error messages.
+        fit: `linear_probe`, or a function that remembers what it fitted.
+
+    Raises:
+        UserError: there are no labelled training or test images, or only one class.
+    """
+    train, test = labelled_split(table, "linear", source)
+    return fit(train.features, train.labels, test.features, test.labels)
+
+
+def probe_blocks(
+    inputs: "EvaluationInputs", numbers: int = BLOCK_NUMBERS, least: int = LEAST_TRAINING
+) -> tuple[BlockProbe, ...]:
+    """Fit a linear probe on each block of the encoder: where do classes become linearly separable?
+
+    Args:
+        inputs: the run and its images.
+        numbers: outputs of all blocks that may exist at once. If there would be more, the training
+            images are a sample.
+        least: training images of such a sample at least.
+    """
+    table = inputs.table
+    train, test = (
+        np.flatnonzero((table.split == split) & (table.labels.numpy() >= 0))
+        for split in ("train", "test")
+    )
+    width = sum(output.shape[1] for output in inputs.embed_blocks(np.array([0])).values())
+    room = max(numbers // max(width, 1) - len(test), least)
+    train = sample_rows(torch.from_numpy(train), room, 0).numpy()
+    outputs = inputs.embed_blocks(np.concatenate([train, test]))
+    train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
+    n = len(train)
+    return tuple(
+        BlockProbe(**inputs.probes(rows[:n], train_y, rows[n:], test_y).numbers(), name=name)
+        for name, rows in outputs.items()
+    )

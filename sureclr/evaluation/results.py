@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.errors import UserError
+from sureclr.files import write_atomically
 from sureclr.schema import SchemaError, from_json, to_json
 
 SCHEMA = 1  # of results.json: raise it whenever a field below changes
@@ -792,6 +793,24 @@ class Results(Mapping[str, Any]):
             name: entry_to_json(result, self.provenance[name])
             for name, result in self.entries.items()
         }
+
+
+def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> None:
+    """Set one result in the `results.json` of a run folder; the others stay.
+
+    The caller holds the run's lock.
+
+    Raises:
+        UserError: the file is damaged, was written with another schema, or cannot be written.
+    """
+    read_results(run)  # never write over a file that this version does not understand
+    path = run / "results.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": SCHEMA}
+    content[name] = entry_to_json(result, provenance)
+    try:
+        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
 
 
 def entry_to_json(result: Any, provenance: Provenance) -> dict[str, Any]:

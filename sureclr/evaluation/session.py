@@ -1,210 +1,289 @@
-"""The evaluations by name: each a function of the material that returns one key of results.json."""
+"""Evaluating a run: what the commands and a notebook call.
 
-from collections.abc import Callable
-from dataclasses import replace
+    results = sureclr.evaluate("runs/tour", "knn")
+    results["knn"].accuracy
+
+A `Session` holds the run's lock and the stop flag, reads the images and embeds them once, and keeps
+every result in `results.json` with its provenance. A stored result is used again only if it was
+made of the same checkpoint, images and labels.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from sureclr.data.counter_rng import sample
-from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation import feature_space as geometry_of
-from sureclr.evaluation.certainty_quality import uncertainty as uncertainty_of
-from sureclr.evaluation.explanations import explanation as explanation_of
-from sureclr.evaluation.foreign_images import ood as ood_of
-from sureclr.evaluation.inputs import Material, labelled_split
-from sureclr.evaluation.invariances import sensitivity as sensitivity_of
-from sureclr.evaluation.neighbour_vote import knn_accuracy
-from sureclr.evaluation.training_history import learning as learning_of
-from sureclr.maths.losses import Softening
-from sureclr.models.embedding import embed_blocks
-from sureclr.training.run import Run
+from sureclr.evaluation.evaluations import EVALUATIONS
+from sureclr.evaluation.inputs import EvaluationInputs
+from sureclr.evaluation.results import Comparison, Provenance, Results, read_results, save_result
+from sureclr.evaluation.run_images import (
+    Labels,
+    digest_of_labels,
+    digest_of_pixels,
+    embed_run_images,
+    load_run_images,
+)
+from sureclr.evaluation.similarity import compare_runs
+from sureclr.progress import ConsoleProgress, Progress, Stoppable
+from sureclr.stopping import stop_on_signals
+from sureclr.training.run import Run, load
+from sureclr.version import __version__
 
-Result = dict[str, Any]
-BLOCK_NUMBERS = 1 << 28  # outputs of all blocks for all images kept at once: 1 GiB in float32
-LEAST_TRAINING = 1000  # images of a sample, whatever the width
+SAVED = "finished results are in results.json; run the same command again to go on"
 
 
-def linear(material: Material) -> Result:
-    """Accuracy of a linear probe on the features, with its 95 % interval, beside raw pixels and the
-    untrained encoder.
+class Session:
+    """A run opened for evaluation, for use in a `with` block.
 
-    `posterior_mean`: the same on u, whose linear read-out is averaged over the posterior (theory
-        1); on the direction where the loss
-    has no radius (`of` says which). `blocks`: the same on each block of the encoder, averaged over
-    positions.
+    Args:
+        run: a run folder, a `Run`, or the `Results` of one.
+        data: other images, for transfer: the name of a data source, or anything that
+            `as_image_set` takes; None means the images that the run was trained on.
+        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        device: auto, cuda, mps or cpu; a `Run` stays where it is.
+        root: the folder of downloaded data sets.
+        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        progress: what to report to; None reports on stderr.
+
+    Attributes:
+        run: the opened run.
+        progress: raises `Stopped` at the first report after SIGINT or SIGTERM.
     """
 
-    def one(table: Embeddings) -> Result:
-        train, test = labelled_split(table, "linear", material.images.name)
-        return _probe(material, train.features, train.labels, test.features, test.labels)
+    def __init__(
+        self,
+        run: str | Path | Run | Results,
+        data: Any = None,
+        labels: Labels | None = None,
+        *,
+        device: str = "auto",
+        root: Path | None = None,
+        human: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Load the run; nothing is locked yet."""
+        self.run = run if isinstance(run, Run) else load(run_path(run), device)
+        self.progress: Progress = progress or ConsoleProgress()
+        self._data, self._labels, self._root, self._human = data, labels, root, human
+        self._inputs: EvaluationInputs | None = None
+        self._held = ExitStack()
 
-    result = _beside_baselines(material, one)
-    of, mean = (
-        ("direction", material.table.direction)
-        if material.table.radius is None
-        else ("u", material.table.posterior.mean)
-    )
-    return {
-        **result,
-        "posterior_mean": {"of": of, **one(replace(material.table, features=mean))},
-        "blocks": block_probes(material),
-    }
+    def __enter__(self) -> "Session":
+        """Take the run's lock and the signals.
 
+        Raises:
+            UserError: another process writes to this run, or its results.json cannot be read.
+        """
+        with ExitStack() as stack:
+            flag = stack.enter_context(stop_on_signals())
+            stack.enter_context(self.run.directory.lock())
+            read_results(self.run.path)
+            self.progress = Stoppable(self.progress, flag, SAVED)
+            self._held = stack.pop_all()
+        return self
 
-def _probe(
-    material: Material, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
-) -> Result:
-    probe = material.probes(train_x, train_y, test_x, test_y)
-    return {
-        "accuracy": probe.accuracy,
-        "interval": list(probe.interval),
-        "strength": probe.strength,
-        "strengths": [list(pair) for pair in probe.strengths],
-        "converged": probe.converged,
-        "n_train": len(train_x),
-        "n_test": len(test_x),
-        "features": train_x.shape[1],
-    }
+    def __exit__(self, *error: object) -> None:
+        """Release both."""
+        self._held.close()
 
+    @cached_property
+    def images(self) -> ImageSet:
+        """The images with their labels, at the run's size; read when first asked for.
 
-def block_probes(material: Material) -> list[Result]:
-    """A linear probe on each block of the encoder, in order: where does the class become linear?
+        Raises:
+            UserError: they cannot be read, or the labels do not fit.
+        """
+        return load_run_images(self.run, self._data, self._labels, self._root, self.progress)
 
-    Of many images and wide encoders the training images are a sample, so that all blocks' outputs
-    stay within BLOCK_NUMBERS.
-    """
-    table, model, images = material.table, material.run.model, material.images
-    split = {
-        name: np.flatnonzero((table.split == name) & (table.labels.numpy() >= 0))
-        for name in ("train", "test")
-    }
-    width = sum(output.shape[1] for output in embed_blocks(model, images.select([0])).values())
-    room = max(BLOCK_NUMBERS // max(width, 1) - len(split["test"]), LEAST_TRAINING)
-    train, test = sample(torch.from_numpy(split["train"]), room, 0).numpy(), split["test"]
-    outputs = embed_blocks(model, images, np.concatenate([train, test]), progress=material.progress)
-    train_y, test_y = (table.labels[torch.from_numpy(rows)] for rows in (train, test))
-    return [
-        {"name": name, **_probe(material, h[: len(train)], train_y, h[len(train) :], test_y)}
-        for name, h in outputs.items()
-    ]
+    @cached_property
+    def _pixels_digest(self) -> str:
+        return digest_of_pixels(self.images)
 
+    @property
+    def inputs(self) -> EvaluationInputs:
+        """What every evaluation reads; made when first asked for.
 
-def knn(material: Material) -> Result:
-    """Accuracy of a weighted vote of the 20 nearest training images, with its 95 % interval, beside
-    the same baselines.
-    """
+        Raises:
+            UserError: the images cannot be read.
+        """
+        if self._inputs is None:
+            table = embed_run_images(
+                self.run,
+                self.images,
+                self._pixels_digest,
+                own=self._data is None,
+                progress=self.progress,
+            )
+            self._inputs = EvaluationInputs(
+                self.run, self.images, table, self.progress, self._root, self._human
+            )
+        return self._inputs
 
-    def one(table: Embeddings) -> Result:
-        train, test = labelled_split(table, "knn", material.images.name)
-        found = knn_accuracy(
-            train.features, train.labels, test.features, test.labels, k=min(20, len(train))
-        )
-        return {
-            "accuracy": found.accuracy,
-            "interval": list(found.interval),
-            "k": found.k,
-            "n_train": len(train),
-            "n_test": len(test),
-        }
+    def key(self, name: str) -> str:
+        """Return the key in results.json: `knn`, or `knn:NAME` for other data."""
+        return name if self._data is None else f"{name}:{self.images.name}"
 
-    return _beside_baselines(material, one)
-
-
-def _beside_baselines(material: Material, one: Callable[[Embeddings], Result]) -> Result:
-    result = one(material.table)
-    raw, untrained = one(material.raw), one(material.untrained)
-    return {
-        **result,
-        "baselines": {"raw_pixels": raw["accuracy"], "untrained": untrained["accuracy"]},
-        "baseline_intervals": {"raw_pixels": raw["interval"], "untrained": untrained["interval"]},
-    }
-
-
-def uncertainty(material: Material) -> Result:
-    """How sure the model is, and whether it is right to be: see uncertainty.py."""
-    return uncertainty_of(
-        material.run,
-        material.images,
-        material.table,
-        reference=material.reference,
-        progress=material.progress,
-    )
-
-
-def ood(material: Material) -> Result:
-    """Is it less sure of images from elsewhere? See ood.py."""
-    return ood_of(
-        material.run,
-        material.images,
-        material.table,
-        human=material.human,
-        root=material.root,
-        reference=material.reference,
-        progress=material.progress,
-    )
-
-
-def learning(material: Material) -> Result:
-    """How it learned: see learning.py."""
-    _own(material, "learning")
-    softening: Softening = getattr(material.run.objective, "softening", "off")
-    return learning_of(
-        material.run.directory.snapshots,
-        material.images,
-        temperature_of(material.run),
-        softening,
-        material.progress,
-    )
-
-
-def geometry(material: Material) -> Result:
-    """What it sees, with the map of the images in map.parquet: see geometry.py."""
-    _own(material, "geometry")
-    result, columns = geometry_of.geometry(material.table, progress=material.progress)
-    geometry_of.save_map(material.run.path / "map.parquet", columns)
-    return result
-
-
-def sensitivity(material: Material) -> Result:
-    """What it ignores: see sensitivity.py."""
-    return sensitivity_of(
-        lambda some: material.run.embed(some, material.progress),
-        material.images,
-        material.run.config.views,
-    )
-
-
-def explanation(material: Material) -> Result:
-    """Why it is unsure: see explain.py."""
-    _own(material, "an explanation")
-    return explanation_of(material.run, material.images, material.table, material.progress)
-
-
-def temperature_of(run: Run) -> float:
-    """tau of the run's loss; SimCLR's usual 0.2 where the loss has none."""
-    return float(getattr(run.objective, "temperature", 0.2))
-
-
-def _own(material: Material, what: str) -> None:
-    """Results that name rows of embeddings.parquet are of the run's own images only."""
-    if material.images.name != material.run.source:
-        raise UserError(
-            f"{what} is told of the images that the run was trained on ({material.run.source}), "
-            f"not of {material.images.name}; leave out --data."
+    def provenance(self, seconds: float, other_checkpoint: str = "") -> Provenance:
+        """Return what a result that is finished now was made of."""
+        return Provenance(
+            checkpoint=self.run.checkpoint,
+            images=self._pixels_digest,
+            labels=digest_of_labels(self.images),
+            other_checkpoint=other_checkpoint,
+            version=__version__,
+            time=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            options={} if self._human is None else {"human": str(self._human)},
         )
 
+    def evaluate(self, name: str, *, again: bool = False) -> Any:
+        """Return a result: the stored one if it is of the same origin, else a new one, and save it.
 
-EVALUATIONS: dict[str, Callable[[Material], Result]] = {
-    "knn": knn,
-    "linear": linear,
-    "uncertainty": uncertainty,
-    "ood": ood,
-    "learning": learning,
-    "geometry": geometry,
-    "sensitivity": sensitivity,
-    "explanation": explanation,
-}
+        Args:
+            name: of EVALUATIONS.
+            again: make it anew in any case.
+
+        Raises:
+            UserError: an unknown name, or the evaluation cannot be made of these images.
+        """
+        evaluation = EVALUATIONS[name]
+        return self.kept(self.key(name), lambda: evaluation(self.inputs), again=again)
+
+    def kept(
+        self, key: str, make: Callable[[], Any], *, again: bool = False, other_checkpoint: str = ""
+    ) -> Any:
+        """Return the stored result of this key if it is of the same origin, else make and save it."""
+        stored = read_results(self.run.path)
+        if key in stored and not again:
+            if stored.provenance[key].same_origin(self.provenance(0, other_checkpoint)):
+                return stored[key]
+            self.progress.message(
+                f"The stored result {key} was made of other weights, images or labels; it is made"
+                " anew."
+            )
+        began = time.monotonic()
+        self.progress.begin(f"Evaluating {key}", 1)
+        try:
+            result = make()
+        finally:
+            self.progress.finish()
+        provenance = self.provenance(time.monotonic() - began, other_checkpoint)
+        save_result(self.run.path, key, result, provenance)
+        return result
+
+
+def evaluate(
+    run: str | Path | Run | Results,
+    which: str | Sequence[str] | None = None,
+    data: Any = None,
+    labels: Labels | None = None,
+    *,
+    again: bool = False,
+    device: str = "auto",
+    root: Path | None = None,
+    human: Path | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Evaluate a run and return its results, which are also in its results.json.
+
+    Args:
+        run: a run folder, a `Run`, or the `Results` of one.
+        which: a name or names of evaluations (knn, linear, uncertainty, ood, learning, geometry,
+            sensitivity, explanation); None means all that can be made.
+        data: other images, for transfer: the name of a data source, or paths, a folder, PIL images,
+            an array, a map-style data set of (image, label); None means the run's own images.
+        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        again: make results anew even where stored ones are of the same weights, images and labels.
+        device: auto, cuda, mps or cpu.
+        root: the folder of downloaded data sets.
+        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        progress: what to report to; None reports on stderr.
+
+    Returns:
+        A mapping from the names asked for to frozen dataclasses (`sureclr.evaluation.results`);
+        `.skipped` says why an evaluation could not be made, where `which` is None.
+
+    Raises:
+        UserError: bad input, or an evaluation named in `which` cannot be made.
+        Stopped: SIGINT or SIGTERM came; finished results are saved.
+    """
+    names = list(EVALUATIONS) if which is None else [which] if isinstance(which, str) else which
+    entries, skipped = {}, {}
+    with Session(
+        run, data, labels, device=device, root=root, human=human, progress=progress
+    ) as session:
+        for name in names:
+            EVALUATIONS[name]  # a misspelt name is an error before any work
+        session.images  # noqa: B018  (images that cannot be read are one error, not one each)
+        for name in names:
+            try:
+                entries[name] = session.evaluate(name, again=again)
+            except UserError as error:
+                if which is not None:
+                    raise
+                skipped[name] = str(error)
+                session.progress.message(f"The evaluation {name} is skipped: {error}")
+        if not entries:
+            raise UserError(
+                f"nothing could be evaluated on {session.run.path}; "
+                + "; ".join(f"{name}: {why}" for name, why in skipped.items())
+            )
+        stored = read_results(session.run.path)
+        provenance = {name: stored.provenance[session.key(name)] for name in entries}
+    return Results(session.run.path, entries, provenance, skipped)
+
+
+def compare(
+    a: str | Path | Run | Results,
+    b: str | Path | Run | Results,
+    *,
+    device: str = "auto",
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare the representations of two runs on the images of the first.
+
+    The result is kept in the first run's results.json, and used again while both runs have the
+    weights that it was made of.
+
+    Args:
+        a: a run folder, a `Run`, or the `Results` of one.
+        b: another one, trained on the same images.
+        device: auto, cuda, mps or cpu.
+        root: the folder of downloaded data sets.
+        progress: what to report to; None reports on stderr.
+
+    Raises:
+        UserError: the runs are the same folder, or were not trained on the same images.
+        Stopped: SIGINT or SIGTERM came.
+    """
+    if run_path(a).resolve() == run_path(b).resolve():
+        raise UserError(f"a comparison needs two different runs, and both are {run_path(a)}.")
+    with (
+        Session(a, device=device, root=root, progress=progress) as first,
+        Session(b, device=device, root=root, progress=progress) as second,
+    ):
+        return first.kept(
+            f"comparison:{second.run.path.resolve().name}",
+            lambda: _comparison(first, second),
+            other_checkpoint=second.run.checkpoint,
+        )
+
+
+def _comparison(first: Session, second: Session) -> Comparison:
+    ours, theirs = first.inputs, second.inputs
+    return compare_runs(
+        first.run, second.run, ours.images, ours.table, theirs.table, second.progress
+    )
+
+
+def run_path(run: str | Path | Run | Results) -> Path:
+    """Return the folder of a run, however it is given."""
+    if isinstance(run, Run):
+        return run.path
+    return run.run if isinstance(run, Results) else Path(run)

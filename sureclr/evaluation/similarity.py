@@ -1,112 +1,122 @@
-"""Two runs side by side on the same images: are their representations alike, and do they agree?
+"""How similar two runs are on the same images: their representations, neighbours and predictions.
 
 Linear CKA (Kornblith et al. 2019, eq. 3) between features, between directions and between the
 blocks of the encoders, with the unbiased estimate of HSIC (Song et al. 2012, eq. 5; Nguyen et al.
-2021, eq. 3): the plain one is near 1 for unrelated representations whose dimension exceeds the
+2021, eq. 3). The plain estimate is near 1 for unrelated representations whose dimension exceeds the
 number of images.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.data.counter_rng import sample
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.certainty_quality import json_able
-from sureclr.evaluation.feature_space import predictions
-from sureclr.maths import metrics
+from sureclr.evaluation.feature_space import predict_classes
+from sureclr.evaluation.results import BlockSimilarity, Comparison, Number
+from sureclr.evaluation.tables import finite_or_none
+from sureclr.maths.metrics import spearman
 from sureclr.maths.neighbours import top_k
-from sureclr.models.embedding import embed_blocks
 from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run
 
-Result = dict[str, Any]
-Blocks = dict[str, Tensor]
+if TYPE_CHECKING:
+    from sureclr.training.run import Run
 
-MOST = 10_000  # images compared, at most
-IMAGES = 2000  # images whose blocks are compared, at most
-NEAREST = 10  # neighbours whose overlap is told
+Blocks = dict[str, Tensor]  # name -> (n, c), a block's output averaged over positions
+
+MOST = 10_000  # images that are compared at most
+IMAGES = 2000  # images whose blocks are compared at most
+NEAREST = 10  # neighbours of an image that are compared
 LEAST = 4  # images that the unbiased estimate needs
 
 
 def compare_runs(
-    a: Run,
-    b: Run,
+    a: "Run",
+    b: "Run",
     images: ImageSet,
     table_a: Embeddings,
     table_b: Embeddings,
     progress: Progress = SILENT,
-) -> Result:
-    """`compare` with the encoders' blocks, on a sample of the images (any size: each run takes its
-    own).
+) -> Comparison:
+    """Do what `compare_tables` does, and compare the encoders' blocks on a sample of the images.
+
+    Args:
+        a: a run.
+        b: another run.
+        images: the images of both tables, of any size.
+        table_a: their embeddings by `a`.
+        table_b: their embeddings by `b`, in the same order.
+        progress: reports how far the work is; it may raise to stop.
+
+    Raises:
+        UserError: the tables are of different images, or there are fewer than four.
     """
-    rows = judged_rows(table_a, table_b)
-    some = images.select(sample(rows, IMAGES, 0))
-    blocks = [
-        embed_blocks(run.model, convert(some, run.size, run.channels), progress=progress)
-        for run in (a, b)
-    ]
-    return compare(table_a, table_b, (a.path.name, b.path.name), (blocks[0], blocks[1]), progress)
+    from sureclr.evaluation.inputs import embed_blocks_by  # late: tables need no model
+
+    chosen = images.select(sample_rows(rows_to_compare(table_a, table_b), IMAGES, 0))
+    blocks = [embed_blocks_by(run, chosen, progress) for run in (a, b)]
+    names = (a.path.name, b.path.name)
+    return compare_tables(table_a, table_b, names, (blocks[0], blocks[1]), progress)
 
 
-def compare(
+def compare_tables(
     a: Embeddings,
     b: Embeddings,
     names: tuple[str, str],
     blocks: tuple[Blocks, Blocks] | None = None,
     progress: Progress = SILENT,
-) -> Result:
-    """All of it on the test images of both, 10,000 at most (all images where they share no four);
-    None for what one of the two has not.
-
-    JSON-able. `neighbour_overlap_chance`: that of neighbours drawn at random.
+) -> Comparison:
+    """Compare two representations of the same images (see `rows_to_compare`).
 
     Args:
-        a, b: the tables of two runs, of the same images in the same order.
-        blocks: of each run block's name -> (n, c), of the same images.
-        progress: reports how far the work is; may raise to stop.
+        a: the table of a run.
+        b: the table of another run, of the same images in the same order.
+        names: of the two runs.
+        blocks: outputs of the blocks of both encoders, of the same images.
+        progress: reports how far the work is; it may raise to stop.
+
+    Returns:
+        The comparison; a number is None if one of the two has nothing to compute it from.
+
     Raises:
-        UserError: other images, or fewer than four.
+        UserError: the tables are of different images, or there are fewer than four.
     """
     if not same_images(a, b):
         raise UserError(
             "two runs are compared on the same images, and these tables differ in paths or labels"
-            f" ({len(a)} and {len(b)} images); give runs of the same data."
+            f" ({len(a)} and {len(b)} images); name runs on the same data."
         )
-    rows = judged_rows(a, b).numpy()
+    rows = rows_to_compare(a, b).numpy()
     if len(rows) < LEAST:
         raise UserError(
-            f"representations are compared on {LEAST} images or more, not on {len(rows)}; give"
-            " more."
+            f"representations are compared on {LEAST} images or more, and there are {len(rows)};"
+            " add images."
         )
     x, y = a.select(rows), b.select(rows)
-    certainties = (
-        None
-        if x.certainty is None or y.certainty is None
-        else metrics.spearman(x.certainty, y.certainty)
-    )
-    return json_able(
-        {
-            "runs": list(names),
-            "n": len(rows),
-            "cka_features": cka(x.features, y.features),
-            "cka_directions": cka(x.direction, y.direction),
-            "cka_blocks": None if blocks is None else between_blocks(*blocks),
-            "certainty_spearman": certainties,
-            "agreement_knn": agreement(a, b, rows, progress),
-            "neighbour_overlap": neighbour_overlap(x.features, y.features),
-            "neighbour_overlap_chance": min(NEAREST, len(rows) - 1) / (len(rows) - 1),
-        }
+    certainty_spearman = None
+    if x.certainty is not None and y.certainty is not None:
+        certainty_spearman = finite_or_none(spearman(x.certainty, y.certainty))
+    return Comparison(
+        runs=names,
+        n=len(rows),
+        cka_features=finite_or_none(cka(x.features, y.features)),
+        cka_directions=finite_or_none(cka(x.direction, y.direction)),
+        cka_blocks=None if blocks is None else compare_blocks(*blocks),
+        certainty_spearman=certainty_spearman,
+        agreement_knn=agree_on_classes(a, b, rows, progress),
+        neighbour_overlap=neighbour_overlap(x.features, y.features),
+        neighbour_overlap_chance=min(NEAREST, len(rows) - 1) / (len(rows) - 1),
     )
 
 
 def same_images(a: Embeddings, b: Embeddings) -> bool:
-    """Same paths, and no image with two labels: MNIST and Fashion-MNIST have the same paths,
-    train/00000 and on.
+    """Return whether two tables have the same paths, and no image with two labels.
+
+    Paths are not enough: those of MNIST and of Fashion-MNIST are both train/00000 and so on.
     """
     if list(a.paths) != list(b.paths):
         return False
@@ -116,73 +126,97 @@ def same_images(a: Embeddings, b: Embeddings) -> bool:
     )
 
 
-def judged_rows(a: Embeddings, b: Embeddings) -> Tensor:
-    """(m,) rows that neither was trained on (runs of one folder with other seeds hold out other
-    images). All rows where too few remain.
+def rows_to_compare(a: Embeddings, b: Embeddings, most: int = MOST) -> Tensor:
+    """Return the (m,) rows of images on which neither run was trained, at most `most` of them.
+
+    Two runs of one folder with other seeds hold out other images. If fewer than four images are
+    test images of both, all images are compared.
     """
     test = np.flatnonzero((a.split == "test") & (b.split == "test"))
-    return sample(torch.from_numpy(test if len(test) >= LEAST else np.arange(len(a))), MOST, 0)
+    rows = test if len(test) >= LEAST else np.arange(len(a))
+    return sample_rows(torch.from_numpy(rows), most, 0)
 
 
-def agreement(a: Embeddings, b: Embeddings, rows: Any, progress: Progress) -> float | None:
-    """How often the kNN votes of the two name one class; None where one of them cannot vote."""
-    votes = np.stack([predictions(table, rows, progress)["predicted"] for table in (a, b)])
+def agree_on_classes(
+    a: Embeddings, b: Embeddings, rows: np.ndarray, progress: Progress = SILENT
+) -> Number:
+    """Return how often the kNN votes of the two name the same class; None if one cannot vote."""
+    votes = np.stack([predict_classes(table, rows, progress)["predicted"] for table in (a, b)])
     return None if (votes < 0).any() else float((votes[0] == votes[1]).mean())
 
 
 def neighbour_overlap(x: Tensor, y: Tensor, k: int = NEAREST) -> float:
-    """Share of an image's k nearest images that both representations (n, f), (n, g) name; mean over
-    images.
+    """Return the share of an image's k nearest images that both representations name.
+
+    Args:
+        x: (n, f).
+        y: (n, g), rows the same images.
+        k: neighbours, all other images if there are fewer.
+
+    Returns:
+        The mean over images.
     """
     k = min(k, len(x) - 1)
     near, other = (top_k(rows, rows, k, exclude_self=True)[1] for rows in (x, y))
     return float((near[:, :, None] == other[:, None, :]).any(2).double().mean())
 
 
-def between_blocks(a: Blocks, b: Blocks) -> Result | None:
-    """CKA of every block of the one with every block of the other."""
+# --- CKA ------------------------------------------------------------------------------
+
+
+def compare_blocks(a: Blocks, b: Blocks) -> BlockSimilarity | None:
+    """Return the CKA of each block of one encoder with each block of the other; None if empty."""
     if not a or not b:
         return None
-    ours, theirs = ([centred(rows) for rows in blocks.values()] for blocks in (a, b))
-    own_a, own_b = (
-        [hsic(x, x) for x in some] for some in (ours, theirs)
-    )  # once a block, not once a pair
-    matrix = [
-        [ratio(hsic(x, y), xx, yy) for y, yy in zip(theirs, own_b, strict=True)]
-        for x, xx in zip(ours, own_a, strict=True)
-    ]
-    return {"names_a": list(a), "names_b": list(b), "matrix": matrix}
+    rows_a, rows_b = ([centre(rows) for rows in blocks.values()] for blocks in (a, b))
+    # Once for each block, not once for each pair
+    own_a, own_b = ([hsic(x, x) for x in rows] for rows in (rows_a, rows_b))
+    return BlockSimilarity(
+        names_a=tuple(a),
+        names_b=tuple(b),
+        matrix=tuple(
+            tuple(
+                finite_or_none(normalise_hsic(hsic(x, y), xx, yy))
+                for y, yy in zip(rows_b, own_b, strict=True)
+            )
+            for x, xx in zip(rows_a, own_a, strict=True)
+        ),
+    )
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear CKA of (n, f) and (n, g), rows the same images: HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y,
-    y)), unbiased; NaN for constant ones.
+    """Return linear CKA, HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)), from unbiased estimates.
 
-    1 for representations that differ by a rotation, a shift and a scale; 0 on average, and a little
-    below at times, for unrelated ones.
+    It is 1 for representations that differ by a rotation, a shift and a scale; 0 on average, and
+    sometimes a little below, for unrelated ones; NaN for constant ones.
+
+    Args:
+        x: (n, f).
+        y: (n, g), rows the same images.
     """
-    x, y = centred(x), centred(y)
-    return ratio(hsic(x, y), hsic(x, x), hsic(y, y))
+    x, y = centre(x), centre(y)
+    return normalise_hsic(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
-def centred(rows: Tensor) -> Tensor:
-    """(n, f) float64, mean 0: HSIC is the same, its sums lose no digits."""
+def centre(rows: Tensor) -> Tensor:
+    """Return rows (n, f) less their mean, float64: HSIC is the same; its sums lose no digits."""
     return rows.double() - rows.double().mean(0)
 
 
-def ratio(both: float, own: float, other: float) -> float:
-    """NaN where one representation says nothing: the unbiased estimate of a few images can be 0 or
-    below.
-    """
+def normalise_hsic(both: float, own: float, other: float) -> float:
+    """Return the ratio of CKA; NaN if an own HSIC is not above 0, as its estimate may be."""
     return both / (own * other) ** 0.5 if min(own, other) > 0 else float("nan")
 
 
 def hsic(x: Tensor, y: Tensor) -> float:
-    """Unbiased estimate of HSIC with linear kernels (Song et al. 2012, eq. 5), n >= 4, without any
-    (n, n) matrix.
+    """Return the unbiased estimate of HSIC with linear kernels (Song et al. 2012, eq. 5).
 
-    K = x x^T and L = y y^T with their diagonals set to 0:
+    K = x x^T and L = y y^T with their diagonals set to 0, without any (n, n) matrix:
         [tr(K L) + 1^T K 1 1^T L 1 / ((n-1)(n-2)) - 2/(n-2) 1^T K L 1] / (n (n-3))
+
+    Args:
+        x: (n, f), n >= 4.
+        y: (n, g), rows the same images.
     """
     n, k, el = len(x), x.square().sum(1), y.square().sum(1)
     rows_k, rows_l = x @ x.sum(0) - k, y @ y.sum(0) - el  # K 1 and L 1

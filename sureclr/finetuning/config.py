@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sureclr.config import typed
+from sureclr.config import as_field_types
 from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
 
@@ -87,7 +87,7 @@ class FinetuneConfig:
         if isinstance(self.learning_rates, list):
             object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
         names = (field.name for field in fields(self) if field.name != "learning_rates")
-        typed(type(self), {name: getattr(self, name) for name in names})
+        as_field_types(type(self), {name: getattr(self, name) for name in names})
         LabelRequest.of(self.label_request)
         for rule, holds, value in self._rules():
             if not holds:

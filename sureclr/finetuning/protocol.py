@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sureclr.data.image_set import convert
+from sureclr.data.user_images import as_image_set
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw, label_draws, test_images_of
 from sureclr.finetuning.entries import (
@@ -24,7 +24,7 @@ from sureclr.finetuning.results import FinetuningResult, SeedResult
 from sureclr.finetuning.store import save_finetuned
 from sureclr.finetuning.summary import summarise
 from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run, as_image_set
+from sureclr.training.run import Run
 
 
 def run_finetuning(
@@ -55,7 +55,7 @@ def run_finetuning(
             diverges at every learning rate.
     """
     config = FinetuneConfig() if config is None else config
-    images = convert(as_image_set(images), run.size, run.channels)
+    images = as_image_set(images, size=run.size, channels=run.channels)
     draws = label_draws(images, config)
     test = test_images_of(images)
     key, origin = result_key(config, data), provenance_of(run, images, config)

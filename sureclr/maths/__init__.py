@@ -1,0 +1,1 @@
+"""Pure functions of tensors: the posterior, the losses, and the numbers that judge them."""

@@ -1,32 +1,36 @@
-"""Choosing few points that stand for many: greedy facility location."""
+"""Choosing few points that represent many: greedy facility location."""
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LAZY = 64  # rows whose gain is brought up to date at once
+LAZY = 64  # rows whose gain is updated at once
 
 
 def greedy_cover(
-    near: Tensor, covered: Tensor, budget: int
+    near: Tensor, covered: Tensor, budget: int, lazy: int = LAZY
 ) -> tuple[NDArray[np.int64], list[float]]:
-    """Rows chosen one by one to raise sum_i max_j near_ji the most, and by how much each raised it.
+    """Choose rows one by one, each time the one that raises sum_i max_j near_ji the most.
 
     The sum is submodular, so this reaches 1 - 1/e of the best choice (Nemhauser, Wolsey and Fisher
-    1978). Lazy (Minoux 1978): gains only fall, so old ones are bounds, and a row at the top once
-    brought up to date is the best.
+    1978). It is lazy (Minoux 1978): gains only fall, so old gains are upper bounds, and a row that
+    is still at the top after its gain was updated is the best.
 
     Args:
-        near: (n, m), how well each row stands for each of m columns.
-        covered: (m,) the maximum before the first choice; 0 where nothing stands for a column yet.
-        budget: at most n.
+        near: (n, m), how well each row represents each of m columns.
+        covered: (m,), the maximum before the first choice; 0 where nothing represents a column yet.
+        budget: how many rows to choose, at most n.
+        lazy: rows whose gain is updated at once. It changes speed, not the result.
+
+    Returns:
+        the chosen rows in order, and by how much each raised the sum.
     """
     bound = torch.full((len(near),), torch.inf, dtype=near.dtype, device=near.device)
     rows: list[int] = []
     gains: list[float] = []
     while len(rows) < budget:
-        top = bound.topk(min(LAZY, len(bound))).indices
+        top = bound.topk(min(lazy, len(bound))).indices
         gain = (near[top] - covered).clamp_min(0).sum(1)
         bound[top] = torch.where(bound[top] < 0, bound[top], gain)  # below 0: chosen already
         best = int(top[bound[top].argmax()])

@@ -1,26 +1,24 @@
-"""Multinomial logistic regression with an L2 penalty, many strengths in one batch, to an exact test
-of convergence.
+"""Multinomial logistic regression with an L2 penalty, for many strengths in one batch.
 
-Objective, in nats, over n rows x of mean 0 a column:
+The objective, in nats, over n rows x of mean 0 a column, is
 
-    J(W, b) = (1/n) sum_i -log softmax(W'x_i + b)[y_i] + (strength / 2) |W|^2,     b not penalised
+    J(W, b) = (1/n) sum_i -log softmax(W'x_i + b)[y_i] + (strength / 2) |W|^2,
 
-This is scikit-learn's LogisticRegression with C = 1 / (n * strength), for three classes or more.
-(For two, scikit-learn keeps one weight vector, the difference of our two columns: C = 2 / (n *
-strength) gives the same model.)
+and b is not penalised. This is scikit-learn's LogisticRegression with C = 1 / (n * strength), for
+three classes or more. (For two, scikit-learn has one weight vector, the difference of our two
+columns: C = 2 / (n * strength) gives the same model.)
 
-Solver: L-BFGS (Nocedal & Wright 2006, algorithm 7.4), with three things that make it fast for this
-    objective:
+The solver is L-BFGS (Nocedal & Wright 2006, algorithm 7.4) with an exact test of convergence. Three
+things make it fast for this objective:
 
-* the inverse Hessian starts from the Cholesky factor of (spread * feature covariance + strength I),
-its own form at W = 0;
-* along a direction the logits are linear in the step, so a line search costs no matrix product: an
-iteration has two, XD and X'R;
-* all strengths are one batch, which they leave as they converge: the two products serve all of
-them.
+* The inverse Hessian starts from the Cholesky factor of (spread * feature covariance +
+  strength I), its own form at W = 0.
+* Along a direction the logits are linear in the step, so a line search costs no matrix product: an
+  iteration has two, XD and X'R.
+* All strengths are one batch, which they leave as they converge: the two products serve all of
+  them.
 
-Products with the features run in their own precision (float32, or float64 if given), all else in
-float64.
+Products with the features run in the features' precision (float32 or float64), all else in float64.
 """
 
 from collections.abc import Sequence
@@ -31,14 +29,15 @@ from math import log
 import torch
 from torch import Tensor
 
+from sureclr.maths.sphere import at_least_float32
+
 MEMORY = 20  # L-BFGS pairs kept; each is as small as the weights
-LOGITS_AT_ONCE = (
-    1 << 26
-)  # rows x strengths x classes in one batch: 256 MiB in float32; more strengths are solved in turn
+# Rows x strengths x classes in one batch: 256 MiB in float32. More strengths are solved in turn
+LOGITS_AT_ONCE = 1 << 26
 ROWS_AT_ONCE = 8192  # turned into float64 at once
-COVARIANCE_ROWS = 4  # rows per feature that the preconditioner looks at
-# Digits, strength 1e-6: 120 iterations, more than 1,500 without following the spread; 2 or 4 is the
-# same
+COVARIANCE_ROWS = 4  # rows per feature that the preconditioner uses
+# The preconditioner is factored again when the spread has changed by this factor. Digits, strength
+# 1e-6: 120 iterations, and more than 1,500 without following the spread; 2 or 4 is the same
 DRIFT = 4.0
 
 
@@ -47,10 +46,12 @@ class Solution:
     """The minimum of J for each of S strengths.
 
     Attributes:
-        weight: (S, f, K) float64, for standardised features. bias: (S, K).
-        objective: (S,) J at the solution, nats.
-        gradient: (S,) |grad J| divided by its value at W = 0, b = 0.
-        iterations: of the whole batch. converged: (S,) whether gradient <= tolerance.
+        weight: (S, f, K) float64, for standardised features.
+        bias: (S, K) float64.
+        objective: (S,), J at the solution, nats.
+        gradient: (S,), |grad J| divided by its value at W = 0, b = 0.
+        iterations: of the whole batch.
+        converged: (S,), whether gradient <= tolerance.
     """
 
     weight: Tensor
@@ -62,11 +63,11 @@ class Solution:
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (f,) of the rows (over n, not n - 1), float32 or wider; the deviation of a
-    constant column is 1.
+    """Return mean and standard deviation (f,) of the rows (n, f), float32 or wider.
 
-    A column is constant if its deviation is below the rounding of its mean: dividing by that would
-    turn rounding into a feature.
+    The deviation is over n, not n - 1, and 1 for a constant column. A column is constant if its
+    deviation is below the rounding of its mean: dividing by that would turn rounding into a
+    feature.
     """
     variance, mean = torch.var_mean(at_least_float32(features), dim=0, correction=0)
     deviation = variance.sqrt()
@@ -80,19 +81,24 @@ def logistic_regression(
     strengths: Sequence[float],
     tolerance: float = 1e-6,
     max_iterations: int = 500,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Solution:
-    """Minimise J for every strength at once (see the module's head for the objective and the
-    method).
+    """Minimise J for every strength at once; the module's docstring has objective and method.
 
     Args:
-        x: (n, f) standardised features, float32 or float64; the preconditioner counts on columns of
-            mean 0.
-        target: (n,) int64 in [0, K), each class present. strengths: S numbers > 0.
+        x: (n, f), standardised features, float32 or float64; the preconditioner counts on columns
+            of mean 0.
+        target: (n,) int64 in [0, K), each class present.
+        strengths: S numbers above 0.
         tolerance: stop when |grad J| <= tolerance * |grad J at 0|, for every strength.
+        max_iterations: after which the solver stops without having converged.
+        logits_at_once: rows x strengths x classes in one batch. It changes memory, not the result.
     """
-    at_once = max(1, LOGITS_AT_ONCE // (len(x) * int(target.max() + 1)))
+    at_once = max(1, logits_at_once // (len(x) * int(target.max() + 1)))
     groups = [strengths[i : i + at_once] for i in range(0, len(strengths), at_once)]
-    parts = [_minimise(_Objective(x, target, group), tolerance, max_iterations) for group in groups]
+    parts = [
+        minimise(LogisticObjective(x, target, group), tolerance, max_iterations) for group in groups
+    ]
     names = ("weight", "bias", "objective", "gradient", "converged")
     return Solution(
         **{n: torch.cat([getattr(p, n) for p in parts]) for n in names},
@@ -100,58 +106,62 @@ def logistic_regression(
     )
 
 
-class _Objective:
-    """J for S strengths. Parameters theta: (S, K, f + 1), float64, the bias in the last column.
-    Logits z: (S, K, n), in x's type.
+class LogisticObjective:
+    """The objective J of the module's docstring, for S strengths.
 
-    Rows of x come last in z: at S K = 10 the two products run 2 and 6 times faster than their
-        transposes, and a softmax over the
-    second dimension 9 times faster than one over the last (measured, one core).
+    Parameters theta are (S, K, f + 1), float64, with the bias in the last column; logits z are
+    (S, K, n), in x's type. Rows of x come last in z: at S K = 10 the two products run 2 and 6 times
+    faster than their transposes, and a softmax over the second dimension 9 times faster than one
+    over the last (measured, one core).
     """
 
     def __init__(self, x: Tensor, target: Tensor, strengths: Sequence[float]) -> None:
+        """Compute the features' covariance and factor the first estimate of the Hessian.
+
+        Args:
+            x: (n, f), standardised features.
+            target: (n,) int64 in [0, K), each class present.
+            strengths: S numbers above 0.
+        """
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
         self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
-        rows = x[
-            :: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))
-        ]  # evenly spaced; costs time, not exactness, if off
+        # Evenly spaced rows; a poor choice costs time, not exactness
+        rows = x[:: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))]
         self.covariance = (rows.T @ rows).double() / len(rows)
         self.spread = torch.full_like(self.strength, torch.inf)
         self.aim(x.new_zeros(len(strengths), self.classes, 1))
 
     def aim(self, z: Tensor) -> None:
-        """Factor the Hessian's estimate, spread * covariance + strength I, where the spread has
-        moved by a factor of DRIFT.
+        """Factor the Hessian's estimate where the spread has changed by a factor of DRIFT.
 
-        The spread of p = softmax(z) is the mean over rows of sum_k p_k (1 - p_k) / (K - 1). At z =
-        0 it is 1 / K and the estimate is exact (on weights that sum to 0 over the classes); as the
-        model grows sure it falls by orders of magnitude.
+        The estimate is spread * covariance + strength I. The spread of p = softmax(z) is the mean
+        over rows of sum_k p_k (1 - p_k) / (K - 1). At z = 0 it is 1 / K and the estimate is exact
+        (on weights that sum to 0 over the classes); as the model becomes sure it falls by orders of
+        magnitude.
         """
-        spread = (1 - z.softmax(1).square().sum(1)).mean(1, dtype=torch.float64)[:, None, None] / (
-            self.classes - 1
-        )
-        spread = spread.clamp_min(1e-12)
+        unsure = (1 - z.softmax(1).square().sum(1)).mean(1, dtype=torch.float64)[:, None, None]
+        spread = (unsure / (self.classes - 1)).clamp_min(1e-12)
         if ((spread / self.spread).log().abs() > log(DRIFT)).any():
             self.spread, self.factor = spread, self._factored(spread)
 
     def _factored(self, spread: Tensor) -> Tensor:
-        """Where rows are fewer than columns, or columns repeat each other, the rounding of the
-        covariance's product can outweigh a weak
-        penalty and make the estimate indefinite: then it is lifted by as much. That costs time, not
-            exactness.
+        """The Cholesky factor of the estimate, lifted where rounding has made it indefinite.
+
+        Where rows are fewer than columns, or columns repeat each other, the rounding of the
+        covariance's product can outweigh a weak penalty. Lifting costs time, not exactness.
         """
         eye = torch.eye(len(self.covariance), dtype=torch.float64, device=self.x.device)
         estimate = spread * self.covariance + self.strength * eye
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(estimate)
-        if not failed.any():
-            return factor
-        rounding = (
-            4 * torch.finfo(self.x.dtype).eps * self.covariance.trace()
-        )  # the trace is above the largest eigenvalue
-        return torch.linalg.cholesky(estimate + rounding * spread * eye)
+        if failed.any():
+            # The trace is above the largest eigenvalue
+            rounding = 4 * torch.finfo(self.x.dtype).eps * self.covariance.trace()
+            factor = torch.linalg.cholesky(estimate + rounding * spread * eye)
+        return factor
 
-    def only(self, keep: Tensor) -> "_Objective":
-        """The same for some of the strengths; keep: (S,) bool."""
+    def only(self, keep: Tensor) -> "LogisticObjective":
+        """Return the objective for some of the strengths; keep: (S,) bool."""
         part = copy(self)
         part.strength, part.spread, part.factor = (
             self.strength[keep],
@@ -161,60 +171,58 @@ class _Objective:
         return part
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """The inverse of the estimate, on (S, K, f + 1). The bias meets no other column: those of x
-        have mean 0.
+        """Return the inverse of the Hessian's estimate times (S, K, f + 1).
+
+        The bias meets no other column, since those of x have mean 0.
         """
         weight = torch.cholesky_solve(gradient[:, :, :-1].mT, self.factor).mT
         return torch.cat([weight, gradient[:, :, -1:] / self.spread], 2)
 
     def logits(self, theta: Tensor) -> Tensor:
+        """Return the logits by products in x's type, (S, K, n)."""
         theta = theta.to(self.x.dtype)
-        return (theta[:, :, :-1].flatten(0, 1) @ self.x.T).unflatten(0, theta.shape[:2]) + theta[
-            :, :, -1:
-        ]
+        product: Tensor = theta[:, :, :-1].flatten(0, 1) @ self.x.T
+        return product.unflatten(0, theta.shape[:2]) + theta[:, :, -1:]  # type: ignore[no-any-return]
 
     def exact_logits(self, theta: Tensor) -> Tensor:
-        """The logits by float64 products, rounded once."""
+        """Return the logits by float64 products, rounded once, (S, K, n)."""
         blocks = [
             (theta[:, :, :-1].flatten(0, 1) @ rows.double().T).to(rows.dtype)
             for rows in self.x.split(ROWS_AT_ONCE)
         ]
-        return torch.cat(blocks, 1).unflatten(0, theta.shape[:2]) + theta[:, :, -1:].to(
-            self.x.dtype
-        )
+        product = torch.cat(blocks, 1).unflatten(0, theta.shape[:2])
+        return product + theta[:, :, -1:].to(self.x.dtype)  # type: ignore[no-any-return]
 
     def gradient(self, theta: Tensor, z: Tensor) -> Tensor:
-        """(S, K, f + 1): (softmax(z) - Y) X / n + strength W."""
+        """Return (softmax(z) - Y) X / n + strength W, (S, K, f + 1)."""
         residual = z.softmax(1)
         residual[:, self.target, self._rows] -= 1
-        of_weight = (residual.flatten(0, 1) @ self.x).unflatten(0, z.shape[:2]).double() / len(
-            self.x
-        )
+        product = (residual.flatten(0, 1) @ self.x).unflatten(0, z.shape[:2])
+        of_weight = product.double() / len(self.x)
         of_bias = residual.mean(2, keepdim=True, dtype=torch.float64)
         return torch.cat([of_weight + self.strength * theta[:, :, :-1], of_bias], 2)
 
     def value(self, theta: Tensor, z: Tensor) -> Tensor:
-        """(S,) J in nats."""
+        """Return J in nats, (S,)."""
         loss = z.logsumexp(1) - z[:, self.target, self._rows]
         weight = theta[:, :, :-1]
-        return loss.mean(1, dtype=torch.float64) + self.strength.flatten() / 2 * _dot(
-            weight, weight
-        )
+        penalty = self.strength.flatten() / 2 * _dot(weight, weight)
+        return loss.mean(1, dtype=torch.float64) + penalty
 
     def along(
         self, theta: Tensor, direction: Tensor, z: Tensor, dz: Tensor, step: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """First and second derivative (S,) of J(theta + step direction) in step, without a product
-        with x.
+        """Return the first and second derivative of J(theta + step direction) in step, (S,) each.
+
+        They need no product with x: the logits are z + step dz.
         """
         p = (z + step[:, None, None].to(z.dtype) * dz).softmax(1)
         mean = (p * dz).sum(1)  # (S, n), of dz under p
         slope = (mean - dz[:, self.target, self._rows]).mean(1, dtype=torch.float64)
         curvature = ((p * dz.square()).sum(1) - mean.square()).mean(1, dtype=torch.float64)
         w, d, strength = theta[:, :, :-1], direction[:, :, :-1], self.strength.flatten()
-        return slope + strength * (_dot(w, d) + step * _dot(d, d)), curvature + strength * _dot(
-            d, d
-        )
+        length = _dot(d, d)
+        return slope + strength * (_dot(w, d) + step * length), curvature + strength * length
 
     @property
     def _rows(self) -> Tensor:
@@ -223,57 +231,58 @@ class _Objective:
 
 @dataclass
 class _Descent:
-    """L-BFGS under way, for the strengths still open. pairs: the last MEMORY (step, change of
-    gradient), (S, K, f + 1) each.
+    """The state of L-BFGS for the strengths that have not converged.
 
-    The logits are carried along, z + step dz, and their rounding with them; so exact logits have
-    the last word on convergence.
+    `pairs` has the last MEMORY (step, change of gradient), (S, K, f + 1) each. The logits are
+    carried along as z + step dz, and their rounding with them, so exact logits decide on
+    convergence.
     """
 
-    objective: _Objective
+    objective: LogisticObjective
     theta: Tensor
     z: Tensor
     gradient: Tensor
     pairs: list[tuple[Tensor, Tensor]]
 
     def step(self) -> None:
-        direction = -_lbfgs(self.objective, self.gradient, self.pairs)
-        dz = self.objective.logits(direction)
-        length = _line_search(
-            self.objective, self.theta, direction, self.z, dz, _dot(self.gradient, direction)
-        )[:, None, None]
-        self.theta, self.z, before = (
-            self.theta + length * direction,
-            self.z + length.to(dz.dtype) * dz,
+        """Move along the L-BFGS direction by one line search."""
+        direction, before = (
+            -lbfgs_direction(self.objective, self.gradient, self.pairs),
             self.gradient,
         )
+        dz = self.objective.logits(direction)
+        length = line_search(
+            self.objective, self.theta, direction, self.z, dz, _dot(before, direction)
+        )[:, None, None]
+        self.theta = self.theta + length * direction
+        self.z = self.z + length.to(dz.dtype) * dz
         self.gradient = self.objective.gradient(self.theta, self.z)
         self.objective.aim(self.z)
         self.pairs = [*self.pairs[1 - MEMORY :], (length * direction, self.gradient - before)]
 
     def refresh(self) -> None:
+        """Replace the carried logits by exact ones, and the gradient by theirs."""
         self.z = self.objective.exact_logits(self.theta)
         self.gradient = self.objective.gradient(self.theta, self.z)
 
     def only(self, keep: Tensor) -> "_Descent":
+        """The same for some of the strengths; keep: (S,) bool."""
         pairs = [(s[keep], y[keep]) for s, y in self.pairs]
         return _Descent(
             self.objective.only(keep), self.theta[keep], self.z[keep], self.gradient[keep], pairs
         )
 
 
-def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> Solution:
-    """Batched L-BFGS. A strength that has converged leaves the batch, so that the slowest does not
-    make all the others work.
+def minimise(objective: LogisticObjective, tolerance: float, max_iterations: int) -> Solution:
+    """Minimise J by batched L-BFGS; a strength that has converged leaves the batch.
+
+    Arguments as for `logistic_regression`.
     """
     theta = objective.x.new_zeros(
         len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64
     )
-    run, left, iterations = (
-        _Descent(objective, theta.clone(), theta, theta, []),
-        torch.arange(len(theta), device=theta.device),
-        0,
-    )
+    run, iterations = _Descent(objective, theta.clone(), theta, theta, []), 0
+    left = torch.arange(len(theta), device=theta.device)
     run.refresh()
     enough = tolerance * _norm(run.gradient)
     while len(left) and iterations < max_iterations:
@@ -298,9 +307,18 @@ def _minimise(objective: _Objective, tolerance: float, max_iterations: int) -> S
     )
 
 
-def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian's estimate times the gradient: the two loops of Nocedal & Wright,
-    algorithm 7.4, for each strength.
+def lbfgs_direction(
+    objective: LogisticObjective, gradient: Tensor, pairs: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return the inverse Hessian's estimate times the gradient, (S, K, f + 1).
+
+    These are the two loops of Nocedal & Wright, algorithm 7.4, for each strength.
+
+    Args:
+        objective: whose preconditioner starts the estimate.
+        gradient: (S, K, f + 1).
+        pairs: the last steps and changes of the gradient, (S, K, f + 1) each. A pair without
+            positive curvature is left out.
     """
     weights = []
     for s, y in reversed(pairs):
@@ -314,25 +332,30 @@ def _lbfgs(objective: _Objective, gradient: Tensor, pairs: list[tuple[Tensor, Te
     return result
 
 
-def _line_search(
-    objective: _Objective,
+def line_search(
+    objective: LogisticObjective,
     theta: Tensor,
     direction: Tensor,
     z: Tensor,
     dz: Tensor,
     slope_at_0: Tensor,
 ) -> Tensor:
-    """(S,) steps with |slope| <= |slope at 0| / 10, by Newton in a bracket; J is convex, so the
-    slope's sign says which side.
+    """Return steps with |slope| <= |slope at 0| / 10, (S,), by Newton in a bracket.
 
-    Slopes alone decide (the approximate Wolfe conditions of Hager & Zhang 2005): near the minimum,
-    differences of J are rounding.
+    J is convex, so the slope's sign says on which side the minimum is. Slopes alone decide (the
+    approximate Wolfe conditions of Hager & Zhang 2005): near the minimum, differences of J are
+    rounding.
+
+    Args:
+        objective: J.
+        theta: (S, K, f + 1), where the search starts.
+        direction: (S, K, f + 1).
+        z: (S, K, n), the logits at theta.
+        dz: (S, K, n), the change of the logits along the direction.
+        slope_at_0: (S,), the slope of J along the direction at theta, below 0.
     """
-    step, low, high = (
-        torch.ones_like(slope_at_0),
-        torch.zeros_like(slope_at_0),
-        torch.full_like(slope_at_0, torch.inf),
-    )
+    step, low = torch.ones_like(slope_at_0), torch.zeros_like(slope_at_0)
+    high = torch.full_like(slope_at_0, torch.inf)
     for _ in range(30):
         slope, curvature = objective.along(theta, direction, z, dz, step)
         open_ = slope.abs() > 0.1 * slope_at_0.abs()
@@ -341,9 +364,8 @@ def _line_search(
         low, high = torch.where(slope < 0, step, low), torch.where(slope < 0, high, step)
         newton = step - slope * _inverse(curvature)
         halfway = torch.where(high.isfinite(), (low + high) / 2, 2 * step)
-        step = torch.where(
-            open_, torch.where((newton > low) & (newton < high), newton, halfway), step
-        )
+        inside = torch.where((newton > low) & (newton < high), newton, halfway)
+        step = torch.where(open_, inside, step)
     return step
 
 
@@ -356,11 +378,8 @@ def _norm(a: Tensor) -> Tensor:
 
 
 def _inverse(a: Tensor) -> Tensor:
-    """1 / a, and 0 where rounding has made a curvature of the convex J not positive: such a pair is
-    left out.
+    """1 / a, and 0 where rounding has made a curvature of the convex J not positive.
+
+    So such a pair is left out.
     """
     return torch.where(a > 0, 1 / a, 0)
-
-
-def at_least_float32(features: Tensor) -> Tensor:
-    return features if features.dtype == torch.float64 else features.float()

@@ -1,9 +1,8 @@
-"""Numbers that say how good directions and certainties are: tensors in, numbers out, means over all
-rows unless said otherwise.
+"""Numbers that say how good directions and certainties are: tensors in, numbers out.
 
-Directions are unit vectors (n, d). A certainty is any increasing scale: only its order counts, and
-equal values are treated as equal (mean ranks), so that no number here depends on the order of the
-rows.
+Means are over all rows unless a docstring says otherwise. Directions are unit vectors (n, d). A
+certainty is any increasing scale: only its order counts, and equal values are treated as equal
+(mean ranks), so no number here depends on the order of the rows.
 """
 
 import math
@@ -20,18 +19,23 @@ BLOCK = 2048  # rows of a block of pairs: 32 MiB in float64
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean |mu_i - mu'_i|^2 over the pairs of views (n, d) of the same image, in [0, 4] (Wang &
-    Isola 2020, eq. 3, alpha = 2).
+    """Return the mean of |mu_i - mu'_i|^2 over the pairs of views (n, d) of one image, in [0, 4].
+
+    Wang & Isola 2020, eq. 3, alpha = 2.
     """
     return float((first.double() - second.double()).square().sum(1).mean())
 
 
-def uniformity(directions: Tensor, t: float = 2.0) -> float:
-    """log of the mean of exp(-t |mu_i - mu_j|^2) over pairs i != j, nats, in [-4 t, 0] (Wang &
-    Isola 2020, eq. 4).
+def uniformity(directions: Tensor, t: float = 2.0, block: int = BLOCK) -> float:
+    """Return the log of the mean of exp(-t |mu_i - mu_j|^2) over pairs i != j, in [-4 t, 0].
 
-    Uniform directions in high dimension give about -2 t + 2 t^2 / d; 0 is a collapse to a point.
-    Unit vectors only.
+    Wang & Isola 2020, eq. 4, in nats. Uniform directions in high dimension give about
+    -2 t + 2 t^2 / d; 0 is a collapse to a point.
+
+    Args:
+        directions: (n, d), unit vectors only.
+        t: the sharpness of the Gaussian potential.
+        block: rows of a block of pairs. It changes memory, not the result.
 
     Raises:
         ValueError: fewer than two directions.
@@ -39,28 +43,34 @@ def uniformity(directions: Tensor, t: float = 2.0) -> float:
     n, total = len(directions), 0.0
     if n < 2:
         raise ValueError(
-            f"uniformity is a mean over pairs, it needs two directions or more, got {n}"
+            f"uniformity is a mean over pairs, so it needs two directions or more, not {n}"
         )
-    for start in range(0, n, BLOCK):
-        rows = directions[start : start + BLOCK].double()
-        for other in range(start, n, BLOCK):
-            pairs = torch.exp(2 * t * (rows @ directions[other : other + BLOCK].double().T - 1))
+    for start in range(0, n, block):
+        rows = directions[start : start + block].double()
+        for other in range(start, n, block):
+            pairs = torch.exp(2 * t * (rows @ directions[other : other + block].double().T - 1))
             total += float(
                 2 * pairs.sum() if other > start else pairs.sum() - pairs.diagonal().sum()
             )
     return math.log(total / (n * (n - 1)))
 
 
-def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the singular values' shares, in [1, min(n, f)] (RankMe, Garrido et al.
-    2023, eq. 1; not centred).
+def effective_rank(features: Tensor, block: int = BLOCK) -> float:
+    """Return exp of the entropy of the singular values' shares, in [1, min(n, f)].
 
-    From the eigenvalues of the smaller Gram matrix in float64, summed by blocks: no float64 copy of
-    the features. NaN or infinite features raise torch's LinAlgError.
+    RankMe (Garrido et al. 2023, eq. 1), not centred. It is computed from the eigenvalues of the
+    smaller Gram matrix in float64, summed by blocks, without a float64 copy of the features.
+
+    Args:
+        features: (n, f).
+        block: rows of a block. It changes memory, not the result.
+
+    Raises:
+        torch.linalg.LinAlgError: a feature is NaN or infinite.
     """
     tall = features if len(features) >= features.shape[1] else features.T
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=features.device)
-    for rows in tall.split(BLOCK):
+    for rows in tall.split(block):
         gram.addmm_(rows.double().T, rows.double())
     share = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -68,8 +78,9 @@ def effective_rank(features: Tensor) -> float:
 
 
 def instance_match(first: Tensor, second: Tensor) -> float:
-    """How often the view of the other side nearest to a view is its own partner; mean over the 2n
-    views (n, d) + (n, d).
+    """Return how often the nearest view of the other side is a view's own partner, in [0, 1].
+
+    The mean is over the 2n views, (n, d) and (n, d).
     """
     own = torch.arange(len(first), device=first.device)
     hits = [
@@ -82,15 +93,16 @@ def instance_match(first: Tensor, second: Tensor) -> float:
 def nearest_has_class(
     queries: Tensor, labels: Tensor, keys: Tensor | None = None, key_labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Does the nearest neighbour have the right class, and how similar is it?
+    """Return whether the nearest neighbour has the right class, and how similar it is.
 
     Args:
-        queries: (q, d), labels: (q,). keys: (n, d), key_labels: (n,); None: among the queries
-            themselves, without oneself.
+        queries: (q, d), of any length.
+        labels: (q,), the classes of the queries.
+        keys: (n, d), among which the neighbour is sought. Default: the other queries.
+        key_labels: (n,), the classes of the keys.
 
     Returns:
-        (correct (q,) bool, similarity (q,) cosine: the baseline certainty to print beside any
-        learned one).
+        `correct` (q,) bool, and the cosine (q,), the baseline for any learned certainty.
     """
     if keys is None or key_labels is None:
         similarity, index = top_k(queries, queries, 1, exclude_self=True)
@@ -106,21 +118,31 @@ def r_auroc(
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
 ) -> float:
-    """AUROC of the certainty (q,) for "the nearest neighbour has the right class" (URL benchmark,
-    Kirchhof et al. 2023).
+    """Return the AUROC of a certainty for "the nearest neighbour has the right class".
 
-    Without keys the neighbour is sought among the queries, as the benchmark does; see
-    nearest_has_class.
+    URL benchmark, Kirchhof et al. 2023, which seeks the neighbour among the queries.
+
+    Args:
+        certainty: (q,), of the queries.
+        queries: (q, d), and all further arguments, as for `nearest_has_class`.
+        labels: (q,).
+        keys: (n, d).
+        key_labels: (n,).
     """
     return auroc(certainty, nearest_has_class(queries, labels, keys, key_labels)[0])
 
 
 def auroc(score: Tensor, positive: Tensor) -> float:
-    """P(score of a positive > score of a negative) + P(equal) / 2: Mann and Whitney's U. NaN if one
-    of the two kinds is absent.
+    """Return P(a positive has a higher score than a negative) + P(equal) / 2.
+
+    This is Mann and Whitney's U over the number of pairs. NaN if one of the two kinds is absent.
 
     Args:
-        score: (n,) finite. positive: (n,) bool.
+        score: (n,), finite.
+        positive: (n,) bool.
+
+    Raises:
+        ValueError: a score is not finite.
     """
     positive = positive.bool()
     p, n = int(positive.sum()), int((~positive).sum())
@@ -130,11 +152,13 @@ def auroc(score: Tensor, positive: Tensor) -> float:
 
 
 def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
-    """(coverage (n,), risk (n,)): the error rate among the k surest rows, k = 1..n, at coverage k /
-    n (El-Yaniv & Wiener 2010).
+    """Return the coverages k / n and the error rates among the k surest rows, k = 1..n, (n,) each.
 
-    Rows of equal certainty are taken in random order, in expectation: each counts with the mean
-    error of its group.
+    El-Yaniv & Wiener 2010. Rows of equal certainty are taken in random order, in expectation: each
+    counts with the mean error of its group.
+
+    Raises:
+        ValueError: a certainty is not finite.
     """
     _, group = _finite(certainty).unique(return_inverse=True)
     error = 1 - correct.to(torch.float64)
@@ -144,15 +168,17 @@ def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def aurc(certainty: Tensor, correct: Tensor) -> float:
-    """Area under the risk-coverage curve: mean of its n risks, in [0, 1], lower is better (Geifman
-    et al. 2019).
+    """Return the area under the risk-coverage curve, in [0, 1]; lower is better.
+
+    It is the mean of the curve's n risks (Geifman et al. 2019).
     """
     return float(risk_coverage(certainty, correct)[1].mean())
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation, (n,) and (n,), with mean ranks for equal values. NaN if one of
-    them is constant.
+    """Return Spearman's rank correlation of (n,) and (n,), with mean ranks for equal values.
+
+    NaN if one of them is constant.
     """
     a, b = (r - r.mean() for r in (ranks(first), ranks(second)))
     scale = float((a.square().sum() * b.square().sum()).sqrt())
@@ -160,21 +186,26 @@ def spearman(first: Tensor, second: Tensor) -> float:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(n,) float64 ranks from 1; equal values share their mean rank. Raises ValueError for values
-    that are not finite.
+    """Return the ranks from 1 of (n,) values, float64; equal values share their mean rank.
+
+    Raises:
+        ValueError: a value is not finite.
     """
     _, group, count = _finite(values).unique(return_inverse=True, return_counts=True)
     last = count.cumsum(0).double()
-    return (last - (count.double() - 1) / 2)[group]
+    mean: Tensor = last - (count.double() - 1) / 2
+    return mean[group]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predicted against observed, by bins of the prediction; empty bins are left out.
+    """Predicted against observed values, by bins of the prediction; empty bins are left out.
 
     Attributes:
-        count: (b,) rows in the bin. predicted, observed: (b,) means in the bin.
-        error: mean over rows of |predicted - observed| of their bin (so a bin weighs its count).
+        count: (b,), rows in the bin.
+        predicted: (b,), means of the predictions in the bin.
+        observed: (b,), means of the observations in the bin.
+        error: mean over rows of |predicted - observed| of their bin, so a bin weighs its count.
     """
 
     count: Tensor
@@ -183,49 +214,62 @@ class Calibration:
     error: float
 
 
-def calibration(
+def calibration_by_bins(
     predicted: Tensor,
     observed: Tensor,
     bins: int = 10,
     binning: Literal["count", "width"] = "count",
 ) -> Calibration:
-    """Does E[cosine of the two views | r] = r hold (theory 2)? Bins of the predicted r (n,) against
-    the observed cosine (n,).
+    """Compare predictions with observations in bins of the prediction.
+
+    Used for the model's own test: E[cosine of two views | r] = r (theory 2).
 
     Args:
-        binning: "count", the default: bins of equal count, for radii crowd together and bins of
-            equal width would be empty or huge; equal predictions share a bin. "width": of equal
-            width between the smallest and the largest prediction.
+        predicted: (n,), for example r.
+        observed: (n,), for example the cosine.
+        bins: how many.
+        binning: "count", the default: bins of equal count, since radii crowd together and bins of
+            equal width would be empty or huge; equal predictions share a bin. "width": bins of
+            equal width between the smallest and the largest prediction.
+
+    Raises:
+        ValueError: a prediction is not finite.
     """
     if binning == "count":
         position = (ranks(predicted) - 0.5) / len(predicted)
     else:
         low, high = _finite(predicted).double().aminmax()
-        position = (predicted.double() - low) / (high - low).clamp_min(
-            torch.finfo(torch.float64).tiny
-        )
+        width = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
+        position = (predicted.double() - low) / width
     return _table(position, predicted, observed, bins)
 
 
 def ece(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
-    """Expected calibration error of the most likely class (Guo et al. 2017): bins of equal width in
-    [0, 1].
+    """Return the expected calibration error of the most likely class (Guo et al. 2017), in [0, 1].
 
     Args:
-        probabilities: (n, K), rows sum to 1. target: (n,) int64, the right column.
+        probabilities: (n, K), rows sum to 1.
+        target: (n,) int64, the right column.
+        bins: of equal width in [0, 1].
     """
     confidence, guess = probabilities.double().max(1)
     return _table(confidence, confidence, guess == target, bins).error
 
 
 def monotone_map(score: Tensor, outcome: Tensor) -> Callable[[Tensor], Tensor]:
-    """The increasing map score -> E[outcome] with least squares (isotonic regression), constant
-    beyond the scores it has seen.
+    """Fit the increasing map score -> E[outcome] by least squares (isotonic regression).
 
-    Fit it on held-out rows, apply it to others: a score on an arbitrary scale becomes a calibrated
-    probability or cosine.
+    Fit it on held-out rows and apply it to others: a score on an arbitrary scale becomes a
+    calibrated probability or cosine. Beyond the fitted scores the map is constant.
+
+    Args:
+        score: (n,).
+        outcome: (n,).
+
+    Returns:
+        a function of (m,) scores.
     """
-    from sklearn.isotonic import IsotonicRegression  # late: 1.4 s
+    from sklearn.isotonic import IsotonicRegression  # imported late: it takes 1.4 s
 
     model = IsotonicRegression(out_of_bounds="clip").fit(
         score.cpu().double().numpy(), outcome.cpu().double().numpy()
@@ -236,14 +280,21 @@ def monotone_map(score: Tensor, outcome: Tensor) -> Callable[[Tensor], Tensor]:
 def wilson_interval(
     successes: int, trials: int, z: float = 1.959963984540054
 ) -> tuple[float, float]:
-    """Wilson's (1927) interval of a rate, 95 % by default: inside [0, 1], and of use at 0 and at 1.
+    """Return Wilson's (1927) interval of a rate, 95 % by default.
+
+    It lies inside [0, 1], and is useful at rates of 0 and 1 too.
+
+    Args:
+        successes: how many trials succeeded.
+        trials: how many there were, at least 1.
+        z: the normal quantile of the confidence.
 
     Raises:
         ValueError: no trials, or successes outside [0, trials].
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
-            f"a rate needs 0 <= successes <= trials and a trial, got {successes} of {trials}"
+            f"a rate needs 0 <= successes <= trials and a trial, not {successes} of {trials}"
         )
     rate, shrink = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / shrink
@@ -261,13 +312,10 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def _table(position: Tensor, predicted: Tensor, observed: Tensor, bins: int) -> Calibration:
-    """Rows with position in [i / bins, (i + 1) / bins) make bin i; position 1 belongs to the last."""
+    """Rows with position in [i / bins, (i + 1) / bins) make bin i; the last includes 1."""
     index = (position * bins).long().clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.float64, device=index.device)
-    sums.index_add_(
-        1,
-        index,
-        torch.stack([torch.ones_like(position), predicted.double(), observed.double()]).double(),
-    )
+    rows = torch.stack([torch.ones_like(position), predicted.double(), observed.double()])
+    sums.index_add_(1, index, rows.double())
     count, p, o = sums[:, sums[0] > 0]
     return Calibration(count.long(), p / count, o / count, float((p - o).abs().sum() / count.sum()))

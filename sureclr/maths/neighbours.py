@@ -1,33 +1,43 @@
-"""Exact nearest neighbours by cosine, in blocks of bounded memory, and the weighted vote of Wu et
-al. (2018).
+"""Exact nearest neighbours by cosine in bounded memory, and the weighted vote of Wu et al. 2018.
 
 A block of similarities never exceeds QUERY_BLOCK x KEY_BLOCK entries (64 MiB in float32), whatever
-the size of the two sets. Equal similarities go to the lowest index, so that a result does not
+the size of the two sets. Of equal similarities the lowest index comes first, so a result does not
 depend on the sorting routine of a device.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+
+from sureclr.maths.sphere import unit_rows
 
 QUERY_BLOCK, KEY_BLOCK = 1024, 16384
 
 
 def top_k(
-    queries: Tensor, keys: Tensor, k: int, exclude_self: bool = False
+    queries: Tensor,
+    keys: Tensor,
+    k: int,
+    exclude_self: bool = False,
+    query_block: int = QUERY_BLOCK,
+    key_block: int = KEY_BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """The k keys with the highest cosine to each query, best first; exact; the lower index first
-    where cosines are equal.
+    """Return the k keys with the highest cosine to each query, best first.
+
+    The search is exact; of equal cosines the lower index comes first.
 
     Args:
-        queries: (q, d), any length (normalised here; a row of zeros has cosine 0 with everything);
-            half precision is widened.
+        queries: (q, d), of any length (normalised here; a row of zeros has cosine 0 with
+            everything). Half precision is raised to float32.
         keys: (n, d), on the same device.
         k: 1 <= k <= n (n - 1 with exclude_self).
         exclude_self: query i *is* key i and must not find itself (leave-one-out); then q = n.
+        query_block: queries in a block of similarities. It changes memory, not the result.
+        key_block: keys in a block of similarities.
 
     Returns:
-        (similarity (q, k), index (q, k) int64).
+        the similarity (q, k), and the index (q, k) int64.
 
     Raises:
         ValueError: k out of range, or exclude_self with different numbers of queries and keys.
@@ -36,18 +46,18 @@ def top_k(
     if not 1 <= k <= available:
         raise ValueError(
             f"k = {k} neighbours need 1 <= k <= {available}, the number of"
-            f" keys{' but itself' * exclude_self}"
+            f" keys{' but itself' * exclude_self}; choose another k"
         )
     if exclude_self and len(queries) != len(keys):
         raise ValueError(
-            f"exclude_self needs queries and keys to be the same rows, got {len(queries)} and"
-            f" {len(keys)}"
+            f"exclude_self needs queries and keys to be the same rows, but there are {len(queries)}"
+            f" queries and {len(keys)} keys"
         )
-    queries, keys = _unit(queries), _unit(keys)
-    starts = range(0, len(queries), QUERY_BLOCK)
+    queries, keys = unit_rows(queries), unit_rows(keys)
     rows = [
-        _best_of_all(queries[i : i + QUERY_BLOCK], keys, k, i if exclude_self else None)
-        for i in starts
+        _best_of_all(block, keys.split(key_block), k, i * query_block if exclude_self else None)
+        for i, block in enumerate(queries.split(query_block))
+        if len(block)
     ]
     if not rows:
         return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
@@ -57,64 +67,62 @@ def top_k(
 def vote(
     similarity: Tensor, labels_of_neighbours: Tensor, classes: int, temperature: float = 0.1
 ) -> Tensor:
-    """The class with the largest sum of exp(similarity / temperature) over the neighbours (Wu et
-    al. 2018, eq. in section 3.4).
+    """Return the class with the largest sum of exp(similarity / temperature) over the neighbours.
+
+    Wu et al. 2018, the equation in section 3.4.
 
     Args:
-        similarity: (q, k) cosines. labels_of_neighbours: (q, k) int64 in [0, classes). temperature:
-            > 0.
+        similarity: (q, k) cosines.
+        labels_of_neighbours: (q, k) int64 in [0, classes).
+        classes: how many there are.
+        temperature: above 0. (Not the temperature of a loss.)
 
     Returns:
         (q,) int64; the lowest class where votes are equal.
     """
-    best = similarity.amax(
-        1, keepdim=True
-    )  # a factor common to a row changes no vote, and none overflows
+    # Subtracting the maximum is a factor common to a row: it changes no vote, and none overflows
+    best = similarity.amax(1, keepdim=True)
     weight = torch.exp((similarity - best).double() / temperature)
     votes = weight.new_zeros(len(similarity), classes)
-    for j in range(
-        similarity.shape[1]
-    ):  # one neighbour at a time: no two additions meet, so a GPU gives the same sum every time
+    # One neighbour at a time: no two additions meet, so a GPU gives the same sum every time
+    for j in range(similarity.shape[1]):
         votes.scatter_add_(1, labels_of_neighbours[:, j : j + 1], weight[:, j : j + 1])
     return votes.argmax(1)
 
 
-def _unit(rows: Tensor) -> Tensor:
-    return normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+def _best_of_all(
+    queries: Tensor, key_blocks: Sequence[Tensor], k: int, own: int | None
+) -> tuple[Tensor, Tensor]:
+    """One block of queries against every block of keys.
 
-
-def _best_of_all(queries: Tensor, keys: Tensor, k: int, own: int | None) -> tuple[Tensor, Tensor]:
-    """One block of queries against every block of keys. `own` is the index among the keys of the
-    first query, or None.
+    `own` is the index of the first query among the keys, or None.
     """
-    similarity, index = (
-        queries.new_empty(len(queries), 0),
-        torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device),
-    )
-    for start in range(0, len(keys), KEY_BLOCK):
-        block = queries @ keys[start : start + KEY_BLOCK].T  # (b, up to KEY_BLOCK)
-        if own is not None:
-            block.diagonal(own - start).fill_(
-                -torch.inf
-            )  # empty where the block does not meet the diagonal
-        found, where = _best_of_block(block, k)
-        # What was found before has lower indices, so a stable sort of (before, now) keeps the rule
-        # for equal similarities.
-        similarity, order = torch.cat([similarity, found], 1).sort(
-            dim=1, descending=True, stable=True
-        )
-        similarity = similarity[:, :k]
-        index = torch.cat([index, where + start], 1).gather(1, order)[:, :k]
+    similarity = queries.new_empty(len(queries), 0)
+    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    start = 0
+    for keys in key_blocks:
+        block = queries @ keys.T
+        if own is not None:  # the diagonal is empty where the block does not meet it
+            block.diagonal(own - start).fill_(-torch.inf)
+        best, where = _best_of_block(block, k)
+        # The results of earlier blocks have lower indices, so a stable sort of (before, now) keeps
+        # the rule for equal similarities
+        both = torch.cat([similarity, best], 1).sort(dim=1, descending=True, stable=True)
+        similarity = both.values[:, :k]
+        index = torch.cat([index, where + start], 1).gather(1, both.indices)[:, :k]
+        start += len(keys)
     return similarity, index
 
 
 def _best_of_block(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, largest first, equal values by index. topk leaves equal values to
-    chance: it is right as a set unless the last place is shared with an entry left out, and those
-    rare rows are sorted in full.
+    """The k largest of each row, largest first, equal values by index.
+
+    topk leaves equal values to chance: it is right as a set unless the last place is shared with an
+    entry that was left out, and those rare rows are sorted in full.
     """
     if k >= block.shape[1]:
-        return block.sort(dim=1, descending=True, stable=True)
+        whole = block.sort(dim=1, descending=True, stable=True)
+        return whole.values, whole.indices
     value, where = block.topk(k + 1)
     shared = value[:, k - 1] == value[:, k]
     where, order = where[:, :k].sort(1)

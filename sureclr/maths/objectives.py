@@ -1,11 +1,10 @@
-"""The losses as modules: how a head's direction and number k become a posterior, and the loss of
-it.
+"""The losses as modules for any training loop, and their registry.
 
-    objective = SureLoss(temperature=0.2)
-    loss = objective(objective.read(projections, k))    # (2n, d) and (2n,): rows i and i + n are the two views of image i
+    loss_of = SureLoss()
+    loss = loss_of(projections, k)    # (2n, d) and (2n,); rows i and i + n are views of image i
 
-``OBJECTIVES`` names them all; ``objective(name, **options)`` builds one. At k = 0 every loss that
-has a radius starts from 1/2.
+`OBJECTIVES` has all losses by name, `objective(name, **options)` builds one, and `register_loss`
+adds your own. At k = 0 every loss that has a radius starts from 1/2.
 """
 
 import inspect
@@ -17,176 +16,327 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sureclr.errors import UserError, unknown
+from sureclr.errors import UserError
 from sureclr.maths import losses, references, tiles
-from sureclr.maths.losses import Softening, above, not_negative, raised
-from sureclr.maths.sphere import GAP_MIN, Posterior, radius_and_gap
+from sureclr.maths.losses import (
+    EMPIRICAL_PRIOR,
+    SOFTENING,
+    TEMPERATURE,
+    Softening,
+    above,
+    not_negative,
+)
+from sureclr.maths.references import ELK_TEMPERATURE, PREDICTION_WEIGHT, REGRESSION_WEIGHT
+from sureclr.maths.sphere import (
+    GAP_MIN,
+    Posterior,
+    at_least_float32,
+    kernel_dimension_of,
+    radius_and_gap,
+    unit_rows,
+)
 from sureclr.maths.vmf import vmf_mean_resultant_length
+from sureclr.registry import Registry
 
 MEASURED: Literal["measured"] = "measured"
-PULL = 28.0  # lambda * m of SURE
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
 def bounded(k: Tensor) -> Tensor:
-    """k / sqrt(1 + (k / K)^2), inside (-K, K): so 1 - rho >= GAP_MIN; the slope falls only as
-    |k|^-3, so no view is stuck.
+    """Return k / sqrt(1 + (k / K)^2), inside (-K, K), in at least float32.
+
+    So 1 - rho >= GAP_MIN, and the slope falls only as |k|^-3, so no view is stuck.
     """
-    k = raised(k)
+    k = at_least_float32(k)
     return k / torch.sqrt(1 + (k / K_MAX).square())
 
 
-def unit(projections: Tensor) -> Tensor:
-    """Rows scaled to length 1, in at least float32; unit vectors stay what they are."""
-    return nn.functional.normalize(raised(projections), dim=-1)
-
-
 class Objective(nn.Module, ABC):
-    """A loss with its way of reading the head.
+    """A loss, and how it reads the network's outputs as posteriors.
+
+    Call it with plain tensors, `loss_of(projections, k)`, or with what its `read` returned,
+    `loss_of(posterior)`; a loss that samples also needs `generator=...`. A loss of your own needs
+    `read` and `forward`, and `@register_loss("mine")` above the class gives it a name for
+    `objective` and the command line. Options of its `__init__` are options there.
 
     Attributes:
-        name: as in the registry and on the command line.
-        uses_certainty: whether the head must also give one number k a view.
+        uses_certainty: whether the network must also return one number k a view. Default: True.
+
+    >>> class Cosine(Objective):
+    ...     "Radius and cosine of a pair should both be 1."
+    ...     def read(self, projections, k=None):
+    ...         rho = self.number(projections, k).sigmoid()
+    ...         return Posterior(self.directions(projections), rho)
+    ...     def forward(self, posterior, generator=None):
+    ...         first, second = posterior.mean.chunk(2)
+    ...         return 1 - (first * second).sum(1).mean()
+    >>> Cosine()(torch.eye(2).repeat(2, 1), k=torch.zeros(4))  # radii of 1/2
+    tensor(0.7500)
     """
 
-    name: ClassVar[str]
     uses_certainty: ClassVar[bool] = True
 
     @abstractmethod
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        """(n, d) projections of any length (normalised here), (n,) numbers k -> the posterior of
-        each view, at least float32.
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return the posterior of each row, in at least float32.
+
+        Args:
+            projections: (n, d), of any length.
+            k: (n,), the network's raw number for each row. A loss without certainty ignores it.
+
+        Raises:
+            UserError: the tensors do not fit (see `directions` and `number`).
         """
 
     @abstractmethod
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        """The loss of the posteriors of 2n views: scalar, at least float32, nats; the generator is
-        for losses that sample.
+        """Return the loss of the posteriors of 2n views.
+
+        Args:
+            posterior: rows i and i + n are the views of image i.
+            generator: for losses that sample.
+
+        Returns:
+            a scalar in at least float32, in nats, the mean over 2n views.
         """
 
-    def number(self, k: Tensor | None) -> Tensor:
-        """k in at least float32, or a ``UserError`` where the head gave none."""
+    def __call__(
+        self,
+        views: Posterior | Tensor,
+        k: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the loss of 2n views, from raw outputs or from a posterior.
+
+        Args:
+            views: (2n, d) projections of any length, or the posterior that `read` returned; rows i
+                and i + n are the views of image i.
+            k: (2n,), the raw numbers where `views` are projections.
+            generator: for losses that sample.
+
+        Returns:
+            a scalar in at least float32, in nats, the mean over 2n views.
+
+        Raises:
+            UserError: the tensors do not fit, or the rows do not make two pairs.
+        """
+        if not isinstance(views, Posterior):
+            posterior = self.read(views, k)
+        elif k is None:
+            posterior = views
+        else:
+            raise UserError(
+                "a posterior already contains its certainty, so k cannot be passed beside it; call"
+                " loss(posterior) or loss(projections, k), and pass a generator as generator=."
+            )
+        loss: Tensor = super().__call__(posterior, generator)
+        return loss
+
+    def directions(self, projections: Tensor) -> Tensor:
+        """Return the rows scaled to length 1, (n, d), in at least float32. For use in `read`.
+
+        Raises:
+            UserError: projections are not a floating-point tensor of shape (n, d).
+        """
+        _check_projections(projections)
+        return unit_rows(projections)
+
+    def number(self, projections: Tensor, k: Tensor | None) -> Tensor:
+        """Return k in at least float32, (n,). For use in `read`.
+
+        Raises:
+            UserError: k is missing, or not a floating-point tensor with one number for each row of
+                the projections, on their device.
+        """
+        _check_projections(projections)
         if k is None:
             raise UserError(
-                f"loss {self.name} needs one number a view beside the direction; pass k of shape"
-                " (n,)."
+                f"{type(self).__name__} needs one number a view beside the direction; pass k of"
+                " shape (n,)."
             )
-        return raised(k)
+        _check_floating("k", k)
+        if k.shape != projections.shape[:1]:
+            raise UserError(
+                f"k must have the shape ({len(projections)},), one number for each row of"
+                f" projections, and has {tuple(k.shape)}; reshape it, for example with"
+                " k.flatten()."
+            )
+        if k.device != projections.device:
+            raise UserError(
+                f"k is on {k.device} and projections are on {projections.device}; move one of them."
+            )
+        return at_least_float32(k)
 
     def need(self, what: str, value: Tensor | None) -> Tensor:
-        """A part of the posterior, or a ``UserError`` where it has none."""
+        """Return a part of the posterior that this loss needs.
+
+        Raises:
+            UserError: the posterior does not have it, because another loss made it.
+        """
         if value is None:
             raise UserError(
-                f"loss {self.name} needs a posterior with a {what}; make it with its own"
-                " read(directions, k)."
+                f"{type(self).__name__} needs a posterior with a {what}; make it with its own"
+                " read(projections, k)."
             )
         return value
+
+
+def _check_projections(projections: object) -> None:
+    """Raise a `UserError` unless projections are a floating-point tensor of two dimensions."""
+    _check_floating("projections", projections)
+    if isinstance(projections, Tensor) and projections.ndim != 2:
+        raise UserError(
+            "projections must have the shape (rows, coordinates), and have"
+            f" {tuple(projections.shape)}; reshape them."
+        )
+
+
+def _check_floating(name: str, x: object) -> None:
+    """Raise a `UserError` unless x is a floating-point tensor."""
+    if not isinstance(x, Tensor):
+        raise UserError(
+            f"{name} must be a torch tensor, and is a {type(x).__module__}.{type(x).__name__};"
+            " convert it with torch.as_tensor(...)."
+        )
+    if not x.is_floating_point():
+        raise UserError(
+            f"{name} must have a floating-point type, and has {x.dtype}; convert it with .float()."
+        )
+
+
+OBJECTIVES = Registry[type[Objective]]("loss", "sureclr.losses")
+register_loss = OBJECTIVES.register  # a class decorator: @register_loss("mine")
+
+
+def objective(name: str, **options: Any) -> Objective:
+    """Build the loss of that name.
+
+    Args:
+        name: a name in `OBJECTIVES`.
+        options: of the loss; those that are None keep the loss's default.
+
+    Raises:
+        UserError: the name is unknown, the loss does not take an option, or a value is out of
+            range.
+
+    >>> objective("nt-xent", temperature=0.5).temperature
+    0.5
+    """
+    kind = OBJECTIVES[name]
+    chosen = {option: value for option, value in options.items() if value is not None}
+    takes = [
+        option
+        for option, parameter in inspect.signature(kind).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    for option in chosen:
+        if option not in takes:
+            raise UserError(
+                f"loss {name} takes no {option}; it takes {', '.join(takes) or 'no options'}."
+            )
+    return kind(**chosen)
 
 
 # Losses of the direction alone
 
 
 class DirectionLoss(Objective):
-    """No notion of certainty: the posterior is a direction. ``loss(projections)`` works as well as
-    ``loss(posterior)``.
+    """A loss without a notion of certainty: the posterior is a direction, and k is ignored.
+
+    Args:
+        temperature: tau, above 0.
     """
 
     uses_certainty = False
 
-    def __init__(self, temperature: float = 0.2) -> None:
+    def __init__(self, temperature: float = TEMPERATURE) -> None:
+        """Check the temperature."""
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        return Posterior(unit(directions))
-
-    def directions(self, views: Posterior | Tensor) -> Tensor:
-        """Unit vectors of a posterior, or of (2n, d) projections of any length."""
-        return unit(views) if isinstance(views, Tensor) else views.direction
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return the directions of the projections, without radius or certainty."""
+        return Posterior(self.directions(projections))
 
 
+@register_loss("nt-xent")
 class NTXentLoss(DirectionLoss):
-    """SimCLR's loss (``tiles.nt_xent``: memory linear in n), in which every view is equally sure.
+    """SimCLR's loss, NT-Xent: every view is equally sure.
 
-    Takes a posterior or plain (2n, d) projections.
+    It is `tiles.nt_xent`, whose memory is linear in n.
+
+    Args:
+        temperature: tau, above 0.
     """
 
-    name = "nt-xent"
-
-    def forward(
-        self, posterior: Posterior | Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return tiles.nt_xent(self.directions(posterior), self.temperature)
-
-
-class DCLLoss(DirectionLoss):
-    """Decoupled contrastive learning (``references.dcl``). Takes a posterior or plain (2n, d)
-    projections.
-    """
-
-    name = "dcl"
-
-    def forward(
-        self, posterior: Posterior | Tensor, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return references.dcl(self.directions(posterior), self.temperature)
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `tiles.nt_xent` of the directions."""
+        return tiles.nt_xent(posterior.direction, self.temperature)
 
 
 # Losses with a radius
 
 
 class RadiusLoss(Objective):
-    """rho = sigmoid(k) and 1 - rho = sigmoid(-k), exact where 1 - sigmoid(k) has rounded (theory
-    5).
+    """A loss whose k is the logit of the radius: rho = sigmoid(k), and 1 - rho = sigmoid(-k).
+
+    The gap is exact where 1 - sigmoid(k) has rounded (theory 5). k is `bounded` first.
     """
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        k = bounded(self.number(k))
-        return Posterior(unit(directions), torch.sigmoid(k), torch.sigmoid(-k))
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return direction and radius of each row."""
+        k = bounded(self.number(projections, k))
+        return Posterior(self.directions(projections), torch.sigmoid(k), torch.sigmoid(-k))
 
 
+@register_loss("sure")
 class SureLoss(RadiusLoss):
-    """SURE (``tiles.sure``: memory linear in n): NT-Xent for what a view shows, a likelihood for
-    how sure it is (theory 3).
+    """SURE: NT-Xent for what a view shows, and a likelihood for how sure it is (theory 3).
+
+    It is `tiles.sure`, whose memory is linear in n. At equal pull the two kernels (all coordinates,
+    measured) rank images alike. With all coordinates a crop is more often less certain than its
+    whole; with the measured dimension the radius is calibrated without a map (benchmarks.study;
+    NOTEBOOK.md has the numbers).
 
     Args:
-        temperature: tau of the first term.
-        weight: lambda of the second; None: PULL / m, since its pull on the encoder grows with
-            lambda * m (theory 5).
-        dimension: m of the kernel: a number; None: the number of coordinates, as in the model
-            itself (theory 1); "measured": the running 1 / E[c^2] over views of different images,
-            which is kept in any case, for reading evidence (theory 3).
-        empirical_prior: beta in [0, 1]. 0: the likelihood takes directions as uniform on the sphere
-            (theory 3). 1: as the batch has them, so that the radius says how sure *which image* it
-            is, and of its class less than chance (NOTEBOOK.md).
-        softening: of the first term's logits where a view is unsure: of its own ("anchors"), of all
-            it takes part in ("means"), or "off", theory 3 (``losses.sure``).
-        momentum: of that running mean, in [0, 1). A batch of n images has about 2 n^2 pairs, so a
-            short memory (10 steps) is exact enough, and follows the directions as they spread.
+        temperature: tau of the first term, above 0.
+        weight: lambda of the second, 0 or more. Default: `losses.PULL` / m, since its pull on the
+            encoder grows with lambda * m (theory 5).
+        dimension: m of the kernel, a number above 1. Default: the number of coordinates, as in the
+            model itself (theory 1). "measured": the running 1 / E[c^2] over views of different
+            images. That running number is kept in any case, for reading evidence (theory 3).
+        empirical_prior: beta in [0, 1]. 0: the likelihood takes directions as uniform on the
+            sphere. 1: as the batch has them, so that the radius says how sure *which image* it is,
+            and of its class less than chance (theory 3; NOTEBOOK.md).
+        softening: how an unsure view's logits are softened in the first term: only its own
+            ("anchors"), also those of other views with it ("means"), or none ("off");
+            `losses.sure` has the formulas.
+        momentum: of the running mean of c^2, in [0, 1). A batch of n images has about 2 n^2 pairs,
+            so a short memory (10 steps) is exact enough, and follows the directions as they spread.
 
-    At equal pull the two kernels rank images alike; with all coordinates a crop is more often less
-    certain than its whole, with the measured one the radius is calibrated without a map
-    (benchmarks.study; NOTEBOOK.md has the numbers).
+    Raises:
+        UserError: a value is out of its range.
     """
 
-    name = "sure"
     squared_cosine: Tensor
     seen: Tensor
     m: Tensor
 
     def __init__(
         self,
-        temperature: float = 0.2,
+        temperature: float = TEMPERATURE,
         weight: float | None = None,
         dimension: float | Literal["measured"] | None = None,
-        empirical_prior: float = 0.0,
-        softening: Softening = "anchors",
+        empirical_prior: float = EMPIRICAL_PRIOR,
+        softening: Softening = SOFTENING,
         momentum: float = 0.9,
     ) -> None:
+        """Check the options and start the running mean."""
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
         self.weight = weight if weight is None else not_negative("weight", weight)
-        self.dimension = dimension if dimension == MEASURED else kernel_dimension(dimension)
+        self.dimension = dimension if dimension == MEASURED else checked_dimension(dimension)
         if not 0 <= empirical_prior <= 1:
             raise UserError(
                 f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform"
@@ -196,7 +346,7 @@ class SureLoss(RadiusLoss):
         if softening not in get_args(Softening):
             raise UserError(
                 f"softening must be one of {', '.join(get_args(Softening))}, and is {softening};"
-                " leave it out for anchors."
+                f" leave it out for {SOFTENING}."
             )
         self.softening: Softening = softening
         if not 0 <= momentum < 1:
@@ -209,22 +359,27 @@ class SureLoss(RadiusLoss):
             self.register_buffer(running, torch.zeros(()))
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `tiles.sure` of the views; in training mode, update the running mean first."""
         mu, (rho, gap) = posterior.direction, radius_and_gap(posterior)
         if self.training:
             self.update(mu)
-        m = self.kernel(mu.shape[1])
-        weight = PULL / m if self.weight is None else self.weight
         return tiles.sure(
-            mu, rho, self.temperature, weight, m, gap, self.empirical_prior, self.softening
+            mu,
+            rho,
+            self.temperature,
+            self.weight,
+            self.kernel(mu),
+            gap,
+            self.empirical_prior,
+            self.softening,
         )
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:
-        """Move the running mean of c^2 towards this batch's; ``seen`` = 1 - momentum^steps, the
-        weight collected, unbiases it.
+        """Move the running mean of c^2 towards this batch's, and set m from it.
 
-        m is at most the number of coordinates: few views in many coordinates can be almost
-            orthogonal, and 1 / E[c^2] unbounded.
+        `seen` = 1 - momentum^steps is the weight collected so far; dividing by it removes the bias
+        of the start. m is at most the number of coordinates, as in `losses.measured_dimension`.
         """
         self.squared_cosine.lerp_(
             losses.mean_squared_cosine(directions).to(self.squared_cosine), 1 - self.momentum
@@ -232,131 +387,127 @@ class SureLoss(RadiusLoss):
         self.seen.lerp_(torch.ones_like(self.seen), 1 - self.momentum)
         self.m.copy_((self.seen / self.squared_cosine).clamp(max=directions.shape[1]))
 
-    def kernel(self, coordinates: int) -> float | Tensor:
-        """m of the loss; the running one as a tensor: a number would wait for the device."""
+    def kernel(self, directions: Tensor) -> float | Tensor:
+        """Return m of the loss for (2n, d) directions.
+
+        The running one is a tensor: a number would make the program wait for the device.
+        """
         if self.dimension == MEASURED:
-            return torch.where(self.m > 0, self.m, coordinates)
-        return coordinates if self.dimension is None else self.dimension
+            return torch.where(self.m > 0, self.m, directions.shape[1])
+        return kernel_dimension_of(directions, self.dimension)
 
     @property
     def kernel_dimension(self) -> float | None:
-        """m for reading evidence: the fixed one, else the running 1 / E[c^2]; None before the first
-        training step.
+        """The dimension m for reading evidence: the fixed one, else the running 1 / E[c^2].
+
+        None before the first training step.
         """
-        return (
-            (float(self.m) or None)
-            if self.dimension is None or self.dimension == MEASURED
-            else self.dimension
-        )
+        if self.dimension is None or self.dimension == MEASURED:
+            return float(self.m) or None
+        return self.dimension
 
 
-def kernel_dimension(value: float | str | None) -> float | None:
-    """A kernel dimension m > 1, at which the density is normalised (theory 3), or None."""
+def checked_dimension(value: float | str | None) -> float | None:
+    """Return the kernel dimension m if it is None or a finite number above 1.
+
+    Raises:
+        UserError: it is not; the density is not normalised there (theory 3).
+    """
     if isinstance(value, str):
         raise UserError(
-            f"dimension must be a number above 1 or {MEASURED}, not {value!r}; leave it out for the"
-            " number of coordinates."
+            f"dimension must be a number above 1 or {MEASURED!r}, and is {value!r}; leave it out"
+            " for the number of coordinates."
         )
     return value if value is None else above("dimension", value, 1)
 
 
 class EvidenceNCELoss(RadiusLoss):
-    """InfoNCE over the evidence of pairs of posteriors, direction and radius together. dimension:
-    m; None: coordinates.
+    """A loss that is InfoNCE over a kernel of pairs of posteriors, direction and radius together.
+
+    Args:
+        dimension: m of the kernel, above 1. Default: the number of coordinates.
     """
 
     formula: ClassVar[Callable[..., Tensor]]
 
     def __init__(self, dimension: float | None = None) -> None:
+        """Check the dimension."""
         super().__init__()
-        self.dimension = kernel_dimension(dimension)
+        self.dimension = checked_dimension(dimension)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return the formula of directions and radii."""
         rho, gap = radius_and_gap(posterior)
         return type(self).formula(posterior.direction, rho, self.dimension, gap)
 
 
+@register_loss("poisson-nce")
 class PoissonNCELoss(EvidenceNCELoss):
-    """InfoNCE over the evidence (``references.poisson_nce``). dimension: m; None: coordinates."""
+    """InfoNCE over the evidence of two posteriors (`references.poisson_nce`).
 
-    name = "poisson-nce"
+    Args:
+        dimension: m of the kernel, above 1. Default: the number of coordinates.
+    """
+
     formula = staticmethod(references.poisson_nce)
 
 
+@register_loss("gaussian-nce")
 class GaussianNCELoss(EvidenceNCELoss):
-    """InfoNCE over the Mehler kernel (``references.gaussian_nce``). dimension: m; None:
-    coordinates.
+    """InfoNCE over the Mehler kernel of two Gaussians (`references.gaussian_nce`).
+
+    Args:
+        dimension: m of the kernel, above 1. Default: the number of coordinates.
     """
 
-    name = "gaussian-nce"
     formula = staticmethod(references.gaussian_nce)
 
 
-class CosineRegressionLoss(RadiusLoss):
-    """NT-Xent, and the pair's radius regressed on its cosine (``references.cosine_regression``)."""
-
-    name = "cosine-regression"
-
-    def __init__(self, temperature: float = 0.2, weight: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = above("temperature", temperature, 0)
-        self.weight = not_negative("weight", weight)
-
-    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        rho, _ = radius_and_gap(posterior)
-        return references.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
-
-
 class VonMisesFisherLoss(Objective):
-    """kappa = rho (d - rho^2) / (1 - rho^2), rho = sigmoid(k): Banerjee et al. 2005's estimate of
-    the kappa that has radius rho.
+    """A loss whose posterior is von Mises-Fisher; its certainty is kappa.
 
-    At both ends it is an exponential of k (d e^k, (d - 1) e^k / 2), as the papers take for a number
-    over orders of magnitude; and every loss with a radius starts and ranges alike, for a fair race.
-    Certainty is kappa, the radius its mean resultant length.
+    kappa = rho (d - rho^2) / (1 - rho^2) with rho = sigmoid(k): the estimate by Banerjee et al.
+    2005 of the kappa that has the radius rho. At both ends it is an exponential of k (d e^k and
+    (d - 1) e^k / 2), as the papers take for a number over orders of magnitude. So every loss with a
+    radius starts and ranges alike, for a fair race.
     """
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        k, d = bounded(self.number(k)), directions.shape[-1]
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return direction, kappa, and the mean resultant length of kappa as the radius."""
+        k, d = bounded(self.number(projections, k)), projections.shape[-1]
         rho, gap = torch.sigmoid(k), torch.sigmoid(-k)
         kappa = rho * (d - rho.square()) / (gap * (1 + rho))
         return Posterior(
-            unit(directions), vmf_mean_resultant_length(kappa, d), certainty=kappa, parameter=kappa
+            self.directions(projections),
+            vmf_mean_resultant_length(kappa, d),
+            certainty=kappa,
+            parameter=kappa,
         )
 
 
-class ELKLoss(VonMisesFisherLoss):
-    """InfoNCE over the expected likelihood kernel (``references.elk``)."""
-
-    name = "elk"
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = above("temperature", temperature, 0)
-
-    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
-        return references.elk(
-            posterior.direction, self.need("kappa", posterior.parameter), self.temperature
-        )
-
-
+@register_loss("mc-infonce")
 class MCInfoNCELoss(VonMisesFisherLoss):
-    """InfoNCE over samples (``references.mc_infonce``); forward needs a generator. samples: draws a
-    view and step.
+    """MC-InfoNCE: InfoNCE over samples of each posterior (`references.mc_infonce`).
+
+    Calls need a generator.
+
+    Args:
+        temperature: tau, above 0.
+        samples: how many samples of each view a step draws, at least 1.
     """
 
-    name = "mc-infonce"
-
-    def __init__(self, temperature: float = 0.2, samples: int = 16) -> None:
+    def __init__(self, temperature: float = TEMPERATURE, samples: int = 16) -> None:
+        """Check the options."""
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
         self.samples = int(above("samples", samples, 0))
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.mc_infonce` of the views."""
         if generator is None:
             raise UserError(
-                "loss mc-infonce draws samples and got no generator; call it as loss(posterior,"
-                " generator)."
+                "loss mc-infonce draws samples and got no generator; call it as loss(projections,"
+                " k, generator=torch.Generator())."
             )
         kappa = self.need("kappa", posterior.parameter)
         return references.mc_infonce(
@@ -364,82 +515,119 @@ class MCInfoNCELoss(VonMisesFisherLoss):
         )
 
 
-# Losses with another certainty
+@register_loss("elk")
+class ELKLoss(VonMisesFisherLoss):
+    """InfoNCE over the expected likelihood kernel of two posteriors (`references.elk`).
 
-
-class TauLoss(Objective):
-    """Temperature as uncertainty (``references.tau``): tau_i = temperature / (2 sigmoid(k)),
-    certainty 1 / tau_i.
-
-    Like the original's sigmoid, it keeps the temperature from falling to 0: tau_i > temperature /
-    2. k = 0 is NT-Xent.
+    Args:
+        temperature: by which the evidence is divided, above 0.
     """
 
-    name = "tau"
-
-    def __init__(self, temperature: float = 0.2) -> None:
+    def __init__(self, temperature: float = ELK_TEMPERATURE) -> None:
+        """Check the temperature."""
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        temperatures = self.temperature / (2 * torch.sigmoid(bounded(self.number(k))))
-        return Posterior(unit(directions), certainty=1 / temperatures, parameter=temperatures)
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.elk` of the views."""
+        kappa = self.need("kappa", posterior.parameter)
+        return references.elk(posterior.direction, kappa, self.temperature)
+
+
+# Losses with another certainty
+
+
+@register_loss("tau")
+class TauLoss(Objective):
+    """NT-Xent with a temperature for each view, as its uncertainty (`references.tau`).
+
+    tau_i = temperature / (2 sigmoid(k)), and the certainty is 1 / tau_i. As in the original's
+    sigmoid, the temperature cannot fall to 0: tau_i > temperature / 2. k = 0 is NT-Xent.
+
+    Args:
+        temperature: tau at k = 0, above 0.
+    """
+
+    def __init__(self, temperature: float = TEMPERATURE) -> None:
+        """Check the temperature."""
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return direction and temperature of each row."""
+        share = 2 * torch.sigmoid(bounded(self.number(projections, k)))
+        temperatures = self.temperature / share
+        return Posterior(
+            self.directions(projections), certainty=1 / temperatures, parameter=temperatures
+        )
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.tau` of the views."""
         return references.tau(posterior.direction, self.need("temperature", posterior.parameter))
 
 
+@register_loss("loss-prediction")
 class LossPredictionLoss(Objective):
-    """NT-Xent, and k regressed on the view's own loss in nats (``references.loss_prediction``):
-    certainty = - the predicted loss.
+    """NT-Xent, with k regressed on the view's own loss (`references.loss_prediction`).
+
+    The certainty is minus the predicted loss in nats.
+
+    Args:
+        temperature: tau of NT-Xent, above 0.
+        weight: of the regression, 0 or more.
     """
 
-    name = "loss-prediction"
-
-    def __init__(self, temperature: float = 0.2, weight: float = 1.0) -> None:
+    def __init__(self, temperature: float = TEMPERATURE, weight: float = PREDICTION_WEIGHT) -> None:
+        """Check the options."""
         super().__init__()
         self.temperature = above("temperature", temperature, 0)
         self.weight = not_negative("weight", weight)
 
-    def read(self, directions: Tensor, k: Tensor | None = None) -> Posterior:
-        predicted = self.number(k)
-        return Posterior(unit(directions), certainty=-predicted, parameter=predicted)
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return direction and predicted loss of each row."""
+        predicted = self.number(projections, k)
+        return Posterior(self.directions(projections), certainty=-predicted, parameter=predicted)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.loss_prediction` of the views."""
         predicted = self.need("predicted loss", posterior.parameter)
         return references.loss_prediction(
             posterior.direction, predicted, self.temperature, self.weight
         )
 
 
-# The registry
-
-OBJECTIVES: dict[str, type[Objective]] = {
-    loss.name: loss
-    for loss in (
-        NTXentLoss,
-        SureLoss,
-        PoissonNCELoss,
-        GaussianNCELoss,
-        MCInfoNCELoss,
-        ELKLoss,
-        TauLoss,
-        LossPredictionLoss,
-        CosineRegressionLoss,
-        DCLLoss,
-    )
-}
+# Variants of the first two
 
 
-def objective(name: str, **options: Any) -> Objective:
-    """The loss of that name. Options that are None keep the loss's default; an option that it does
-    not have is refused.
+@register_loss("cosine-regression")
+class CosineRegressionLoss(RadiusLoss):
+    """NT-Xent, with a pair's radius regressed on its cosine (`references.cosine_regression`).
+
+    Args:
+        temperature: tau of NT-Xent, above 0.
+        weight: of the regression, 0 or more.
     """
-    if name not in OBJECTIVES:
-        raise unknown("loss", name, OBJECTIVES)
-    chosen = {option: value for option, value in options.items() if value is not None}
-    takes = list(inspect.signature(OBJECTIVES[name]).parameters)
-    for option in chosen:
-        if option not in takes:
-            raise UserError(f"loss {name} takes no {option}; it takes {', '.join(takes)}.")
-    return OBJECTIVES[name](**chosen)
+
+    def __init__(self, temperature: float = TEMPERATURE, weight: float = REGRESSION_WEIGHT) -> None:
+        """Check the options."""
+        super().__init__()
+        self.temperature = above("temperature", temperature, 0)
+        self.weight = not_negative("weight", weight)
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.cosine_regression` of the views."""
+        rho, _ = radius_and_gap(posterior)
+        return references.cosine_regression(posterior.direction, rho, self.temperature, self.weight)
+
+
+@register_loss("dcl")
+class DCLLoss(DirectionLoss):
+    """Decoupled contrastive learning: NT-Xent with negatives alone below (`references.dcl`).
+
+    Args:
+        temperature: tau, above 0.
+    """
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        """Return `references.dcl` of the directions."""
+        return references.dcl(posterior.direction, self.temperature)

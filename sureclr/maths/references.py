@@ -1,5 +1,8 @@
-"""The reference losses, each the formula of its paper. Conventions as in losses.py: a mean over all
-2n views, in nats.
+"""The reference losses, each the formula of its paper.
+
+Conventions as in losses.py: `directions` is (2n, d), unit vectors mu; rows i and i + n are the
+views of image i; a loss is a mean over all 2n views, in nats. A `UserError` is raised where the
+rows do not make two pairs or a number lies outside its range.
 """
 
 import math
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sureclr.maths.losses import (
+    TEMPERATURE,
     Dimension,
     above,
     full_precision,
@@ -18,8 +22,13 @@ from sureclr.maths.losses import (
     per_view_nt_xent,
     without_own_image,
 )
-from sureclr.maths.sphere import Posterior, evidence_matrix, pair_gap, wide
+from sureclr.maths.sphere import Posterior, evidence_matrix, kernel_dimension_of, pair_gap, wide
 from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
+
+ELK_TEMPERATURE = 1.0  # of `elk`; 1: the evidence itself
+PREDICTION_WEIGHT = 1.0  # lambda of `loss_prediction`
+REGRESSION_WEIGHT = 1.0  # lambda of `cosine_regression`
+
 
 # InfoNCE over the evidence of a pair of posteriors
 
@@ -28,8 +37,12 @@ from sureclr.maths.vmf import sample_vmf, vmf_log_normaliser
 def poisson_nce(
     directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE over s(u_i, u_j), direction and radius together (theory 3, last point). Arguments as
-    for ``sure``; scalar, nats.
+    """Return InfoNCE over s(u_i, u_j), direction and radius together (theory 3, last point).
+
+    Arguments as for `losses.sure`.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
     views = Posterior(directions, radii, gaps)
@@ -40,10 +53,16 @@ def poisson_nce(
 def gaussian_evidence(
     directions: Tensor, radii: Tensor, dimension: float | Tensor, gaps: Tensor | None = None
 ) -> Tensor:
-    """m ((a c - a^2) / (1 - a^2) - log(1 - a^2) / 2), a = rho_i rho_j, c = mu_i.mu_j, (N, N), nats   (issue 4; Mehler 1866).
+    """Return m ((a c - a^2) / (1 - a^2) - log(1 - a^2) / 2) in nats, (N, N).
 
-    The pointwise mutual information of two standard Gaussian vectors of m coordinates and length
-    sqrt(m), correlated by a.
+    Here a = rho_i rho_j and c = mu_i.mu_j. It is the pointwise mutual information of two standard
+    Gaussian vectors of m coordinates and length sqrt(m), correlated by a (Mehler 1866).
+
+    Args:
+        directions: (N, d), unit vectors mu.
+        radii: (N,), rho in [0, 1).
+        dimension: m.
+        gaps: (N,), 1 - rho. Default: 1 - radii.
     """
     gaps = 1 - radii if gaps is None else gaps
     a, gap = torch.outer(radii, radii), pair_gap(gaps[:, None], gaps)
@@ -55,32 +74,40 @@ def gaussian_evidence(
 def gaussian_nce(
     directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE over the Mehler kernel, the Gaussian sister of ``poisson_nce``. Arguments as for
-    ``sure``; scalar, nats.
+    """Return InfoNCE over the Mehler kernel, the Gaussian sister of `poisson_nce`.
+
+    Arguments as for `losses.sure`.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
-    m = directions.shape[1] if dimension is None else dimension
+    m = kernel_dimension_of(directions, dimension)
     return info_nce(gaussian_evidence(directions, radii, m, gaps)).mean()
 
 
 @full_precision
-def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
-    """InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors, divided by
-    the temperature.
+def elk(directions: Tensor, kappas: Tensor, temperature: float = ELK_TEMPERATURE) -> Tensor:
+    """Return InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors.
 
     s_ij = log Int vMF(z; mu_i, kappa_i) vMF(z; mu_j, kappa_j) dz
          = log C(kappa_i) + log C(kappa_j) - log C(|kappa_i mu_i + kappa_j mu_j|)
 
     Jebara & Kondor 2003; in a loss Kirchhof et al. 2022 (non-isotropic probabilistic metric
     learning) and 2023 (URL). Against the uniform probability measure s is a pointwise mutual
-    information, as in ``poisson_nce``. kappas (2n,), from 0; scalar, nats.
+    information, as in `poisson_nce`.
+
+    Args:
+        directions: (2n, d), unit vectors mu.
+        kappas: (2n,), from 0 on.
+        temperature: by which s is divided, above 0.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
-    d, mu, kappa = (
-        directions.shape[1],
-        wide(directions),
-        wide(kappas),
-    )  # float32 loses the difference of log C's, of size kappa
+    # float32 would lose the difference of the log C's, which are of size kappa
+    d, mu, kappa = directions.shape[1], wide(directions), wide(kappas)
     squared_norm = (
         kappa[:, None].square() + kappa.square() + 2 * torch.outer(kappa, kappa) * (mu @ mu.T)
     )
@@ -94,13 +121,22 @@ def elk(directions: Tensor, kappas: Tensor, temperature: float = 1.0) -> Tensor:
 def mc_infonce(
     directions: Tensor, kappas: Tensor, temperature: float, samples: int, generator: torch.Generator
 ) -> Tensor:
-    """- mean_i log mean_s ( exp(z_i.z_p(i) / tau) / sum_{j != i} exp(z_i.z_j / tau) ), z_i ~
-    vMF(mu_i, kappa_i) for s = 1..S.
+    """Return - mean_i log mean_s ( exp(z_i.z_p(i) / tau) / sum_{j != i} exp(z_i.z_j / tau) ).
 
-    Kirchhof et al. 2023 (Probabilistic Contrastive Learning Recovers the Correct Aleatoric
-    Uncertainty), MC-InfoNCE, with their kappa_pos = 1 / tau, and their sums over negatives without
-    the constant 1 / M. The mean is inside the logarithm, so the loss of few samples is too high on
-    average (Jensen). kappas (2n,), from 0; scalar, nats; memory S (2n)^2.
+    z_i ~ vMF(mu_i, kappa_i) for s = 1..S. Kirchhof et al. 2023 (Probabilistic Contrastive Learning
+    Recovers the Correct Aleatoric Uncertainty), MC-InfoNCE, with their kappa_pos = 1 / tau, and
+    their sums over negatives without the constant 1 / M. The mean is inside the logarithm, so the
+    loss of few samples is too high on average (Jensen). Memory: S (2n)^2.
+
+    Args:
+        directions: (2n, d), unit vectors mu.
+        kappas: (2n,), from 0 on.
+        temperature: tau, above 0.
+        samples: S, at least 1.
+        generator: from which all samples are drawn.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
     count = int(above("samples", samples, 0))
@@ -115,12 +151,18 @@ def mc_infonce(
 
 
 @full_precision
-def dcl(directions: Tensor, temperature: float) -> Tensor:
-    """- mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ): NT-Xent
-    without the positive below.
+def dcl(directions: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """Return - mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ).
 
-    Yeh et al. 2022 (Decoupled Contrastive Learning), L_DC. (2n, d) -> scalar, nats, mean over 2n
-    views; it can be negative.
+    NT-Xent without the positive below: Yeh et al. 2022 (Decoupled Contrastive Learning), L_DC. It
+    can be negative.
+
+    Args:
+        directions: (2n, d), unit vectors.
+        temperature: tau, above 0.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
     evidence = directions @ directions.T / above("temperature", temperature, 0)
@@ -129,12 +171,18 @@ def dcl(directions: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
-    """- mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ): NT-Xent with
-    a temperature an anchor.
+    """Return - mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ).
 
-    Zhang et al. 2021 (Temperature as Uncertainty). Here the positive stays in the denominator, so
-    the ratio is the probability of naming the partner; the original drops it there. (2n, d) and
-    (2n,) -> scalar, nats, mean over 2n views.
+    NT-Xent with one temperature an anchor: Zhang et al. 2021 (Temperature as Uncertainty). Here the
+    positive stays in the denominator, so the ratio is the probability of naming the partner; the
+    original drops it there.
+
+    Args:
+        directions: (2n, d), unit vectors.
+        temperatures: (2n,), tau_i above 0.
+
+    Returns:
+        a scalar in nats, the mean over 2n views.
     """
     pairs(directions)
     return info_nce(directions @ directions.T / temperatures[:, None]).mean()
@@ -142,14 +190,24 @@ def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
 
 @full_precision
 def loss_prediction(
-    directions: Tensor, predictions: Tensor, temperature: float, weight: float = 1.0
+    directions: Tensor,
+    predictions: Tensor,
+    temperature: float = TEMPERATURE,
+    weight: float = PREDICTION_WEIGHT,
 ) -> Tensor:
-    """mean_i l_i + lambda mean_i (prediction_i - sg(l_i))^2, l_i the NT-Xent of view i; predictions
-    (2n,) in nats.
+    """Return mean_i l_i + lambda mean_i (prediction_i - sg(l_i))^2, l_i the NT-Xent of view i.
 
     Yoo & Kweon 2019 (Learning Loss for Active Learning); the squared error in place of their
-    ranking loss is the URL benchmark's (Kirchhof et al. 2023). Scalar, nats (the second term
-    nats^2), mean over 2n views.
+    ranking loss is the URL benchmark's (Kirchhof et al. 2023).
+
+    Args:
+        directions: (2n, d), unit vectors.
+        predictions: (2n,), predicted losses in nats.
+        temperature: tau, above 0.
+        weight: lambda.
+
+    Returns:
+        a scalar, nats plus lambda times nats^2, the mean over 2n views.
     """
     per_view = per_view_nt_xent(directions, temperature)
     return per_view.mean() + weight * (predictions - per_view.detach()).square().mean()
@@ -157,16 +215,25 @@ def loss_prediction(
 
 @full_precision
 def cosine_regression(
-    directions: Tensor, radii: Tensor, temperature: float, weight: float = 1.0
+    directions: Tensor,
+    radii: Tensor,
+    temperature: float = TEMPERATURE,
+    weight: float = REGRESSION_WEIGHT,
 ) -> Tensor:
-    """L_what + lambda mean_i (rho_i rho_p(i) - sg(mu_i.mu_p(i)))^2: our simplest rival, E[c | r] =
-    r by least squares (theory 8).
+    """Return L_what + lambda mean_i (rho_i rho_p(i) - sg(mu_i.mu_p(i)))^2.
 
-    Scalar, nats (the second term has no unit), mean over 2n views.
+    Our simplest rival: E[c | r] = r by least squares (theory 8).
+
+    Args:
+        directions: (2n, d), unit vectors mu.
+        radii: (2n,), rho in [0, 1).
+        temperature: tau of L_what, above 0.
+        weight: lambda.
+
+    Returns:
+        a scalar, nats plus lambda times a number without unit, the mean over 2n views.
     """
     rho, rho_other = pairs(radii)
     mu, other = pairs(directions.detach())
-    return (
-        nt_xent(directions, temperature)
-        + weight * (rho * rho_other - (mu * other).sum(-1)).square().mean()
-    )
+    regression = (rho * rho_other - (mu * other).sum(-1)).square().mean()
+    return nt_xent(directions, temperature) + weight * regression

@@ -1,0 +1,1 @@
+"""The network: encoders by name, SimCLR with its heads, and embedding of images."""

@@ -1,4 +1,4 @@
-"""model + images -> Embeddings: the one table that every analysis reads."""
+"""Model and images to Embeddings, the table that every analysis reads."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior
-from sureclr.models.encoders import blocks, pooled
+from sureclr.models.encoders import encoder_blocks, pooled
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import SILENT, Progress, reporting
 
@@ -27,24 +27,31 @@ def embed(
     batch: int = 512,
     progress: Progress = SILENT,
 ) -> Embeddings:
-    """Every image, whole, through the model in evaluation mode, on the model's device.
+    """Embed whole images with the model in evaluation mode, on the model's device.
 
     Args:
-        progress: is told the number of images done after each batch; may raise to stop.
+        model: the network.
+        images: at the size and with the channels that the model takes.
+        kernel_dimension: of the run's loss; it is stored in the table.
+        batch: number of images that are embedded at once.
+        progress: gets the number of embedded images after each batch; may raise to stop.
+
+    Raises:
+        UserError: there are no images.
     """
     if len(images) == 0:
-        raise UserError(f"{images.name} has no images to embed; give a source that has some.")
-    device = model.mean.device
+        raise UserError(f"{images.name} has no images to embed; choose a source that has some.")
     outputs: list[tuple[Tensor, Posterior]] = []
     with evaluating(model), reporting(progress, "Embedding images", len(images)) as update:
         for start in range(0, len(images), batch):
-            outputs.append(model(as_float(images.images[start : start + batch].to(device))))
+            pixels = images.images[start : start + batch].to(model.device)
+            outputs.append(model(as_float(pixels)))
             update(min(start + batch, len(images)))
     return Embeddings(
-        torch.cat([h for h, _ in outputs]).float().cpu(),
-        _joined([p.direction for _, p in outputs]),
-        _joined([p.radius for _, p in outputs]),
-        _joined([p.certainty for _, p in outputs]),
+        torch.cat([features for features, _ in outputs]).float().cpu(),
+        _joined([posterior.direction for _, posterior in outputs]),
+        _joined([posterior.radius for _, posterior in outputs]),
+        _joined([posterior.certainty for _, posterior in outputs]),
         images.labels,
         images.classes,
         images.split,
@@ -61,45 +68,43 @@ def embed_blocks(
     batch: int = 512,
     progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
-    """Images, whole, through the encoder alone: block's name -> (n, c) float32 on the CPU, its
-    output averaged over positions.
+    """Return what each block of the encoder puts out for whole images, averaged over positions.
 
-    Blocks and their average are those of `encoders.blocks` and `encoders.pooled`. One pass; maps
-    are averaged as they come, so the memory is that of one batch and of the answer.
+    `encoders.encoder_blocks` defines the blocks and `encoders.pooled` the average. The images pass
+    through the network once. Maps are averaged at once, so that the memory is that of one batch
+    and of the result.
 
     Args:
-        rows: (n,) of the images, in this order; None for all.
+        model: the network.
+        images: at the size and with the channels that the model takes.
+        rows: (n,) rows of the images, in the order of the result; None: all.
+        batch: number of images that are embedded at once.
         progress: as in `embed`.
+
+    Returns:
+        The name of each block, with (n, c) float32 on the CPU.
     """
-    device, index = (
-        model.mean.device,
-        (torch.arange(len(images)) if rows is None else torch.from_numpy(rows)),
-    )
-    parts: dict[str, list[Tensor]] = {name: [] for name, _ in blocks(model.encoder)}
-    with ExitStack() as hooks:
-        hooks.enter_context(evaluating(model))
-        update = hooks.enter_context(reporting(progress, "Embedding blocks", len(index)))
-        for name, block in blocks(model.encoder):
-            hooks.callback(
-                block.register_forward_hook(
-                    partial(_keep_pooled, model.encoder, parts[name])
-                ).remove
-            )
+    index = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
+    backbone = model.encoder.backbone
+    parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        update = stack.enter_context(reporting(progress, "Embedding blocks", len(index)))
+        for name, block in encoder_blocks(backbone):
+            hook = partial(_append_pooled, backbone, parts[name])
+            stack.callback(block.register_forward_hook(hook).remove)
         for start in range(0, len(index), batch):
-            model.features(
-                as_float(
-                    images.images[index[start : start + batch].to(images.images.device)].to(device)
-                )
-            )
+            some = index[start : start + batch].to(images.images.device)
+            model.features(as_float(images.images[some].to(model.device)))
             update(min(start + batch, len(index)))
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
-def _keep_pooled(
-    encoder: nn.Module, kept: list[Tensor], block: nn.Module, inputs: Any, output: Any
+def _append_pooled(
+    backbone: nn.Module, outputs: list[Tensor], block: nn.Module, inputs: Any, output: Any
 ) -> None:
-    """A forward hook."""
-    kept.append(pooled(encoder, output).float().cpu())
+    """Append a block's pooled output; as a forward hook, which gets the last three arguments."""
+    outputs.append(pooled(backbone, output).float().cpu())
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -107,17 +112,17 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [0, 1]."""
+    """Convert uint8 pixels 0..255 to float32 in [0, 1]."""
     return pixels.float() / 255
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode it had comes back."""
-    was = model.training
+    """Put the model into evaluation mode without gradients, and restore its mode afterwards."""
+    training = model.training
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was)
+        model.train(training)

@@ -1,22 +1,23 @@
-"""Encoders: any timm model by its timm name, with the ImageNet or the CIFAR stem, and one small
-network that trains on a CPU.
+"""Encoders by name: any timm model, one small network that trains on a CPU, and registered ones.
 
-An encoder maps images (n, c, h, w) to pooled features (n, num_features); it has no classifier.
+An encoder maps standardised images (n, c, h, w) to pooled features (n, num_features). It has no
+classifier.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import partial
 from re import fullmatch
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-import sureclr.compat  # noqa: F401  (before timm)
 from sureclr.errors import UserError, unknown
+from sureclr.registry import Registry
 
 STEMS = ("imagenet", "cifar")
-SMALL, SMALL_WIDTH = r"small(?:-([1-9]\d{0,3}))?", 32
+SMALL, SMALL_WIDTH = r"small-([1-9]\d{0,3})", 32
 COMMON = (
     "small",
     "resnet18",
@@ -28,111 +29,132 @@ COMMON = (
     "convnext_tiny",
     "vit_small_patch16_224",
 )
-STAGE = r"layer\d+|s\d+"  # a stage among the children: ResNet, RegNet
+CUSTOM = "custom:"  # begins the recorded name of an encoder or a loss that is an object of the user
+STAGE = r"layer\d+|s\d+"  # a stage is a child of the network: ResNet, RegNet
 CONTAINERS = (
     "stages",
     "layers",
     "blocks",
-)  # children that hold the stages or blocks: ConvNeXt, Swin, ViT
-FREE_SIZE: tuple[
-    dict[str, Any], ...
-] = (  # how families that are built for one size are told to take any
+)  # children that hold stages or blocks: ConvNeXt, Swin, ViT
+FREE_SIZE: tuple[dict[str, Any], ...] = (  # options that let a family take images of any size
     {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
     {"strict_img_size": False},  # Swin
 )
 
+EncoderFactory = Callable[[int, str], nn.Module]
+ENCODERS: Registry[EncoderFactory] = Registry("encoder", "sureclr.encoders")
 
-@runtime_checkable
-class Encoder(Protocol):
-    """What the rest of the package asks of an encoder: features (n, num_features) from images (n,
-    c, h, w).
+
+def register_encoder(name: str) -> Callable[[EncoderFactory], EncoderFactory]:
+    """Return a decorator that registers an encoder under this name.
+
+    It is put on a function `(channels, stem) -> nn.Module` that builds the network with random
+    weights. The network maps images (n, channels, h, w) to features (n, f), and its attribute
+    `num_features` is f. A package can also declare the function as an entry point of the group
+    `sureclr.encoders`.
+
+    Args:
+        name: what the user writes in `PretrainConfig(encoder=...)`.
+
+    Raises:
+        UserError: there is an encoder of this name already.
     """
-
-    num_features: int
-
-    def __call__(self, images: Tensor) -> Tensor: ...
+    return ENCODERS.register(name)
 
 
 def encoder(
     name: str, stem: str = "imagenet", channels: int = 3, pretrained: bool = False
 ) -> nn.Module:
-    """An encoder by name, without classifier; its pooled features have `.num_features` entries.
+    """Build an encoder by name; it has no classifier, and `num_features` pooled features.
 
     Args:
-        name: `small` (`small-24` is narrower, 24 channels after the stem instead of 32), or any
-            timm model (`resnet18`, `resnet50`, ...).
-        stem: `imagenet` as timm builds it (ResNet: 7x7, stride 2, max-pool; `small`: 3x3, stride
-            2), or `cifar` (3x3, stride 1, no max-pool; ResNet family and `small` only), which
-            SimCLR uses at 32 px (Chen et al. 2020, appendix B.9).
-        channels: 1 for grey, 3 for colour.
-        pretrained: load timm's weights where the user has them (or can reach the hub).
+        name: `small` (`small-24` is narrower: 24 channels after the stem instead of 32), a
+            registered name, or any timm model (`resnet18`, `resnet50`, ...).
+        stem: the first layers. `imagenet`: as timm builds them (ResNet: 7x7, stride 2, max-pool;
+            `small`: 3x3, stride 2). `cifar`: 3x3, stride 1, no max-pool, as SimCLR does at 32
+            pixels (Chen et al. 2020, appendix B.9); only for `small` and the ResNet family.
+        channels: 1 for grey images, 3 for colour.
+        pretrained: load timm's weights, from the local cache or the hub.
 
     Raises:
-        UserError: unknown name or stem, a CIFAR stem on another family, or weights that cannot be
-            had.
+        UserError: the name or the stem is unknown, the family has no CIFAR stem, or the weights
+            cannot be loaded.
 
     >>> sum(p.numel() for p in encoder("resnet50", stem="cifar").parameters())
     23500352
     """
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
-    if small := fullmatch(SMALL, name):
-        return _small(stem, channels, int(small[1] or SMALL_WIDTH), pretrained)
+    if name.startswith(CUSTOM):
+        raise UserError(
+            f"the encoder {name} is a module of your own, and a run stores its weights but not its"
+            " code; pass the module again, as the argument `encoder`."
+        )
+    if factory := _factory(name):
+        return _registered(name, factory, channels, stem, pretrained)
     network = _timm(name, channels, pretrained)
     return _with_cifar_stem(network, name, channels) if stem == "cifar" else network
 
 
-def _small(stem: str, channels: int, width: int, pretrained: bool) -> nn.Module:
+def _factory(name: str) -> EncoderFactory | None:
+    """Return the function that builds an encoder which is not timm's."""
+    if width := fullmatch(SMALL, name):
+        return partial(_small, width=int(width[1]))
+    return cast(EncoderFactory | None, ENCODERS.get(name))
+
+
+def _registered(
+    name: str, factory: EncoderFactory, channels: int, stem: str, pretrained: bool
+) -> nn.Module:
     if pretrained:
         raise UserError(
-            "init timm needs a timm encoder, and `small` is our own; leave out --init or choose a"
-            " timm encoder."
+            f"init timm needs a timm encoder, and {name} is none; use init random or choose a timm"
+            " encoder."
         )
-    return SmallResNet(channels, stride=1 if stem == "cifar" else 2, width=width)
+    network = factory(channels, stem)
+    if not isinstance(getattr(network, "num_features", None), int):
+        raise UserError(
+            f"the registered encoder {name} has no attribute num_features; set it to the number of"
+            " features of an image."
+        )
+    return network
 
 
 def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     import timm
 
     if not timm.is_model(name):
-        raise unknown(
-            "encoder",
-            name,
-            dict.fromkeys(
-                [*COMMON, *get_close_matches(name.lower(), timm.list_models(), cutoff=0.7)]
-            ),
-        )
+        near = get_close_matches(name.lower(), timm.list_models(), cutoff=0.7)
+        raise unknown("encoder", name, dict.fromkeys([*ENCODERS, *COMMON, *near]))
     try:
         network = _at_any_size(name, pretrained=pretrained, in_chans=channels, num_classes=0)
     except RuntimeError as error:
         if not pretrained:
             raise
         raise UserError(
-            f"timm has no pretrained weights for {name} ({error}); leave out --init timm."
+            f"timm has no pretrained weights for {name} ({error}); use init random."
         ) from error
-    except (
-        OSError
-    ) as error:  # what the hub's client raises offline, and what a missing cache looks like
+    except OSError as error:  # the hub's client offline, or an empty cache
         raise UserError(
-            f"the pretrained weights of {name} are neither in the local hub cache nor to be"
-            " reached; download them once while online, or leave out --init timm."
+            f"the pretrained weights of {name} are not in the local hub cache and cannot be"
+            " downloaded; download them once while online, or use init random."
         ) from error
-    network.num_features = getattr(
-        network, "head_hidden_size", network.num_features
-    )  # MobileNet, VGG: a layer follows pooling
+    # MobileNet and VGG have another layer behind the pooling, whose width differs
+    network.num_features = getattr(network, "head_hidden_size", network.num_features)
     return cast(nn.Module, network)
 
 
 def _at_any_size(name: str, **options: Any) -> Any:
-    """A timm model that takes images of any size where its family can: transformers are built for
-    one size unless asked.
+    """Build a timm model that takes images of any size, if its family can.
+
+    Transformers are built for one size unless an option says otherwise.
     """
     import timm
 
-    about = timm.get_pretrained_cfg(name)
-    for asked in FREE_SIZE if about is not None and about.fixed_input_size else ():
-        with suppress(TypeError):  # another family's option
-            return timm.create_model(name, **options, **asked)
+    defaults = timm.get_pretrained_cfg(name)
+    for extra in FREE_SIZE if defaults is not None and defaults.fixed_input_size else ():
+        with suppress(TypeError):  # the option of another family
+            return timm.create_model(name, **options, **extra)
     return timm.create_model(name, **options)
 
 
@@ -142,30 +164,28 @@ def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:
 
     if not isinstance(network, ResNet):
         raise UserError(
-            f"stem cifar is for the ResNet family, and {name} is not of it; use --stem imagenet or"
-            " a resnet."
+            f"stem cifar exists for `small` and the ResNet family, and {name} is neither; use"
+            " stem imagenet or a ResNet."
         )
-    stem = nn.Conv2d(
-        channels, cast(int, network.bn1.num_features), 3, stride=1, padding=1, bias=False
-    )
+    width = cast(int, network.bn1.num_features)
+    stem = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
     network.register_module("conv1", stem)
     network.register_module("maxpool", nn.Identity())
     return network
 
 
-def blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The encoder's blocks in order, by name (`layer1`, `stages.0`, `blocks.11`): where a hook
-    reads what each of them knows.
+def encoder_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate over an encoder's blocks in order, with their names (`layer1`, `blocks.11`).
 
-    Those are the stages of ResNet, ConvNeXt, Swin, RegNet and their kin and the blocks of a ViT; of
-    a family that names none (VGG, DenseNet) the modules where timm takes its feature maps; nothing
-    where timm knows of none.
+    The blocks are the stages of ResNet, ConvNeXt, Swin, RegNet and similar networks, and the blocks
+    of a ViT. Of a family that names none (VGG, DenseNet) they are the modules whose outputs timm
+    calls feature maps. A network that has neither yields nothing.
     """
     named = list(_named_blocks(network))
     maps: Any = getattr(network, "feature_info", None) or []
     yield from named or [
-        (about["module"], network.get_submodule(about["module"])) for about in maps
+        (entry["module"], network.get_submodule(entry["module"])) for entry in maps
     ]
 
 
@@ -178,24 +198,28 @@ def _named_blocks(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def pooled(network: nn.Module, output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """What a block puts out, averaged over all positions: (n, c) from maps (n, c, h, w), or (n, h,
-    w, c) as Swin keeps them, or from tokens (n, t, c), those of patches alone: no class or register
-    token.
+    """Average a block's output over all positions.
+
+    Args:
+        network: the encoder, which knows the layout of its outputs.
+        output: maps (n, c, h, w), or (n, h, w, c) of a Swin transformer, or tokens (n, t, c), or a
+            tuple that begins with one of these.
+
+    Returns:
+        (n, c): the mean over positions. Class and register tokens are left out.
     """
     maps = output[0] if isinstance(output, tuple) else output
     if maps.ndim == 4:
         return maps.mean((1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else (2, 3))
-    return (
-        maps[:, cast(int, getattr(network, "num_prefix_tokens", 0)) :].mean(1)
-        if maps.ndim == 3
-        else maps
-    )
+    prefix = cast(int, getattr(network, "num_prefix_tokens", 0))
+    return maps[:, prefix:].mean(1) if maps.ndim == 3 else maps
 
 
 class Residual(nn.Module):
     """Two 3x3 convolutions with BN, and a shortcut (He et al. 2016, basic block)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        """Build a block from `inputs` to `outputs` channels."""
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
@@ -204,29 +228,31 @@ class Residual(nn.Module):
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             nn.BatchNorm2d(outputs),
         )
-        same = stride == 1 and inputs == outputs
-        self.shortcut = (
-            nn.Identity()
-            if same
-            else nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (n, inputs, h, w) to (n, outputs, h / stride, w / stride)."""
         return cast(Tensor, self.relu(self.body(x) + self.shortcut(x)))
 
 
 class SmallResNet(nn.Module):
-    """A residual network that a CPU can train: a 3x3 stem, three stages of one block, widths w, 2w,
-    8w; features (n, 8w).
+    """A residual network that a CPU can train.
+
+    A 3x3 stem is followed by three stages of one block, of widths w, 2w and 8w; the features are
+    the last maps, averaged over positions (n, 8w).
 
     Args:
-        stride: of the stem; 2 for images of about 28 px and more, 1 for smaller ones.
+        channels: 1 for grey images, 3 for colour.
+        stride: of the stem: 2 for images of about 28 pixels and more, 1 for smaller ones.
+        width: w, the number of channels after the stem.
     """
 
     def __init__(self, channels: int, stride: int = 2, width: int = SMALL_WIDTH) -> None:
+        """Build the network with random weights."""
         super().__init__()
         self.num_features = 8 * width
         convolution = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
@@ -236,5 +262,13 @@ class SmallResNet(nn.Module):
         self.layer3 = Residual(2 * width, 8 * width, stride=2)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Map images (n, channels, h, w) to features (n, num_features)."""
         x = self.layer3(self.layer2(self.layer1(self.stem(images))))
         return cast(Tensor, x.mean(dim=(2, 3)))
+
+
+def _small(channels: int, stem: str, width: int = SMALL_WIDTH) -> SmallResNet:
+    return SmallResNet(channels, stride=1 if stem == "cifar" else 2, width=width)
+
+
+register_encoder("small")(_small)

@@ -1,9 +1,8 @@
-"""SimCLR as one module: images -> features h and a Posterior (Chen et al. 2020, section 2.1;
-theory.md, section 5).
+"""SimCLR as one module: images to features and a Posterior (Chen et al. 2020, section 2.1).
 
-The direction comes from the projection head; the number k, which says how sure the view is, from a
-small head of its own. What k means (a radius, kappa, a temperature, a predicted loss) is the
-objective's to say: the model calls its `read`.
+The direction of the posterior comes from the projection head. A small head of its own gives a
+number k, which says how certain the view is. What k means (a radius, a concentration, a
+temperature, a predicted loss) depends on the loss: the model calls the loss's method `read`.
 """
 
 from collections.abc import Callable
@@ -19,18 +18,58 @@ from sureclr.maths.sphere import Posterior
 Read = Callable[[Tensor, Tensor | None], Posterior]
 
 
-class ProjectionHead(nn.Sequential):
-    """MLP with BN: `layers` linear layers, BN and ReLU between them, BN after the last (as SimCLR's
-    code; no linear bias).
+class StandardisedEncoder(nn.Module):
+    """An encoder with the standardisation of its images: pixels in [0, 1] to features.
 
     Args:
-        inputs, hidden, outputs: numbers of features.
-        layers: 1 to 4; 1 is a linear projection.
+        backbone: maps standardised images (n, c, h, w) to features (n, f), and has the attribute
+            `num_features`. Call the whole module instead of it: on pixels in [0, 1] the backbone
+            alone returns other features.
+        mean: (c,) mean of the training images' pixels in [0, 1]; None: 0.
+        std: (c,) their standard deviation; None: 1.
+
+    Attributes:
+        num_features: f, the number of features of an image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, mean: Tensor | None = None, std: Tensor | None = None
+    ) -> None:
+        """Wrap a backbone, which is not copied."""
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.zeros(1) if mean is None else mean)
+        self.register_buffer("std", torch.ones(1) if std is None else std)
+
+    @property
+    def num_features(self) -> int:
+        """Return f, the number of features of an image."""
+        return cast(int, self.backbone.num_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float images (n, c, h, w) in [0, 1] to features (n, f)."""
+        return cast(Tensor, self.backbone(standardised(images, self.mean, self.std)))
+
+
+class ProjectionHead(nn.Sequential):
+    """An MLP with BN: linear layers, BN and ReLU between them, and BN after the last one.
+
+    As in SimCLR's code, the linear layers have no bias.
+
+    Args:
+        inputs: number of features of the encoder.
+        outputs: number of coordinates of a projection.
+        hidden: width of the hidden layers; None: `inputs`.
+        layers: number of linear layers, 1 to 4; with 1 the projection is linear.
     """
 
     def __init__(
         self, inputs: int, outputs: int, hidden: int | None = None, layers: int = 2
     ) -> None:
+        """Build the head with random weights."""
         widths = [inputs, *[hidden or inputs] * (layers - 1), outputs]
         modules: list[nn.Module] = []
         for before, after in pairwise(widths[:-1]):
@@ -45,15 +84,19 @@ class ProjectionHead(nn.Sequential):
 
 
 class CertaintyHead(nn.Module):
-    """Features (n, f) -> k (n,): one hidden layer, BN, ReLU; the last layer is zero at the start,
-    so every view starts alike.
+    """Features (n, f) to numbers k (n,), with one hidden layer, BN and ReLU.
+
+    The last layer starts at zero, so that k is 0 for every view at the start of training.
 
     Args:
-        gradient: let the gradient of k into the encoder (theory 3), or stop it at the features: the
-            encoder is then SimCLR's.
+        inputs: f, the number of features of the encoder.
+        hidden: width of the hidden layer.
+        gradient: True: the gradient of k also reaches the encoder. False: it stops at the features,
+            and the encoder is trained exactly as SimCLR's.
     """
 
     def __init__(self, inputs: int, hidden: int = 128, gradient: bool = True) -> None:
+        """Build the head with random weights below the last layer."""
         super().__init__()
         self.gradient = gradient
         last = nn.Linear(hidden, 1)
@@ -67,61 +110,78 @@ class CertaintyHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """Map features (n, f) to k (n,)."""
         return cast(Tensor, self.body(features if self.gradient else features.detach()).squeeze(-1))
 
 
 class SimCLR(nn.Module):
-    """Encoder, projection head and (where the objective wants one) certainty head.
+    """Encoder, projection head and, if the loss uses one, certainty head.
 
-    `model(images)` takes floats (n, c, h, w) in [0, 1] and returns features (n, f) and the
-    Posterior of each image.
+    Args:
+        encoder: images in [0, 1] to features (n, f).
+        projection: features to projections (n, d).
+        certainty: features to numbers k (n,); None for a loss that has no certainty.
+        read: the loss's method that makes a Posterior of unit projections and k.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: StandardisedEncoder,
         projection: nn.Module,
         certainty: nn.Module | None,
         read: Read,
-        mean: Tensor | None = None,
-        std: Tensor | None = None,
     ) -> None:
+        """Put the parts together; none of them is copied."""
         super().__init__()
-        self.encoder, self.projection, self.certainty, self._read = (
-            encoder,
-            projection,
-            certainty,
-            read,
-        )
-        self.register_buffer("mean", torch.zeros(1) if mean is None else mean)
-        self.register_buffer("std", torch.ones(1) if std is None else std)
+        self.encoder = encoder
+        self.projection = projection
+        self.certainty = certainty
+        self._read = read
+
+    @property
+    def mean(self) -> Tensor:
+        """Return the mean (c,) of the pixels in [0, 1] that the encoder standardises with."""
+        return self.encoder.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Return the standard deviation (c,) that the encoder standardises with."""
+        return self.encoder.std
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that the model is on."""
+        return self.encoder.mean.device
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features h (n, f): what is kept for downstream tasks."""
-        return cast(Tensor, self.encoder(standardised(images, self.mean, self.std)))
+        """Map images (n, c, h, w) in [0, 1] to features (n, f), which later tasks use."""
+        return cast(Tensor, self.encoder(images))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw outputs: projections (n, d) before normalisation, and k (n,) or None."""
-        return self.projection(features), (
-            None if self.certainty is None else self.certainty(features)
-        )
+        """Return projections (n, d) before normalisation, and k (n,) or None."""
+        k = None if self.certainty is None else self.certainty(features)
+        return self.projection(features), k
 
     def read(self, projections: Tensor, k: Tensor | None) -> Posterior:
-        """The Posterior behind raw outputs; always float32, whatever precision the network ran in."""
+        """Return the Posterior of what the heads returned.
+
+        It is computed in float32, whatever precision the network ran in.
+        """
         return self._read(
             F.normalize(projections.float(), dim=-1), None if k is None else k.float()
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Posterior]:
+        """Map images (n, c, h, w) in [0, 1] to features (n, f) and their Posterior."""
         features = self.features(images)
         return features, self.read(*self.heads(features))
 
 
 def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(images - mean) / std by channel, in the memory order that convolutions are fastest in."""
+    """Return (images - mean) / std for each channel.
+
+    The result is in channels-last memory order, in which convolutions are fastest.
+    """
     return ((images - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)).contiguous(
         memory_format=torch.channels_last
     )

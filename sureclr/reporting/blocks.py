@@ -1,6 +1,4 @@
-"""What a page is made of. A section is a heading, a sentence that says how to read it, and blocks;
-a template draws each kind.
-"""
+"""What a page is made of: sections, which hold blocks; the template draws each kind of block."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,29 +6,38 @@ from typing import Any
 
 from markupsafe import Markup
 
-from sureclr.reporting.charts import Chart, told
-from sureclr.reporting.pictures import uri
-from sureclr.reporting.run_files import Numbers
+from sureclr.reporting import captions
+from sureclr.reporting.captions import Caption
+from sureclr.reporting.pictures import data_uri
+from sureclr.reporting.run_files import RunFiles
+from sureclr.reporting.svg import Chart, number_text
+
+SMALL_PIXELS = 40  # images up to this side are shown with square pixels
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Charts under one title, with one sentence that says how to read them. key: where its numbers
-    stand in results.json.
+    """Charts under one caption.
+
+    Attributes:
+        key: where the numbers stand in results.json.
+        caption: title and text.
+        charts: each with a small heading, or "".
+        legend: of all charts.
+        half: whether two such figures stand side by side.
     """
 
     key: str
-    title: str
-    caption: str
-    charts: Sequence[tuple[str, Chart]]  # a small heading (or "") and the chart
+    caption: Caption
+    charts: Sequence[tuple[str, Chart]]
     legend: str = ""
-    half: bool = False  # two stand beside each other
+    half: bool = False
     kind: str = "figure"
 
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence: what is missing and what makes it, or what a number means."""
+    """A sentence; `missing` sets it off, because something is not there."""
 
     text: str
     missing: bool = False
@@ -39,15 +46,23 @@ class Note:
 
 @dataclass(frozen=True)
 class Tiles:
-    """Some numbers in large type: (key, what, value, small print)."""
+    """Some numbers in large type: (key in results.json, name, value, small print)."""
 
     tiles: Sequence[tuple[str, str, str, str]]
+    caption: Caption | None = None
     kind: str = "tiles"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image with what is said below it; uri "" where the image itself is not to be had."""
+    """An image with lines below it.
+
+    Attributes:
+        uri: data: URI, or "" where the image itself cannot be read.
+        lines: below the image.
+        alt: a description for those who cannot see it.
+        crisp: whether pixels are drawn as squares.
+    """
 
     uri: str
     lines: Sequence[str]
@@ -57,22 +72,22 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of pictures, each row under a name."""
+    """Rows of pictures, each row under a name; `tight` puts rows side by side."""
 
     key: str
-    title: str
-    caption: str
+    caption: Caption
     rows: Sequence[tuple[str, Sequence[Picture]]]
-    tight: bool = False  # rows beside each other
+    tight: bool = False
     kind: str = "gallery"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Names and values in groups, folded: (group, [(name, value, differs from the default)])."""
+    """Names and values in groups, folded: (group, [(name, value, whether it is bold)])."""
 
     title: str
     groups: Sequence[tuple[str, Sequence[tuple[str, str, bool]]]]
+    note: str = ""
     open: bool = False
     kind: str = "facts"
 
@@ -82,9 +97,10 @@ class Map:
     """The interactive map: its data as JSON, and its sheets of images."""
 
     key: str
+    caption: Caption
+    label: str
     data: Markup
     uris: Sequence[str]
-    count: int
     layouts: Sequence[tuple[str, str]]
     colours: Sequence[tuple[str, str]]
     kind: str = "map"
@@ -95,71 +111,54 @@ Block = Figure | Note | Tiles | Gallery | Facts | Map
 
 @dataclass(frozen=True)
 class Section:
-    """columns: the blocks of each run side by side."""
+    """A numbered part of the page; `columns` are the blocks of each run, side by side."""
 
     id: str
-    title: str
-    how: str
+    caption: Caption
     columns: Sequence[Sequence[Block]] = field(default_factory=list)
 
 
-def section(
-    id: str, title: str, how: str, build: Callable[[Numbers], list[Block]], runs: Sequence[Numbers]
-) -> Section:
-    return Section(id, title, how, [build(run) for run in runs])
-
-
-def from_key(
-    run: Numbers, key: str, build: Callable[[Numbers, dict[str, Any]], list[Block]]
+def result_blocks(
+    run: RunFiles, name: str, build: Callable[[RunFiles, Any], list[Block]]
 ) -> list[Block]:
-    """The blocks of one key of results.json, or the sentence that says why there are none."""
-    found = run.results.get(key)
-    if not found:
-        why = f": {run.reasons[key]}" if key in run.reasons else "."
-        return [
-            Note(
-                f"results.json holds no “{key}” yet; `sureclr evaluate {run.path}` makes it{why}",
-                missing=True,
-            )
-        ]
-    if "skipped" in found and isinstance(found["skipped"], str):
-        return [Note(f"There is no “{key}” here: {found['skipped']}", missing=True)]
-    try:
-        return build(run, found)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        return [
-            Note(
-                f"“{key}” in results.json was written by another version ({type(error).__name__}:"
-                f" {error}); take the key out and `sureclr evaluate {run.path}` makes it again.",
-                missing=True,
-            )
-        ]
+    """Return the blocks that `build` makes of a result, or a sentence that says why it is missing.
+
+    Where results.json cannot be read, the top of the page says so once, and there are no blocks.
+    """
+    if name in run.results:
+        return build(run, run.results[name])
+    if run.no_results:
+        return []
+    if name in run.results.skipped:
+        text = captions.SKIPPED_RESULT.format(name=name, why=run.results.skipped[name])
+    else:
+        text = captions.MISSING_RESULT.format(name=name, run=run.path)
+    return [Note(text, missing=True)]
 
 
-def picture(run: Numbers, row: int, *lines: str) -> Picture:
-    """The image of a row of the table, with its label and these lines below it."""
+def picture(run: RunFiles, row: int, *lines: str) -> Picture:
+    """Return the image in a row of the table, with its label and these lines below it."""
     label = label_of(run, row)
     path = run.table.paths[row] if run.table is not None else f"row {row}"
     alt = ", ".join(filter(None, [f"image {path}", f"label {label}" if label else "", *lines]))
     if run.images is None or row >= len(run.images):
         return Picture("", [label or path, *lines], alt)
-    return Picture(
-        uri(run.images, row),
-        list(filter(None, [label, *lines])),
-        alt,
-        max(run.images.images.shape[2:]) <= 40,
-    )
+    uri = data_uri(run.images, row)
+    return Picture(uri, list(filter(None, [label, *lines])), alt, is_small(run))
 
 
-def label_of(run: Numbers, row: int) -> str:
+def is_small(run: RunFiles) -> bool:
+    """Whether the run's images are so small that their pixels are drawn as squares."""
+    return run.images is not None and max(run.images.images.shape[2:]) <= SMALL_PIXELS
+
+
+def label_of(run: RunFiles, row: int) -> str:
+    """Return the class of the image in a row, or ""."""
     if run.table is None or int(run.table.labels[row]) < 0:
         return ""
     return run.table.classes[int(run.table.labels[row])]
 
 
-def interval(span: Sequence[float] | None) -> tuple[float, float] | None:
-    return (span[0], span[1]) if span else None
-
-
-def range_text(span: Sequence[float] | None) -> str:
-    return f"95 % interval {told(span[0])} to {told(span[1])}" if span else ""
+def interval_text(span: tuple[float, float]) -> str:
+    """Return an interval in words."""
+    return captions.INTERVAL.format(low=number_text(span[0]), high=number_text(span[1]))

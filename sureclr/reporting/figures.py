@@ -1,4 +1,4 @@
-"""Figures, drawn from arrays and numbers; matplotlib is imported when one is drawn."""
+"""The sheet of augmented views; matplotlib is imported when it is drawn."""
 
 import math
 from pathlib import Path
@@ -24,10 +24,19 @@ _FRAME = 217  # light grey: white images end somewhere
 
 
 def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Path) -> None:
-    """A sheet of images with two random views of each: uint8 (n, c, h, w), int64 (n,) -> a PNG.
+    """Write a sheet of images with two random views of each.
 
-    Pixels are enlarged by a whole factor, without smoothing: what is seen is what the encoder sees.
-    UserError where the file cannot be written.
+    Pixels are enlarged by a whole factor, without smoothing, so the sheet shows what the encoder
+    sees.
+
+    Args:
+        images: uint8 (n, c, h, w).
+        config: the augmentation.
+        seeds: int64 (n,), of the views.
+        path: of the PNG file.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -71,8 +80,9 @@ def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.ui
 
 
 def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
-    """The triples in a few columns on white, each image in a thin frame: (height, width, 3), and
-    each column's middle.
+    """The triples in a few columns on white, each image in a thin frame.
+
+    Returns (height, width, 3), and the middle of each column in pixels.
     """
     n, per_row = len(triples), math.ceil((len(triples) / 3) ** 0.5)
     factor = max(1, -(-_CELL // max(triples.shape[2:4])))
@@ -114,5 +124,5 @@ def _save(figure: "Figure", path: Path) -> None:
         figure.savefig(path, dpi=_DPI, format="png")
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; choose another place with --out."
+            f"cannot write {path}: {error.strerror or error}; pass another out=."
         ) from error

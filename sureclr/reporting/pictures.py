@@ -11,22 +11,26 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from sureclr.data.image_set import ImageSet
 
-GALLERY, MAP = 96, 32  # pixels: the longest side of a picture in a gallery, and of one on the map
-PER_SHEET = (
-    1024  # pictures in a sheet: a square of 1,024 pixels, which every browser decodes in one go
-)
-QUALITY = 72
+GALLERY_PIXELS = 96  # longest side of a picture in a gallery
+MAP_PIXELS = 32  # longest side of a picture on the map
+PER_SHEET = 1024  # pictures: a square of 1,024 pixels, which every browser decodes in one go
+LOSSLESS_PIXELS = 40  # longest side of a picture that is stored without loss
+QUALITY = 72  # of WebP
 
 
-def uri(images: "ImageSet", row: int, longest: int = GALLERY) -> str:
-    """One image as a data: URI; a small one without loss, a larger one shrunk and as WebP."""
+def data_uri(images: "ImageSet", row: int, longest: int = GALLERY_PIXELS) -> str:
+    """Return one image as a data: URI: a small one without loss, a larger one shrunk, as WebP."""
     picture = _picture(images.images[row].numpy())
     picture.thumbnail((longest, longest))
-    return _encoded(picture, lossless=max(picture.size) <= 40)
+    return _encoded(picture, lossless=max(picture.size) <= LOSSLESS_PIXELS)
 
 
-def sheets(images: "ImageSet", rows: Sequence[int], longest: int = MAP) -> dict[str, Any]:
-    """Pictures of these rows in sheets, row after row: {"side", "per_row", "per_sheet", "uris"}."""
+def sheets(images: "ImageSet", rows: Sequence[int], longest: int = MAP_PIXELS) -> dict[str, Any]:
+    """Return pictures of these rows on sheets, row after row.
+
+    Returns:
+        `uris` of the sheets, `side` of a picture in pixels, pictures `per_row` and `per_sheet`.
+    """
     side = min(longest, max(images.images.shape[2:]))
     per_row = int(PER_SHEET**0.5)
     uris = [
@@ -65,4 +69,5 @@ def _encoded(picture: Any, lossless: bool) -> str:
         picture.save(buffer, "PNG", optimize=True)
     else:
         picture.save(buffer, "WEBP", quality=QUALITY, method=2)
-    return f"data:image/{'png' if lossless else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    kind, data = "png" if lossless else "webp", base64.b64encode(buffer.getvalue()).decode()
+    return f"data:image/{kind};base64,{data}"

@@ -1,4 +1,4 @@
-"""What a report draws: the files of a run folder, read once, and its images where they can be had."""
+"""What a report draws: the files of a run folder, and its images where they can be read."""
 
 import json
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
+from sureclr.evaluation.results import Results, read_results
 from sureclr.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -16,118 +17,144 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Numbers:
-    """A run as its files tell it.
+class RunFiles:
+    """The content of a run folder.
 
     Attributes:
         path: the run folder.
-        config: as resolved.
-        environment: versions and machine; {} where the file is missing.
+        config: the configuration as resolved.
+        environment: versions and machine; {} if the file is missing.
         lines: of metrics.jsonl.
-        results: of results.json.
+        results: of results.json; `.skipped` says why a result could not be made just now.
         table: embeddings.parquet, or None.
         places: the columns of map.parquet by name, or None.
         images: row by row those of the table, or None.
-        no_images: why there are none.
-        reasons: evaluation -> why it could not be made just now.
+        no_images: why there are no images, or "".
+        no_results: why results.json could not be read, or "".
+        not_evaluated: why missing evaluations could not be made, or "".
     """
 
     path: Path
     config: PretrainConfig
     environment: dict[str, Any]
     lines: list[dict[str, float]]
-    results: dict[str, Any]
-    table: "Embeddings | None"
-    places: dict[str, Any] | None
-    images: "ImageSet | None"
-    no_images: str
-    reasons: dict[str, str]
+    results: Results
+    table: "Embeddings | None" = None
+    places: dict[str, Any] | None = None
+    images: "ImageSet | None" = None
+    no_images: str = ""
+    no_results: str = ""
+    not_evaluated: str = ""
 
     @property
     def name(self) -> str:
+        """Name of the folder."""
         return self.path.resolve().name
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
-        """(epochs, values) of a number of metrics.jsonl, where it was written."""
-        kept = [(line["epoch"], line[name]) for line in self.lines if name in line]
-        return [e for e, _ in kept], [v for _, v in kept]
+        """Return (epochs, values) of a number of metrics.jsonl, from the lines that have it."""
+        pairs = [(line["epoch"], line[name]) for line in self.lines if name in line]
+        return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
 
-def read_numbers(
-    path: Path,
-    *,
-    images: "ImageSet | None" = None,
-    root: Path | None = None,
-    reasons: dict[str, str] | None = None,
-) -> Numbers:
-    """Read a run folder. images: those of the run's own source where they are at hand; else they
-    are read from it.
+def read_run_files(
+    path: Path, results: Results | None = None, *, not_evaluated: str = "", root: Path | None = None
+) -> RunFiles:
+    """Read a run folder.
+
+    Args:
+        path: the run folder.
+        results: those just made; None means what results.json holds.
+        not_evaluated: why missing evaluations could not be made, or "".
+        root: the folder of downloaded data sets.
 
     Raises:
-        UserError: no run folder, or a damaged file in it.
+        UserError: `path` is not a run folder, or its configuration or one of its tables is damaged.
     """
     from sureclr.data.embeddings import Embeddings
 
+    directory = run_directory(path)
+    config = from_dict(read_yaml(directory.config))
+    table_path = path / "embeddings.parquet"
+    table = Embeddings.read(table_path) if table_path.is_file() else None
+    images, no_images = own_images(directory, config, root)
+    if images is not None and table is not None and list(images.paths) != list(table.paths):
+        images, no_images = None, "the images of the source are not those of embeddings.parquet."
+    stored, no_results = (results, "") if results is not None else _read_results(path)
+    return RunFiles(
+        path,
+        config,
+        _read_json(path / "environment.json"),
+        directory.lines() if directory.metrics.is_file() else [],
+        stored,
+        table,
+        _read_places(path / "map.parquet"),
+        images,
+        no_images,
+        no_results,
+        not_evaluated,
+    )
+
+
+def run_directory(path: Path) -> RunDir:
+    """Return the run folder at this path.
+
+    Raises:
+        UserError: there is none.
+    """
     directory = RunDir(path)
     if not directory.is_run():
         raise UserError(
-            f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr"
+            f"{path} is not a run folder (it has no config.yaml); pass the folder that `sureclr"
             " pretrain` wrote."
         )
-    config = from_dict(read_yaml(directory.config))
-    kept, why = path / "embeddings.parquet", ""
-    table = Embeddings.read(kept) if kept.is_file() else None
-    if images is None:
-        images, why = own_images(directory, config, root)
-    if images is not None and table is not None and list(images.paths) != list(table.paths):
-        images, why = None, "the images of the source are no longer those of embeddings.parquet"
-    return Numbers(
-        path,
-        config,
-        _json(path / "environment.json"),
-        directory.lines() if directory.metrics.is_file() else [],
-        directory.results_so_far(),
-        table,
-        _places(path / "map.parquet"),
-        images,
-        why,
-        reasons or {},
-    )
+    return directory
 
 
 def own_images(
     directory: RunDir, config: PretrainConfig, root: Path | None
 ) -> "tuple[ImageSet | None, str]":
-    """The images that a run was trained on, from its source; or None and why they cannot be had."""
-    from sureclr.data.sources import is_source, load
+    """Return the images that a run was trained on and "", or None and why they cannot be read."""
+    from sureclr.data.sources import is_source, load_images
 
     source = trained_on(directory, config)
     if not is_source(source):
-        return None, f"the run was trained on images given in Python ({source})"
+        return None, f"the run was trained on images from a Python session ({source})."
     try:
-        return load(source, root=root, size=config.size, seed=config.seed, progress=False), ""
+        return load_images(
+            source, root=root, size=config.size, seed=config.seed, progress=False
+        ), ""
     except UserError as error:
         return None, str(error)
 
 
 def trained_on(directory: RunDir, config: PretrainConfig) -> str:
-    """The source as the newest checkpoint names it (images given in Python have a name of their
-    own), else the configuration's.
+    """Return the source that the newest checkpoint names, else that of the configuration.
+
+    Images from a Python session have a name of their own, which only the checkpoint knows.
     """
     for checkpoint in reversed(directory.saved()):
-        if source := _json(checkpoint / "state.json").get("source"):
+        if source := _read_json(checkpoint / "state.json").get("source"):
             return str(source)
     return config.source
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_results(path: Path) -> tuple[Results, str]:
+    """The stored results, or none and why: a page without them is better than no page."""
+    try:
+        return read_results(path), ""
+    except UserError as error:
+        return Results(path), str(error)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def _places(path: Path) -> dict[str, Any] | None:
+def _read_places(path: Path) -> dict[str, Any] | None:
     """The columns of map.parquet, lists of numbers as arrays (n, k)."""
     import numpy as np
     import pyarrow as pa
@@ -136,14 +163,13 @@ def _places(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        read = parquet.read_table(path)
+        table = parquet.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(
-            f"{path} cannot be read ({error}); delete it and run `sureclr evaluate {path.parent}`."
+            f"{path} cannot be read ({error}); delete it and evaluate the run again."
         ) from error
-    return {name: _array(read[name]) for name in read.column_names if len(read)} | {
-        "count": np.asarray(len(read))
-    }
+    columns = {name: _array(table[name]) for name in table.column_names if len(table)}
+    return columns | {"count": np.asarray(len(table))}
 
 
 def _array(column: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Pretraining: the step, the loop around it, the run folder, and how a run is opened."""

@@ -1,12 +1,11 @@
-"""A contrastive step of any batch size: on one graph where it fits, else exactly, micro-batch by
-micro-batch.
+"""A contrastive step of any batch size: on one graph where it fits, else by exact accumulation.
 
-The loss compares every view with every other, so gradients of small batches do not add up to that
-of a large one. Exact accumulation (GradCache, Gao et al. 2021): embed all micro-batches without a
-graph, take the loss and its gradient with respect to the head's outputs over the whole batch, then
-run each micro-batch again and backpropagate its part. BN statistics are those of the micro-batch,
-in both passes; running statistics are updated in the second pass alone. Dropout draws the same
-masks in both.
+The loss compares every view with every other one, so the gradients of small batches do not add up
+to that of a large batch. Exact accumulation (GradCache, Gao et al. 2021) embeds all micro-batches
+without a graph and computes the loss over the whole batch with its gradient with respect to the
+heads' outputs. Then it runs each micro-batch again and backpropagates its part. In both passes BN
+normalises with the statistics of the micro-batch; the second pass alone updates running statistics.
+Dropout draws the same masks in both passes.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,10 +20,8 @@ from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
 from sureclr.training.devices import autocast
 
-Heads = tuple[Tensor, Tensor | None]  # projections (m, d), k (m,) or None
-MakeViews = Callable[
-    [slice], Tensor
-]  # images of a micro-batch -> both views of each (2m, c, h, w), always the same for the same slice
+Heads = tuple[Tensor, Tensor | None]  # projections (2m, d), and k (2m,) or None
+MakeViews = Callable[[slice], Tensor]  # the m images of a slice to their views (2m, c, h, w)
 
 
 def backward(
@@ -36,23 +33,27 @@ def backward(
     generator: torch.Generator | None = None,
     precision: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Posterior]:
-    """Add the gradient of the loss over all 2 x `images` views to the parameters; the loss (nats)
-    and the posteriors, detached.
+    """Add the gradient of the loss over all views to the gradients of the parameters.
 
     Args:
-        views: both views of the images of a slice, rows i and i + m of image i; called twice for
-            each micro-batch where it accumulates, and must return the same pixels.
-        images: images of the effective batch.
-        micro_batch: images on one graph; None: all of them.
+        model: the network.
+        objective: the loss.
+        views: returns both views of the images of a slice, rows i and i + m of image i. It is
+            called twice for each micro-batch and must return the same pixels.
+        images: number of images of the whole batch.
+        micro_batch: number of images on one graph; None: all of them.
         generator: for losses that sample.
-        precision: bfloat16 runs the network in autocast; the loss is float32 always.
+        precision: of the network; the loss is always computed in float32.
+
+    Returns:
+        The loss in nats, a mean over the views, and the posteriors of the views; both detached.
     """
     size = micro_batch or images
     parts = [slice(start, min(start + size, images)) for start in range(0, images, size)]
     if len(parts) == 1:
         projections, k = _run(model, views(parts[0]), precision)
         posterior = model.read(projections, k)
-        loss = objective(posterior, generator)
+        loss = objective(posterior, generator=generator)
         loss.backward()
         return loss.detach(), _detached(posterior)
     return _accumulated(model, objective, views, parts, generator, precision)
@@ -76,7 +77,7 @@ def _accumulated(
     ks = [k for _, k in outputs if k is not None]
     k = _both_views(ks).requires_grad_() if ks else None
     posterior = model.read(projections, k)
-    loss = objective(posterior, generator)
+    loss = objective(posterior, generator=generator)
     leaves = [leaf for leaf in (projections, k) if leaf is not None]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     for part, state in zip(parts, states, strict=True):
@@ -101,7 +102,7 @@ def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
 
 
 def _random_states(device: torch.device) -> list[Tensor]:
-    """Of torch's own generators, which dropout draws from: the CPU's and the device's."""
+    """Return the states of torch's own generators, from which dropout draws."""
     return [torch.get_rng_state()] + (
         [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
     )
@@ -114,15 +115,16 @@ def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
 
 
 def _both_views(parts: list[Tensor]) -> Tensor:
-    """Micro-batches (2m, ...) -> the whole batch (2n, ...): all first views, then all second ones;
-    float32.
+    """Join micro-batches (2m, ...) to the whole batch (2n, ...) in float32.
+
+    All first views come first, then all second ones.
     """
     halves = [part.float().chunk(2) for part in parts]
     return torch.cat([first for first, _ in halves] + [second for _, second in halves])
 
 
 def _rows(whole: Tensor, part: slice) -> Tensor:
-    """The rows of a micro-batch's two views in the whole batch."""
+    """Return the rows of the whole batch that belong to a micro-batch."""
     first, second = whole.chunk(2)
     return torch.cat([first[part], second[part]])
 
@@ -136,15 +138,15 @@ def _detached(posterior: Posterior) -> Posterior:
 
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """BN normalises with its batch, as in training, and leaves its running statistics alone."""
+    """Let BN normalise with its batch, as in training, without updating running statistics."""
     norms = [
         module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
     ]
-    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, kept, strict=True):
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, batches

@@ -1,4 +1,7 @@
-"""Which machine part a run uses, and in which precision."""
+"""The device that a run uses, its precision, and torch's random generators."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,34 +11,39 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """`auto`: cuda, else mps, else cpu. UserError where the named one is not there."""
-    there = {
+    """Return the device of this name; `auto` is cuda, else mps, else cpu.
+
+    Raises:
+        UserError: the device is unknown or not available.
+    """
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(kind for kind, present in there.items() if present))
+        return torch.device(next(kind for kind, present in available.items() if present))
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(
             f"unknown device {name!r}; use one of {', '.join(DEVICES)} (or cuda:1)."
         ) from error
-    if not there.get(device.type, False) or (
+    if not available.get(device.type, False) or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
-        present = ", ".join(kind for kind, here in there.items() if here)
+        names = ", ".join(kind for kind, present in available.items() if present)
         raise UserError(
-            f"device {name} is not available to torch {torch.__version__} here; available:"
-            f" {present}."
+            f"device {name} is not available to torch {torch.__version__} here; use one of {names}."
         )
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on GPUs that compute in it, else float32 (on a CPU bfloat16 measured ten
-    times slower).
+    """Return the type in which the network computes.
+
+    `auto` is bfloat16 on GPUs that compute in it, else float32: on a CPU, bfloat16 was ten times
+    slower (measured once).
     """
     if name == "auto":
         fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -44,5 +52,22 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
-    """The network in bfloat16, or nothing where the precision is float32."""
+    """Return a context in which the network runs in this precision."""
     return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Seed torch's own generators inside the block, and restore them afterwards.
+
+    Args:
+        seed: decides initial weights and dropout masks.
+        device: whose generator is restored beside the CPU's; None: the CPU's alone.
+    """
+    if device is None or device.type == "cpu":
+        kind, devices = "cuda", []
+    else:
+        kind, devices = device.type, [device]
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        torch.manual_seed(seed)
+        yield

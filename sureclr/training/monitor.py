@@ -1,7 +1,7 @@
-"""Signs of quality while a run trains, from training images alone: the test set is never looked at.
+"""Signs of quality while a run trains, from training images alone; test images are never used.
 
-kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective rank
-(RankMe), a warning on collapse.
+They are kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective
+rank (RankMe), and a warning if the representation collapses.
 """
 
 import math
@@ -19,20 +19,21 @@ from sureclr.maths.sphere import Posterior
 from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
 
-PROBES = 1024  # fixed training images that are looked at again and again
-BANK = 4096  # labelled training images among which the held-out ones look for neighbours
+PROBES = 1024  # fixed training images that are followed
+BANK = 4096  # labelled training images among which held-out ones find their neighbours
+NEIGHBOURS = 20  # that vote
 COLLAPSED_COSINE = 0.95  # mean cosine of different images above which directions have collapsed
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """The fixed images of a run and how they are looked at.
+    """The fixed training images with which a run is monitored.
 
     Attributes:
         images: the training images.
-        probes: (p,) rows whose views, features and posteriors are followed.
-        queries, bank: (q,), (b,) rows, disjoint, labelled: held-out images and those among which
-            they look for neighbours.
+        probes: (p,) rows of the images whose views, features and posteriors are followed.
+        queries: (q,) rows of labelled images that are held out.
+        bank: (b,) rows of other labelled images, among which the queries find their neighbours.
         seed: of the probes' views.
     """
 
@@ -44,23 +45,32 @@ class Monitor:
 
     @staticmethod
     def of(images: ImageSet, seed: int) -> "Monitor":
+        """Choose the images at random, by the seed."""
         order = hashed(torch.arange(len(images)), stream=seed, count=1)[:, 0].argsort()
         labelled = order[images.labels[order] >= 0]
         queries = labelled[: min(PROBES, len(labelled) // 5)]
         return Monitor(images, order[:PROBES], queries, labelled[len(queries) :][:BANK], seed)
 
-    def look(self, model: SimCLR, views: ViewConfig) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Numbers for metrics.jsonl, and the probes' tensors for a snapshot.
+    def measure(
+        self, model: SimCLR, views: ViewConfig
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Measure a model, without changing it or any random generator.
 
-        The numbers: knn (accuracy, k = 20), alignment, uniformity, effective_rank, cosine_different
-            (mean over pairs of different
-        images), and where there is a radius its mean.
+        Args:
+            model: the network, in any mode.
+            views: how the probes' views are made.
+
+        Returns:
+            Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
+            (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
+            views of different images), positives and negatives (see `evidence_split`), and radius
+            (the mean) if there is one.
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
-        clean, knn = embed(model, self.images.select(self.probes)), self._knn(model)
+        clean = embed(model, self.images.select(self.probes))
         numbers = {
-            **knn,
+            **self.knn(model),
             "alignment": float(metrics.alignment(first.direction, second.direction)),
             "uniformity": float(metrics.uniformity(first.direction)),
             "effective_rank": float(metrics.effective_rank(features)),
@@ -96,29 +106,44 @@ class Monitor:
         (h, first), (_, second) = (model(half) for half in both.chunk(2))
         return first, second, h
 
-    def _knn(self, model: SimCLR) -> dict[str, float]:
+    def knn(self, model: SimCLR) -> dict[str, float]:
+        """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels."""
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
         bank, queries = (
             embed(model, self.images.select(rows)) for rows in (self.bank, self.queries)
         )
-        similarity, index = neighbours.top_k(queries.features, bank.features, min(20, len(bank)))
-        guess = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
-        return {"knn": float((guess == queries.labels).float().mean())}
+        k = min(NEIGHBOURS, len(bank))
+        similarity, index = neighbours.top_k(queries.features, bank.features, k)
+        voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
+        return {"knn": float((voted == queries.labels).float().mean())}
 
 
-def mean_cosine_of_different(directions: Tensor) -> float:
-    """Mean of mu_i.mu_j over i != j, from the norm of the sum: O(n)."""
-    n = len(directions)
-    return float((directions.sum(0).square().sum() - directions.square().sum()) / (n * (n - 1)))
+def mean_cosine_of_different(first: Tensor, second: Tensor | None = None) -> float:
+    """Return the mean of first_i . second_j over i != j, in O(n), from the sums of the rows.
+
+    Args:
+        first: (n, d) unit vectors, one an image.
+        second: (n, d) unit vectors of the same images, of another view; None: `first`.
+    """
+    other, n = first if second is None else second, len(first)
+    same = (first * other).sum()
+    return float(((first.sum(0) * other.sum(0)).sum() - same) / (n * (n - 1)))
 
 
 def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, float]:
-    """NT-Xent's two parts at a fixed temperature, nats: what it says of positives, and the
-    log-mean-exp over negatives.
+    """Split NT-Xent into what it says of positives and of negatives.
 
-    Their difference, plus log(2n - 2) and a small correction for the positive in the denominator,
-    is the loss: one pulls views of an image together, the other spreads the images.
+    Positives pull the views of an image together, negatives spread the images. Their difference,
+    minus log(2n - 2) and a small correction for the positive in the denominator, is minus the loss.
+
+    Args:
+        directions: (2n, d) unit vectors; rows i and i + n are the views of image i.
+        temperature: tau; fixed, so that runs can be compared.
+
+    Returns:
+        `positives`, the mean logit of positives, and `negatives`, the mean over views of the
+        log-mean-exp of the logits of negatives; both in nats.
     """
     logits = directions @ directions.T / temperature
     positives = losses.partners(logits)
@@ -127,7 +152,7 @@ def evidence_split(directions: Tensor, temperature: float = 0.2) -> dict[str, fl
 
 
 def collapse_warning(numbers: dict[str, float]) -> str | None:
-    """One sentence with the remedy where the directions have collapsed."""
+    """Return one sentence with the remedy if the directions have collapsed, else None."""
     if numbers.get("cosine_different", 0.0) > COLLAPSED_COSINE:
         return (
             "the representation is collapsing: different images have mean cosine"
@@ -135,3 +160,24 @@ def collapse_warning(numbers: dict[str, float]) -> str | None:
             " check that the images differ."
         )
     return None
+
+
+def monitor_text(epoch: int, numbers: dict[str, float]) -> str:
+    """Describe the numbers of `Monitor.measure` in one line.
+
+    >>> monitor_text(5, {"knn": 0.953, "effective_rank": 31.4, "positives": 4.1})
+    'after epoch 5: kNN accuracy 0.953 (higher is better), effective rank 31.400 (higher is better)'
+    """
+    better = {
+        "knn": "higher",
+        "alignment": "lower",
+        "uniformity": "lower",
+        "effective_rank": "higher",
+    }
+    texts = [
+        f"{'kNN accuracy' if name == 'knn' else name.replace('_', ' ')} {numbers[name]:.3f}"
+        f" ({direction} is better)"
+        for name, direction in better.items()
+        if name in numbers
+    ]
+    return f"after epoch {epoch}: {', '.join(texts)}"

@@ -1,4 +1,4 @@
-"""Optimizers, which parameters they decay, and the learning rate of each step."""
+"""Optimizers, the parameters that they decay, and the learning rate of each step."""
 
 import math
 from collections.abc import Iterator
@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-import sureclr.compat  # noqa: F401  (before timm)
 from sureclr.errors import unknown
 
 OPTIMIZERS = ("adam", "lars", "sgd")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight matrices with decay; biases and norms (fewer than two axes) without. LARS also leaves
-    the second group unscaled.
+    """Split the trained parameters into weight matrices, which decay, and the rest, which does not.
+
+    The rest are biases and the parameters of norms: those with fewer than two axes.
     """
 
     def trained(matrix: bool) -> Iterator[nn.Parameter]:
@@ -26,11 +26,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     ]
 
 
-def optimizer(
+def new_optimizer(
     name: str, model: nn.Module, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015), LARS (You et al. 2017; momentum 0.9, trust 0.001, as SimCLR), or
-    SGD (Nesterov, 0.9).
+    """Build an optimizer for a model.
+
+    Args:
+        name: `adam` (Kingma and Ba 2015), `lars` (You et al. 2017; momentum 0.9, trust 0.001 and no
+            scaling of biases and norms, as in SimCLR), or `sgd` (Nesterov momentum 0.9).
+        model: whose parameters it trains.
+        learning_rate: the peak; `set_learning_rate` changes it at each step.
+        weight_decay: L2 penalty on weight matrices.
+
+    Raises:
+        UserError: the name is unknown.
     """
     groups = parameter_groups(model, weight_decay)
     if name == "adam":
@@ -38,9 +47,10 @@ def optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
     if name == "lars":
-        from timm.optim import Lars
+        from timm.optim.lars import Lars
 
-        matrices, others = groups  # without the word timm scales no matrix where the decay is zero
+        # without always_adapt, timm does not scale matrices where the decay is zero
+        matrices, others = groups
         return Lars(
             [{**matrices, "always_adapt": True}, {**others, "always_adapt": False}],
             lr=learning_rate,
@@ -50,8 +60,10 @@ def optimizer(
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up over `warmup` steps, then a half cosine to zero at `steps` (Loshchilov and
-    Hutter 2017, no restarts).
+    """Return the learning rate of a step, which counts from 0.
+
+    It rises linearly to `peak` over `warmup` steps, and then falls along half a cosine to zero at
+    `steps` (Loshchilov and Hutter 2017, without restarts).
 
     >>> [round(learning_rate(s, steps=4, warmup=2, peak=1.0), 3) for s in range(4)]
     [0.5, 1.0, 1.0, 0.5]
@@ -62,5 +74,6 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,43 +1,46 @@
-"""A run: its configuration, its model, and its folder. `sureclr.load(run)` opens one; `build` makes
-a fresh model of a configuration.
-"""
+"""A trained run: its configuration, its network and its folder; `sureclr.load` opens one."""
 
+import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.errors import UserError
-from sureclr.maths.objectives import Objective, objective
-from sureclr.models.embedding import as_float, embed
-from sureclr.models.encoders import encoder
-from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.maths.objectives import Objective
+from sureclr.models.embedding import embed
+from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
-from sureclr.training.devices import choose_device
-from sureclr.training.run_dir import RunDir
+from sureclr.training.building import build, is_own, own_network, recorded
+from sureclr.training.devices import choose_device, seeded
+from sureclr.training.run_dir import Checkpoint, RunDir
 
-STATISTICS_IMAGES = 10_000  # images from which mean and standard deviation are taken
+REPR_PATH = 40  # characters of a path in a run's one-line description
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
-    """A trained model with what made it.
+    """A trained network with what made it.
 
     Attributes:
         directory: the run folder.
-        config: as resolved.
-        model: in evaluation mode, on the chosen device.
-        objective: the loss with its state (kernel dimension).
-        size, channels: of the images that the model takes, pixels and colours.
-        source: name of the images it was trained on: a data source, or that of an ImageSet given in
-            Python.
+        config: the configuration, complete.
+        model: the network in evaluation mode, on the chosen device.
+        objective: the loss with its state (the kernel dimension).
+        size: height and width in pixels of the images that the model takes.
+        channels: 1 for grey images, 3 for colour.
+        source: name of the images that it was trained on: a data source, or that of an ImageSet.
+        checkpoint: digest of the checkpoint that holds the weights; "" if none does, as before
+            training.
     """
 
     directory: RunDir
@@ -47,78 +50,133 @@ class Run:
     size: int
     channels: int
     source: str
+    checkpoint: str = ""
 
     @property
     def path(self) -> Path:
+        """Return the path of the run folder."""
         return self.directory.path
 
     @property
+    def encoder(self) -> StandardisedEncoder:
+        """Return the encoder: float images (n, c, h, w) in [0, 1] to features (n, f).
+
+        It is in evaluation mode, and standardises the images itself. On uint8 images of the run's
+        size, `run.encoder(images / 255)` are the features of `run.embed(images)`.
+        """
+        return self.model.encoder
+
+    @property
     def kernel_dimension(self) -> float | None:
-        """m of the run's likelihood, None where the loss has none."""
+        """Return m of the loss's likelihood; None if the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
 
     def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:
-        """The table of these images (an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a
-        list of PIL images), at the run's size.
+        """Return the table of these images, converted to the run's size and channels.
+
+        Args:
+            images: an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images.
+            progress: gets the number of embedded images.
         """
-        fitting = convert(as_image_set(images), self.size, self.channels)
-        return embed(self.model, fitting, kernel_dimension=self.kernel_dimension, progress=progress)
+        converted = convert(as_image_set(images), self.size, self.channels)
+        dimension = self.kernel_dimension
+        return embed(self.model, converted, kernel_dimension=dimension, progress=progress)
 
     def untrained(self) -> "Run":
-        """The same network as it was before its first step: the baseline of every evaluation."""
-        model, criterion = build(self.config, self.channels, self.model.mean, self.model.std)
-        return Run(
-            self.directory,
-            self.config,
-            model.to(self.model.mean.device).eval(),
-            criterion,
-            self.size,
-            self.channels,
-            self.source,
+        """Return the run as it was before its first step, the baseline of every evaluation.
+
+        Raises:
+            UserError: the encoder or the loss is the user's own, and the file with its initial
+                state is missing or damaged.
+        """
+        network, loss = self._own_copies()
+        if network is not None or loss is not None:
+            initial = self.directory.load_initial()
+            for prefix, module in (("encoder.", network), ("objective.", loss)):
+                if module is not None:
+                    module.load_state_dict(_part(initial, prefix))
+        return self._rebuilt(self.config, network, loss)
+
+    def redrawn(self, seed: int) -> "Run":
+        """Return the same network with random weights, untrained, drawn by another seed.
+
+        In an encoder of the user's own, every module that has a method `reset_parameters` (all of
+        torch's layers) is reset; other parameters keep their values.
+        """
+        network, loss = self._own_copies()
+        if network is not None:
+            with seeded(seed):
+                for module in network.modules():
+                    if callable(reset := getattr(module, "reset_parameters", None)):
+                        reset()
+        return self._rebuilt(replace(self.config, init="random", seed=seed), network, loss)
+
+    def _own_copies(self) -> tuple[nn.Module | None, Objective | None]:
+        """Return copies of encoder and loss where they are the user's own."""
+        config, backbone = self.config, self.model.encoder.backbone
+        return (
+            deepcopy(backbone).cpu() if is_own(config.encoder) else None,
+            deepcopy(self.objective).cpu() if is_own(config.loss) else None,
         )
 
-
-def build(
-    config: PretrainConfig, channels: int, mean: Tensor, std: Tensor
-) -> tuple[SimCLR, Objective]:
-    """A fresh model and its loss; the initial weights are a function of config.seed. mean, std:
-    (channels,) of the pixels in [0, 1].
-    """
-    criterion = objective(config.loss, **config.objective_options())
-    if config.certainty_gradient == "off" and not criterion.uses_certainty:
-        raise UserError(
-            f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none;"
-            " leave it out."
+    def _rebuilt(
+        self, config: PretrainConfig, network: nn.Module | None, loss: Objective | None
+    ) -> "Run":
+        mean, std, device = self.model.mean, self.model.std, self.model.device
+        model, objective = build(config, self.channels, mean, std, network=network, loss=loss)
+        return replace(
+            self,
+            config=config,
+            model=model.to(device).eval(),
+            objective=objective,
+            checkpoint="",
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = encoder(config.encoder, config.stem, channels, pretrained=config.init == "timm")
-        features = cast(int, network.num_features)
-        projection = ProjectionHead(
-            features, config.projection_dim, config.projection_hidden, config.projection_layers
+
+    def __repr__(self) -> str:
+        """Describe the run in one line of at most 100 characters."""
+        path = str(self.path)
+        if len(path) > REPR_PATH:
+            path = f"...{path[3 - REPR_PATH :]}"
+        text = f"{self.config.encoder}, {self.config.loss} on {self.source}"
+        return f"<Run {path}: {text if len(text) <= 52 else text[:49] + '...'}>"
+
+    def _repr_html_(self) -> str:
+        """Describe the run for a notebook, with accuracies where it was evaluated."""
+        config = self.config
+        rows = [
+            ("folder", str(self.path)),
+            ("trained on", f"{self.source}, {self.size} x {self.size} pixels"),
+            ("encoder", f"{config.encoder}, {self.encoder.num_features} features"),
+            ("loss", config.loss),
+            ("epochs", f"{config.epochs:,}, batches of {config.batch_size:,} images"),
+            *_accuracies(self.directory.results),
+        ]
+        cells = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows
         )
-        certainty = (
-            CertaintyHead(features, gradient=config.certainty_gradient == "on")
-            if criterion.uses_certainty
-            else None
-        )
-    model = SimCLR(network, projection, certainty, criterion.read, mean.cpu(), std.cpu())
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
-    return model, criterion
+        return f"<p><b>SureCLR run</b></p><table>{cells}</table>"
 
 
-def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (c,) of the pixels in [0, 1]: timm's own for its pretrained
-    weights, else of the training images.
-    """
-    if config.init == "timm":
-        import timm
+def _accuracies(results: Path) -> list[tuple[str, str]]:
+    """Return the accuracies in results.json in words; nothing where the file has another form."""
+    try:
+        content = json.loads(results.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    rows = []
+    for name, title in (("linear", "linear probe"), ("knn", "nearest neighbours")):
+        try:
+            entry = content[name]
+            low, high = entry["interval"]
+            text = f"accuracy {entry['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+        except (KeyError, TypeError, ValueError):
+            continue
+        rows.append((title, text))
+    return rows
 
-        about = timm.get_pretrained_cfg(config.encoder)
-        if about is not None and len(about.mean) == images.images.shape[1]:
-            return torch.tensor(about.mean), torch.tensor(about.std)
-    some = as_float(images.images[:: max(1, len(images) // STATISTICS_IMAGES)])
-    return some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
+
+def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def as_image_set(images: Any, name: str = "images") -> ImageSet:
@@ -161,65 +219,100 @@ def as_image_set(images: Any, name: str = "images") -> ImageSet:
     )
 
 
-def load(path: str | Path, device: str = "auto") -> Run:
-    """Open a run folder: its newest undamaged checkpoint in a model, in evaluation mode.
+def load(
+    path: str | Path,
+    device: str = "auto",
+    *,
+    encoder: nn.Module | None = None,
+    loss: Objective | None = None,
+) -> Run:
+    """Open a run folder, with the network of its newest undamaged checkpoint.
+
+    Args:
+        path: the run folder.
+        device: auto, cuda, mps or cpu.
+        encoder: the user's own encoder, if the run was trained with one: a module of the same
+            structure. A copy gets the weights of the run.
+        loss: the user's own loss, if the run was trained with one.
 
     Raises:
-        UserError: no run there, no checkpoint, or a damaged one.
+        UserError: there is no run or no undamaged checkpoint, the configuration was edited, or the
+            encoder or the loss is missing or another one.
     """
     directory = RunDir(Path(path))
     if not directory.is_run():
         raise UserError(
-            f"{path} is not a run folder (it has no config.yaml); give the folder that `sureclr"
-            " pretrain` wrote."
+            f"{path} is not a run folder (it has no config.yaml); choose a folder that pretrain"
+            " wrote."
         )
     config = from_dict(read_yaml(directory.config))
-    parts, numbers = directory.load_checkpoint()
-    if names := differing(from_dict(numbers["configuration"]), config):
+    _check_own(directory.path, config, encoder, loss)
+    checkpoint = directory.load_checkpoint()
+    if names := differing(from_dict(checkpoint.numbers["configuration"]), config):
         raise UserError(
             f"the checkpoint in {path} was made with another {', '.join(names)} than its"
-            " config.yaml says; was the configuration edited? Put the original back."
+            " config.yaml says; was the configuration edited? Restore the original."
         )
-    try:
-        mean, std = parts["model"]["mean"], parts["model"]["std"]
-        model, criterion = build(replace(config, init="random"), numbers["channels"], mean, std)
-        model.load_state_dict(parts["model"])
-        criterion.load_state_dict(parts["objective"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"the checkpoint in {path} does not fit its config.yaml"
-            f" ({' '.join(str(error).split())[:200]}); it was made by another version of SureCLR:"
-            " use that one."
-        ) from error
-    chosen = choose_device(device)
+    model, objective = _restored(directory.path, config, checkpoint, encoder, loss)
+    chosen, numbers = choose_device(device), checkpoint.numbers
     return Run(
         directory,
         config,
         model.to(chosen).eval(),
-        criterion.to(chosen),
+        objective.to(chosen),
         numbers["size"],
         numbers["channels"],
         numbers["source"],
+        checkpoint.digest,
     )
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, for environment.json."""
-    import platform
+def _check_own(path: Path, config: PretrainConfig, encoder: Any, loss: Any) -> None:
+    """Raise a `UserError` if the user's own encoder or loss is missing or another one."""
+    for argument, value, passed in (
+        ("encoder", encoder, recorded(config, encoder, None)),
+        ("loss", loss, recorded(config, None, loss)),
+    ):
+        name = getattr(config, argument)
+        if value is None and is_own(name):
+            raise UserError(
+                f"the run in {path} was trained with your own {argument} ({name}), whose code is"
+                f" not stored in it; pass the object again: sureclr.load({str(path)!r},"
+                f" {argument}=...)."
+            )
+        if value is not None and (names := differing(passed, config)):
+            raise UserError(
+                f"the run in {path} was trained with another {argument} than you passed"
+                f" ({names[0]}: {getattr(config, names[0])} in the run, {getattr(passed, names[0])}"
+                f" now); pass the one it was trained with, or leave {argument} out."
+            )
 
-    return {
-        "python": platform.python_version(),
-        "machine": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        **{name: _version(name) for name in ("sureclr", "torch", "torchvision", "timm", "numpy")},
-    }
 
-
-def _version(name: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
+def _restored(
+    path: Path,
+    config: PretrainConfig,
+    checkpoint: Checkpoint,
+    encoder: nn.Module | None,
+    loss: Objective | None,
+) -> tuple[SimCLR, Objective]:
+    """Return model and loss with the state of a checkpoint."""
+    parts, numbers = checkpoint.parts, checkpoint.numbers
+    channels, size = numbers["channels"], numbers["size"]
     try:
-        return version(name)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return None
+        mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
+        network = None if encoder is None else own_network(encoder, (channels, size, size))
+        named = replace(config, init="random")  # the weights come from the checkpoint
+        model, objective = build(named, channels, mean, std, network=network, loss=deepcopy(loss))
+        model.load_state_dict(parts["model"])
+        objective.load_state_dict(parts["objective"])
+    except (KeyError, RuntimeError) as error:
+        advice = (
+            "it was made by another version of SureCLR: use that one"
+            if encoder is None and loss is None
+            else "pass the same encoder and loss that it was trained with"
+        )
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the checkpoint in {path} does not fit its config.yaml ({reason}); {advice}."
+        ) from error
+    return model, objective

@@ -1,9 +1,8 @@
-"""The run folder: one writer, files that are whole or absent, checkpoints that know when they are
-damaged.
+"""The run folder: one writer at a time, whole files, and checkpoints that detect damage.
 
-A checkpoint is a folder of safetensors and JSON with a sha256 manifest, written under another name,
-fsynced and renamed. A flipped bit in a safetensors file loads silently; the manifest catches it.
-There is no pickle in any file of ours.
+A checkpoint is a folder of safetensors and JSON files with a sha256 manifest. It is written under
+another name, synced to the disk and renamed. A flipped bit in a safetensors file loads without an
+error; the manifest detects it. No file of ours contains a pickle.
 """
 
 import hashlib
@@ -13,92 +12,120 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.files import remove, sync_folder, write_synced, write_whole
 
 KEPT_CHECKPOINTS = 2
-OF_THE_WEIGHTS = (
+OF_THE_WEIGHTS = (  # worthless once training continues
     "results.json",
     "embeddings.parquet",
     "map.parquet",
     "report.html",
     "finetuned",
-)  # worthless once training goes on
-OURS = (
+)
+OURS = (  # what overwriting a run removes
     "config.yaml",
     "environment.json",
     "metrics.jsonl",
     "checkpoints",
     "snapshots",
     "encoder.safetensors",
+    "initial.safetensors",
     *OF_THE_WEIGHTS,
     "lock",
     "track",
 )
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        parts: name of the part (model, objective, optimizer) -> its tensors.
+        numbers: JSON that belongs to it, such as the step.
+        digest: sha256 of its manifest, which identifies the weights.
+    """
+
+    parts: dict[str, dict[str, Tensor]]
+    numbers: dict[str, Any]
+    digest: str
+
+
 def default_name(source: str, loss: str, encoder: str, now: datetime) -> Path:
-    """runs/SOURCE-LOSS-ENCODER-DATE; of a folder source, its last name (`folder:.` has one too)."""
-    name = (
-        Path(source.removeprefix("folder:")).resolve().name
-        if source.startswith("folder:")
-        else source
-    )
-    plain = re.sub(r"[^\w.-]+", "_", name) or "root"
-    return Path("runs") / f"{plain}-{loss}-{encoder}-{now:%Y%m%d-%H%M%S}"
+    """Return runs/SOURCE-LOSS-ENCODER-DATE, without characters that a folder's name cannot have.
+
+    Of a source `folder:PATH` the name is that of the folder, also where PATH is `.`.
+    """
+    if source.startswith("folder:"):
+        source = Path(source.removeprefix("folder:")).resolve().name
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in (source, loss, encoder)]
+    return Path("runs") / "-".join([names[0] or "root", *names[1:], f"{now:%Y%m%d-%H%M%S}"])
 
 
 class RunDir:
-    """A run's folder. Opening it to write takes a lock that the operating system releases if the
-    process dies.
+    """The folder of a run.
+
+    To write, take its `lock`, which the operating system releases if the process dies.
+
+    Args:
+        path: the folder; it need not exist.
     """
 
     def __init__(self, path: Path) -> None:
+        """Name the files of the folder; nothing is read or written."""
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
+        self.initial = path / "initial.safetensors"
 
     def is_run(self) -> bool:
+        """Return whether the folder holds a run."""
         return self.config.is_file()
 
     def check(self, resume: bool, overwrite: bool) -> None:
-        """Whether a run may be written here, before anything is: never a silent second folder,
-        nothing lost.
+        """Check that a run may be written here, before anything is written.
 
         Raises:
-            UserError: nothing to resume, a file in the way, a folder of something else, or a run
-                and no word what to do with it.
+            UserError: there is nothing to resume, there are files of something else, or there is a
+                run and neither `resume` nor `overwrite` is true.
         """
         if resume:
             if not self.is_run():
                 raise UserError(
-                    f"there is no run to resume in {self.path} (no config.yaml); leave out --resume"
-                    " to start one."
+                    f"there is no run to resume in {self.path} (no config.yaml); leave out"
+                    " resume=True to start one."
                 )
         elif self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file, and a run needs a folder; give another --out.")
+            raise UserError(f"{self.path} is a file, and a run needs a folder; choose another out.")
         elif self.is_run() and not overwrite:
             raise UserError(
-                f"{self.path} already holds a run; continue it with --resume, replace it with"
-                " --overwrite, or give another --out."
+                f"{self.path} already holds a run; continue it with resume=True, replace it with"
+                " overwrite=True, or choose another out."
             )
         elif self.path.exists() and not self.is_run() and any(self.path.iterdir()):
             raise UserError(
-                f"{self.path} exists and holds files that are not a run; give another --out."
+                f"{self.path} exists and holds files that are not a run; choose another out."
             )
 
     def prepare(self, resume: bool, overwrite: bool) -> None:
-        """Check again, remove the old run's own files where it is overwritten (anything else
-        stays), and make the folder.
+        """Check again, make the folder, and remove an old run that is overwritten.
+
+        Files that are not part of a run stay.
+
+        Raises:
+            UserError: as in `check`, or the folder cannot be made.
         """
         self.check(resume, overwrite)
         if self.is_run() and not resume:
@@ -111,41 +138,45 @@ class RunDir:
             self.snapshots.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be made ({error.strerror}); give another --out."
+                f"the run folder {self.path} cannot be made ({error.strerror}); choose another out."
             ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer per run folder."""
+        """Keep other writers out of the folder inside the block.
+
+        Raises:
+            UserError: another process is writing, or the folder cannot be written.
+        """
         try:
             import fcntl
-        except ImportError:  # Windows has no flock; a second writer is then the user's to avoid
+        except ImportError:  # Windows has no flock: there, users must avoid a second writer
             yield
             return
         try:
-            handle = open(self.path / "lock", "w")  # noqa: SIM115  (held for the whole block below)
+            handle = open(self.path / "lock", "w")  # noqa: SIM115  (open for the whole block below)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be written ({error.strerror}); give another"
-                " --out."
+                f"the run folder {self.path} cannot be written ({error.strerror}); choose another"
+                " out."
             ) from error
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(
-                    f"another process is writing to {self.path}; wait for it, or give another"
-                    " --out."
+                    f"another process is writing to {self.path}; wait for it, or choose another"
+                    " out."
                 ) from error
             yield
 
     def log(self, line: dict[str, Any]) -> None:
-        """One line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def lines(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl (a crash can leave half a line at the end)."""
+        """Return all whole lines of metrics.jsonl; a crash can leave half a line at the end."""
         if not self.metrics.exists():
             return []
         lines = []
@@ -157,11 +188,21 @@ class RunDir:
         return lines
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines that a resumed run will write again."""
-        kept = [line for line in self.lines() if line.get("step", 0) <= step]
-        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Remove the lines of later steps, which a resumed run will write again."""
+        lines = [line for line in self.lines() if line.get("step", 0) <= step]
+        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def forget_results(self) -> None:
+        """Remove what was computed from weights that training is about to change."""
+        for name in OF_THE_WEIGHTS:
+            remove(self.path / name)
 
     def results_so_far(self) -> dict[str, Any]:
+        """Return the content of results.json; {} if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
         if not self.results.exists():
             return {}
         try:
@@ -172,7 +213,7 @@ class RunDir:
             ) from error
 
     def add_result(self, key: str, value: dict[str, Any]) -> None:
-        """Set one evaluation's key of results.json; the others stay."""
+        """Set one key of results.json; the others stay."""
         write_whole(
             self.results, json.dumps({**self.results_so_far(), key: value}, indent=1).encode()
         )
@@ -180,12 +221,19 @@ class RunDir:
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
     ) -> Path:
-        """Write a checkpoint whole or not at all: one safetensors file a part, state.json,
-        manifest.json; keep the newest two.
+        """Write a checkpoint whole or not at all, and remove all but the newest two.
+
+        Args:
+            step: number of steps done, which names the checkpoint.
+            parts: name -> tensors; each part is a safetensors file.
+            numbers: JSON that belongs to it; state.json.
+
+        Returns:
+            The folder of the checkpoint.
         """
         from safetensors.torch import save
 
-        files = {f"{name}.safetensors": save(_plain(part)) for name, part in parts.items()}
+        files = {f"{name}.safetensors": save(plain_tensors(part)) for name, part in parts.items()}
         files["state.json"] = json.dumps(numbers).encode()
         files["manifest.json"] = json.dumps(
             {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -204,12 +252,14 @@ class RunDir:
         return final
 
     def saved(self) -> list[Path]:
-        """Checkpoints, oldest first."""
+        """Return the folders of the checkpoints, oldest first."""
         return sorted(self.checkpoints.glob("step-*"))
 
-    def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-        """The newest undamaged checkpoint: its parts and numbers. A damaged one is said on stderr
-        and passed over.
+    def load_checkpoint(self) -> Checkpoint:
+        """Load the newest undamaged checkpoint; a damaged one is reported on stderr and skipped.
+
+        Raises:
+            UserError: there is none.
         """
         from safetensors.torch import load
 
@@ -222,29 +272,93 @@ class RunDir:
                     file=sys.stderr,
                 )
                 continue
+            digest = hashlib.sha256(files.pop("manifest.json")).hexdigest()
             numbers = json.loads(files.pop("state.json"))
-            return {
-                name.removesuffix(".safetensors"): load(data) for name, data in files.items()
-            }, numbers
+            parts = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+            return Checkpoint(parts, numbers, digest)
         raise UserError(
             f"{self.checkpoints} holds no undamaged checkpoint; start the run again with"
-            " --overwrite."
+            " overwrite=True."
         )
 
+    def newest_digest(self) -> str | None:
+        """Return the digest of the checkpoint that `load_checkpoint` would load.
 
-def _plain(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: on the CPU, in the order of their axes."""
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in part.items()}
+        It reads and checks the files, but makes no tensors of them. None: there is no checkpoint.
+        """
+        for path in reversed(self.saved()):
+            if (files := verified(path)) is not None:
+                return hashlib.sha256(files["manifest.json"]).hexdigest()
+        return None
+
+    def save_initial(self, tensors: dict[str, Tensor]) -> None:
+        """Write initial.safetensors: the state of the user's own encoder and loss before training.
+
+        The metadata of the file hold a digest of the tensors.
+        """
+        from safetensors.torch import save
+
+        plain = plain_tensors(tensors)
+        write_whole(self.initial, save(plain, {"sha256": _digest(plain)}))
+
+    def load_initial(self) -> dict[str, Tensor]:
+        """Load initial.safetensors.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            data = self.initial.read_bytes()
+            tensors = load(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            intact = header["__metadata__"]["sha256"] == _digest(tensors)
+        except (OSError, SafetensorError, ValueError, KeyError):
+            intact = False
+        if not intact:
+            raise UserError(
+                f"{self.initial}, the weights before training, is missing or damaged; the run"
+                " cannot be compared with its untrained encoder. Restore the file, or start the run"
+                " again with overwrite=True."
+            )
+        return tensors
+
+
+def plain_tensors(part: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors as safetensors takes them: on the CPU, contiguous, none of them shared."""
+    plain: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in part.items():
+        value = tensor.detach().cpu().contiguous()
+        plain[name] = value.clone() if value.data_ptr() in places else value  # tied weights
+        places.add(plain[name].data_ptr())
+    return plain
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Return a sha256 of names, types, shapes and values."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
 
 
 def verified(path: Path) -> dict[str, bytes] | None:
-    """The files of a checkpoint, or None where one is missing or differs from the manifest."""
+    """Return the files of a checkpoint, the manifest included.
+
+    None if a file is missing or differs from the manifest.
+    """
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
+        manifest_data = (path / "manifest.json").read_bytes()
+        manifest = json.loads(manifest_data)
         files = {name: (path / name).read_bytes() for name in manifest}
     except (OSError, ValueError):
         return None
-    good = all(
+    intact = all(
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
-    return files if good and "state.json" in files else None
+    return {**files, "manifest.json": manifest_data} if intact and "state.json" in files else None

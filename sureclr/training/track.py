@@ -1,6 +1,4 @@
-"""The numbers of a run in TensorBoard or Weights & Biases, where the user has them (`pip install
-sureclr[track]`).
-"""
+"""The numbers of a run in TensorBoard or Weights & Biases (`pip install 'sureclr[track]'`)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,20 +14,27 @@ TRACKERS = ("tensorboard", "wandb")
 
 
 def check_tracker(name: str | None) -> None:
-    """UserError for a tracker that we do not know or that is not installed."""
+    """Raise a `UserError` if the tracker is unknown or not installed; None is no tracker."""
     if name is not None and name not in TRACKERS:
         raise unknown("tracker", name, TRACKERS)
     if name is not None and find_spec(name) is None:
         raise UserError(
-            f"--track {name} needs the package {name}; install it with: pip install"
+            f"track={name!r} needs the package {name}; install it with: pip install"
             " 'sureclr[track]'."
         )
 
 
 @contextmanager
-def tracker(name: str | None, folder: Path, config: PretrainConfig) -> Iterator[Tracker]:
-    """A function that takes the numbers of each step; None: one that forgets them. `folder` holds
-    what the tracker writes.
+def open_tracker(name: str | None, folder: Path, config: PretrainConfig) -> Iterator[Tracker]:
+    """Open a tracker, and close it at the end of the block.
+
+    Args:
+        name: tensorboard or wandb; None: no tracker.
+        folder: where the tracker writes its files.
+        config: is stored with the numbers by wandb.
+
+    Yields:
+        A function that takes the numbers of each step.
     """
     if name is None:
         yield lambda numbers: None

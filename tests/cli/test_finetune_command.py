@@ -1,20 +1,13 @@
 """finetune at the command line: its answer, its file of labels, and bad input in one line."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import sureclr
 from sureclr.cli import main
-from sureclr.cli.finetuning_commands import text
-from sureclr.finetuning.config import FinetuneConfig
-from sureclr.finetuning.results import Gain
-from sureclr.progress import SILENT
 
 TINY = [
     "--encoder",
@@ -102,18 +95,29 @@ def test_one_json_object_and_the_same_as_text(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"),
+    ("accuracies", "words"),
     [
-        ("worse", "-0.2360: worse than from scratch, outside both intervals"),
-        ("better", "-0.2360: better than from scratch, outside both intervals"),
-        ("no difference found", "-0.2360: no difference found, the intervals overlap"),
+        ((0.33, 0.57), "-0.2400 (-0.2400 to -0.2400, the same labels compared): worse than from"),
+        ((0.57, 0.33), "+0.2400 (+0.2400 to +0.2400, the same labels compared): better than from"),
+        ((0.57, 0.55), "+0.0200 (+0.0200 to +0.0200, the same labels compared): no difference"),
     ],
 )
-def test_the_text_says_worse_where_it_is(run: Path, verdict: Any, words: str) -> None:
-    config = FinetuneConfig(labels="4", seeds=1, epochs=1, batch_size=2)
-    result = sureclr.finetune(run, config=config, progress=SILENT)
-    gain = Gain(-0.236, None, verdict != "no difference found", verdict)
-    assert words in text(replace(result, gain=gain)).splitlines()[-2]
+def test_the_text_says_worse_where_it_is(
+    run: Path, accuracies: tuple[float, float], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracies are written into results.json, where the command finds both seeds finished."""
+    command = ["finetune", str(run), "--labels", "25%", *QUICK]
+    main(command)
+    content = json.loads((run / "results.json").read_text())
+    for seed in content["finetune:25%"]["per_seed"]:
+        for arm, accuracy in zip(("finetune", "scratch"), accuracies, strict=True):
+            seed[arm]["accuracy"] = accuracy + 0.01 * seed["seed"]
+    (run / "results.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    main(command)
+    out, err = capsys.readouterr()
+    assert words in out and "2 of 2 seeds" in err
+    assert ("outside both intervals" in out) == ("than from" in words)
 
 
 def test_a_file_of_labels_that_differs_from_the_folders_is_told(

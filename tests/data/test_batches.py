@@ -2,12 +2,13 @@
 never meet.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sureclr.data import batches
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.errors import UserError
 
@@ -44,20 +45,24 @@ def test_what_one_epoch_leaves_out_others_show() -> None:
     assert seen == set(range(39))
 
 
-def test_pure() -> None:
-    """Neither what was asked before nor what a caller does to its answer changes a batch."""
-    first = batch(3, 5, 1, 50, 10)
-    kept = (first.indices.clone(), first.seeds.clone())
-    first.indices.zero_(), first.seeds.zero_()
-    for between in (
+@pytest.mark.parametrize(
+    "between",
+    [
         lambda: None,
         lambda: batch(3, 6, 0, 50, 10),
         lambda: batch(3, 5, 0, 51, 10),
-        batches._epoch.cache_clear,
-    ):
-        between()
-        again = batch(3, 5, 1, 50, 10)
-        assert torch.equal(again.indices, kept[0]) and torch.equal(again.seeds, kept[1])
+        lambda: [batch(seed, 0, 0, 50, 10) for seed in range(4)],  # more than a cache of two holds
+    ],
+    ids=["nothing", "another epoch", "other images", "other seeds"],
+)
+def test_a_batch_is_a_pure_function(between: Callable[[], object]) -> None:
+    """Neither earlier batches nor what a caller does to a batch changes a later one."""
+    first = batch(3, 5, 1, 50, 10)
+    before = (first.indices.clone(), first.seeds.clone())
+    first.indices.zero_(), first.seeds.zero_()
+    between()
+    again = batch(3, 5, 1, 50, 10)
+    assert torch.equal(again.indices, before[0]) and torch.equal(again.seeds, before[1])
     assert again.indices.dtype == again.seeds.dtype == torch.int64
 
 
@@ -97,13 +102,19 @@ def test_the_order_is_fair() -> None:
     [
         (0, 2, "0 training images"),
         (1, 2, "1 training images"),
-        (10, 16, "batch_size 16 .* 10 training images; try --batch-size 5"),
+        (3, 4, "try batch_size 2"),
+        (10, 16, "batch_size 16 .* 10 training images; try batch_size 5"),
     ],
 )
-def test_too_few_images_are_told(images: int, size: int, words: str) -> None:
+def test_too_few_images_are_refused(images: int, size: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         steps_per_epoch(images, size)
 
 
-def test_full_batches_alone_count() -> None:
-    assert [steps_per_epoch(n, 8) for n in (8, 15, 16, 17)] == [1, 1, 2, 2]
+@pytest.mark.parametrize(("images", "steps"), [(8, 1), (15, 1), (16, 2), (17, 2)])
+def test_full_batches_alone_count(images: int, steps: int) -> None:
+    assert steps_per_epoch(images, 8) == steps
+
+
+def test_two_images_are_enough() -> None:
+    assert steps_per_epoch(2, 2) == 1

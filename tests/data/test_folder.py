@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sureclr.data import decoding, folder_cache
-from sureclr.data.decoding import decode
+from sureclr.data import decoding
+from sureclr.data.decoding import decode, picture_size
 from sureclr.data.folder import find_images, held_out, inert
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
+from sureclr.data.parallel_decoding import POOL_FROM, decode_files
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
+from sureclr.stopping import Stopped
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -60,7 +62,30 @@ def tree(root: Path, *names: str) -> Path:
 
 
 def read(root: Path, **options: Any) -> ImageSet:
-    return load(f"folder:{root}", **{"size": 8, "progress": False} | options)
+    return load_images(f"folder:{root}", **{"size": 8} | options)
+
+
+class Recorder:
+    """Remembers what was reported."""
+
+    def __init__(self) -> None:
+        self.tasks: list[tuple[str, int]] = []
+        self.done: list[int] = []
+        self.messages: list[str] = []
+        self.open = 0
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        self.tasks.append((task, total))
+        self.open += 1
+
+    def update(self, done: int, numbers: Any = None) -> None:
+        self.done.append(done)
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def finish(self) -> None:
+        self.open -= 1
 
 
 def pixel(file: Path, channels: int = 3) -> tuple[int, ...]:
@@ -151,15 +176,18 @@ def test_a_transparent_colour_of_an_rgb_png_shows_the_paper(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_wide_values_outside_every_scale_go_from_their_least_to_their_greatest(
-    tmp_path: Path,
+    tmp_path: Path, kind: type
 ) -> None:
     values = np.linspace(-3, 70000, 64, dtype=np.float32).reshape(8, 8)
-    for name, array in (("f.tif", values), ("i.tif", values.astype(np.int32))):
-        pixels = decode(str(saved(tmp_path / name, Image.fromarray(array))), 8, 1)
-        assert not isinstance(pixels, str)
-        assert pixels.min() == 0 and pixels.max() == 255
-        assert np.abs(pixels[0] - np.linspace(0, 255, 64).reshape(8, 8)).max() <= 0.51
+    pixels = decode(str(saved(tmp_path / "a.tif", Image.fromarray(values.astype(kind)))), 8, 1)
+    assert not isinstance(pixels, str)
+    assert pixels.min() == 0 and pixels.max() == 255
+    assert np.abs(pixels[0] - np.linspace(0, 255, 64).reshape(8, 8)).max() <= 0.51
+
+
+def test_equal_negative_values_are_black(tmp_path: Path) -> None:
     flat = saved(tmp_path / "flat.tif", Image.new("F", (8, 8), -1.0))
     assert pixel(flat) == (0, 0, 0)
     with np.errstate(all="raise"):  # nothing is divided by its range of 0
@@ -201,12 +229,11 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     assert not isinstance(pixels, str) and np.array_equal(pixels[0], upright)
 
 
-def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.png"])
+def test_the_first_frame_of_an_animation(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
-    for name in ("a.gif", "a.tiff", "a.png"):
-        assert (
-            pixel(saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])) == RED
-        )
+    file = saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
+    assert pixel(file) == RED
 
 
 def test_the_shorter_side_fills_the_square_and_the_centre_stays(tmp_path: Path) -> None:
@@ -232,19 +259,40 @@ def test_a_folder_and_a_tensor_are_resized_alike(tmp_path: Path) -> None:
     assert not isinstance(ours, str) and np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_the_same_picture(tmp_path: Path) -> None:
-    for side in (64, 200, 640):  # four waves across: a scale below 16 pixels would flatten them
-        wave = (
-            (127.5 + 127.5 * np.sin(np.arange(side) * 8 * np.pi / side))
-            .astype(np.uint8)[None]
-            .repeat(side, 0)
-        )
-        image = Image.fromarray(np.stack([wave, wave.T, 255 - wave], axis=-1))
-        image.save(tmp_path / "a.jpg", quality=98, subsampling=0)
-        image.save(tmp_path / "a.png")
-        quick, exact = (decode(str(tmp_path / name), 16, 3) for name in ("a.jpg", "a.png"))
-        assert not isinstance(quick, str) and not isinstance(exact, str)
-        assert np.abs(quick.astype(int) - exact).max() <= 6
+@pytest.mark.parametrize("side", [64, 200, 640])
+def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_the_same_picture(
+    tmp_path: Path, side: int
+) -> None:
+    """Four waves across: a scale below 16 pixels would flatten them."""
+    curve = 127.5 + 127.5 * np.sin(np.arange(side) * 8 * np.pi / side)
+    wave = curve.astype(np.uint8)[None].repeat(side, 0)
+    image = Image.fromarray(np.stack([wave, wave.T, 255 - wave], axis=-1))
+    image.save(tmp_path / "a.jpg", quality=98, subsampling=0)
+    image.save(tmp_path / "a.png")
+    quick, exact = (decode(str(tmp_path / name), 16, 3) for name in ("a.jpg", "a.png"))
+    assert not isinstance(quick, str) and not isinstance(exact, str)
+    assert np.abs(quick.astype(int) - exact).max() <= 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_whole_picture_has_the_size_that_its_header_says(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12))
+    file = str(saved(tmp_path / "a.png", stored, exif=exif))
+    pixels, size = decode(file, None, None), picture_size(file)
+    assert not isinstance(pixels, str)
+    assert size == ((5, 12) if orientation >= 5 else (12, 5))
+    assert pixels.shape == (1, size[1], size[0])
+    assert sorted(pixels.ravel().tolist()) == list(range(60))
+
+
+def test_channels_are_the_pictures_own_where_none_are_asked_for(tmp_path: Path) -> None:
+    grey, colour = picture(tmp_path / "a.png", 7, "L"), picture(tmp_path / "b.png")
+    shapes = [np.shape(decode(str(file), 4, None)) for file in (grey, colour)]
+    assert shapes == [(1, 4, 4), (3, 4, 4)]
 
 
 # --- bad files
@@ -284,6 +332,8 @@ def test_a_bad_file_gives_a_reason_and_no_exception(tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(BAD[name])
     reason = decode(str(tmp_path / name), 8, 3)
     assert isinstance(reason, str) and reason and str(tmp_path) not in reason
+    size = picture_size(str(tmp_path / name))  # of a file that is cut, the header is intact
+    assert size == (64, 64) if name.startswith("cut") else isinstance(size, str)
 
 
 def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
@@ -296,44 +346,42 @@ def test_bad_files_are_listed_and_not_fatal(tmp_path: Path, own_cache: Path, cap
     for name, data in BAD.items():
         (root / "cat" / name).write_bytes(data)
     os.symlink("nowhere", root / "dog" / "gone.jpg")
-    images = read(root, progress=True)
-    assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3] and images.labels.tolist() == [
-        0,
-        0,
-        1,
-        1,
-    ]
+    recorder = Recorder()
+    images = read(root, progress=recorder)
+    assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert images.labels.tolist() == [0, 0, 1, 1]
     (manifest,) = own_cache.glob("*.json")
     assert sorted(json.loads(manifest.read_text())["bad"]) == sorted(
         [*(f"cat/{name}" for name in BAD), "dog/gone.jpg"]
     )
-    told = capfd.readouterr()
-    assert (
-        told.out == ""
-        and "7 of 11 image files could not be read: cat/bomb.png (" in told.err
-        and "7 of 11" in images.note
-    )
-    assert (
-        "script.jpg" not in told.err and str(manifest) in told.err
-    )  # the first few, and where all are
+    (message,) = recorder.messages
+    assert message.startswith("7 of 11 image files could not be read: cat/bomb.png (")
+    assert message in images.note and capfd.readouterr() == ("", "")
+    assert "script.jpg" not in message and str(manifest) in message  # the first few, where all are
+    again = Recorder()
+    assert read(root, progress=again).note == images.note  # also from the cache
+    assert again.messages == recorder.messages and again.tasks == []
 
 
-def test_nothing_readable_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("empty", "no files that end as images"),
+        ("bad", "1 of 1 image files"),
+        ("missing", "No such file"),
+        ("a.png", "Not a dir"),
+        ("a\0b", "null"),
+    ],
+    ids=["empty", "bad", "missing", "file", "null byte"],
+)
+def test_nothing_readable_is_one_sentence(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"x")
     (tmp_path / "a.png").write_bytes(b"x")
-    words_of = {
-        "empty": "no files that end as images",
-        "bad": "1 of 1 image files",
-        "missing": "No such file",
-        "a.png": "Not a dir",
-        "a\0b": "null",
-    }
-    for name, words in words_of.items():
-        with pytest.raises(UserError, match=words) as caught:
-            read(tmp_path / name)
-        assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+    with pytest.raises(UserError, match=words) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
 
 
 def test_a_folder_that_may_not_be_listed_is_one_sentence(
@@ -379,7 +427,10 @@ def test_names_are_inert(tmp_path: Path, capfd: Any) -> None:
     assert list(images.paths) == ["a\\x1b[31m\\n[red]/é\\u202e.png", "ß/日本.png", "\\udcff.png"]
     assert all(path.encode() and path.isprintable() for path in images.paths)
     assert read(root).images[:, 0, 0, 0].tolist() == [0, 1, 1]  # and again from the cache
-    assert "\x07" not in capfd.readouterr().err + images.note
+    recorder = Recorder()
+    read(root, progress=recorder)
+    assert recorder.messages and "\x07" not in recorder.messages[0] + images.note
+    assert capfd.readouterr() == ("", "")
     assert inert("plain name.jpg") == "plain name.jpg"
 
 
@@ -395,12 +446,12 @@ def test_classes_are_the_first_sub_folders_by_name(tmp_path: Path) -> None:
     )  # never held out: they could not be scored
 
 
-def test_an_unlabelled_folder_holds_out_a_fifth_and_says_so(tmp_path: Path) -> None:
-    for names in ([f"{i}.png" for i in range(20)], [f"holiday/{i}.png" for i in range(20)]):
-        images = read(tree(tmp_path / str(len(names[0])), *names))
-        assert not images.labelled and images.classes == ()
-        assert len(images.train) == 16 and len(images.test) == 4
-        assert "a random 20 % of all images, seed 0" in images.note and "no labels" in images.note
+@pytest.mark.parametrize("folder", ["", "holiday/"])
+def test_an_unlabelled_folder_holds_out_a_fifth_and_says_so(tmp_path: Path, folder: str) -> None:
+    images = read(tree(tmp_path, *(f"{folder}{i}.png" for i in range(20))))
+    assert not images.labelled and images.classes == ()
+    assert len(images.train) == 16 and len(images.test) == 4
+    assert "a random 20 % of all images, seed 0" in images.note and "no labels" in images.note
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1])
@@ -583,24 +634,19 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
         read(tree(tmp_path / "pics", "a.png"))
 
 
-def test_processes_give_what_one_gives_in_order_and_say_how_far(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
+def test_processes_give_what_one_gives_in_order_and_report(tmp_path: Path) -> None:
     root = tree(tmp_path / "pics", *(f"{i:02d}.png" for i in range(40)))
     (root / "bad.png").write_bytes(b"x")
-    here = read(root, size=6)
-    monkeypatch.setattr(folder_cache, "POOL_FROM", 2)
-    monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "other cache"))
-    monkeypatch.setattr(decoding, "decode", decode)
-    capfd.readouterr()
-    there = read(root, size=6, progress=True)
-    assert (
-        there.images.tolist() == here.images.tolist()
-        and there.paths == here.paths
-        and there.note != ""
-    )
-    told = capfd.readouterr()
-    assert told.out == "" and told.err.count("decoding images: ") == 10 and "41 of 41" in told.err
+    files = [str(file) for file in sorted(root.iterdir())]
+    recorder = Recorder()
+    here = list(decode_files(files, 6, 3, pool_from=42))
+    there = list(decode_files(files, 6, 3, recorder, pool_from=41))
+    assert [x if isinstance(x, str) else x.tolist() for x in there] == [
+        x if isinstance(x, str) else x.tolist() for x in here
+    ]
+    assert isinstance(here[-1], str) and here[7][0, 0, 0] == 7  # type: ignore[index]
+    assert recorder.tasks == [("Decoding images", 41)] and recorder.open == 0
+    assert recorder.done == list(range(1, 42))
 
 
 def die(*_: Any) -> None:
@@ -610,8 +656,23 @@ def die(*_: Any) -> None:
 def test_a_process_that_dies_is_one_sentence_and_leaves_nothing(
     tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder_cache, "POOL_FROM", 1)
     monkeypatch.setattr(decoding, "decode", die)
+    root = tree(tmp_path / "pics", *(f"{i}.png" for i in range(POOL_FROM)))
     with pytest.raises(UserError, match="died"):
-        read(tree(tmp_path / "pics", "a.png"))
+        read(root)
     assert list(own_cache.iterdir()) == []
+
+
+def test_a_stop_while_decoding_leaves_nothing_and_ends_the_task(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    class Stopping(Recorder):
+        def update(self, done: int, numbers: Any = None) -> None:
+            super().update(done)
+            if done == 2:
+                raise Stopped(15, "nothing was saved")
+
+    recorder = Stopping()
+    with pytest.raises(Stopped):
+        read(tree(tmp_path / "pics", "a.png", "b.png", "c.png"), progress=recorder)
+    assert recorder.done == [1, 2] and recorder.open == 0 and list(own_cache.iterdir()) == []

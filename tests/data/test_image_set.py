@@ -10,8 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
-from sureclr.data.image_set import ImageSet, convert, recolour, resize
+from sureclr.data.image_set import (
+    ImageSet,
+    Indices,
+    convert,
+    digest_of_images,
+    recolour,
+    resize,
+)
 from sureclr.errors import UserError
 
 
@@ -39,11 +47,12 @@ def a_set(n: int = 6, channels: int = 3, height: int = 5, width: int = 5) -> Ima
         ({"images": torch.zeros(6, 3, 0, 5, dtype=torch.uint8)}, "some pixels"),
         ({"images": torch.zeros(7, 3, 5, 5, dtype=torch.uint8)}, r"int64 \(7,\)"),
         ({"labels": torch.zeros(6)}, "int64"),
-        ({"labels": torch.tensor([0, 1, 0, -1, -1, 2])}, r"-1\.\.2 but 2 classes"),
+        ({"labels": torch.tensor([0, 1, 0, -1, -1, 2])}, r"labels -1\.\.2 but 2 classes"),
         ({"labels": torch.tensor([0, 1, 0, -1, -2, 1])}, r"-2\.\.1"),
         ({"split": np.array(["train"] * 5 + ["dev"])}, "'dev'"),
         ({"split": np.array(["train"] * 5)}, "5 splits"),
         ({"paths": ["x"]}, "1 paths"),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, r"int64 \(6,\)"),
         ({"folds": torch.tensor([[6]])}, "fold"),
         ({"folds": torch.tensor([[-1]])}, "fold"),
     ],
@@ -74,13 +83,22 @@ def test_a_selection_takes_the_same_rows_of_every_column(rows: list[int]) -> Non
     assert list(chosen.paths) == [images.paths[i] for i in rows]
 
 
-def test_a_mask_a_tensor_and_an_array_select_alike() -> None:
-    images, mask = a_set(), np.array([False, True, False, True, False, False])
-    for same in (mask, torch.from_numpy(mask), np.array([1, 3]), torch.tensor([1, 3]), [1, 3]):
-        assert list(images.select(same).paths) == ["1.png", "3.png"]
-    for outside in ([6], [-7], np.ones(5, dtype=bool)):
-        with pytest.raises(IndexError):
-            images.select(outside)
+MASK = np.array([False, True, False, True, False, False])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [MASK, torch.from_numpy(MASK), np.array([1, 3]), torch.tensor([1, 3]), [1, 3], [-5, 3]],
+    ids=["mask", "tensor mask", "array", "tensor", "list", "from the end"],
+)
+def test_a_mask_a_tensor_and_an_array_select_alike(rows: Indices) -> None:
+    assert list(a_set().select(rows).paths) == ["1.png", "3.png"]
+
+
+@pytest.mark.parametrize("rows", [[6], [-7], np.ones(5, dtype=bool), np.ones(7, dtype=bool)])
+def test_rows_that_do_not_exist_are_refused(rows: Indices) -> None:
+    with pytest.raises(IndexError):
+        a_set().select(rows)
 
 
 def test_neighbouring_rows_share_memory_and_others_do_not() -> None:
@@ -144,12 +162,73 @@ def test_convert_brings_a_set_to_another_runs_shape_and_leaves_the_rest() -> Non
     assert colour.labels is grey.labels and colour.paths is grey.paths
     assert convert(grey, 5, 1) is grey and convert(grey) is grey
     assert convert(grey.select([]), 9, 3).images.shape == (0, 3, 9, 9)
-    for size, channels in ((0, 1), (5, 2)):
-        with pytest.raises(UserError):
-            convert(grey, size, channels)
 
 
-def test_convert_in_chunks_equals_convert_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "channels", "words"),
+    [(0, 1, "size must be at least 1 pixel, not 0"), (5, 2, "channels must be 1.* or 3.* not 2")],
+)
+def test_impossible_shapes_are_refused(size: int, channels: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        convert(a_set(channels=1), size, channels)
+
+
+def test_one_pixel_is_a_size() -> None:
+    assert convert(a_set(), 1).images.shape == (6, 3, 1, 1)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 4, 5, 6, 7])
+def test_how_many_images_are_converted_at_once_changes_nothing(images_at_once: int) -> None:
     whole = convert(a_set(), 3, 1).images
-    monkeypatch.setattr("sureclr.data.image_set.CHUNK", 4)
-    assert torch.equal(convert(a_set(), 3, 1).images, whole)
+    assert torch.equal(convert(a_set(), 3, 1, images_at_once).images, whole)
+
+
+# --- The digest
+
+
+def other(**columns: object) -> ImageSet:
+    return replace(a_set(), **columns)  # type: ignore[arg-type]
+
+
+def one_pixel_more() -> Tensor:
+    pixels = a_set().images.clone()
+    pixels[5, 2, 4, 4] ^= 1
+    return pixels
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        other(images=one_pixel_more()),
+        other(images=a_set().images.transpose(2, 3).contiguous()),
+        other(images=a_set().images.view(6, 3, 25, 1)),
+        other(labels=torch.tensor([0, 1, 0, -1, -1, 0])),
+        other(classes=("a", "c")),
+        other(classes=("a", "b", "c")),
+        other(split=np.array(["train"] * 5 + ["test"])),
+        other(paths=[f"{i}.jpg" for i in range(6)]),
+        a_set().select([1, 0, 2, 3, 4, 5]),
+        a_set().select(range(5)),
+    ],
+    ids=["pixel", "turned", "shape", "label", "class", "classes", "split", "paths", "order", "n"],
+)
+def test_the_digest_changes_with_every_column(changed: ImageSet) -> None:
+    assert digest_of_images(changed) != digest_of_images(a_set())
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        other(name="else", note="read twice", folds=None),
+        other(images=a_set().images.to(memory_format=torch.channels_last)),
+        other(paths=tuple(f"{i}.png" for i in range(6))),
+        other(split=np.array(a_set().split, dtype="<U40")),
+    ],
+    ids=["name", "memory", "tuple", "type"],
+)
+def test_the_digest_is_of_what_the_images_are(same: ImageSet) -> None:
+    assert digest_of_images(same) == digest_of_images(a_set())
+
+
+def test_the_digest_of_an_empty_set_exists() -> None:
+    assert len(digest_of_images(a_set().select([]))) == 64

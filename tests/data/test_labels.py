@@ -62,7 +62,7 @@ def test_a_share_a_count_or_a_file_is_understood() -> None:
         ("0%", "above 0% and at most 100%, not 0%"),
         ("120%", "not 120%"),
         ("-1%", "not -1%"),
-        ("0", "at least 1, and one a class, not 0"),
+        ("0", "at least 1, and at least one for each class, not 0"),
         ("-5", "not -5"),
         ("0.1", "neither a share nor a count"),
         ("", "neither"),
@@ -153,9 +153,9 @@ def test_a_fold_is_all_that_is_chosen_from() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("32", "32 labels were asked for, and made has 31"),
-        ("2", "2 is asked, too few labels for 3 classes"),
-        ("5%", "5% of 31 labelled images is 2, too few"),
+        ("32", "32 labels are more than the 31 labelled training images of made"),
+        ("2", "2 is too few labels for 3 classes.*at least 3 "),
+        ("5%", "5% of 31 labelled images, which is 2, is too few"),
     ],
 )
 def test_too_many_or_too_few_are_refused(text: str, words: str) -> None:
@@ -165,7 +165,7 @@ def test_too_many_or_too_few_are_refused(text: str, words: str) -> None:
 
 def test_a_set_without_labels_or_without_a_class_says_so() -> None:
     images = a_set()
-    with pytest.raises(UserError, match="no labelled training image; put them"):
+    with pytest.raises(UserError, match="no labelled training image; put the images"):
         choose_labels(
             replace(
                 images,
@@ -225,7 +225,7 @@ def test_a_file_is_believed_and_told_where_it_differs(tmp_path: Path) -> None:
         (("002.png,ant", "003.png,ent"), r"line 3: unknown class 'ent': did you mean ant\?"),
         (
             ("cat.png,ant",),
-            r"line 2: made has no image 'cat\.png'; its training images are called like 000\.png",
+            r"line 2: made has no image 'cat\.png'; its training images have names like 000\.png",
         ),
         ((*GOOD, "", "002.png,ant"), "line 6: 002.png was already labelled ant in line 2; delete"),
         (
@@ -234,8 +234,8 @@ def test_a_file_is_believed_and_told_where_it_differs(tmp_path: Path) -> None:
         ),
         ((*GOOD, "037.png,ant"), "line 5: 037.png is a test image"),
         (GOOD[:2], "has no image of class cow; label at least one"),
-        ((*GOOD, "003.png"), "line 5: 1 fields, and the header has 2"),
-        ((*GOOD, "021.png,bee, wild"), "line 5: 3 fields.*double quotes"),
+        ((*GOOD, "003.png"), "line 5: there are 1 fields, and the header has 2"),
+        ((*GOOD, "021.png,bee, wild"), "line 5: there are 3 fields.*double quotes"),
         ((*GOOD, "003.png,"), "line 5: there is no label; fill it in"),
         ((*GOOD, ",ant"), "line 5: there is no path"),
         ((), "has a header and no label below it; add lines such as 000.png,ant"),
@@ -266,7 +266,8 @@ def test_a_bad_file_is_one_sentence(data: bytes, words: str, tmp_path: Path) -> 
 
 def test_a_file_that_is_not_there_or_a_set_without_classes(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"labels '.*none\.csv' is neither a share nor a count, and no such file"
+        UserError,
+        match=r"labels '.*none\.csv' is neither a share nor a count, and there is no such file",
     ):
         read_labels(tmp_path / "none.csv", a_set())
     with pytest.raises(UserError, match="cannot be read"):

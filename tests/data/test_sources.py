@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import re
 import socket
 import tarfile
 import threading
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 
 import sureclr.compat  # noqa: F401
 from sureclr.data import downloads, sources
-from sureclr.data.sources import SOURCES, load
+from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import SOURCES, is_source, load_images, register_source
 from sureclr.errors import UserError
+from sureclr.registry import Registry
 
 from torchvision import datasets  # isort: skip  needs sureclr.compat
 
@@ -120,7 +123,7 @@ def fashion() -> dict[str, NDArray[np.uint8]]:
 
 
 def check_fashion(truth: dict[str, NDArray[np.uint8]]) -> None:
-    images = load("fashion-mnist")
+    images = load_images("fashion-mnist")
     assert images.images[:, 0].tolist() == [
         *truth["train-images-idx3-ubyte"].tolist(),
         *truth["t10k-images-idx3-ubyte"].tolist(),
@@ -136,7 +139,7 @@ def check_fashion(truth: dict[str, NDArray[np.uint8]]) -> None:
 def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
     from sklearn.datasets import load_digits
 
-    theirs, images = load_digits(), load("digits")
+    theirs, images = load_digits(), load_images("digits")
     assert images.images.shape == (1797, 1, 8, 8) and images.images.max() == 255
     assert np.array_equal(np.rint(images.images[:, 0].numpy() / 255 * 16), theirs.images)
     assert images.labels.tolist() == theirs.target.tolist() and images.classes == tuple(
@@ -150,10 +153,21 @@ def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
 
 
 def test_size_and_channels_are_as_asked() -> None:
-    assert load("digits", size=16, channels=3).images.shape == (1797, 3, 16, 16)
-    for wrong in ({"size": 0}, {"size": -3}, {"channels": 2}):
-        with pytest.raises(UserError, match="1 or 3 channels"):
-            load("digits", **wrong)
+    assert load_images("digits", size=16, channels=3).images.shape == (1797, 3, 16, 16)
+    assert load_images("digits", size=1).images.shape == (1797, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"size": 0}, "size must be at least 1 pixel, not 0"),
+        ({"size": -3}, "not -3"),
+        ({"channels": 2}, "channels must be 1 .grey. or 3 .RGB., not 2"),
+    ],
+)
+def test_impossible_shapes_are_refused(wrong: dict[str, int], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_images("digits", **wrong)
 
 
 @pytest.mark.parametrize("where", ["data/FashionMNIST/raw", "debian"])
@@ -202,14 +216,14 @@ def test_a_damaged_idx_file_is_named_in_one_sentence(
     files[f"t10k-images-idx3-ubyte{ending}"] = damage(files[f"t10k-images-idx3-ubyte{ending}"])
     write(tmp_path / "debian", files)
     with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.*cannot be read.*delete it"):
-        load("fashion-mnist")
+        load_images("fashion-mnist")
 
 
 def test_images_and_labels_of_different_number_are_refused(tmp_path: Path) -> None:
     truth = fashion() | {"t10k-labels-idx1-ubyte": np.zeros(4, np.uint8)}
     write(tmp_path / "debian", {name: idx(array) for name, array in truth.items()})
     with pytest.raises(UserError, match="fashion-mnist"):
-        load("fashion-mnist")
+        load_images("fashion-mnist")
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
@@ -223,7 +237,7 @@ def test_cifar10_is_read_pixel_by_pixel(
         write(tmp_path / "data/cifar-10-batches-py", files)
     else:
         write(tmp_path / "data", {"cifar-10-python.tar.gz": packed})
-    images = load("cifar10")
+    images = load_images("cifar10")
     order = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
     assert np.array_equal(images.images.numpy(), np.concatenate([truth[name][0] for name in order]))
     assert images.labels.tolist() == [label for name in order for label in truth[name][1]]
@@ -249,7 +263,7 @@ def test_cifar100_gives_its_fine_labels(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     publish(monkeypatch, datasets.CIFAR100, files)
     write(tmp_path / "data/cifar-100-python", files)
-    images = load("cifar100")
+    images = load_images("cifar100")
     assert np.array_equal(images.train.images.numpy(), pixels["train"]) and np.array_equal(
         images.test.images.numpy(), pixels["test"]
     )
@@ -273,8 +287,8 @@ def test_a_pickle_that_is_not_the_published_one_is_never_opened(
 ) -> None:
     trap = pickle.dumps(Trap(tmp_path / "sprung"))
     write(tmp_path / "data/cifar-10-batches-py", cifar10[0] | {"data_batch_2": trap})
-    with pytest.raises(UserError, match="not whole"):
-        load("cifar10")
+    with pytest.raises(UserError, match="not complete"):
+        load_images("cifar10")
     assert not (tmp_path / "sprung").exists()
     pickle.loads(trap)
     assert (tmp_path / "sprung").exists()  # the trap works
@@ -304,7 +318,7 @@ def stl10(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, NDArray[
 
 
 def test_stl10_has_its_unlabelled_images_and_its_folds(stl10: dict[str, NDArray[np.uint8]]) -> None:
-    images = load("stl10")
+    images = load_images("stl10")
     assert np.array_equal(
         images.images.numpy(), np.concatenate([stl10["train"], stl10["unlabeled"], stl10["test"]])
     )
@@ -325,7 +339,7 @@ def test_stl10_has_its_unlabelled_images_and_its_folds(stl10: dict[str, NDArray[
 
 
 def test_stl10_agrees_with_torchvisions_own_reader(tmp_path: Path, stl10: Any) -> None:
-    theirs, images = datasets.STL10(tmp_path / "data", split="train", folds=4), load("stl10")
+    theirs, images = datasets.STL10(tmp_path / "data", split="train", folds=4), load_images("stl10")
     assert images.folds is not None
     fold = images.select(images.folds[4])
     assert (
@@ -347,27 +361,25 @@ def test_offline_one_sentence_names_the_file_the_place_and_the_address(
     tmp_path: Path, capfd: Any, name: str, file: str
 ) -> None:
     with pytest.raises(UserError, match=r"^[^\n]+$") as caught:
-        load(name)
+        load_images(name)
     for part in (file, str(tmp_path / "data"), "http://127.0.0.1:9/", "SURECLR_DATA"):
         assert part in str(caught.value)
     assert capfd.readouterr().out == ""
 
 
-def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "REACH_SECONDS", 0.2)
+def test_a_server_that_never_answers_counts_as_missing() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(OSError, match=r"timed out|no answer"),
     ):
-        downloads.reach(f"http://127.0.0.1:{silent.getsockname()[1]}/")
+        downloads.check_server(f"http://127.0.0.1:{silent.getsockname()[1]}/", seconds=0.2)
 
 
-def test_a_name_that_is_looked_up_for_ever_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "REACH_SECONDS", 0.2)
+def test_a_name_whose_look_up_never_ends_counts_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     asleep = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: asleep.wait(2) and [])
-    with pytest.raises(TimeoutError, match="no answer within"):
-        downloads.reach("http://nowhere.invalid/")
+    with pytest.raises(TimeoutError, match="no answer within 0.2 s"):
+        downloads.check_server("http://nowhere.invalid/", seconds=0.2)
     asleep.set()
 
 
@@ -394,7 +406,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         http_server.shutdown()
 
 
-def test_what_is_missing_is_downloaded_checked_and_kept(
+def test_missing_files_are_downloaded_checked_and_used_again(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capfd: Any,
@@ -405,11 +417,11 @@ def test_what_is_missing_is_downloaded_checked_and_kept(
     write(server[1], {"cifar-10-python.tar.gz": packed})
     monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5(packed))
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[0]}cifar-10-python.tar.gz")
-    assert np.array_equal(load("cifar10").test.images.numpy(), cifar10[1]["test_batch"][0])
-    told = capfd.readouterr()
-    assert told.out == "" and f"downloading from {server[0]}" in told.err
+    assert np.array_equal(load_images("cifar10").test.images.numpy(), cifar10[1]["test_batch"][0])
+    printed = capfd.readouterr()
+    assert printed.out == "" and f"downloading from {server[0]}" in printed.err
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/")
-    assert len(load("cifar10")) == 24
+    assert len(load_images("cifar10")) == 24
     assert socket.getdefaulttimeout() is None
 
 
@@ -418,8 +430,8 @@ def test_what_a_reader_prints_goes_to_stderr(
 ) -> None:
     with downloads.downloading("Chatter", "file", tmp_path, server[0]):
         print("100 %")  # older torchvision did
-    told = capfd.readouterr()
-    assert told.out == "" and "100 %" in told.err
+    printed = capfd.readouterr()
+    assert printed.out == "" and "100 %" in printed.err
 
 
 def test_a_download_that_is_not_the_published_file_is_refused(
@@ -428,7 +440,7 @@ def test_a_download_that_is_not_the_published_file_is_refused(
     write(server[1], {"cifar-10-python.tar.gz": archive("cifar-10-batches-py", cifar10[0])})
     monkeypatch.setattr(datasets.CIFAR10, "url", f"{server[0]}cifar-10-python.tar.gz")
     with pytest.raises(UserError, match="corrupted"):
-        load("cifar10")
+        load_images("cifar10")
     assert not (tmp_path / "data/cifar-10-batches-py").exists()
 
 
@@ -439,28 +451,118 @@ def test_fashion_mnist_is_downloaded_with_its_hash_check(
     files = {f"{name}.gz": gzip.compress(idx(array)) for name, array in truth.items()}
     write(server[1], files)
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", [server[0]])
-    with pytest.raises(UserError, match="Fashion-MNIST is not whole"):
-        load("fashion-mnist")
+    with pytest.raises(UserError, match="Fashion-MNIST is not complete"):
+        load_images("fashion-mnist")
     monkeypatch.setattr(
         datasets.FashionMNIST, "resources", [(name, md5(data)) for name, data in files.items()]
     )
     check_fashion(truth)
 
 
-def test_a_data_folder_that_is_a_file_is_told(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_a_data_folder_that_is_a_file_is_one_sentence(tmp_path: Path, name: str) -> None:
     (tmp_path / "data").write_text("no folder")
-    for name in ("cifar10", "fashion-mnist"):
-        with pytest.raises(UserError, match=r"^[^\n]+$"):
-            load(name)
+    with pytest.raises(UserError, match=r"^[^\n]+$"):
+        load_images(name)
 
 
 def test_an_unknown_source_lists_the_nearest_and_all(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean cifar10") as caught:
-        load("cifar-10")
+        load_images("cifar-10")
     assert all(name in str(caught.value) for name in SOURCES)
     with pytest.raises(UserError, match=f"write folder:{tmp_path}"):
-        load(str(tmp_path))
+        load_images(str(tmp_path))
     with pytest.raises(UserError, match="unknown data source"):
-        load("folder:PATH")
+        load_images("folder:PATH")
+
+
+# --- Sources of other packages
+
+MINE = """
+import numpy as np, torch
+from sureclr.data.image_set import ImageSet
+
+def read_mine(root):
+    pixels = torch.full((3, 1, 6, 6), 7, dtype=torch.uint8)
+    return ImageSet("NAME", pixels, torch.full((3,), -1), (), np.full(3, "train"), [str(root)] * 3)
+"""
+
+
+@pytest.fixture
+def clean_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of the test's own, so that no name stays behind."""
+    fresh = Registry[sources.Source]("data source", "sureclr.sources")
+    fresh.register("digits")(SOURCES["digits"])
+    monkeypatch.setattr(sources, "SOURCES", fresh)
+
+
+def read_three(root: Path) -> ImageSet:
+    return ImageSet(
+        "three",
+        torch.arange(3 * 36, dtype=torch.uint8).view(3, 1, 6, 6),
+        torch.tensor([0, 1, 0]),
+        ("odd", "even"),
+        np.array(["train", "train", "test"]),
+        [f"{root}/{i}" for i in range(3)],
+    )
+
+
+@pytest.mark.usefixtures("clean_sources")
+def test_a_registered_function_is_a_source(tmp_path: Path) -> None:
+    assert not is_source("three")
+    assert register_source("three", about="Three images.")(read_three) is read_three
+    images = load_images("three", root=tmp_path)
+    assert is_source("three") and sources.SOURCES["three"].about == "Three images."
+    assert torch.equal(images.images, read_three(tmp_path).images)
+    assert images.paths[2] == f"{tmp_path}/2" and images.classes == ("odd", "even")
+    assert load_images("three").paths[0] == f"{tmp_path / 'data'}/0"  # of SURECLR_DATA
+    assert load_images("three", size=12, channels=3).images.shape == (3, 3, 12, 12)
+
+
+@pytest.mark.usefixtures("clean_sources")
+def test_a_name_is_registered_once() -> None:
+    with pytest.raises(UserError, match="already a data source named 'digits'"):
+        register_source("digits", about="Other digits.")(read_three)
+    with pytest.raises(UserError, match="cannot be named 'folder:mine'"):
+        register_source("folder:mine", about="Never.")
+
+
+def install(folder: Path, name: str, body: str, entry: str) -> None:
+    """An installed package `name` with one entry point in the group of the sources."""
+    (folder / f"{name}.py").write_text(body)
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[sureclr.sources]\n{entry}\n")
+
+
+@pytest.mark.usefixtures("clean_sources")
+def test_an_installed_package_adds_a_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = "from sureclr.data.sources import register_source\n"
+    body = MINE.replace("def read", '@register_source("mine", about="My images.")\ndef read')
+    install(tmp_path, "sureclr_test_mine", head + body, "mine = sureclr_test_mine:read_mine")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert is_source("mine") and sources.SOURCES["mine"].about == "My images."
+    assert load_images("mine").images.unique().tolist() == [7]
+    assert list(sources.SOURCES) == ["digits", "mine"]
+
+
+@pytest.mark.usefixtures("clean_sources")
+def test_an_entry_point_that_is_no_source_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, "sureclr_test_bare", MINE, "bare = sureclr_test_bare:read_mine")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r'must use @register_source\("bare", about=\.\.\.\)'):
+        load_images("bare")
+
+
+@pytest.mark.parametrize("name", [n for n in SOURCES if ":" not in n])
+def test_every_source_says_what_it_is_in_a_sentence(name: str) -> None:
+    assert is_source(name) and re.fullmatch(r"[A-Z].{20,}[.]", SOURCES[name].about)
+
+
+def test_the_folder_is_listed_but_is_no_name() -> None:
+    assert "folder:PATH" in SOURCES and not is_source("folder:PATH") and is_source("folder:a")

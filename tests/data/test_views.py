@@ -16,10 +16,10 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from sureclr.data import colour, views
-from sureclr.data.counter_rng import hashed, mix, sample, shuffled, uniform
+from sureclr.config import ViewConfig
+from sureclr.data import colour
+from sureclr.data.counter_rng import hashed, mix, sample_rows, shuffled, uniform_numbers
 from sureclr.data.views import (
-    ViewConfig,
     augment,
     blur,
     crop_and_flip,
@@ -237,13 +237,22 @@ def test_views_lie_in_the_unit_interval(channels: int) -> None:
     assert v.min() >= 0 and v.max() <= 1 and v.max() > 0.99
 
 
-def test_a_view_depends_on_its_own_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_depends_on_its_own_seed_alone() -> None:
     images, seeds, config = pictures(50), torch.arange(50) * 7 - 20, ViewConfig()
     whole = two_views(images, seeds, config)
     some = torch.tensor([41, 3, 17])
     close(two_views(images[some], seeds[some], config), whole[torch.cat([some, some + 50])], 1e-6)
-    monkeypatch.setattr(views, "_CHUNK", 1)  # one image at a time
-    close(two_views(images, seeds, config), whole, 1e-6)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 7, 49, 50, 51])
+def test_how_many_images_a_core_takes_changes_nothing(images_at_once: int) -> None:
+    images, seeds, config = pictures(50), torch.arange(50), ViewConfig()
+    numbers = images_at_once * images[0].numel()
+    close(
+        one_view(images, seeds, 1, config, numbers_at_once=numbers),
+        two_views(images, seeds, config)[50:],
+        1e-6,
+    )
 
 
 def test_two_views_are_view_0_and_view_1_and_differ() -> None:
@@ -445,18 +454,19 @@ def test_mix_is_splitmix64() -> None:
     assert mix(signed).numpy().view(np.uint64).tolist() == [splitmix(word) for word in words]
 
 
-def test_hashed_is_a_splitmix64_sequence_for_each_seed_and_stream() -> None:
+@pytest.mark.parametrize("stream", [0, 1, 2**40])
+def test_hashed_is_a_splitmix64_sequence_for_each_seed_and_stream(stream: int) -> None:
     golden, mask = 0x9E3779B97F4A7C15, (1 << 64) - 1
     seeds = [0, 5, -3]
-    for stream in (0, 1, 2**40):
-        bases = [
-            splitmix((splitmix((seed + golden) & mask) + stream * golden) & mask) for seed in seeds
-        ]
-        words = [[splitmix((base + (k + 1) * golden) & mask) for k in range(4)] for base in bases]
-        assert hashed(torch.tensor(seeds), stream, 4).numpy().view(np.uint64).tolist() == words
+    bases = [
+        splitmix((splitmix((seed + golden) & mask) + stream * golden) & mask) for seed in seeds
+    ]
+    words = [[splitmix((base + (k + 1) * golden) & mask) for k in range(4)] for base in bases]
+    assert hashed(torch.tensor(seeds), stream, 4).numpy().view(np.uint64).tolist() == words
 
 
-def test_an_order_by_hashes_is_each_rows_own() -> None:
+@pytest.mark.parametrize(("stream", "seed"), [(0, 0), (7, 0), (7, 2)])
+def test_an_order_by_hashes_is_each_rows_own(stream: int, seed: int) -> None:
     """By splitmix in Python; and rows that are left out leave the others in their order, which a
     permutation would not.
     """
@@ -470,17 +480,18 @@ def test_an_order_by_hashes_is_each_rows_own() -> None:
         value = splitmix((state + golden) & mask)
         return value - (1 << 64) if value >> 63 else value
 
-    for stream, seed in ((0, 0), (7, 0), (7, 2)):
-        order = sorted(rows, key=lambda row: word(row, stream, seed))
-        assert shuffled(torch.tensor(rows), stream, seed).tolist() == order
-        assert sample(torch.tensor(rows), 4, stream, seed).tolist() == sorted(order[:4])
-        assert shuffled(torch.tensor(rows[::2]), stream, seed).tolist() == [
-            row for row in order if row in rows[::2]
-        ]
+    order = sorted(rows, key=lambda row: word(row, stream, seed))
+    assert shuffled(torch.tensor(rows), stream, seed).tolist() == order
+    assert sample_rows(torch.tensor(rows), 4, stream, seed).tolist() == sorted(order[:4])
+    assert sample_rows(torch.tensor(rows), 6, stream, seed).tolist() == rows
+    assert sample_rows(torch.tensor(rows), 7, stream, seed).tolist() == rows  # fewer than wanted
+    assert shuffled(torch.tensor(rows[::2]), stream, seed).tolist() == [
+        row for row in order if row in rows[::2]
+    ]
 
 
 def test_uniform_numbers() -> None:
-    u = uniform(SEEDS, 3, 8)
+    u = uniform_numbers(SEEDS, 3, 8)
     assert u.dtype == torch.float64 and u.min() >= 0 and u.max() < 1
     assert all(uniformly(column, 0, 1) > P_MIN for column in u.T)
     assert np.abs(np.corrcoef(u.T.numpy()) - np.eye(8)).max() < 5 / math.sqrt(N)
@@ -495,6 +506,10 @@ def test_uniform_numbers() -> None:
     "change",
     [
         {"flip": 1.1},
+        {"flip": -0.001},
+        {"crop_area": (0.5, 1.001)},
+        {"strength": 2.51},  # hue 0.502
+        {"strength": math.inf},
         {"jitter_p": -0.1},
         {"grey_p": float("nan")},
         {"crop_area": (0, 1)},
@@ -516,6 +531,29 @@ def test_impossible_settings_are_named(change: dict) -> None:
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"flip": 0, "jitter_p": 1, "grey_p": 0, "blur_p": 1, "blur_kernel": 1},
+        {"strength": 2.5},  # hue 0.5
+        {"hue": 0.5},
+        {"crop_area": (1e-6, 1.0)},
+        {"blur_sigma": (2.0, 2.0)},
+        {"strength": 0},
+    ],
+)
+def test_settings_at_the_edge_are_accepted(config: dict) -> None:
+    views = two_views(pictures(4), torch.arange(4), ViewConfig(**config))
+    assert views.shape == (8, 3, 32, 32) and views.isfinite().all()
+
+
+def test_light_views_are_large_crops_and_flips_alone() -> None:
+    assert ViewConfig.light(0.25) == dataclasses.replace(
+        OFF, crop_area=(0.5, 1), flip=0.25, crop_aspect=ViewConfig().crop_aspect
+    )
+    assert ViewConfig.light().flip == 0.5
+
+
+@pytest.mark.parametrize(
     "images", [torch.zeros(2, 3, 8, 8), pictures(3, 2, 8, 8), pictures(3)[0], pictures(3)[:0]]
 )
 def test_other_images_are_refused(images: Tensor) -> None:
@@ -525,5 +563,5 @@ def test_other_images_are_refused(images: Tensor) -> None:
 
 @pytest.mark.parametrize("seeds", [torch.arange(4), torch.arange(3.0)])
 def test_seeds_that_do_not_fit_are_refused(seeds: Tensor) -> None:
-    with pytest.raises(UserError, match="one int64 seed an image"):
+    with pytest.raises(UserError, match="need 3 int64 seeds, one an image"):
         two_views(pictures(3), seeds, ViewConfig())

@@ -1,14 +1,16 @@
-"""Certainties that are perfect, reversed and random by construction; loops, scikit-learn, scipy and
-the model's own world.
+"""Certainties that are perfect, reversed and random by construction, and the model's own world.
+
+The witnesses are loops, scikit-learn and scipy.
 """
 
-import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
@@ -20,24 +22,38 @@ from sureclr.data.corruptions import CORRUPTIONS
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation import calibration
-from sureclr.evaluation import certainty_quality as uncertainty
-from sureclr.evaluation.calibration import (
-    Pair,
-    evidence_calibration,
-    image_seeds,
-    log_loss,
-    radius_calibration,
-    view_pair,
-)
 from sureclr.evaluation.certainty_quality import (
-    Judgement,
+    check_splits,
+    measure_uncertainty,
+    summarise_information,
+)
+from sureclr.evaluation.corrupted_images import CORRUPTED, measure_corruption, rank
+from sureclr.evaluation.scores import (
+    Embed,
     Reference,
-    judge,
-    measure,
-    partner,
-    ranking,
-    selective,
+    ScoredImages,
+    ViewPairs,
+    embed_view_pairs,
+    image_seeds,
+    score_images,
+)
+from sureclr.evaluation.selective_prediction import (
+    calibrate_probes,
+    columns,
+    decline_by_score,
+    predict_selectively,
+)
+from sureclr.evaluation.tables import (
+    finite_by_score,
+    finite_numbers,
+    mean_cosine_of_different_images,
+)
+from sureclr.evaluation.view_pairs import (
+    best_evidence,
+    calibrate_evidence,
+    calibrate_radius,
+    find_partners,
+    log_loss,
 )
 from sureclr.maths.sampling import sample, uniform_directions
 from sureclr.maths.sphere import Posterior
@@ -75,7 +91,7 @@ def embeddings(
 
 
 def table(**more: Tensor) -> Embeddings:
-    """Three overlapping clusters: about three quarters of the nearest images have the right class."""
+    """Three overlapping clusters: three quarters of the nearest images have the right class."""
     labels = torch.arange(TRAIN + TEST) % CLASSES
     features = torch.randn(TRAIN + TEST, 10, generator=random()) + 1.5 * torch.eye(10)[labels]
     return embeddings(features, labels, ["train"] * TRAIN + ["test"] * TEST, **more)
@@ -92,33 +108,40 @@ def right_by_loops(t: Embeddings) -> Tensor:
     return torch.stack([t.labels[j] for j in nearest]) == t.labels[t.split == "test"]
 
 
-def test_r_auroc_of_perfect_reversed_random_and_constant_certainties() -> None:
+NOISE = torch.rand(TEST, generator=random())
+
+
+@pytest.mark.parametrize(
+    ("certainty", "expected"),
+    [
+        (lambda right: right + 0.5 * NOISE, lambda right: 1.0),
+        (lambda right: -1.0 * right - 0.5 * NOISE, lambda right: 0.0),
+        (lambda right: 0 * NOISE, lambda right: 0.5),
+        (lambda right: NOISE, lambda right: roc_auc_score(right, NOISE)),
+    ],
+    ids=["perfect", "reversed", "constant", "random"],
+)
+def test_r_auroc_by_scikit_learn(
+    certainty: Callable[[Tensor], Tensor], expected: Callable[[Tensor], float]
+) -> None:
     t = table()
     right = right_by_loops(t)
     assert 0.3 < right.double().mean() < 0.95  # both kinds, or the test would say nothing
-    reference, noise = Reference.of(t), torch.rand(TEST, generator=random())
-    perfect = right + 0.5 * noise
-    for certainty, expected in (
-        (perfect, 1.0),
-        (-perfect, 0.0),
-        (0 * noise, 0.5),
-        (noise, roc_auc_score(right, noise)),
-    ):
-        judged = judge(replace(t.select(t.split == "test"), certainty=certainty.float()), reference)
-        assert torch.equal(judged.right, right)
-        found = ranking(judged)
-        assert found["r_auroc"]["certainty"] == pytest.approx(expected, abs=1e-6)
-        assert found["recall_at_1"] == pytest.approx(float(right.double().mean()))
-        for name, score in judged.scores.items():
-            assert found["r_auroc"][name] == pytest.approx(
-                roc_auc_score(right, score.double()), abs=1e-9
-            )
+    test = replace(t.select(t.split == "test"), certainty=certainty(right).float())
+    scored = score_images(test, Reference.of(t))
+    assert torch.equal(scored.correct, right)
+    found = rank(scored)
+    assert found is not None and found.n == TEST
+    assert found.r_auroc["certainty"] == pytest.approx(expected(right), abs=1e-6)
+    assert found.recall_at_1 == pytest.approx(float(right.double().mean()))
+    by_sklearn = {n: roc_auc_score(right, score.double()) for n, score in scored.scores.items()}
+    assert found.r_auroc == pytest.approx(by_sklearn, abs=1e-9)
 
 
 def test_the_plain_scores_are_what_they_say() -> None:
     t = table()
     reference, test = Reference.of(t), t.select(t.split == "test")
-    scores = judge(test, reference).scores
+    scores = score_images(test, reference).scores
     unit = normalize(t.features.double(), dim=1)
     assert torch.allclose(
         scores["neighbour_similarity"].double(), (unit[TRAIN:] @ unit[:TRAIN].T).amax(1), atol=1e-6
@@ -136,11 +159,13 @@ def test_an_unlabelled_test_image_is_not_judged() -> None:
     t = table()
     labels = t.labels.clone()
     labels[TRAIN : TRAIN + 30] = -1
-    found = ranking(
-        judge((part := replace(t, labels=labels)).select(part.split == "test"), Reference.of(part))
+    found = rank(
+        score_images(
+            (part := replace(t, labels=labels)).select(part.split == "test"), Reference.of(part)
+        )
     )
-    assert found["n"] == TEST - 30
-    assert found["recall_at_1"] == pytest.approx(float(right_by_loops(t)[30:].double().mean()))
+    assert found.n == TEST - 30
+    assert found.recall_at_1 == pytest.approx(float(right_by_loops(t)[30:].double().mean()))
 
 
 # --- Corruptions ----------------------------------------------------------------------
@@ -158,7 +183,7 @@ def checkers(n: int, side: int = 20) -> ImageSet:
     )
 
 
-def seen_through(sign: float) -> uncertainty.Embed:
+def seen_through(sign: float) -> Embed:
     """Certainty: sign times the share of pixels that are not occluded (an occluded one has the mean
     colour, 128).
     """
@@ -178,24 +203,22 @@ def test_spearman_and_less_certain_follow_a_certainty_that_knows_the_strength(si
         seen_through(sign),
         Reference(embeddings(torch.ones(1, 10), torch.zeros(1).long(), ["train"]), None),
     )
-    clean = judge(embed(images), reference)
-    found = uncertainty.corrupted(embed, images, occlusion, clean, reference, 0, slice(None))
-    seeds = image_seeds(images, 0, uncertainty.CORRUPTED)
+    clean = score_images(embed(images), reference)
+    found = measure_corruption(embed, images, occlusion, clean, reference, 0, slice(None))
+    seeds = image_seeds(images, 0, CORRUPTED)
     strengths = occlusion.random_strengths(seeds)
     certainty = embed(replace(images, images=occlusion(images.images, seeds, strengths))).certainty
     assert certainty is not None
-    spearman = found["random"]["spearman"]["certainty"]
+    spearman = found.random.spearman["certainty"]
     assert spearman == pytest.approx(stats.spearmanr(certainty, -strengths).statistic)
     assert sign * spearman > 0.99  # positive: less certain as it gets worse
     changed = float((certainty != sign).double().mean())
     assert 0.9 < changed <= 1
-    assert found["random"]["less_certain"]["certainty"] == pytest.approx(
-        changed if sign > 0 else 0.0
-    )
-    assert found["random"]["less_certain"]["feature_norm"] == 0  # equal is not less
-    assert [level["strength"] for level in found["levels"]] == list(occlusion.strengths)
+    assert found.random.less_certain["certainty"] == pytest.approx(changed if sign > 0 else 0.0)
+    assert found.random.less_certain["feature_norm"] == 0  # equal is not less
+    assert [level.strength for level in found.levels] == list(occlusion.strengths)
     sizes = [round(20 * s**0.5) ** 2 for s in occlusion.strengths]
-    assert [level["mean"]["certainty"] for level in found["levels"]] == pytest.approx(
+    assert [level.mean["certainty"] for level in found.levels] == pytest.approx(
         [sign * (1 - s / 400) for s in sizes]
     )
 
@@ -203,7 +226,7 @@ def test_spearman_and_less_certain_follow_a_certainty_that_knows_the_strength(si
 # --- Pairs ----------------------------------------------------------------------------
 
 
-def world(n: int, d: int = 16, low: float = 0.3, high: float = 0.8, seed: int = 1) -> Pair:
+def world(n: int, d: int = 16, low: float = 0.3, high: float = 0.8, seed: int = 1) -> ViewPairs:
     """Views sampled from the model itself: z uniform, each view's direction from the Poisson kernel
     around z, with its radius.
     """
@@ -211,51 +234,51 @@ def world(n: int, d: int = 16, low: float = 0.3, high: float = 0.8, seed: int = 
     z = uniform_directions(n, d, generator).double().repeat(2, 1)
     radius = low + (high - low) * torch.rand(2 * n, generator=generator, dtype=torch.float64)
     mu = sample(Posterior(z, radius), generator)
-    return Pair(
+    return ViewPairs(
         embeddings(
             mu, torch.full((2 * n,), -1), ["test"] * 2 * n, radius=radius, dimension=d, direction=mu
         )
     )
 
 
-def bent(pair: Pair) -> Pair:
+def bent(pair: ViewPairs) -> ViewPairs:
     """The same views with wrong radii, in the right order."""
-    assert pair.seen.radius is not None
-    return Pair(replace(pair.seen, radius=pair.seen.radius**3))
+    assert pair.table.radius is not None
+    return ViewPairs(replace(pair.table, radius=pair.table.radius**3))
 
 
 def test_the_models_own_radius_is_calibrated_and_a_bent_one_only_after_the_map() -> None:
     pair, training = world(4000), world(4000, seed=2)
-    found = radius_calibration(pair, training)
-    assert found["raw"]["error"] < 0.02
-    assert sum(found["raw"]["count"]) == 4000
-    wrong = radius_calibration(bent(pair), bent(training))
-    assert wrong["raw"]["error"] > 0.1
-    assert wrong["mapped"]["error"] < 0.02
+    found = calibrate_radius(pair, training)
+    assert found.raw.error < 0.02
+    assert sum(found.raw.count) == 4000
+    wrong = calibrate_radius(bent(pair), bent(training))
+    assert wrong.raw.error > 0.1
+    assert wrong.mapped.error < 0.02
     a, b = (side.direction for side in world(50).sides())
     by_loops = [float(a[i] @ b[j]) for i in range(50) for j in range(50) if i != j]
-    assert calibration.mean_cosine_different(world(50)) == pytest.approx(np.mean(by_loops))
+    assert mean_cosine_of_different_images(a, b) == pytest.approx(np.mean(by_loops))
+    different = calibrate_radius(world(50), training).mean_cosine_different
+    assert different == pytest.approx(np.mean(by_loops))
 
 
 def test_the_models_own_evidence_is_in_nats_and_a_bent_one_only_after_the_map() -> None:
     pair, training = world(400, low=0.7, high=0.9), world(400, low=0.7, high=0.9, seed=2)
-    found = evidence_calibration(pair, training)
-    assert abs(found["log_mean_exp"]) < 4 * found["log_mean_exp_standard_error"]
-    assert found["raw"]["error"] < 3e-4  # of a rate of 1/400
-    assert found["raw"]["log_loss"] < 0.6 * found["log_loss_prior"]
-    assert found["raw"]["log_loss"] == pytest.approx(found["mapped"]["log_loss"], rel=0.05)
+    found = calibrate_evidence(pair, training)
+    assert abs(found.log_mean_exp) < 4 * found.log_mean_exp_standard_error
+    assert found.raw.error < 3e-4  # of a rate of 1/400
+    assert found.raw.log_loss < 0.6 * found.log_loss_prior
+    assert found.raw.log_loss == pytest.approx(found.mapped.log_loss, rel=0.05)
     heavy = [
         (p, o)
-        for p, o, n in zip(
-            *(found["raw"][k] for k in ("predicted", "observed", "count")), strict=True
-        )
+        for p, o, n in zip(found.raw.predicted, found.raw.observed, found.raw.count, strict=True)
         if n >= 40
     ]
     assert len(heavy) >= 5
     assert all(abs(p - o) < 0.1 for p, o in heavy)
-    wrong = evidence_calibration(bent(pair), bent(training))
-    assert wrong["raw"]["log_loss"] > 1.1 * found["raw"]["log_loss"]
-    assert wrong["mapped"]["log_loss"] < wrong["raw"]["log_loss"]
+    wrong = calibrate_evidence(bent(pair), bent(training))
+    assert wrong.raw.log_loss > 1.1 * found.raw.log_loss
+    assert wrong.mapped.log_loss < wrong.raw.log_loss
 
 
 def test_the_first_pairs_are_both_views_of_the_first_images() -> None:
@@ -266,13 +289,13 @@ def test_the_first_pairs_are_both_views_of_the_first_images() -> None:
 
 
 def test_prior_is_one_pair_in_n() -> None:
-    """Radii of 0 know nothing: the posterior is the prior, and its log loss that of the rate 1/n."""
+    """Radii of 0 know nothing: the posterior is the prior, with the log loss of the rate 1/n."""
     pair = world(60)
-    nothing = Pair(replace(pair.seen, radius=torch.zeros(120, dtype=torch.float64)))
-    found = evidence_calibration(nothing, nothing)
-    assert found["raw"]["predicted"] == pytest.approx([1 / 60])
-    assert found["raw"]["log_loss"] == pytest.approx(stats.entropy([1 / 60, 59 / 60]))
-    assert found["log_loss_prior"] == pytest.approx(found["raw"]["log_loss"])
+    nothing = ViewPairs(replace(pair.table, radius=torch.zeros(120, dtype=torch.float64)))
+    found = calibrate_evidence(nothing, nothing)
+    assert found.raw.predicted == pytest.approx([1 / 60])
+    assert found.raw.log_loss == pytest.approx(stats.entropy([1 / 60, 59 / 60]))
+    assert found.log_loss_prior == pytest.approx(found.raw.log_loss)
 
 
 def test_log_loss_is_scikit_learns() -> None:
@@ -291,13 +314,13 @@ def test_partner_knows_which_views_find_their_own() -> None:
     assert 0.2 < own.double().mean() < 0.98
     certainty = torch.cat([own, torch.zeros(60)]).float()
     reference = Reference(a, None)
-    found = partner(Pair(replace(pair.seen, certainty=certainty)), reference)
-    assert found["instance_match"] == pytest.approx(float(own.double().mean()))
-    assert found["auroc"]["certainty"] == 1
+    found = find_partners(ViewPairs(replace(pair.table, certainty=certainty)), reference)
+    assert found.instance_match == pytest.approx(float(own.double().mean()))
+    assert found.auroc["certainty"] == 1
     cosine = (a.direction @ b.direction.T).amax(1)
-    assert found["auroc"]["match_similarity"] == pytest.approx(roc_auc_score(own, cosine))
-    assert found["auroc"]["match_evidence"] > 0.5  # in its own world the model's evidence knows
-    evidence, index = uncertainty.best_evidence(a.posterior, b.posterior, 16, block=7)
+    assert found.auroc["match_similarity"] == pytest.approx(roc_auc_score(own, cosine))
+    assert found.auroc["match_evidence"] > 0.5  # in its own world the model's evidence knows
+    evidence, index = best_evidence(a.posterior, b.posterior, 16, block=7)
     r = a.posterior.radius[:, None] * b.posterior.radius  # type: ignore[index,operator]
     by_formula = torch.log(1 - r**2) - 8 * torch.log(
         1 - 2 * r * (a.direction @ b.direction.T) + r**2
@@ -312,12 +335,12 @@ def test_views_are_paired_row_by_row_and_drawn_by_seed_and_stream() -> None:
     nothing = ViewConfig(
         strength=0, blur_p=0, grey_p=0, crop_area=(1, 1), crop_aspect=(1, 1), flip=0
     )
-    a, b = view_pair(embed, images, nothing, 0, 1).sides()
+    a, b = embed_view_pairs(embed, images, nothing, 0, 1).sides()
     assert torch.equal(a.features, embed(images).features) and torch.equal(
         b.features, a.features
     )  # the image itself
     drawn = [
-        view_pair(embed, images, ViewConfig(), *at).seen.features
+        embed_view_pairs(embed, images, ViewConfig(), *at).table.features
         for at in ((0, 1), (0, 1), (1, 1), (0, 2))
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -331,47 +354,41 @@ def test_views_are_paired_row_by_row_and_drawn_by_seed_and_stream() -> None:
 def test_abstaining_is_the_error_among_the_surest() -> None:
     right = torch.rand(200, generator=random()) < 0.7
     score = right * 0.3 + torch.rand(200, generator=torch.Generator().manual_seed(1))
-    found = uncertainty.abstaining(right, {"score": score, "constant": torch.zeros(200)})
+    found = decline_by_score(right, {"score": score, "constant": torch.zeros(200)})
     order = sorted(range(200), key=lambda i: -float(score[i]))
     risks = [1 - np.mean([bool(right[i]) for i in order[: k + 1]]) for k in range(200)]
-    assert found["aurc"]["score"] == pytest.approx(np.mean(risks))
+    assert found.aurc["score"] == pytest.approx(np.mean(risks))
     assert (
-        found["aurc"]["constant"]
-        == pytest.approx(found["error"])
-        == pytest.approx(found["aurc"]["random"])
+        found.aurc["constant"] == pytest.approx(found.error) == pytest.approx(found.aurc["random"])
     )
-    assert found["aurc"]["best"] < found["aurc"]["score"] < found["aurc"]["random"]
-    assert found["risk"]["score"] == pytest.approx(
-        [risks[round(200 * c) - 1] for c in found["coverage"]]
-    )
-    assert found["coverage"][-1] == 1 and found["risk"]["score"][-1] == pytest.approx(
-        found["error"]
-    )
+    assert found.aurc["best"] < found.aurc["score"] < found.aurc["random"]
+    assert found.risk["score"] == pytest.approx([risks[round(200 * c) - 1] for c in found.coverage])
+    assert found.coverage[-1] == 1 and found.risk["score"][-1] == pytest.approx(found.error)
 
 
 def test_selective_judges_both_classifiers_on_known_images() -> None:
     t = table()
     reference = Reference.of(t)
-    judged = judge(t.select(t.split == "test"), reference)
-    found = selective(judged, reference)
+    judged = score_images(t.select(t.split == "test"), reference)
+    found = predict_selectively(judged, reference)
     assert reference.probe is not None
-    assert found["linear"]["error"] == pytest.approx(1 - reference.probe.accuracy)
+    assert found["linear"].error == pytest.approx(1 - reference.probe.accuracy)
     some = torch.arange(TEST) >= 30
-    part = selective(Judgement(judged.seen, judged.scores, some, judged.right), reference)
-    wrong = reference.probe.predictions[some] != judged.seen.labels[some]
-    assert part["linear"]["error"] == pytest.approx(float(wrong.double().mean()))
+    part = predict_selectively(
+        ScoredImages(judged.table, judged.scores, some, judged.correct), reference
+    )
+    wrong = reference.probe.predictions[some] != judged.table.labels[some]
+    assert part["linear"].error == pytest.approx(float(wrong.double().mean()))
 
 
 def test_ece_finds_the_probes_column_of_each_label() -> None:
     t = table()
     spaced = replace(t, labels=t.labels * 2 + 1, classes=tuple("abcdef"))
-    plain, moved = (
-        uncertainty.probe_calibration(x, Reference.of(x))["features"] for x in (t, spaced)
-    )
+    plain, moved = (calibrate_probes(x, Reference.of(x))["features"] for x in (t, spaced))
     assert moved == pytest.approx(plain)
     probe = Reference.of(spaced).probe
     assert probe is not None
-    assert uncertainty.columns(probe, torch.tensor([3, 1, 4])).tolist() == [1, 0, -1]
+    assert columns(probe, torch.tensor([3, 1, 4])).tolist() == [1, 0, -1]
 
 
 # --- The whole ------------------------------------------------------------------------
@@ -390,7 +407,7 @@ def pictures(n: int = TRAIN + TEST, labelled: bool = True) -> ImageSet:
     )
 
 
-def toy(radius: bool = True) -> uncertainty.Embed:
+def toy(radius: bool = True) -> Embed:
     """Pixels as features; a fixed random projection as direction; contrast as radius."""
     weight = torch.randn(144, 8, generator=random())
 
@@ -417,32 +434,30 @@ def test_everything_that_can_be_had_is_there_and_the_rest_is_explained(
     labelled: bool, radius: bool
 ) -> None:
     images, embed = pictures(labelled=labelled), toy(radius)
-    found = measure(embed, images, embed(images), ViewConfig(), levels=slice(0, 2))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert ("certainty" in found["scores"], "calibration" in found, "evidence" in found) == (
-        radius,
-    ) * 3
-    assert ("selective" in found, "probe_calibration" in found, bool(found["clean"])) == (
-        labelled,
-    ) * 3
-    assert ("negative_entropy" in found["scores"]) == labelled
-    assert set(found["corruptions"]) == set(CORRUPTIONS)
-    assert all(len(c["levels"]) == 2 for c in found["corruptions"].values())
-    assert len(found["skipped"]) == (not labelled) + 2 * (not radius)
-    assert set(found["corruptions"]["crop"]["random"]["spearman"]) == set(found["scores"])
+    found = measure_uncertainty(embed, images, embed(images), ViewConfig(), levels=slice(0, 2))
+    assert read_back(found) == found
+    of_radius = (found.information, found.calibration, found.evidence)
+    assert [part is not None for part in of_radius] == [radius] * 3
+    assert ("certainty" in found.scores) == radius
+    of_labels = (found.selective, found.probe_calibration, found.clean)
+    assert [part is not None for part in of_labels] == [labelled] * 3
+    assert (found.n_test, found.n_train) == (TEST, TRAIN)
+    assert ("negative_entropy" in found.scores) == labelled
+    assert set(found.corruptions) == set(CORRUPTIONS)
+    assert all(len(c.levels) == 2 for c in found.corruptions.values())
+    assert len(found.skipped) == (not labelled) + 2 * (not radius)
+    assert set(found.corruptions["crop"].random.spearman) == set(found.scores)
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
     images, embed = pictures(), toy()
     first, again, other = (
-        measure(embed, images, embed(images), ViewConfig(), seed, slice(0, 1)) for seed in (0, 0, 1)
+        measure_uncertainty(embed, images, embed(images), ViewConfig(), seed, slice(0, 1))
+        for seed in (0, 0, 1)
     )
     assert first == again
-    assert first["clean"] == other["clean"]
-    assert (
-        first["corruptions"]["crop"] != other["corruptions"]["crop"]
-        and first["partner"] != other["partner"]
-    )
+    assert first.clean == other.clean
+    assert first.corruptions["crop"] != other.corruptions["crop"] and first.partner != other.partner
 
 
 def test_the_map_is_fitted_on_training_images_alone() -> None:
@@ -452,19 +467,56 @@ def test_the_map_is_fitted_on_training_images_alone() -> None:
         asked.append(set(some.split.tolist()))
         return embed(some)
 
-    measure(recording, images, embed(images), ViewConfig(), levels=slice(0, 1))
+    measure_uncertainty(recording, images, embed(images), ViewConfig(), levels=slice(0, 1))
     assert asked.count({"train"}) == 1 and asked.count({"test"}) == len(asked) - 1
 
 
-def test_no_number_is_none_in_json() -> None:
-    assert uncertainty.json_able({"a": [math.nan, 1.0], "b": {"c": math.inf}}) == {
-        "a": [None, 1.0],
-        "b": {"c": None},
+def test_numbers_that_do_not_exist_are_none() -> None:
+    """All nearest images have the right class: no AUROC. Equal certainties: no correlation."""
+    t = table(certainty=torch.zeros(TRAIN + TEST))
+    test = t.select(t.split == "test")
+    scored = score_images(test, Reference.of(t))
+    ranking = rank(replace(scored, correct=torch.ones(TEST, dtype=torch.bool)))
+    assert ranking is not None and set(ranking.r_auroc.values()) == {None}
+    assert finite_by_score({"a": math.nan, "b": 1.0, "c": math.inf}) == {
+        "a": None,
+        "b": 1.0,
+        "c": None,
     }
+    assert finite_numbers(torch.tensor([0.5, math.nan, -math.inf])) == (0.5, None, None)
 
 
 @pytest.mark.parametrize("n", [TRAIN, TRAIN + 1])
-def test_without_test_images_the_user_is_told(n: int) -> None:
+def test_fewer_than_two_test_images_are_an_error(n: int) -> None:
     images, embed = pictures(n), toy()
-    with pytest.raises(UserError, match="test images"):
-        measure(embed, images, embed(images), ViewConfig())
+    with pytest.raises(UserError, match=f"{n - TRAIN} test images and {TRAIN} training images"):
+        measure_uncertainty(embed, images, embed(images), ViewConfig())
+
+
+def test_two_test_images_and_two_training_images_are_enough() -> None:
+    check_splits(pictures(TRAIN + 2))
+    two = pictures().select([0, 1, TRAIN, TRAIN + 1])
+    check_splits(two)
+    with pytest.raises(UserError, match="2 test images and 1 training images"):
+        check_splits(two.select([0, 2, 3]))
+
+
+def test_information_is_the_entropy_that_a_radius_removes() -> None:
+    """In two dimensions it is -log(1 - rho^2) nats (theory 6)."""
+    radius = torch.linspace(0, 0.9, 101)
+    two = embeddings(torch.ones(101, 10), torch.zeros(101).long(), ["test"] * 101, radius)
+    two = replace(two, direction=normalize(torch.ones(101, 2), dim=1))
+    nats = -np.log1p(-(radius.double().numpy() ** 2))
+    summary = summarise_information(two)
+    assert summary is not None and summary.dimension == 2
+    assert summary.mean == pytest.approx(nats.mean())
+    assert summary.quantiles == pytest.approx(np.quantile(nats, [0.05, 0.25, 0.5, 0.75, 0.95]))
+    assert summarise_information(replace(two, radius=None)) is None
+    certain = summarise_information(replace(two, radius=torch.ones(101)))
+    assert certain is not None and math.isfinite(certain.mean) and certain.mean > nats.max()
+
+
+def test_the_information_is_of_the_test_images() -> None:
+    images, embed = pictures(), toy()
+    found = measure_uncertainty(embed, images, embed(images), ViewConfig(), levels=slice(0, 1))
+    assert found.information == summarise_information(embed(images.test))

@@ -2,7 +2,6 @@
 notices what is not learned.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
+from recording_progress import RecordingProgress
 from tiny import train
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation import explanations as e
-from sureclr.evaluation import occlusion as o
-from sureclr.evaluation.calibration import Embed
+from sureclr.evaluation import occlusion_maps as o
+from sureclr.evaluation.inputs import EvaluationInputs, randomised_run
+from sureclr.evaluation.results import DeletionCurve
+from sureclr.evaluation.scores import Embed
 from sureclr.maths.sphere import evidence
-from sureclr.training.run import as_image_set
 
 SIDE = 16  # cells of 2 pixels, 8 x 8
 GRID = o.Grid.of(SIDE)
@@ -64,7 +67,7 @@ def contrast_in(top: int, left: int, size: int = 4) -> Callable[[Tensor], Tensor
 
 
 def sure(image: ImageSet) -> o.Question:
-    return o.Question(image, lambda embed: e.certainty)
+    return o.Question(image, lambda embed: e.read_certainty)
 
 
 def test_windows_and_cells_by_loops() -> None:
@@ -86,7 +89,9 @@ def test_windows_and_cells_by_loops() -> None:
         )
     change = torch.arange(81.0)
     cell = [float(change[k]) for k in range(81) if GRID.covers[k, 3, 5]]
-    assert len(cell) == 4 and float(GRID.map(change)[3, 5]) == pytest.approx(np.mean(cell))
+    assert len(cell) == 4 and float(GRID.mean_over_windows(change)[3, 5]) == pytest.approx(
+        np.mean(cell)
+    )
 
 
 def test_the_map_lights_up_exactly_where_the_certainty_looks() -> None:
@@ -94,12 +99,12 @@ def test_the_map_lights_up_exactly_where_the_certainty_looks() -> None:
     everything else is exactly 0.
     """
     image = pictures().select([0])
-    m = o.occluded(model(contrast_in(4, 8)), sure(image), GRID)
+    m = o.occlude(model(contrast_in(4, 8)), sure(image), GRID)
     reached = torch.zeros(8, 8, dtype=torch.bool)
     reached[1:5, 3:7] = True
     assert bool((m[~reached] == 0).all()) and bool((m[2:4, 4:6] > 0).all())
     assert float(m[2:4, 4:6].min()) > float(m[reached].median())
-    inverse = o.occluded(model(lambda x: 1 - contrast_in(4, 8)(x)), sure(image), GRID)
+    inverse = o.occlude(model(lambda x: 1 - contrast_in(4, 8)(x)), sure(image), GRID)
     assert torch.allclose(inverse, -m, atol=1e-6)
 
 
@@ -107,7 +112,7 @@ def test_what_is_covered_is_the_mask_and_nothing_else() -> None:
     image = pictures().select([3])
     mask = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
     mask[1, 2:5, 7:9] = True
-    whole, holed = o.covered(image, o.own_mean(image), mask).images
+    whole, holed = o.cover(image, o.mean_colour(image), mask).images
     assert torch.equal(whole, image.images[0])
     assert bool((holed[:, mask[1]] == round(float(image.images.float().mean()))).all())
     assert torch.equal(holed[:, ~mask[1]], whole[:, ~mask[1]])
@@ -118,24 +123,24 @@ def test_evidence_maps_cover_one_image_and_leave_the_other() -> None:
     table = embed(images)
     name, agree = e.agreement(table)
     value = float(agree(table.select(np.array([2])), table.select(np.array([5]))))
-    m = o.occluded(embed, e.beside(images.select([2]), images.select([5]), agree), GRID)
+    m = o.occlude(embed, e.compare_with(images.select([2]), images.select([5]), agree), GRID)
     assert name == "evidence"
     one, other = table.select(np.array([2])).posterior, table.select(np.array([5])).posterior
     assert value == pytest.approx(float(evidence(one, other, 12.0)), abs=1e-5)
     image, changes = images.select([2]), []
     for window in GRID.pixels(GRID.covers):
         pixels = image.images.clone()
-        pixels[0, 0][window] = int(o.own_mean(image))
+        pixels[0, 0][window] = int(o.mean_colour(image))
         changes.append(
             value - float(evidence(embed(replace(image, images=pixels)).posterior, other, 12.0))
         )
-    assert torch.allclose(m, GRID.map(torch.tensor(changes)), atol=1e-4)
+    assert torch.allclose(m, GRID.mean_over_windows(torch.tensor(changes)), atol=1e-4)
 
 
 def test_pairs_are_of_the_kinds_they_say() -> None:
     images, embed = pictures(), model(contrast_in(4, 8))
     table = embed(images)
-    found = e.pairs(images, table, 0)
+    found = e.choose_pairs(images, table, 0)
     assert [kind for kind, _, _ in found] == [
         "same image",
         "nearest neighbour",
@@ -156,7 +161,7 @@ def test_pairs_are_of_the_kinds_they_say() -> None:
         if kind in ("same class", "different"):
             assert bool(table.labels[i] == table.labels[j]) == (kind == "same class")
     unlabelled = replace(table, labels=torch.full((30,), -1))
-    assert [kind for kind, _, _ in e.pairs(images, unlabelled, 0)] == [
+    assert [kind for kind, _, _ in e.choose_pairs(images, unlabelled, 0)] == [
         "same image",
         "nearest neighbour",
         "different",
@@ -165,34 +170,34 @@ def test_pairs_are_of_the_kinds_they_say() -> None:
 
 def test_surest_least_sure_and_others_each_once() -> None:
     images, score = pictures(60), torch.rand(60, generator=torch.Generator().manual_seed(0))
-    rows = e.chosen(images, score, 0)
+    rows = e.choose_rows(images, score, 0)
     order = score[:56].argsort(descending=True)
     assert rows[:8].tolist() == order[:8].tolist() and rows[8:16].tolist() == order[-8:].tolist()
     assert len(rows) == len(set(rows.tolist())) == 24 and int(rows.max()) < 56
-    assert sorted(e.chosen(pictures(9), torch.arange(9.0), 0).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(e.choose_rows(pictures(9), torch.arange(9.0), 0).tolist()) == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match="three or more"):
-        e.chosen(pictures(6), torch.arange(6.0), 0)
+        e.choose_rows(pictures(6), torch.arange(6.0), 0)
 
 
 def test_sanity_passes_what_was_learned_and_fails_what_any_weights_show() -> None:
     images, learned = pictures(), model(contrast_in(4, 8, 6))
     other = model(contrast_in(0, 0, 6))
     found = e.explain(learned, other, images, learned(images))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    sanity = found["sanity"]
+    assert read_back(found) == found
+    sanity = found.sanity
     assert (
-        sanity["rank_correlation_repeat"] > 0.8
-        and abs(sanity["rank_correlation_randomised"]) < 0.4
-        and sanity["passed"]
+        sanity.rank_correlation_repeat > 0.8
+        and abs(sanity.rank_correlation_randomised) < 0.4
+        and sanity.passed
     )
-    assert np.mean(sanity["deletion"]["by_map"]) < np.mean(sanity["deletion"]["at_random"])
-    same = e.explain(learned, learned, images, learned(images))["sanity"]
-    assert same["rank_correlation_randomised"] == pytest.approx(1) and not same["passed"]
-    assert (found["score"], found["patch"], found["cell"], found["grid"]) == (
+    assert np.mean(sanity.deletion.by_map) < np.mean(sanity.deletion.at_random)
+    same = e.explain(learned, learned, images, learned(images)).sanity
+    assert same.rank_correlation_randomised == pytest.approx(1) and not same.passed
+    assert (found.score, found.patch, found.cell, found.grid) == (
         "radius",
         4,
         2,
-        [8, 8],
+        (8, 8),
     )
 
 
@@ -206,16 +211,16 @@ def test_cells_go_by_the_map_and_the_curves_meet_at_both_ends() -> None:
         [1, 1, 1, 1],
     ]
     embed, questions = model(contrast_in(4, 8)), [sure(pictures(5).select([i])) for i in range(5)]
-    maps = [o.occluded(embed, question, GRID) for question in questions]
-    curve = o.deleted(embed, questions, maps, GRID, 0)
+    maps = [o.occlude(embed, question, GRID) for question in questions]
+    curve = o.delete_cells(embed, questions, maps, GRID, 0)
     whole = float(embed(pictures(5)).radius.double().mean())  # type: ignore[union-attr]
     for name in ("by_map", "at_random"):
         assert (
-            curve[name][0] == pytest.approx(whole)
-            and curve[name][-1] == pytest.approx(0)
-            and len(curve[name]) == 9
+            getattr(curve, name)[0] == pytest.approx(whole)
+            and getattr(curve, name)[-1] == pytest.approx(0)
+            and len(getattr(curve, name)) == 9
         )
-    assert curve["by_map"][2] < curve["at_random"][2]
+    assert curve.by_map[2] < curve.at_random[2]
 
 
 def test_flat_maps_correlate_with_nothing() -> None:
@@ -240,74 +245,92 @@ def test_the_evidence_has_a_check_of_its_own() -> None:
     embed, other = looking_at(4, 8), looking_at(0, 0)
     found = e.explain(embed, other, images, embed(images))
     assert not any(
-        np.asarray(m)[6:].any() for pair in found["evidence"] for m in pair["maps"]
+        np.asarray(m)[6:].any() for pair in found.evidence for m in pair.maps
     )  # cells it does not see
-    check, curves = found["sanity_evidence"], found["sanity_evidence"]["deletion"]
-    assert (found["evidence_score"], check["n"], check["passed"]) == (
+    check, curves = found.sanity_evidence, found.sanity_evidence.deletion
+    assert (found.evidence_score, check.n, check.passed) == (
         "evidence",
         21,
         True,
     )  # 12 pairs, 3 of them with itself
     assert (
-        check["rank_correlation_repeat"] > 0.4 and not found["sanity"]["passed"]
+        check.rank_correlation_repeat > 0.4 and not found.sanity.passed
     )  # a constant certainty has flat maps
-    assert curves["by_map"][0] == pytest.approx(curves["at_random"][0]) and np.mean(
-        curves["by_map"]
-    ) < np.mean(curves["at_random"])
-    assert not e.explain(embed, embed, images, embed(images))["sanity_evidence"]["passed"]
+    assert curves.by_map[0] == pytest.approx(curves.at_random[0]) and np.mean(
+        curves.by_map
+    ) < np.mean(curves.at_random)
+    assert not e.explain(embed, embed, images, embed(images)).sanity_evidence.passed
     agree = e.agreement(embed(images))[1]
-    for pair in found["evidence"][1:4]:
-        i, j = pair["rows"]
+    for pair in found.evidence[1:4]:
+        i, j = pair.rows
         for (one, two), m in zip(
-            ((i, j), (j, i)), pair["maps"], strict=True
+            ((i, j), (j, i)), pair.maps, strict=True
         ):  # the map of either image, the other whole
-            assert m == e.rounded(
-                o.occluded(embed, e.beside(images.select([one]), images.select([two]), agree), GRID)
+            assert m == e.round_map(
+                o.occlude(
+                    embed, e.compare_with(images.select([one]), images.select([two]), agree), GRID
+                )
             )
 
 
-def test_maps_that_find_nothing_fail_however_well_they_repeat(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_maps_that_find_nothing_fail_however_well_they_repeat() -> None:
     images, learned, other = pictures(), model(contrast_in(4, 8, 6)), model(contrast_in(0, 0, 6))
     questions = [sure(images.select([i])) for i in range(6)]
-    maps = [o.occluded(learned, question, GRID) for question in questions]
-    assert o.sanity(learned, other, questions, maps, GRID, 0)["passed"]
-    monkeypatch.setattr(o, "deleted", lambda *_: {"by_map": [1, 0.6, 0], "at_random": [1, 0.5, 0]})
-    assert not o.sanity(learned, other, questions, maps, GRID, 0)["passed"]
+    maps = [o.occlude(learned, question, GRID) for question in questions]
+    assert o.check_maps(learned, other, questions, maps, GRID, 0).passed
+    check = o.check_maps(learned, other, questions, maps, GRID, 0)
+    numbers = (check.rank_correlation_randomised, check.rank_correlation_repeat)
+    assert o.passes(*numbers, check.deletion)
+    assert not o.passes(*numbers, curve((1, 0.6, 0), (1, 0.5, 0)))
+
+
+def curve(by_map: tuple[float, ...], at_random: tuple[float, ...]) -> DeletionCurve:
+    return DeletionCurve((0, 0.5, 1), by_map, at_random)
+
+
+@pytest.mark.parametrize(
+    ("randomised", "repeat", "by_map", "passed"),
+    [
+        (0.39, 0.8, 0.4, True),
+        (-0.39, 0.8, 0.4, True),
+        (0.4, 0.8, 0.4, False),  # half of the other is not below half
+        (-0.41, 0.8, 0.4, False),  # maps that are turned round depend on the image as well
+        (0.0, 0.0, 0.4, False),
+        (0.39, 0.8, 0.5, False),  # as fast as at random is not faster
+    ],
+)
+def test_maps_pass_by_both_rules(
+    randomised: float, repeat: float, by_map: float, passed: bool
+) -> None:
+    assert o.passes(randomised, repeat, curve((1, by_map, 0), (1, 0.5, 0))) == passed
 
 
 def test_without_radius_pairs_go_by_the_cosine_and_without_certainty_it_says_so() -> None:
     images, embed = pictures(), model(contrast_in(4, 8), radius=False)
     found = e.explain(embed, embed, images, embed(images))
-    assert (found["score"], found["evidence_score"]) == ("certainty", "cosine")
+    assert (found.score, found.evidence_score) == ("certainty", "cosine")
 
     def bare(some: ImageSet) -> Embeddings:
         return replace(embed(some), certainty=None)
 
     table = bare(images)
     found = e.explain(bare, bare, images, table)
-    assert (found["score"], found["certainty"], found["sanity"]) == (
-        "cosine",
-        [],
-        found["sanity_evidence"],
-    )
-    assert "--loss sure" in found["certainty_skipped"] and "skipped" not in found
-    for pair in found["evidence"]:
-        i, j = pair["rows"]
-        assert pair["value"] == pytest.approx(
-            float(table.direction[i] @ table.direction[j]), abs=1e-5
-        )
-        assert np.asarray(pair["maps"]).shape == (2, 8, 8)
+    assert (found.score, found.certainty, found.sanity) == (None, (), None)
+    assert 'loss="sure"' in found.certainty_skipped
+    assert read_back(found) == found
+    for pair in found.evidence:
+        i, j = pair.rows
+        assert pair.value == pytest.approx(float(table.direction[i] @ table.direction[j]), abs=1e-5)
+        assert np.asarray(pair.maps).shape == (2, 8, 8)
     with pytest.raises(UserError, match="three or more"):
         e.explain(bare, bare, pictures(6), bare(pictures(6)))
 
 
 def test_randomised_weights_are_another_network_with_maps_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     run = train(tmp_path / "run")
-    other, again = e.randomised(run), e.randomised(run)
+    other, again = randomised_run(run), randomised_run(run)
     images = as_image_set(
         torch.randint(
             0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -320,12 +343,12 @@ def test_randomised_weights_are_another_network_with_maps_of_its_own(
     assert (
         theirs.radius is not None and float(theirs.radius.std()) > 0
     )  # not the constant 1/2 of the start of training
-    monkeypatch.setattr(e, "EACH", 1)
-    monkeypatch.setattr(e, "ANCHORS", 1)
-    polled: list[int] = []
-    found = e.explanation(run, images, mine, lambda done, total: polled.append(done))
+    progress = RecordingProgress()
+    inputs = EvaluationInputs(run, images, mine, progress)
+    found = e.explain(inputs.embed, inputs.embed_randomised, images, mine, each=1, anchors=1)
     assert (
-        found["sanity"]["n"] == 3
-        and polled
-        and np.asarray(found["certainty"][0]["map"]).shape == (8, 8)
+        found.sanity.n == 3
+        and progress.updates
+        and np.asarray(found.certainty[0].map).shape == (8, 8)
     )
+    assert torch.equal(inputs.embed_randomised(images).features, theirs.features)

@@ -2,7 +2,6 @@
 rows; a planted direction.
 """
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
 from pyarrow import parquet
+from recording_progress import RecordingProgress, StoppingProgress
 from scipy import stats
 from torch.nn.functional import normalize
 
@@ -20,6 +21,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation import feature_space as g
 from sureclr.evaluation.neighbour_vote import knn_accuracy
+from sureclr.evaluation.results import Clustering
 from sureclr.maths.sphere import evidence
 
 N, F, CLASSES = 140, 12, 3
@@ -71,20 +73,20 @@ def test_a_planted_direction_is_found_with_its_ends_its_certainty_and_its_class(
     ]
     features = t.features.clone()
     features[:, 7] = height
-    found, _ = g.geometry(
+    found, _ = g.describe_geometry(
         replace(t, features=features, certainty=-height, labels=(height > 0).long())
     )
-    first = found["directions"][0]
+    first = found.directions[0]
     assert (
-        first["low"] == height.argsort()[:8].tolist()
-        and first["high"] == height.argsort(descending=True)[:8].tolist()
+        list(first.low) == height.argsort()[:8].tolist()
+        and list(first.high) == height.argsort(descending=True)[:8].tolist()
     )
     assert (
-        first["certainty_correlation"] == pytest.approx(-1, abs=1e-3)
-        and first["share"] == found["explained"][0] > 0.9
+        first.certainty_correlation == pytest.approx(-1, abs=1e-3)
+        and first.share == found.explained[0] > 0.9
     )
-    assert first["class_eta2"] == pytest.approx(0.75, abs=0.02)  # of a uniform variable cut in half
-    assert found["directions"][1]["class_eta2"] < 0.1
+    assert first.class_eta2 == pytest.approx(0.75, abs=0.02)  # of a uniform variable cut in half
+    assert found.directions[1].class_eta2 < 0.1
 
 
 def test_variance_between_classes_by_its_definition() -> None:
@@ -95,15 +97,15 @@ def test_variance_between_classes_by_its_definition() -> None:
     known = labels >= 0
     groups = [values[labels == k].numpy() for k in range(3)]
     f = stats.f_oneway(*groups).statistic  # eta2 = F (k - 1) / (F (k - 1) + n - k)
-    assert g.between_classes(values, labels) == pytest.approx(
+    assert g.share_between_classes(values, labels) == pytest.approx(
         2 * f / (2 * f + int(known.sum()) - 3)
     )
-    assert g.between_classes(values, labels.clamp(max=0)) is None
+    assert g.share_between_classes(values, labels.clamp(max=0)) is None
 
 
 def test_map_neighbours_and_evidence_by_loops() -> None:
     t = table()
-    _, columns = g.geometry(t)
+    _, columns = g.describe_geometry(t)
     rows = columns["row"]
     assert rows.tolist() == list(range(N))
     unit = normalize(t.features.double(), dim=1)
@@ -122,11 +124,9 @@ def test_map_neighbours_and_evidence_by_loops() -> None:
         assert columns["evidence"][i] == pytest.approx(s, abs=1e-4)
 
 
-def test_predictions_are_the_knn_evaluations_on_test_images_and_leave_oneself_out_on_training_images() -> (
-    None
-):
+def test_predictions_are_the_knn_evaluations_and_an_image_has_no_vote_on_itself() -> None:
     t = table()
-    _, columns = g.geometry(t)
+    _, columns = g.describe_geometry(t)
     train, test = t.labelled("train"), t.labelled("test")
     theirs = knn_accuracy(train.features, train.labels, test.features, test.labels, k=20)
     judged = (t.split == "test") & (t.labels.numpy() >= 0)
@@ -146,7 +146,7 @@ def test_an_image_among_copies_of_itself_is_left_out_once() -> None:
         torch.arange(8).view(2, 4).float(),
         torch.tensor([[5, 3, 1, 2], [5, 3, 1, 2]]),
     )
-    kept, where = g.without(torch.tensor([3, 9]), similarity, index)
+    kept, where = g.leave_out(torch.tensor([3, 9]), similarity, index)
     assert where.tolist() == [[5, 1, 2], [5, 3, 1]] and kept.tolist() == [[0, 2, 3], [4, 5, 6]]
 
 
@@ -163,27 +163,22 @@ def test_test_images_come_first_then_training_images_by_seed() -> None:
 
 def test_purity_by_loops_and_the_clusters_of_separated_classes() -> None:
     cluster, labels = torch.tensor([0, 0, 0, 1, 1, 2, 2]), torch.tensor([2, 2, 1, 0, -1, 1, 1])
-    found = g.clustering(cluster, labels)
+    found = g.describe_clusters(cluster, labels)
     majority = [
         Counter(
             int(y) for c, y in zip(cluster, labels, strict=True) if c == k and y >= 0
         ).most_common(1)[0][1]
         for k in range(3)
     ]
-    assert found == {
-        "k": 3,
-        "sizes": [3, 2, 2],
-        "purity": sum(majority) / 6,
-        "purity_of_one_cluster": 0.5,
-    }
+    assert found == Clustering(3, (3, 2, 2), sum(majority) / 6, 0.5)
     t = table()
     far = replace(t, features=t.features + 50 * torch.eye(F)[torch.arange(N) % 7 % CLASSES])
-    assert g.geometry(far)[0]["clusters"]["purity"] == 1
-    assert g.clustering(cluster, torch.full((7,), -1))["purity"] is None
+    assert g.describe_geometry(far)[0].clusters.purity == 1
+    assert g.describe_clusters(cluster, torch.full((7,), -1)).purity is None
 
 
 def test_map_file_holds_the_columns(tmp_path: Path) -> None:
-    result, columns = g.geometry(table())
+    result, columns = g.describe_geometry(table())
     g.save_map(tmp_path / "map.parquet", columns)
     read = parquet.read_table(tmp_path / "map.parquet")
     kinds = {field.name: str(field.type) for field in read.schema}
@@ -202,9 +197,7 @@ def test_map_file_holds_the_columns(tmp_path: Path) -> None:
         read["neighbours"].to_pylist() == columns["neighbours"].tolist()
         and read["correct"].null_count == 28
     )
-    assert result["map_rows"] == len(read) and [p.name for p in tmp_path.iterdir()] == [
-        "map.parquet"
-    ]
+    assert result.map_rows == len(read) and [p.name for p in tmp_path.iterdir()] == ["map.parquet"]
 
 
 def test_umap_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +214,8 @@ def test_umap_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     module.UMAP = UMAP  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "umap", module)
     t = table()
-    result, columns = g.geometry(t, seed=4)
-    assert result["umap"] is True and asked["random_state"] == 4 and asked["n_neighbors"] == 15
+    result, columns = g.describe_geometry(t, seed=4)
+    assert result.umap_skipped == "" and asked["random_state"] == 4 and asked["n_neighbors"] == 15
     assert np.array_equal(columns["umap_y"], t.features[:, 1].numpy() * 3)
     unit = t.features.double() / t.features.double().norm(dim=1, keepdim=True)
     distance = (1 - unit @ unit.T).fill_diagonal_(
@@ -233,33 +226,37 @@ def test_umap_is_used_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(index, expected.indices[:, :15].numpy())
     np.testing.assert_allclose(by, expected.values[:, :15].clamp(min=0).numpy(), atol=1e-6)
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    assert "pip install umap-learn" in g.geometry(t)[0]["umap"]
+    assert "install umap-learn" in g.describe_geometry(t)[0].umap_skipped
 
 
 def test_what_is_missing_is_absent_and_few_images_are_enough() -> None:
-    result, columns = g.geometry(table(6, labelled=False, radius=False))
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    result, columns = g.describe_geometry(table(6, labelled=False, radius=False))
+    assert read_back(result) == result
     assert (
         "evidence" not in columns
         and "correct" not in columns
         and set(columns["predicted"].tolist()) == {-1}
     )
-    assert columns["neighbours"].shape == (6, 5) and result["clusters"]["purity"] is None
+    assert columns["neighbours"].shape == (6, 5) and result.clusters.purity is None
     assert all(
-        d["certainty_correlation"] is None and d["class_eta2"] is None and len(d["low"]) == 3
-        for d in result["directions"]
+        d.certainty_correlation is None and d.class_eta2 is None and len(d.low) == 3
+        for d in result.directions
     )
     constant = replace(table(6), features=torch.ones(6, F))
-    assert g.geometry(constant)[0]["clusters"]["k"] == 1
+    assert g.describe_geometry(constant)[0].clusters.k == 1
     with pytest.raises(UserError, match="at least 3"):
-        g.geometry(table(2))
+        g.describe_geometry(table(2))
     with pytest.raises(UserError, match="finite"):
-        g.geometry(replace(table(6), features=torch.full((6, F), torch.nan)))
+        g.describe_geometry(replace(table(6), features=torch.full((6, F), torch.nan)))
 
 
 def test_it_can_be_stopped() -> None:
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        g.geometry(table(), each=stop)
+        g.describe_geometry(table(), progress=StoppingProgress())
+
+
+def test_it_reports_two_tasks_to_their_end() -> None:
+    progress = RecordingProgress()
+    g.describe_geometry(table(), progress=progress)
+    assert progress.tasks == ["Predicting classes", "Searching neighbours"]
+    assert progress.updates == [(N, N), (N, N)]

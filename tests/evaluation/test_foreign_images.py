@@ -1,22 +1,24 @@
 """Foreign images made and met, against scikit-learn's AUROC and scipy's Spearman."""
 
-import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.sources import load
 from sureclr.errors import UserError
 from sureclr.evaluation import foreign_images as ood
-from sureclr.evaluation.certainty_quality import Reference, judge
+from sureclr.evaluation.inputs import load_test_images
+from sureclr.evaluation.results import OodResult
+from sureclr.evaluation.scores import Reference, score_images
 
 N, SIDE = 90, 12
 
@@ -54,27 +56,28 @@ def embed(images: ImageSet) -> Embeddings:
     )
 
 
-def without_fashion(name: str, root: Path | None = None) -> ImageSet:
-    if name == "fashion-mnist":
-        raise UserError("fashion-mnist is not here")
-    return load(name, root=root)
+def without_fashion(like: ImageSet) -> Callable[[str], ImageSet]:
+    def other_test_images(name: str) -> ImageSet:
+        if name == "fashion-mnist":
+            raise UserError("fashion-mnist is not here")
+        return load_test_images(name, like, None)
+
+    return other_test_images
 
 
-def test_a_certainty_that_knows_its_own_images_tells_them_from_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ood, "load", without_fashion)
+def test_a_certainty_that_knows_its_own_images_separates_them_from_others() -> None:
     images = pictures()
-    found = ood.measure(embed, images, embed(images))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["inverted"]["auroc"]["certainty"] == 1  # the bright half becomes the dark one
-    assert found["uniform-noise"]["auroc"]["certainty"] == 1
-    assert found["flipped"]["auroc"]["certainty"] == pytest.approx(
+    found = ood.measure_ood(embed, images, embed(images), without_fashion(images))
+    assert read_back(OodResult(found, None)) == OodResult(found, None)
+    assert list(found) == ["uniform-noise", "inverted", "flipped", "digits", "fashion-mnist"]
+    assert found["inverted"].auroc["certainty"] == 1  # the bright half becomes the dark one
+    assert found["uniform-noise"].auroc["certainty"] == 1
+    assert found["flipped"].auroc["certainty"] == pytest.approx(
         0.5, abs=0.01
     )  # upside down, left and right stay
-    assert found["digits"]["n"] == 797
-    assert "resized from 8 to 12" in found["digits"]["note"]
-    assert set(found["inverted"]["auroc"]) == {
+    assert found["digits"].n == 797
+    assert "resized from 8 to 12" in found["digits"].note
+    assert set(found["inverted"].auroc) == {
         "certainty",
         "neighbour_similarity",
         "feature_norm",
@@ -85,13 +88,13 @@ def test_a_certainty_that_knows_its_own_images_tells_them_from_others(
 def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
     images = pictures()
     table = embed(images)
-    foreign = ood.altered("uniform-noise", images.test, 0)
+    foreign = ood.alter("uniform-noise", images.test, 0)
     reference = Reference.of(table)
     own, other = (
-        judge(table.select(table.split == "test"), reference),
-        judge(embed(foreign), reference),
+        score_images(table.select(table.split == "test"), reference),
+        score_images(embed(foreign), reference),
     )
-    found = ood.told_apart(own, other, "")["auroc"]
+    found = ood.separate(own, other, "").auroc
     for name, score in own.scores.items():
         truth = np.repeat([1, 0], [len(score), len(other.scores[name])])
         assert found[name] == pytest.approx(
@@ -102,35 +105,34 @@ def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
 def test_the_alterations_are_what_they_say() -> None:
     test = pictures(n=900).test
     assert np.array_equal(
-        ood.altered("flipped", test, 0).images.numpy(), test.images.numpy()[:, :, ::-1, :]
+        ood.alter("flipped", test, 0).images.numpy(), test.images.numpy()[:, :, ::-1, :]
     )
-    assert np.array_equal(
-        ood.altered("inverted", test, 0).images.numpy(), 255 - test.images.numpy()
-    )
-    noise = ood.altered("uniform-noise", test, 0).images
+    assert np.array_equal(ood.alter("inverted", test, 0).images.numpy(), 255 - test.images.numpy())
+    noise = ood.alter("uniform-noise", test, 0).images
     assert noise.shape == test.images.shape
     assert stats.chisquare(np.bincount(noise.flatten().numpy(), minlength=256)).pvalue > 1e-3
     assert len(noise.flatten(1).unique(dim=0)) == len(noise)  # every image another
-    assert torch.equal(noise, ood.altered("uniform-noise", test, 0).images)
-    assert not torch.equal(noise, ood.altered("uniform-noise", test, 1).images)
+    assert torch.equal(noise, ood.alter("uniform-noise", test, 0).images)
+    assert not torch.equal(noise, ood.alter("uniform-noise", test, 1).images)
 
 
-def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(ood, "load", without_fashion)
+def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason() -> None:
     images = pictures("digits")
-    found = ood.measure(embed, images, embed(images))
-    assert "the images come from" in found["digits"]["skipped"]
-    assert found["fashion-mnist"]["skipped"] == "fashion-mnist is not here"
+    found = ood.measure_ood(embed, images, embed(images), without_fashion(images))
+    assert (found["digits"].n, found["digits"].auroc) == (0, {})
+    assert [kind for kind, result in found.items() if not result.skipped] == list(ood.ALTERATIONS)
+    assert "the images come from" in found["digits"].skipped
+    assert found["fashion-mnist"].skipped == "fashion-mnist is not here"
 
 
-def test_other_images_come_as_the_run_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood, "load", lambda name, root=None: pictures())
+def test_other_images_come_as_the_run_takes_them() -> None:
     colour = replace(pictures(), images=torch.zeros(N, 3, 20, 20, dtype=torch.uint8))
-    foreign = ood.other_source("digits", colour, None)
-    assert foreign.images.shape == (30, 3, 20, 20)
+    foreign = load_test_images("digits", colour, None)
+    assert foreign.images.shape == (797, 3, 20, 20)
     assert set(foreign.split.tolist()) == {"test"}
+    assert "resized from 8 to 20" in foreign.note
+    small = replace(pictures(), images=torch.zeros(N, 1, 8, 8, dtype=torch.uint8))
+    assert load_test_images("digits", small, None).note == ""
 
 
 # --- CIFAR-10H ------------------------------------------------------------------------
@@ -144,7 +146,7 @@ def test_human_entropies_are_scipys_and_other_files_are_refused(tmp_path: Path) 
     p = probabilities()
     p[0] = np.eye(10)[3]  # all agree
     np.save(tmp_path / "good.npy", p)
-    found = ood.human_entropies(tmp_path / "good.npy")
+    found = ood.read_human_entropies(tmp_path / "good.npy")
     assert np.allclose(found, stats.entropy(p, axis=1)) and found[0] == 0
     np.save(tmp_path / "few.npy", p[:50])
     np.save(tmp_path / "counts.npy", p * 50)
@@ -152,7 +154,7 @@ def test_human_entropies_are_scipys_and_other_files_are_refused(tmp_path: Path) 
     (tmp_path / "text.npy").write_text("hello")
     for name in ("few", "counts", "pickled", "text", "absent"):
         with pytest.raises(UserError, match="CIFAR-10H"):
-            ood.human_entropies(tmp_path / f"{name}.npy")
+            ood.read_human_entropies(tmp_path / f"{name}.npy")
 
 
 def test_certainty_follows_minus_the_human_entropy() -> None:
@@ -171,9 +173,9 @@ def test_certainty_follows_minus_the_human_entropy() -> None:
         [str(i) for i in range(10_020)],
     )
     images = pictures("cifar10")
-    found = ood.against_humans(images, table, entropies)
-    assert found["n"] == 10_000 and found["spearman"]["certainty"] > 0.999
+    found = ood.correlate_with_humans(images, table, entropies)
+    assert found.n == 10_000 and found.spearman["certainty"] > 0.999
     norm = stats.spearmanr(features[20:].norm(dim=1), -entropies).statistic
-    assert found["spearman"]["feature_norm"] == pytest.approx(norm, abs=1e-6)
+    assert found.spearman["feature_norm"] == pytest.approx(norm, abs=1e-6)
     with pytest.raises(UserError, match="cifar10"):
-        ood.against_humans(pictures("digits"), table, entropies)
+        ood.correlate_with_humans(pictures("digits"), table, entropies)

@@ -1,13 +1,15 @@
-"""What changes nothing gives exactly 1 and 0; operations against torchvision; a planted model that
-reads one thing alone.
+"""What changes nothing gives exactly 1 and 0; planted models read one thing alone.
+
+Operations are compared with torchvision's.
 """
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -16,14 +18,13 @@ from sureclr.config import ViewConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation.calibration import image_seeds
 from sureclr.evaluation.invariances import (
     TRANSFORMATIONS,
-    by_strength,
-    response,
-    sample,
-    sensitivity,
+    choose_images,
+    measure_sensitivity,
+    respond,
 )
+from sureclr.evaluation.scores import image_seeds
 
 SIDE = 16
 
@@ -70,19 +71,17 @@ pixelwise = planted(lambda x: x.flatten(1) - 0.5, lambda x: x.mean((1, 2, 3)))
 
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_the_strength_that_changes_nothing_changes_nothing_and_others_do(name: str) -> None:
-    from dataclasses import replace
-
     t, images = TRANSFORMATIONS[name], pictures()
     seeds = image_seeds(images, 0, 1)
     assert torch.equal(t.apply(images.images, seeds, t.none), images.images)
     clean = pixelwise(images)
-    found = by_strength(pixelwise, images, replace(t, strengths=(t.none,)), clean, 0)
+    found = respond(pixelwise, images, replace(t, strengths=(t.none,)), clean, 0)
     assert (
-        found["direction"] == pytest.approx([1], abs=1e-12)
-        and found["certainty"] == [0]
-        and found["feature"] == pytest.approx([1])
+        found.direction == pytest.approx([1], abs=1e-12)
+        and found.certainty == (0,)
+        and found.feature == pytest.approx([1])
     )
-    assert found["direction_sd"] == pytest.approx([0], abs=1e-12)
+    assert found.direction_sd == pytest.approx([0], abs=1e-12)
     for strength in t.strengths:
         changed = t.apply(images.images, seeds, strength)
         assert (
@@ -140,19 +139,19 @@ def test_a_model_that_sees_one_thing_is_moved_by_that_alone() -> None:
     Certainty is the brightness.
     """
     images = pictures()
-    colour_only = sensitivity(
+    colour_only = measure_sensitivity(
         planted(lambda x: x.mean((2, 3)), lambda x: x.mean((1, 2, 3))), images, ViewConfig()
     )
-    found = colour_only["transformations"]
-    assert found["flip"]["direction"] == pytest.approx([1], abs=1e-9)
-    assert found["occlusion"]["direction"] == pytest.approx([1] * 5, abs=1e-3)
-    assert found["brightness"]["direction"][0] == pytest.approx(1, abs=1e-3)  # darker, same hue
-    assert found["hue"]["direction"][0] < 1 - 1e-5
+    found = {name: t.responses for name, t in colour_only.transformations.items()}
+    assert found["flip"].direction == pytest.approx([1], abs=1e-9)
+    assert found["occlusion"].direction == pytest.approx([1] * 5, abs=1e-3)
+    assert found["brightness"].direction[0] == pytest.approx(1, abs=1e-3)  # darker, same hue
+    assert found["hue"].direction[0] < 1 - 1e-5
     test = images.test.images.float() / 255
     deviation = float(test.mean((1, 2, 3)).std())
     darker = float((0.3 * test).mean() - test.mean())
-    assert found["brightness"]["certainty"][0] == pytest.approx(darker / deviation, rel=2e-2)
-    assert found["brightness"]["radius"][0] == pytest.approx(0.3 * float(test.mean()), rel=2e-2)
+    assert found["brightness"].certainty[0] == pytest.approx(darker / deviation, rel=2e-2)
+    assert found["brightness"].radius[0] == pytest.approx(0.3 * float(test.mean()), rel=2e-2)
     half = planted(
         lambda x: (
             torch.stack(
@@ -161,27 +160,30 @@ def test_a_model_that_sees_one_thing_is_moved_by_that_alone() -> None:
             - 0.5
         )
     )
-    assert sensitivity(half, images, ViewConfig())["transformations"]["flip"]["direction"][0] < 0.5
+    mirrored = measure_sensitivity(half, images, ViewConfig()).transformations["flip"].responses
+    assert mirrored.direction[0] < 0.5
 
 
 def test_the_response_by_loops() -> None:
     a, b = pixelwise(pictures()), pixelwise(pictures().select(list(range(39, -1, -1))))
-    found = response(b, a)
+    # A change of any kind: here, the images in reverse order
+    reverse = replace(TRANSFORMATIONS["flip"], apply=lambda images, *_: images.flip(0))
+    found = respond(pixelwise, pictures(), reverse, a, 0)
     cosines = [float(b.direction[i].double() @ a.direction[i].double()) for i in range(40)]
-    assert found["direction"] == pytest.approx(np.mean(cosines), abs=1e-6)
-    assert found["direction_sd"] == pytest.approx(np.std(cosines, ddof=1), abs=1e-6)
+    assert found.direction == pytest.approx([np.mean(cosines)], abs=1e-6)
+    assert found.direction_sd == pytest.approx([np.std(cosines, ddof=1)], abs=1e-6)
 
 
-def test_what_training_used_is_told() -> None:
+def test_trained_is_the_range_that_training_drew_from() -> None:
     def trained(views: ViewConfig, side: int) -> dict[str, object]:
         return {name: t.trained(views, side) for name, t in TRANSFORMATIONS.items()}
 
     found = trained(ViewConfig(strength=0.5), 96)
     assert (
-        found["crop"] == [0.08, 1.0]
+        found["crop"] == (0.08, 1.0)
         and found["flip"] is True
         and found["grey"] is True
-        and found["blur"] == [0.1, 2.0]
+        and found["blur"] == (0.1, 2.0)
     )
     assert found["brightness"] == pytest.approx([0.6, 1.4]) and found["hue"] == pytest.approx(
         [-0.1, 0.1]
@@ -197,15 +199,17 @@ def test_what_training_used_is_told() -> None:
 
 
 def test_grey_images_skip_colour_with_the_reason_and_no_certainty_is_none() -> None:
-    found = sensitivity(planted(lambda x: x.flatten(1) - 0.5), pictures(channels=1), ViewConfig())
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    skipped = {name for name, t in found["transformations"].items() if "skipped" in t}
-    assert skipped == {"saturation", "hue", "grey"}
-    assert (
-        found["transformations"]["noise"]["certainty"] is None
-        and found["transformations"]["noise"]["radius"] is None
+    found = measure_sensitivity(
+        planted(lambda x: x.flatten(1) - 0.5), pictures(channels=1), ViewConfig()
     )
-    assert found["n"] == 20
+    assert read_back(found) == found
+    skipped = {name for name, t in found.transformations.items() if t.skipped}
+    assert skipped == {"saturation", "hue", "grey"}
+    noise = found.transformations["noise"].responses
+    assert noise.certainty is None and noise.radius is None
+    assert found.transformations["hue"].responses is None
+    assert found.transformations["hue"].skipped == "grey images have no colour"
+    assert found.n == 20
 
 
 def test_different_images_are_the_reference_and_test_images_are_looked_at() -> None:
@@ -214,19 +218,29 @@ def test_different_images_are_the_reference_and_test_images_are_looked_at() -> N
     pairs = [
         float(test.direction[i] @ test.direction[j]) for i in range(20) for j in range(20) if i != j
     ]
-    assert sensitivity(pixelwise, images, ViewConfig())["reference"][
-        "different_images"
-    ] == pytest.approx(np.mean(pairs), abs=1e-6)
+    found = measure_sensitivity(pixelwise, images, ViewConfig())
+    assert found.different_images == pytest.approx(np.mean(pairs), abs=1e-6)
+    unit = normalize(test.features.double(), dim=1)
+    of_features = [float(unit[i] @ unit[j]) for i in range(20) for j in range(20) if i != j]
+    assert found.different_images_feature == pytest.approx(np.mean(of_features), abs=1e-6)
     many = pictures(1200)
-    assert len(sample(many, 0)) == 500 and set(sample(many, 0).split.tolist()) == {"test"}
-    assert len(sample(pictures(splits=("train",)), 0)) == 40
+    chosen = choose_images(many, 0)
+    assert len(chosen) == 500 and set(chosen.split.tolist()) == {"test"}
+    assert list(chosen.paths) == sorted(chosen.paths, key=int)
+    assert list(choose_images(many, 1).paths) != list(chosen.paths)
+    assert len(choose_images(pictures(splits=("train",)), 0)) == 40
+    assert len(choose_images(pictures(4), 0)) == 2  # two are enough
     with pytest.raises(UserError, match="two or more"):
-        sensitivity(pixelwise, pictures(2), ViewConfig())
+        measure_sensitivity(pixelwise, pictures(2), ViewConfig())
 
 
 def test_equal_certainties_have_no_deviation_to_count_in() -> None:
     constant = planted(lambda x: x.flatten(1) - 0.5, lambda x: torch.full((len(x),), 0.5))
-    assert (
-        sensitivity(constant, pictures(), ViewConfig())["transformations"]["noise"]["certainty"]
-        is None
-    )
+    found = measure_sensitivity(constant, pictures(), ViewConfig())
+    assert found.transformations["noise"].responses.certainty is None
+
+
+def test_certainties_that_are_not_finite_are_refused() -> None:
+    broken = planted(lambda x: x.flatten(1), lambda x: torch.full((len(x),), torch.nan))
+    with pytest.raises(UserError, match="certainties must be finite"):
+        measure_sensitivity(broken, pictures(), ViewConfig())

@@ -1,6 +1,4 @@
-"""What is chosen, in a world where the right choice is known: tight and loose clusters, an outlier,
-images sure and unsure.
-"""
+"""What is chosen where the right choice is known: clusters, an outlier, certain images and not."""
 
 from pathlib import Path
 
@@ -12,8 +10,15 @@ from torch.nn.functional import normalize
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.evaluation import label_choice as module
-from sureclr.evaluation.label_choice import STRATEGIES, label_next, labelled_already, typicality
+from sureclr.evaluation.label_choice import (
+    NEED_CERTAINTY,
+    NEED_RADIUS,
+    STRATEGIES,
+    Limits,
+    label_next,
+    labelled_already,
+    typicality,
+)
 from sureclr.maths.sphere import Posterior, evidence_matrix
 
 CENTRES = torch.eye(6)[:4]
@@ -125,9 +130,8 @@ def test_of_each_cluster_the_image_that_the_strategy_names() -> None:
     assert sorted(choose("k-means", 4)) == nearest
 
 
-def test_more_labels_than_clusters_go_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_CLUSTERS", 4)
-    found = label_next(world(), NONE, 9, "certain")
+def test_more_labels_than_clusters_go_round() -> None:
+    found = label_next(world(), NONE, 9, "certain", limits=Limits(clusters=4))
     assert cluster(found.rows) == [0, 1, 2, 3, 0, 1, 2, 3, 0]
     assert (
         found.rows[[0, 4, 8]].tolist() == [39, 38, 37]
@@ -161,10 +165,10 @@ def test_coverage_raises_its_mean_above_any_choice_by_chance(strategy: str) -> N
 
     found = label_next(world(), NONE, 6, strategy)
     assert served(found.rows) > max(served(choose("random", 6, seed)) for seed in range(50))
-    told = [
+    gains = [
         float(reason.split(" nats")[0].split()[-1]) for reason in found.reasons
     ]  # the number of each phrase
-    assert sum(told) == pytest.approx(served(found.rows), rel=0.02)
+    assert sum(gains) == pytest.approx(served(found.rows), rel=0.02)
 
 
 def test_an_unsure_image_stands_for_few() -> None:
@@ -192,25 +196,31 @@ def test_the_first_ball_is_the_fullest_of_those_that_hold_a_kth_on_average() -> 
     )
 
 
-def test_large_sets_are_looked_at_in_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "POOL", 20)
-    seen: list[int] = []
-    monkeypatch.setitem(
-        STRATEGIES,
-        "random",
-        lambda pool, budget: seen.append(len(pool.candidates)) or module.random(pool, budget),
-    )
-    choose("random", 4), choose("random", 40)
-    assert seen == [20, 80]
-    monkeypatch.setattr(module, "WITNESSES", 10)
-    assert len(set(choose("evidence", 12).tolist())) == 12
+@pytest.mark.parametrize(("budget", "candidates"), [(4, 20), (10, 20), (11, 22), (40, 80)])
+def test_the_pool_is_a_sample_of_twice_the_budget_at_least(budget: int, candidates: int) -> None:
+    """With one cluster for all, the reason of the first choice counts the images of the pool."""
+    limits = Limits(candidates=20, clusters=1)
+    found = label_next(world(), NONE, budget, "k-means", limits=limits)
+    assert found.reasons[0].endswith(f"of a cluster of {candidates} images")
 
 
-def test_equal_images_do_not_break_any_strategy() -> None:
+def test_coverage_is_measured_on_a_sample_of_the_pool() -> None:
+    found = label_next(world(), NONE, 12, "facility", limits=Limits(witnesses=10))
+    assert len(set(found.rows.tolist())) == 12
+    witnesses = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:10]
+    unit = normalize(world().features, dim=1)
+    nearest = (unit[witnesses] @ unit[torch.from_numpy(found.rows)].T).amax(1)
+    gains = [float(reason.split()[-1]) for reason in found.reasons]
+    assert sum(gains) == pytest.approx(float(nearest.mean()), rel=0.02)
+    every = label_next(world(), NONE, 12, "facility")
+    assert every.rows.tolist() != found.rows.tolist()
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_equal_images_do_not_break_any_strategy(strategy: str) -> None:
     table = world()
     table.features[:], table.direction[:] = table.features[0], table.direction[0]
-    for strategy in STRATEGIES:
-        assert len(set(label_next(table, NONE, 30, strategy).rows.tolist())) == 30, strategy
+    assert len(set(label_next(table, NONE, 30, strategy).rows.tolist())) == 30
 
 
 @pytest.mark.parametrize("strategy", list(STRATEGIES))
@@ -226,8 +236,8 @@ def test_one_image_is_chosen_if_there_is_one(strategy: str) -> None:
         ("sure", "typicle", 3, ["unknown strategy 'typicle'", "did you mean typical"]),
         ("sure", "typical", 0, ["1 or more, not 0"]),
         ("sure", "typical", 101, ["101 labels", "the 100 training images"]),
-        ("tau", "evidence", 3, ["evidence needs the radius", "--loss sure"]),
-        ("nt-xent", "certain", 3, ["certain needs the certainty", "--strategy"]),
+        ("tau", "evidence", 3, ["evidence needs the radius", 'loss="sure"']),
+        ("nt-xent", "certain", 3, ["certain needs the certainty", 'strategy="k-means"']),
     ],
 )
 def test_bad_input_is_one_sentence(loss: str, strategy: str, budget: int, words: list[str]) -> None:
@@ -236,9 +246,12 @@ def test_bad_input_is_one_sentence(loss: str, strategy: str, budget: int, words:
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
-def test_strategies_that_need_no_certainty_do_without() -> None:
-    for strategy in STRATEGIES.keys() - {*module.NEED_CERTAINTY, *module.NEED_RADIUS}:
-        assert len(label_next(world("nt-xent"), NONE, 3, strategy).rows) == 3
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {*NEED_CERTAINTY, *NEED_RADIUS}))
+def test_strategies_that_need_no_certainty_do_without(strategy: str) -> None:
+    assert len(label_next(world("nt-xent"), NONE, 3, strategy).rows) == 3
+
+
+def test_a_certainty_is_enough_where_no_radius_is_needed() -> None:
     assert len(label_next(world("tau"), NONE, 3, "certain").rows) == 3
 
 
@@ -271,14 +284,14 @@ def test_a_file_says_which_whatever_the_set_says_and_needs_no_class_complete(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("path,label\nx.png,a\n", ["line 2: x.png", "no image of mine", "called like 0.png"]),
+        ("path,label\nx.png,a\n", ["line 2: x.png", "no image of mine", "paths such as 0.png"]),
         ("path,label\n3.png,a\n", ["line 2: 3.png is a test image"]),
         ("path,label\n1.png,\n", ["no label"]),
         ("", ["empty"]),
         (None, ["no such file"]),
     ],
 )
-def test_a_bad_file_is_told(content: str | None, words: list[str], tmp_path: Path) -> None:
+def test_a_bad_file_is_one_sentence(content: str | None, words: list[str], tmp_path: Path) -> None:
     file = tmp_path / "known.csv"
     if content is not None:
         file.write_text(content)

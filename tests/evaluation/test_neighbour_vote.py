@@ -1,17 +1,17 @@
-"""Witness: scikit-learn's nearest neighbours with the same weights; and every rule a user's data
-can break.
-"""
+"""The kNN vote against scikit-learn's with the same weights, and every rule that data can break."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.neighbour_vote import knn_accuracy, knn_leave_one_out
+from sureclr.evaluation.neighbour_vote import knn_accuracy, vote_on_table
 from sureclr.maths.metrics import wilson_interval
 
 
@@ -31,29 +31,12 @@ def test_equals_scikit_learn_with_the_same_weights(k: int, temperature: float) -
         k, weights=lambda d: torch.exp(-(torch.from_numpy(d) ** 2) / (2 * temperature)).numpy()
     )
     witness.fit(normalize(x, dim=1).numpy(), y.numpy())
-    found = knn_accuracy(x, y, tx, ty, k, temperature)
-    assert found.predictions.tolist() == witness.predict(normalize(tx, dim=1).numpy()).tolist()
-    right = int((found.predictions == ty).sum())
-    assert 0.4 < found.accuracy < 0.95  # neither trivial nor hopeless
-    assert found.accuracy == right / 150 and found.interval == wilson_interval(right, 150)
-    assert (found.k, found.temperature) == (k, temperature)
-
-
-def test_leave_one_out_equals_leaving_each_out() -> None:
-    x, y = blobs(60, 2)
-    others = [torch.arange(60) != i for i in range(60)]
-    expected = [
-        knn_accuracy(x[o], y[o], x[i : i + 1], y[i : i + 1], 7).predictions.item()
-        for i, o in enumerate(others)
-    ]
-    assert knn_leave_one_out(x, y, 7).predictions.tolist() == expected
-
-
-def test_leave_one_out_does_not_see_the_row_itself() -> None:
-    """Each point's only near neighbour has the other class: right with itself, wrong without."""
-    x, y = torch.eye(3).repeat_interleave(2, 0), torch.tensor([0, 1] * 3)
-    assert knn_accuracy(x, y, x[::2], y[::2], 1).accuracy == 1
-    assert knn_leave_one_out(x, y, 1).accuracy == 0
+    votes = knn_accuracy(x, y, tx, ty, k, temperature)
+    assert votes.predictions.tolist() == witness.predict(normalize(tx, dim=1).numpy()).tolist()
+    right = int((votes.predictions == ty).sum())
+    assert 0.4 < votes.accuracy < 0.95  # neither trivial nor hopeless
+    assert votes.accuracy == right / 150 and votes.interval == wilson_interval(right, 150)
+    assert (votes.k, votes.temperature, votes.n_train) == (k, temperature, 200)
 
 
 def test_a_class_absent_from_training_is_wrong_not_an_error() -> None:
@@ -74,10 +57,10 @@ def test_a_class_absent_from_training_is_wrong_not_an_error() -> None:
             {"test_features": torch.empty(0, 2), "test_labels": torch.empty(0, dtype=torch.int64)},
             "a label for each row",
         ),
-        ({"train_features": torch.full((4, 2), math.nan)}, "must be finite, 4 of 4"),
-        ({"test_features": torch.full((3, 2), math.inf)}, "must be finite, 3 of 3"),
-        ({"k": 5}, "take 1 <= k <= 4"),
-        ({"k": 0}, "take 1 <= k <= 4"),
+        ({"train_features": torch.full((4, 2), math.nan)}, "those of 4 of 4 rows"),
+        ({"test_features": torch.full((3, 2), math.inf)}, "those of 3 of 3 rows"),
+        ({"k": 5}, "choose 1 <= k <= 4"),
+        ({"k": 0}, "choose 1 <= k <= 4"),
         ({"temperature": 0.0}, "above 0"),
     ],
 )
@@ -95,6 +78,30 @@ def test_bad_input_is_one_sentence(change: dict, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_leave_one_out_has_one_neighbour_fewer() -> None:
-    with pytest.raises(UserError, match="take 1 <= k <= 3"):
-        knn_leave_one_out(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]), 4)
+def table(labels: Tensor, split: list[str]) -> Embeddings:
+    features = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(5))
+    paths = [str(i) for i in range(len(labels))]
+    unit = normalize(features, dim=1)
+    return Embeddings(
+        features, unit, None, None, labels, ("a", "b"), np.asarray(split), paths, None
+    )
+
+
+def test_labelled_training_images_of_a_table_vote_on_its_labelled_test_images() -> None:
+    labels = torch.tensor([0, 1, 0, -1, 1, 0, -1, 1])
+    t = table(labels, ["train"] * 4 + ["test"] * 4)
+    votes = vote_on_table(t)
+    train, test = t.features[:3], t.features[[4, 5, 7]]
+    expected = knn_accuracy(train, labels[:3], test, labels[[4, 5, 7]], 3)
+    assert votes.predictions.tolist() == expected.predictions.tolist()
+    assert (votes.k, votes.n_train, votes.accuracy) == (3, 3, expected.accuracy)  # all three vote
+    assert vote_on_table(t, k=2).k == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "part"), [([-1, -1, 0, 1], "training"), ([0, 1, -1, -1], "test")]
+)
+def test_a_part_without_labels_is_named(labels: list[int], part: str) -> None:
+    t = table(torch.tensor(labels), ["train", "train", "test", "test"])
+    with pytest.raises(UserError, match=f"mine has no labelled {part} images.* data="):
+        vote_on_table(t, "mine")

@@ -1,5 +1,6 @@
-"""Witness: scikit-learn's LogisticRegression on the same split and the same standardised rows. The
-solver: tests/maths/test_logistic.py.
+"""The probe against scikit-learn's LogisticRegression on the same split and the same rows.
+
+The solver has its own test, tests/maths/test_logistic.py.
 """
 
 import math
@@ -11,8 +12,12 @@ from noisy_classes import rows
 from sklearn.linear_model import LogisticRegression
 
 from sureclr.errors import UserError
-from sureclr.evaluation import probes as module
-from sureclr.evaluation.probes import linear_probe, stratified_split
+from sureclr.evaluation.probes import (
+    STRENGTHS,
+    choose_strength,
+    linear_probe,
+    stratified_split,
+)
 from sureclr.maths.logistic import standardisation
 from sureclr.maths.metrics import wilson_interval
 
@@ -30,45 +35,45 @@ def test_stratified_split_keeps_shares_and_never_takes_a_whole_class() -> None:
 
 def test_the_probe_is_the_chosen_model_on_raw_features() -> None:
     (x, y), (tx, ty) = rows(400), rows(300, seed=1)
-    found = linear_probe(x, y, tx, ty, tolerance=1e-8)
+    probe = linear_probe(x, y, tx, ty, tolerance=1e-8)
     mean, scale = standardisation(x)
-    n, strength = 400, found.strength
+    n, strength = 400, probe.strength
     witness = LogisticRegression(C=1 / (n * strength), tol=1e-10, max_iter=10000).fit(
         ((x - mean) / scale).numpy(), y.numpy()
     )
     probabilities = witness.predict_proba(((tx - mean) / scale).numpy())
-    assert np.allclose(found.probabilities.numpy(), probabilities, atol=1e-5)
-    assert torch.allclose(found.logits, tx @ found.weight + found.bias)
-    right = int((found.predictions == ty).sum())
+    assert np.allclose(probe.probabilities.numpy(), probabilities, atol=1e-5)
+    assert torch.allclose(probe.logits, tx @ probe.weight + probe.bias)
+    right = int((probe.predictions == ty).sum())
     assert (
-        found.accuracy
+        probe.accuracy
         == right / 300
         == pytest.approx(witness.score(((tx - mean) / scale).numpy(), ty.numpy()))
     )
-    assert found.interval == wilson_interval(right, 300)
-    assert found.converged and found.gradient <= 1e-8 and 0.4 < found.accuracy < 0.95
+    assert probe.interval == wilson_interval(right, 300)
+    assert probe.converged and probe.gradient <= 1e-8 and 0.4 < probe.accuracy < 0.95
 
 
 def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
     x, y = rows(120, f=40, classes=3)
-    found = linear_probe(x, y, *rows(50, f=40, classes=3, seed=1), seed=5, tolerance=1e-7)
+    probe = linear_probe(x, y, *rows(50, f=40, classes=3, seed=1), seed=5, tolerance=1e-7)
     held = stratified_split(y, 0.2, torch.Generator().manual_seed(5))
     mean, scale = standardisation(x[~held])
     scores = []
-    for strength in module.STRENGTHS:
+    for strength in STRENGTHS:
         witness = LogisticRegression(
             C=1 / (int((~held).sum()) * strength), tol=1e-9, max_iter=20000
         )
         witness.fit(((x - mean) / scale)[~held].numpy(), y[~held].numpy())
         scores.append(witness.score(((x - mean) / scale)[held].numpy(), y[held].numpy()))
-    assert [s for s, _ in found.strengths] == list(module.STRENGTHS)
-    assert [a for _, a in found.strengths] == pytest.approx(scores)
+    assert [s for s, _ in probe.strengths] == list(STRENGTHS)
+    assert [a for _, a in probe.strengths] == pytest.approx(scores)
     assert len(set(scores)) > 2  # the choice is a choice
-    assert found.strength == max(s for s, a in found.strengths if a == max(scores))
+    assert probe.strength == max(s for s, a in probe.strengths if a == max(scores))
 
 
 def test_of_equally_accurate_strengths_the_strongest_is_taken() -> None:
-    assert module._choose((0.1, 1.0, 10.0), (0.7, 0.7, 0.5)) == 1.0
+    assert choose_strength((0.1, 1.0, 10.0), (0.7, 0.7, 0.5)) == 1.0
 
 
 def test_the_test_rows_cannot_change_the_model() -> None:
@@ -100,20 +105,20 @@ def test_labels_need_not_be_consecutive_and_missing_classes_can_be_wrong() -> No
     seen = y != 3
     with pytest.raises(UserError, match=r"without a training row: \[3\]"):
         linear_probe(x[seen], y[seen], tx, ty)
-    found = linear_probe(x[seen], y[seen], tx, ty, allow_missing=True)
-    assert found.logits.shape == (100, 3)
+    probe = linear_probe(x[seen], y[seen], tx, ty, allow_missing=True)
+    assert probe.logits.shape == (100, 3)
     assert (
-        found.accuracy
-        == float((found.predictions == ty).double().mean())
+        probe.accuracy
+        == float((probe.predictions == ty).double().mean())
         <= float((ty != 3).double().mean())
     )
 
 
 def test_one_row_a_class_and_one_strength_leave_nothing_to_choose() -> None:
     x, y = torch.eye(4), torch.arange(4)
-    found = linear_probe(x, y, x, y)
-    assert found.strength == module.STRENGTHS[len(module.STRENGTHS) // 2] and found.accuracy == 1
-    assert all(math.isnan(a) for _, a in found.strengths)
+    probe = linear_probe(x, y, x, y)
+    assert probe.strength == STRENGTHS[len(STRENGTHS) // 2] and probe.accuracy == 1
+    assert all(math.isnan(a) for _, a in probe.strengths)
     assert linear_probe(*rows(100), *rows(20, seed=1), strengths=[0.5]).strength == 0.5
 
 
@@ -133,18 +138,18 @@ def test_half_precision_and_integer_features_are_widened() -> None:
     ("change", "message"),
     [
         ({"train_y": torch.tensor([0, -1, 1, -1])}, "2 of 4 training rows have none"),
-        ({"train_y": torch.tensor([1, 1, 1, 1])}, "every training row has label 1"),
-        ({"train_y": torch.tensor([0, 1])}, "got 4 rows and 2 labels"),
+        ({"train_y": torch.tensor([1, 1, 1, 1])}, "belong to one class .label 1."),
+        ({"train_y": torch.tensor([0, 1])}, "there are 4 rows and 2 labels"),
         (
             {"test_x": torch.empty(0, 2), "test_y": torch.empty(0, dtype=torch.int64)},
-            "test rows, got 0 rows",
+            "test rows, and there are 0 rows",
         ),
         ({"test_y": torch.tensor([0, 5])}, "without a training row"),
         (
             {"train_x": torch.tensor([[0, math.nan], [1, 1], [2, 1], [3, 2]])},
-            "finite, 1 of 4 training rows",
+            "those of 1 of 4 training rows",
         ),
-        ({"test_x": torch.full((2, 2), math.inf)}, "finite, 2 of 2 test rows"),
+        ({"test_x": torch.full((2, 2), math.inf)}, "those of 2 of 2 test rows"),
         ({"strengths": [0.0, 1.0]}, "above 0"),
         ({"strengths": []}, "above 0"),
     ],

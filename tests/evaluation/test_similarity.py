@@ -2,7 +2,6 @@
 turned, or unrelated.
 """
 
-import json
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -10,22 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
 from tiny import IMAGES, train
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation.similarity import (
-    between_blocks,
     cka,
-    compare,
+    compare_blocks,
     compare_runs,
+    compare_tables,
     hsic,
-    judged_rows,
     neighbour_overlap,
+    rows_to_compare,
 )
-from sureclr.training.run import as_image_set
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -130,35 +130,35 @@ def table(n: int = 90, seed: int = 0) -> Embeddings:
 def test_one_run_turned_is_the_same_and_another_is_not() -> None:
     a = table()
     b = replace(a, features=turned(a.features.double()).float(), certainty=a.certainty.square())  # type: ignore[union-attr]
-    found = compare(a, b, ("a", "b"))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["cka_features"] == pytest.approx(1, abs=1e-5) == found["cka_directions"]
+    found = compare_tables(a, b, ("a", "b"))
+    assert read_back(found) == found
+    assert found.cka_features == pytest.approx(1, abs=1e-5) == found.cka_directions
     assert (
-        found["certainty_spearman"] == pytest.approx(1)
-        and found["agreement_knn"] == 1
-        and found["neighbour_overlap"] > 0.99
+        found.certainty_spearman == pytest.approx(1)
+        and found.agreement_knn == 1
+        and found.neighbour_overlap > 0.99
     )
-    assert found["n"] == 45 and found["cka_blocks"] is None
-    other = compare(a, table(seed=5), ("a", "b"))
+    assert found.n == 45 and found.cka_blocks is None
+    other = compare_tables(a, table(seed=5), ("a", "b"))
     assert (
-        other["cka_features"] < 0.9
-        and abs(other["certainty_spearman"]) < 0.5
-        and other["neighbour_overlap"] < 0.9
+        other.cka_features < 0.9
+        and abs(other.certainty_spearman) < 0.5
+        and other.neighbour_overlap < 0.9
     )
 
 
 def test_what_one_of_the_two_has_not_is_none_and_other_images_are_refused() -> None:
     a = table()
-    found = compare(
+    found = compare_tables(
         a, replace(a, certainty=None, labels=torch.full((90,), -1), classes=()), ("a", "b")
     )
-    assert found["certainty_spearman"] is None and found["cka_features"] == pytest.approx(1)
+    assert found.certainty_spearman is None and found.cka_features == pytest.approx(1)
     bare = replace(a, labels=torch.full((90,), -1), classes=())
-    assert compare(bare, bare, ("a", "b"))["agreement_knn"] is None
+    assert compare_tables(bare, bare, ("a", "b")).agreement_knn is None
     with pytest.raises(UserError, match="the same images"):
-        compare(a, table(80), ("a", "b"))
+        compare_tables(a, table(80), ("a", "b"))
     with pytest.raises(UserError, match="4 images or more"):
-        compare(table(3), table(3), ("a", "b"))
+        compare_tables(table(3), table(3), ("a", "b"))
 
 
 def test_agreement_by_a_loop_and_none_where_either_has_no_labels() -> None:
@@ -174,13 +174,13 @@ def test_agreement_by_a_loop_and_none_where_either_has_no_labels() -> None:
         return int(np.argmax(weight))
 
     expected = np.mean([vote(a, i) == vote(b, i) for i in range(1, 90, 2)])
-    assert 0.5 < expected < 1 and compare(a, b, ("a", "b"))["agreement_knn"] == pytest.approx(
+    assert 0.5 < expected < 1 and compare_tables(a, b, ("a", "b")).agreement_knn == pytest.approx(
         expected
     )
     bare = replace(a, labels=torch.full((90,), -1), classes=())
     assert (
-        compare(bare, a, ("a", "b"))["agreement_knn"]
-        is compare(a, bare, ("a", "b"))["agreement_knn"]
+        compare_tables(bare, a, ("a", "b")).agreement_knn
+        is compare_tables(a, bare, ("a", "b")).agreement_knn
         is None
     )
 
@@ -190,21 +190,18 @@ def test_two_data_sets_whose_images_have_the_same_names_are_refused() -> None:
     a = table()
     for b in (replace(a, labels=a.labels.roll(1)), replace(a, classes=("x", "y", "z"))):
         with pytest.raises(UserError, match="paths or labels"):
-            compare(a, b, ("a", "b"))
+            compare_tables(a, b, ("a", "b"))
     fewer = a.labels.clone()
     fewer[::4] = -1
-    assert compare(a, replace(a, labels=fewer), ("a", "b"))["n"] == 45
+    assert compare_tables(a, replace(a, labels=fewer), ("a", "b")).n == 45
 
 
-def test_other_splits_are_compared_where_neither_trained_and_many_images_by_a_sample(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_other_splits_are_compared_where_neither_trained_and_many_images_by_a_sample() -> None:
     a = table()
     b = replace(a, split=np.asarray(["test" if i % 3 == 0 else "train" for i in range(90)]))
-    assert judged_rows(a, b).tolist() == [i for i in range(90) if i % 2 and i % 3 == 0]
-    assert compare(a, replace(a, split=np.full(90, "train")), ("a", "b"))["n"] == 90
-    monkeypatch.setattr("sureclr.evaluation.similarity.MOST", 20)
-    some = judged_rows(a, a)
+    assert rows_to_compare(a, b).tolist() == [i for i in range(90) if i % 2 and i % 3 == 0]
+    assert compare_tables(a, replace(a, split=np.full(90, "train")), ("a", "b")).n == 90
+    some = rows_to_compare(a, a, most=20)
     assert len(some) == 20 and (some % 2 == 1).all() and (some.diff() > 0).all()
 
 
@@ -215,21 +212,24 @@ def test_the_matrix_of_blocks_is_cka_of_each_pair() -> None:
         "other": random(40, 2, seed=3),
         "constant": torch.ones(40, 2),
     }
-    found = between_blocks(a, b)
+    found = compare_blocks(a, b)
     expected = [[cka(x, y) for y in b.values()] for x in a.values()]
     assert (
         found is not None
-        and (found["names_a"], found["names_b"]) == (list(a), list(b))
+        and (found.names_a, found.names_b) == (tuple(a), tuple(b))
         and expected[0][0] > 0.5
     )
-    assert np.allclose(found["matrix"], expected, equal_nan=True) and between_blocks({}, b) is None
+    assert (
+        np.allclose(np.array(found.matrix, dtype=float), expected, equal_nan=True)
+        and compare_blocks({}, b) is None
+    )
 
 
 def test_random_neighbours_overlap_by_chance() -> None:
     x = [random(200, 5, seed=s) for s in range(6)]
     found = np.mean([neighbour_overlap(x[i], x[j]) for i in range(6) for j in range(i)])
     assert found == pytest.approx(
-        compare(table(400), table(400), ("a", "b"))["neighbour_overlap_chance"], abs=0.01
+        compare_tables(table(400), table(400), ("a", "b")).neighbour_overlap_chance, abs=0.01
     )  # of 200 test images
 
 
@@ -239,13 +239,11 @@ def test_blocks_of_two_runs(tmp_path: Path) -> None:
     tables = [one.embed(images) for one in (run, other)]
     found = compare_runs(run, other, images, *tables)
     itself = compare_runs(run, run, images, tables[0], tables[0])
-    assert found["runs"] == ["one", "two"] and found["cka_blocks"]["names_a"] == [
+    assert found.runs == ("one", "two") and list(found.cka_blocks.names_a) == [
         "layer1",
         "layer2",
         "layer3",
     ]
-    assert np.diag(itself["cka_blocks"]["matrix"]) == pytest.approx([1, 1, 1], abs=1e-5)
-    last = found["cka_blocks"]["matrix"][2][
-        2
-    ]  # the last block, averaged over positions, is the features
-    assert last == pytest.approx(found["cka_features"], abs=1e-4) and last < 0.999
+    assert np.diag(itself.cka_blocks.matrix) == pytest.approx([1, 1, 1], abs=1e-5)
+    last = found.cka_blocks.matrix[2][2]  # the last block, averaged over positions, is the features
+    assert last == pytest.approx(found.cka_features, abs=1e-4) and last < 0.999

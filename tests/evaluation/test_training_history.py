@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from json_round_trip import read_back
+from recording_progress import RecordingProgress
 from safetensors.torch import save_file
 from tiny import train
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
 from sureclr.evaluation.training_history import (
     Logits,
     Snapshot,
     chance_of_same_class,
-    learning,
-    negatives,
+    describe_snapshots,
+    weigh_negatives,
     weights,
 )
 from sureclr.maths.losses import Softening, nt_xent
@@ -90,7 +93,7 @@ def snapshot(folder: Path, epoch: int, index: Tensor, labels: Tensor, **numbers:
 # --- The weights ----------------------------------------------------------------------
 
 
-def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_negatives() -> None:
+def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_weigh_negatives() -> None:
     """By autograd of the loss itself: d L_i / d c_ij is proportional to w_ij; its sum over the
     negatives is `remaining` / tau.
     """
@@ -108,7 +111,7 @@ def test_the_weights_are_the_gradient_of_nt_xent_with_respect_to_the_negatives()
     for i in range(n):
         gradient[i, i] = gradient[i, (i + P) % n] = 0
     assert torch.allclose(weights(plain(mu)), gradient / gradient.sum(1, keepdim=True))
-    assert negatives(plain(mu), LABELS)["remaining"] == pytest.approx(
+    assert weigh_negatives(plain(mu), LABELS).remaining == pytest.approx(
         float(gradient.sum(1).mean()) * TAU
     )
 
@@ -150,7 +153,7 @@ def test_the_weights_of_softened_views_are_the_gradient(softening: Softening) ->
                 )
             )
         )
-    assert negatives(found, LABELS)["remaining"] == pytest.approx(np.mean(remaining))
+    assert weigh_negatives(found, LABELS).remaining == pytest.approx(np.mean(remaining))
 
 
 def test_spread_hardest_and_own_class_by_loops() -> None:
@@ -168,20 +171,20 @@ def test_spread_hardest_and_own_class_by_loops() -> None:
                 sum(x for x, j in known if LABELS[j % P] == LABELS[i % P])
                 / sum(x for x, _ in known)
             )
-    found = negatives(plain(mu), LABELS)
-    assert found["effective_negatives"] == pytest.approx(np.mean(effective))
-    assert found["top_share"] == pytest.approx(np.mean(hardest))
-    assert found["same_class_share"] == pytest.approx(np.mean(own))
+    found = weigh_negatives(plain(mu), LABELS)
+    assert found.effective_negatives == pytest.approx(np.mean(effective))
+    assert found.top_share == pytest.approx(np.mean(hardest))
+    assert found.same_class_share == pytest.approx(np.mean(own))
 
 
 def test_equal_directions_and_high_temperature_spread_the_weight_evenly() -> None:
     same = torch.ones(2 * P, 4, dtype=torch.float64) / 2
     for mu, tau in ((same, 0.1), (views(), 1e6)):
-        found = negatives(plain(mu, tau), LABELS)
-        assert found["effective_negatives"] == pytest.approx(2 * P - 2, rel=1e-5)
-        assert found["top_share"] == pytest.approx(1 / (2 * P - 2), rel=1e-5)
-        assert found["same_class_share"] == pytest.approx(chance_of_same_class(LABELS), rel=0.2)
-    assert negatives(plain(views()), torch.full((P,), -1))["same_class_share"] is None
+        found = weigh_negatives(plain(mu, tau), LABELS)
+        assert found.effective_negatives == pytest.approx(2 * P - 2, rel=1e-5)
+        assert found.top_share == pytest.approx(1 / (2 * P - 2), rel=1e-5)
+        assert found.same_class_share == pytest.approx(chance_of_same_class(LABELS), rel=0.2)
+    assert weigh_negatives(plain(views()), torch.full((P,), -1)).same_class_share is None
 
 
 def test_chance_of_one_class_by_loops() -> None:
@@ -199,34 +202,29 @@ def test_lists_over_epochs_rows_of_the_table_and_classes(tmp_path: Path) -> None
     labels = LABELS[index]
     snapshot(tmp_path, 4, index, labels, alignment=0.5, knn=0.25)
     snapshot(tmp_path, 12, index, labels, alignment=0.25, knn=0.75)
-    polled: list[tuple[int, int]] = []
-    found = learning(tmp_path, images(), TAU, each=lambda done, total: polled.append((done, total)))
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert (found["epochs"], found["alignment"], found["knn"], found["radius"]) == (
-        [4, 12],
-        [0.5, 0.25],
-        [0.25, 0.75],
+    progress = RecordingProgress()
+    found = describe_snapshots(tmp_path, images(), TAU, progress=progress)
+    assert read_back(found) == found
+    assert (found.epochs, found.alignment, found.knn, found.radius) == (
+        (4, 12),
+        (0.5, 0.25),
+        (0.25, 0.75),
         None,
     )
-    assert found["positives"][1] == pytest.approx(
+    assert found.positives[1] == pytest.approx(
         evidence_split(views(12).float(), 0.2)["positives"], rel=1e-5
     )
-    assert polled == [(1, 2), (2, 2)] and found["damaged"] == {}
+    assert progress.updates == [(1, 2), (2, 2)] and found.damaged == {}
     means = [float((torch.arange(P) + 12.0)[labels == k].mean()) for k in range(3)]
-    assert [of_class[1] for of_class in found["per_class"]["certainty"]] == pytest.approx(means)
-    assert (
-        found["gradient"]["epochs"] == [4, 12]
-        and len(found["gradient"]["effective_negatives"]) == 2
-    )
+    assert [of_class[1] for of_class in found.per_class.certainty] == pytest.approx(means)
+    assert found.gradient.epochs == (4, 12) and len(found.gradient.effective_negatives) == 2
     training = np.flatnonzero(images().split != "test")
     w = weights(plain(views(12).float().double()))
-    first = found["gradient"]["examples"][0]
-    assert first["anchor"] == training[3]
+    first = found.gradient.examples[0]
+    assert first.anchor == training[3]
     heaviest = max(range(1, P), key=lambda j: float(w[0, j] + w[0, j + P]))
-    assert first["negatives"][0] == training[index[heaviest]]
-    assert first["weights"][0] == pytest.approx(
-        float(w[0, heaviest] + w[0, heaviest + P]), rel=1e-5
-    )
+    assert first.negatives[0] == training[index[heaviest]]
+    assert first.weights[0] == pytest.approx(float(w[0, heaviest] + w[0, heaviest + P]), rel=1e-5)
 
 
 def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
@@ -258,34 +256,35 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
         (10, {**good, "certainty": torch.zeros(P - 1)}, '{"epoch": 10}'),
     ):
         save_file(tensors, tmp_path / f"epoch-{epoch:05d}.safetensors", {"numbers": told})
-    found = learning(tmp_path, images(), TAU)
-    assert found["epochs"] == [1] and sorted(found["damaged"]) == [
+    found = describe_snapshots(tmp_path, images(), TAU)
+    assert found.epochs == (1,) and sorted(found.damaged) == [
         f"epoch-{i:05d}.safetensors" for i in range(2, 11)
     ]
-    assert found["per_class"] is not None
+    assert found.per_class is not None
 
 
 def test_none_at_all_and_images_of_another_run(tmp_path: Path) -> None:
-    assert "snapshot-every" in learning(tmp_path, images(), TAU)["skipped"]
+    with pytest.raises(UserError, match="none that can be read; train with snapshot_every above"):
+        describe_snapshots(tmp_path, images(), TAU)
+    (tmp_path / "epoch-00003.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="epoch-00003.safetensors: it cannot be read"):
+        describe_snapshots(tmp_path, images(), TAU)
     snapshot(tmp_path, 1, torch.arange(P), LABELS)
-    assert learning(tmp_path, images(LABELS.flip(0)), TAU)["gradient"]["examples"] == []
+    assert describe_snapshots(tmp_path, images(LABELS.flip(0)), TAU).gradient.examples == ()
     snapshot(tmp_path, 1, torch.arange(P) + 100, LABELS)
-    assert learning(tmp_path, images(), TAU)["gradient"]["examples"] == []
+    assert describe_snapshots(tmp_path, images(), TAU).gradient.examples == ()
 
 
 @pytest.mark.parametrize("loss", ["sure", "nt-xent"])
-def test_a_run_without_labels_tells_what_it_can(tmp_path: Path, loss: str) -> None:
+def test_a_run_without_labels_gives_all_but_what_needs_labels(tmp_path: Path, loss: str) -> None:
     run = train(tmp_path / "run", loss=loss)
     from tiny import IMAGES
 
-    from sureclr.training.run import as_image_set
+    from sureclr.data.user_images import as_image_set
 
-    found = learning(run.directory.snapshots, as_image_set(IMAGES), 0.2)
-    assert found["epochs"] == [2, 4] and found["per_class"] is None and found["knn"] is None
-    assert (
-        found["gradient"]["same_class_share"] == [None, None]
-        and len(found["gradient"]["examples"]) == 8
-    )
-    assert (found["radius"] is None) == (loss == "nt-xent")
+    found = describe_snapshots(run.directory.snapshots, as_image_set(IMAGES), 0.2)
+    assert found.epochs == (2, 4) and found.per_class is None and found.knn is None
+    assert found.gradient.same_class_share == (None, None) and len(found.gradient.examples) == 8
+    assert (found.radius is None) == (loss == "nt-xent")
     told = [line for line in run.directory.lines() if "positives" in line]
-    assert found["positives"] == pytest.approx([line["positives"] for line in told], rel=1e-4)
+    assert found.positives == pytest.approx([line["positives"] for line in told], rel=1e-4)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.maths import losses, references
-from sureclr.maths.sampling import sample, sample_cosine, uniform_directions
+from sureclr.maths.sampling import sample, uniform_directions
 from sureclr.maths.sphere import Posterior
 
 
@@ -51,13 +51,42 @@ def test_sure_is_nt_xent_and_the_log_likelihood() -> None:
         p = (i + n) % (2 * n)
         r, c = float(rho[i] * rho[p]), float(mu[i] @ mu[p])
         likelihood += math.log((1 - r**2) / (1 - 2 * r * c + r**2) ** (m / 2)) / (2 * n)
-    value = losses.sure(mu, rho, TAU, weight=0.7, dimension=m)
+    value = losses.sure(mu, rho, TAU, weight=0.7, dimension=m, softening="off")
     assert value.item() == pytest.approx(
         losses.nt_xent(mu, TAU).item() - 0.7 * likelihood, abs=1e-12
     )
-    assert losses.sure(mu, rho, TAU) == losses.sure(
-        mu, rho, TAU, 1.0, mu.shape[1], 1 - rho
-    )  # the defaults
+
+
+def test_the_defaults_of_sure() -> None:
+    """Temperature 0.2, lambda 28 / d, the kernel of all d coordinates, anchors, no prior."""
+    mu, rho = views()
+    plain = losses.sure(mu, rho, 0.2, 28 / 4, 4, 1 - rho, 0.0, "anchors")
+    assert losses.sure(mu, rho).item() == plain.item()
+    assert losses.sure(mu, rho, dimension=7).item() == pytest.approx(
+        losses.sure(mu, rho, 0.2, 28 / 7, 7).item(), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize("zeros", [1, 3, 10])
+@pytest.mark.parametrize("softening", get_args(losses.Softening))
+def test_radii_of_zero_are_finite_in_value_and_gradient(
+    softening: losses.Softening, zeros: int
+) -> None:
+    """Also where all ten are 0: all views are equally sure, which is NT-Xent."""
+    mu, rho = (x.requires_grad_() for x in views())
+    rho = torch.where(torch.arange(10) < zeros, 0, rho)
+    value = losses.sure(mu, rho, TAU, softening=softening)
+    assert value.isfinite()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(value, (mu, rho)))
+    if zeros == 10:
+        assert value.item() == pytest.approx(losses.nt_xent(mu, TAU).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("softening", ["anchors", "means"])
+def test_a_radius_that_is_not_a_number_is_not_hidden(softening: losses.Softening) -> None:
+    mu, rho = views()
+    rho[0] = math.nan
+    assert losses.sure(mu, rho, TAU, weight=0, softening=softening).isnan()
 
 
 def test_the_likelihood_leaves_the_directions_alone() -> None:
@@ -67,8 +96,10 @@ def test_the_likelihood_leaves_the_directions_alone() -> None:
     gradients = []
     for loss in (
         lambda mu, rho: losses.nt_xent(mu, TAU),
-        lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0),
-        lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0, empirical_prior=0.5),
+        lambda mu, rho: losses.sure(mu, rho, TAU, weight=100.0, softening="off"),
+        lambda mu, rho: losses.sure(
+            mu, rho, TAU, weight=100.0, empirical_prior=0.5, softening="off"
+        ),
     ):
         mu, rho = (x.requires_grad_() for x in views())
         loss(mu, rho).backward()
@@ -134,8 +165,7 @@ def test_the_softened_contrast_leaves_the_radii_alone(softening: losses.Softenin
 
 
 @pytest.mark.parametrize("group", [5, 3])  # of images: all five, then three and two
-def test_the_base_rate_is_its_loop(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "GROUP", group)
+def test_the_base_rate_is_its_loop(group: int) -> None:
     mu, rho = views()
     m, n, mean = 3.5, 5, 0.0
     for i in range(2 * n):
@@ -145,12 +175,17 @@ def test_the_base_rate_is_its_loop(group: int, monkeypatch: pytest.MonkeyPatch) 
             r, c = float(rho[i] * rho[j]), float(mu[i] @ mu[j])
             density += (1 - r**2) / (1 - 2 * r * c + r**2) ** (m / 2) / len(others)
         mean += math.log(density) / (2 * n)
-    assert losses.log_base_rate(mu, rho, m).item() == pytest.approx(mean, abs=1e-12)
-    own = losses.radius_likelihood(mu, rho, m).item()
-    assert losses.certainty(mu, rho, m, empirical_prior=0.3).item() == pytest.approx(
-        own + 0.3 * mean, abs=1e-12
+    rate = losses.log_base_rate(mu, rho, m, group=group)
+    assert rate.item() == pytest.approx(mean, abs=1e-12)
+
+
+def test_the_certainty_loss_is_the_likelihood_and_the_base_rate() -> None:
+    mu, rho = views()
+    own, rate = losses.radius_likelihood(mu, rho, 3.5), losses.log_base_rate(mu, rho, 3.5)
+    assert losses.certainty_loss(mu, rho, 3.5, empirical_prior=0.3).item() == pytest.approx(
+        (own + 0.3 * rate).item(), abs=1e-12
     )
-    assert losses.certainty(mu, rho, m).item() == own
+    assert losses.certainty_loss(mu, rho, 3.5).item() == own.item()
 
 
 def test_the_base_rate_of_a_large_batch_is_the_mean_over_its_groups() -> None:
@@ -303,27 +338,55 @@ def test_float32_is_exact_for_sure_views(certainty: float) -> None:
     assert value.item() == pytest.approx(exact.item(), abs=1e-3)
 
 
+@pytest.mark.parametrize("same", [1.0, -1.0])
 @pytest.mark.parametrize("name", all_losses())
-def test_nothing_overflows(name: str) -> None:
+def test_nothing_overflows(name: str, same: float) -> None:
     """Identical views, opposite views, temperature 1e-3, radii at 1 - 1e-3: finite loss and
     gradient in float32.
     """
-    for same in (1.0, -1.0):
-        mu = torch.nn.functional.normalize(torch.randn(8, 16, generator=generator()), dim=-1)
-        mu = torch.cat((mu, same * mu)).requires_grad_()
-        x = torch.full((16,), 0.999, requires_grad=True)
-        loss = losses.nt_xent(mu, 1e-3) if name == "nt_xent" else all_losses()[name](mu, x)
-        loss.backward()
-        assert loss.isfinite() and mu.grad.isfinite().all()
-        assert x.grad is None or x.grad.isfinite().all()
+    mu = torch.nn.functional.normalize(torch.randn(8, 16, generator=generator()), dim=-1)
+    mu = torch.cat((mu, same * mu)).requires_grad_()
+    x = torch.full((16,), 0.999, requires_grad=True)
+    loss = losses.nt_xent(mu, 1e-3) if name == "nt_xent" else all_losses()[name](mu, x)
+    loss.backward()
+    assert loss.isfinite() and mu.grad.isfinite().all()
+    assert x.grad is None or x.grad.isfinite().all()
 
 
-def test_mean_squared_cosine_is_its_loop() -> None:
-    mu, _ = views()
+@pytest.mark.parametrize("views_of_each", [1, 2, 5])
+def test_mean_squared_cosine_is_its_loop(views_of_each: int) -> None:
+    mu, n = views()[0], 10 // views_of_each
     squares = [
-        float(mu[i] @ mu[j]) ** 2 for i, j in product(range(10), range(10)) if i % 5 != j % 5
+        float(mu[i] @ mu[j]) ** 2 for i, j in product(range(10), range(10)) if i % n != j % n
     ]
-    assert losses.mean_squared_cosine(mu).item() == pytest.approx(np.mean(squares), abs=1e-12)
+    value = losses.mean_squared_cosine(mu, views_of_each).item()
+    assert value == pytest.approx(np.mean(squares), abs=1e-12)
+    assert losses.measured_dimension(mu, views_of_each).item() == pytest.approx(
+        min(4, 1 / np.mean(squares)), abs=1e-12
+    )
+
+
+def test_two_views_of_each_image_are_the_default() -> None:
+    mu, _ = views()
+    assert losses.mean_squared_cosine(mu) == losses.mean_squared_cosine(mu, 2)
+    assert losses.measured_dimension(mu) == losses.measured_dimension(mu, 2)
+
+
+def test_orthogonal_directions_use_as_many_dimensions_as_there_are() -> None:
+    """E[c^2] is 0 there and its inverse unbounded."""
+    assert losses.measured_dimension(torch.eye(6), views=1) == 6
+    assert losses.measured_dimension(torch.eye(6, 9), views=2) == 9
+
+
+@pytest.mark.parametrize(("rows", "views_of_each"), [(1, 1), (2, 2), (7, 2), (0, 1)])
+def test_the_mean_over_different_images_needs_two(rows: int, views_of_each: int) -> None:
+    with pytest.raises(UserError, match=f"{views_of_each} views .* not {rows} rows; add images"):
+        losses.measured_dimension(torch.ones(rows, 3), views_of_each)
+
+
+@pytest.mark.parametrize(("rows", "views_of_each"), [(2, 1), (4, 2)])
+def test_two_images_are_enough(rows: int, views_of_each: int) -> None:
+    assert losses.mean_squared_cosine(torch.ones(rows, 3), views_of_each) == 9
 
 
 @pytest.mark.parametrize("d", [3, 16, 64])
@@ -382,27 +445,56 @@ def test_rows_that_are_no_pairs(name: str, rows: int) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.5, math.inf, math.nan])
-def test_temperatures_that_are_none(temperature: float) -> None:
+@pytest.mark.parametrize("name", ["nt_xent", "dcl", "sure", "elk", "mc_infonce"])
+def test_temperatures_out_of_range(name: str, temperature: float) -> None:
     mu, x = views()
-    for loss in (
-        losses.nt_xent,
-        references.dcl,
-        lambda mu, t: losses.sure(mu, x, t),
-        lambda mu, t: references.elk(mu, x, t),
-    ):
-        with pytest.raises(UserError, match="temperature must be a finite number above 0"):
-            loss(mu, temperature)
+    loss = {
+        "nt_xent": lambda: losses.nt_xent(mu, temperature),
+        "dcl": lambda: references.dcl(mu, temperature),
+        "sure": lambda: losses.sure(mu, x, temperature),
+        "elk": lambda: references.elk(mu, x, temperature),
+        "mc_infonce": lambda: references.mc_infonce(mu, x, temperature, 1, generator()),
+    }[name]
+    with pytest.raises(UserError, match="temperature must be a finite number above 0"):
+        loss()
+
+
+@pytest.mark.parametrize("dimension", [1, 1.0, 0.5, -3, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["sure", "poisson_nce", "gaussian_nce"])
+def test_dimensions_out_of_range(name: str, dimension: float) -> None:
+    mu, x = views()
+    loss = getattr(losses, name, None) or getattr(references, name)
+    with pytest.raises(UserError, match="dimension must be a finite number above 1"):
+        loss(mu, x, dimension=dimension)
+
+
+@pytest.mark.parametrize(("value", "accepted"), [(0, True), (2.5, True), (-1e-9, False)])
+def test_weights_are_0_or_more(value: float, accepted: bool) -> None:
+    if accepted:
+        assert losses.not_negative("weight", value) == value
+    else:
+        with pytest.raises(UserError, match="weight must be a finite number, 0 or more"):
+            losses.not_negative("weight", value)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_weights_are_finite(value: float) -> None:
+    with pytest.raises(UserError, match="weight must be a finite number"):
+        losses.not_negative("weight", value)
+
+
+def test_two_pairs_are_enough() -> None:
+    first, second = losses.pairs(torch.arange(4))
+    assert first.tolist() == [0, 1] and second.tolist() == [2, 3]
 
 
 def test_the_sampler_of_this_file_has_the_semigroup() -> None:
     """Two views drawn about one latent have E[mu.mu'] = rho rho' (theory 2): the worlds above are
     the model's.
     """
-    c = sample_cosine(torch.full((20_000,), 0.54, dtype=torch.float64), 8, generator())
-    z = uniform_directions(20_000, 8, generator(1), c)
+    z = uniform_directions(20_000, 8, generator(1), torch.zeros((), dtype=torch.float64))
     mu, other = (
-        sample(Posterior(z, torch.full_like(c, radius)), generator(seed))
+        sample(Posterior(z, torch.full_like(z[:, 0], radius)), generator(seed))
         for seed, radius in ((2, 0.6), (3, 0.9))
     )
-    assert c.mean().item() == pytest.approx(0.54, abs=0.01)
     assert (mu * other).sum(-1).mean().item() == pytest.approx(0.54, abs=0.01)

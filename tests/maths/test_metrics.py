@@ -33,16 +33,15 @@ def test_alignment_is_two_minus_two_cosines() -> None:
 
 
 @pytest.mark.parametrize("t", [2.0, 0.5])
-def test_uniformity_is_the_mean_over_pairs_in_blocks(
-    t: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "BLOCK", 7)
+def test_uniformity_is_the_mean_over_pairs_in_blocks(t: float) -> None:
     u = normalize(torch.randn(30, 5, generator=generator(0)).double(), dim=1)
     pairs = [
         math.exp(-t * float((u[i] - u[j]).square().sum()))
         for i, j in itertools.combinations(range(30), 2)
     ]
-    assert metrics.uniformity(u, t) == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-12)
+    assert metrics.uniformity(u, t, block=7) == pytest.approx(
+        math.log(sum(pairs) / len(pairs)), rel=1e-12
+    )
 
 
 def test_uniformity_of_a_collapse_and_of_two_poles() -> None:
@@ -53,14 +52,13 @@ def test_uniformity_of_a_collapse_and_of_two_poles() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (6, 40)])
-def test_effective_rank_is_the_entropy_of_singular_values(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(metrics, "BLOCK", 9)
+def test_effective_rank_is_the_entropy_of_singular_values(shape: tuple[int, int]) -> None:
     x = torch.randn(shape, generator=generator(1)).double() * torch.logspace(0, 2, shape[1])
     p = np.linalg.svd(x.numpy(), compute_uv=False)
     p /= p.sum()
-    assert metrics.effective_rank(x) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-9)
+    assert metrics.effective_rank(x, block=9) == pytest.approx(
+        math.exp(-(p * np.log(p)).sum()), rel=1e-9
+    )
 
 
 def test_effective_rank_of_equal_axes_and_of_one_direction() -> None:
@@ -196,7 +194,7 @@ def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
     if binning == "width":
         place = np.minimum(((r.numpy() - low) / (high - low) * 10).astype(int), 9)
         bins = [np.flatnonzero(place == b) for b in range(10) if (place == b).any()]
-    table = metrics.calibration(r, c, binning=binning)  # type: ignore[arg-type]
+    table = metrics.calibration_by_bins(r, c, binning=binning)  # type: ignore[arg-type]
     assert table.count.tolist() == [len(b) for b in bins]
     assert table.predicted.tolist() == pytest.approx([float(r[b].mean()) for b in bins])
     assert table.observed.tolist() == pytest.approx([float(c[b].mean()) for b in bins])
@@ -205,20 +203,28 @@ def test_calibration_table_equals_bins_by_loops(binning: str) -> None:
     )
 
 
-def test_calibration_of_a_constant_shift_and_of_equal_predictions() -> None:
+def test_calibration_of_a_constant_shift() -> None:
     r = torch.linspace(0, 0.9, 100)
-    assert metrics.calibration(r, r).error == pytest.approx(0, abs=1e-7)
-    assert metrics.calibration(r, r + 0.05).error == pytest.approx(0.05, abs=1e-6)
-    for binning in ("count", "width"):
-        table = metrics.calibration(torch.full((9,), 0.3), torch.linspace(0, 1, 9), binning=binning)  # type: ignore[arg-type]
-        assert table.count.tolist() == [9] and table.error == pytest.approx(0.2, abs=1e-6)
+    assert metrics.calibration_by_bins(r, r).error == pytest.approx(0, abs=1e-7)
+    assert metrics.calibration_by_bins(r, r + 0.05).error == pytest.approx(0.05, abs=1e-6)
+    assert metrics.calibration_by_bins(r, r - 0.05).error == pytest.approx(0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("binning", ["count", "width"])
+def test_calibration_of_equal_predictions(binning: str) -> None:
+    table = metrics.calibration_by_bins(
+        torch.full((9,), 0.3),
+        torch.linspace(0, 1, 9),
+        binning=binning,  # type: ignore[arg-type]
+    )
+    assert table.count.tolist() == [9] and table.error == pytest.approx(0.2, abs=1e-6)
 
 
 def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
     r = torch.randint(5, (60,), generator=generator(0)).double() / 5
     c, order = torch.rand(60, generator=generator(1)), torch.randperm(60, generator=generator(2))
-    assert metrics.calibration(r, c).observed.tolist() == pytest.approx(
-        metrics.calibration(r[order], c[order]).observed.tolist()
+    assert metrics.calibration_by_bins(r, c).observed.tolist() == pytest.approx(
+        metrics.calibration_by_bins(r[order], c[order]).observed.tolist()
     )
 
 

@@ -1,4 +1,4 @@
-"""Witness: the definition in plain Python loops (float64 dot products, sorted by (-cosine, index))."""
+"""Witness: the definition in Python loops (float64 products, sorted by (-cosine, index))."""
 
 import math
 
@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sureclr.maths import neighbours
 from sureclr.maths.neighbours import top_k, vote
@@ -31,24 +32,16 @@ def by_loops(
     return similarity, index
 
 
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neighbours, "QUERY_BLOCK", 7)
-    monkeypatch.setattr(neighbours, "KEY_BLOCK", 11)
-
-
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("k", [1, 5, 11, 30])
-def test_equals_the_definition_across_blocks(
-    k: int, exclude_self: bool, small_blocks: None
-) -> None:
+def test_equals_the_definition_across_blocks(k: int, exclude_self: bool) -> None:
     keys = torch.randn(40, 6, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
     queries = (
         keys
         if exclude_self
         else torch.randn(23, 6, generator=torch.Generator().manual_seed(k + 1), dtype=torch.float64)
     )
-    similarity, index = top_k(queries, keys, k, exclude_self)
+    similarity, index = top_k(queries, keys, k, exclude_self, query_block=7, key_block=11)
     expected = by_loops(queries, keys, k, exclude_self)
     assert index.tolist() == expected[1]
     assert torch.allclose(
@@ -63,10 +56,7 @@ def test_equal_cosines_go_to_the_lowest_index(seed: int, k: int, exclude_self: b
     generator = torch.Generator().manual_seed(seed)
     axes = torch.cat([torch.eye(3), -torch.eye(3)])
     keys = axes[torch.randint(6, (30,), generator=generator)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "QUERY_BLOCK", 4)
-        patch.setattr(neighbours, "KEY_BLOCK", 9)
-        index = top_k(keys, keys, k, exclude_self)[1]
+    index = top_k(keys, keys, k, exclude_self, query_block=4, key_block=9)[1]
     assert index.tolist() == by_loops(keys, keys, k, exclude_self)[1]
 
 
@@ -84,23 +74,53 @@ def test_length_does_not_matter_and_half_precision_is_widened() -> None:
     assert top_k(keys, keys, 4)[0].dtype == torch.float32
 
 
-def test_no_block_is_larger_than_promised(
-    monkeypatch: pytest.MonkeyPatch, small_blocks: None
-) -> None:
-    seen: list[tuple[int, ...]] = []
-    original = neighbours._best_of_block
-    monkeypatch.setattr(
-        neighbours,
-        "_best_of_block",
-        lambda block, k: seen.append(tuple(block.shape)) or original(block, k),
-    )
-    top_k(torch.randn(20, 3), torch.randn(50, 3), 5)
-    assert len(seen) == 3 * 5 and max(q for q, _ in seen) == 7 and max(k for _, k in seen) == 11
+class Largest(TorchDispatchMode):
+    """Records the entries of each matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket is torch.ops.aten.mm:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def test_no_block_is_larger_than_promised() -> None:
+    with Largest() as products:
+        top_k(torch.randn(20, 3), torch.randn(50, 3), 5, query_block=7, key_block=11)
+    assert len(products.shapes) == 3 * 5
+    assert max(products.shapes) == (7, 11)
+
+
+def test_the_default_blocks_take_64_mib() -> None:
+    assert neighbours.QUERY_BLOCK * neighbours.KEY_BLOCK * 4 == 64 * 2**20
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_neighbours_of_huge_and_tiny_rows(scale: float) -> None:
+    keys = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(top_k(keys * scale, keys, 4)[1], top_k(keys, keys, 4)[1])
 
 
 def test_no_queries_give_empty_answers() -> None:
     similarity, index = top_k(torch.empty(0, 3), torch.randn(5, 3), 2)
     assert similarity.shape == index.shape == (0, 2) and index.dtype == torch.int64
+
+
+@pytest.mark.parametrize(("k", "exclude_self"), [(1, False), (5, False), (4, True)])
+def test_k_at_the_edge_of_its_range(k: int, exclude_self: bool) -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert top_k(x, x, k, exclude_self)[1].shape == (5, k)
+
+
+def test_the_default_temperature_of_the_vote() -> None:
+    """exp(0.9/T) and 2 exp(0.835/T) are equal at T = 0.0938: the default 0.1 is just above it."""
+    similarity, labels = torch.tensor([[0.9, 0.835, 0.835]]), torch.tensor([[0, 1, 1]])
+    assert vote(similarity, labels, 2).item() == 1 == vote(similarity, labels, 2, 0.1).item()
+    assert vote(similarity, labels, 2, 0.09).item() == 0
 
 
 @pytest.mark.parametrize(("k", "exclude_self"), [(0, False), (6, False), (5, True)])

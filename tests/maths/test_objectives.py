@@ -1,15 +1,19 @@
-"""The losses as modules: how k is read, the running kernel dimension, the registry, and what bad
-input is told.
-"""
+"""The losses as modules: defaults, plain tensors, how k is read, the running kernel dimension."""
 
+import ast
+import inspect
 import math
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError
-from sureclr.maths import losses, references
+from sureclr.maths import losses, objectives, references, tiles
 from sureclr.maths.objectives import OBJECTIVES, NTXentLoss, Objective, SureLoss, objective
 from sureclr.maths.sampling import uniform_directions
 from sureclr.maths.sphere import GAP_MIN, Posterior
@@ -50,12 +54,69 @@ def read(loss: Objective, z: Tensor, k: Tensor) -> Posterior:
     return loss.read(z, k if loss.uses_certainty else None)
 
 
-def test_the_registry() -> None:
+def test_the_names_of_the_losses() -> None:
     assert set(OBJECTIVES) == {"nt-xent", "dcl", *ASKING_K} == set(OPTIONS)
-    for name, kind in OBJECTIVES.items():
-        assert kind.name == name
-        assert kind.uses_certainty == (name in ASKING_K)
-        assert isinstance(objective(name), kind)
+    assert list(OBJECTIVES)[:2] == ["nt-xent", "sure"]  # the order in which they are listed
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_name_builds_its_loss_with_its_options(name: str) -> None:
+    assert OBJECTIVES[name].uses_certainty == (name in ASKING_K)
+    assert type(objective(name)) is OBJECTIVES[name]
+    assert list(inspect.signature(OBJECTIVES[name]).parameters) == OPTIONS[name]
+
+
+# One default for each knob
+
+
+@pytest.mark.parametrize("sure", [losses.sure, tiles.sure])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_function_and_the_module_have_the_same_defaults(
+    sure: Callable[..., Tensor], seed: int
+) -> None:
+    z, k = (x.double() for x in projections(seed=seed, d=5))
+    view = SureLoss().read(z, k)
+    expected = SureLoss()(z, k).item()
+    assert sure(view.direction, view.radius).item() == pytest.approx(expected, rel=1e-12)
+    for other in ({"temperature": 0.3}, {"weight": 1.0}, {"dimension": 3}, {"softening": "off"}):
+        assert abs(sure(view.direction, view.radius, **other).item() - expected) > 1e-3
+    prior = sure(view.direction, view.radius, empirical_prior=0.5).item()
+    assert abs(prior - expected) > 1e-3
+
+
+@pytest.mark.parametrize("nt_xent", [losses.nt_xent, tiles.nt_xent])
+def test_nt_xent_and_its_module_have_the_same_default(nt_xent: Callable[..., Tensor]) -> None:
+    z, _ = projections()
+    directions = NTXentLoss().read(z).direction
+    assert nt_xent(directions).item() == pytest.approx(NTXentLoss()(z).item(), rel=1e-6)
+    assert nt_xent(directions).item() == pytest.approx(nt_xent(directions, 0.2).item(), abs=0)
+
+
+def test_every_default_is_written_once() -> None:
+    """A knob's default is None, the name of a constant, or a literal in one place."""
+    knobs = {option for options in OPTIONS.values() for option in options}
+    written: Counter[str] = Counter()
+    for module in (losses, tiles, references, objectives):
+        for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
+            if isinstance(node, ast.FunctionDef) and node.args.defaults:
+                named = node.args.args[-len(node.args.defaults) :]
+                for argument, default in zip(named, node.args.defaults, strict=True):
+                    literal = isinstance(default, ast.Constant) and default.value is not None
+                    if argument.arg in knobs and literal:
+                        written[argument.arg] += 1
+    assert written == {"momentum": 1, "samples": 1}
+
+
+@pytest.mark.parametrize(
+    "constant, value",
+    [("TEMPERATURE", 0.2), ("PULL", 28.0), ("EMPIRICAL_PRIOR", 0.0), ("SOFTENING", "anchors")],
+)
+def test_the_defaults_are_those_of_the_study(constant: str, value: object) -> None:
+    assert getattr(losses, constant) == value
+    assert SureLoss().momentum == 0.9 and objective("mc-infonce").samples == 16
+
+
+# Training
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -197,33 +258,139 @@ def test_tau_starts_as_nt_xent_and_never_falls_below_half() -> None:
 # In anyone's own loop
 
 
-def test_losses_of_the_direction_take_plain_tensors() -> None:
-    z, _ = projections()
-    for name in ("nt-xent", "dcl"):
-        loss = objective(name)
-        assert loss(z) == loss(loss.read(z))
+@pytest.mark.parametrize("name", OPTIONS)
+def test_plain_tensors_and_a_posterior_give_the_same_loss(name: str) -> None:
+    z, k = projections()
+    plain = objective(name)(z, k, generator=generator())
+    assert plain == objective(name)(read(objective(name), z, k), generator=generator())
 
 
-def test_mc_infonce_asks_for_a_generator_and_repeats_with_it() -> None:
+@pytest.mark.parametrize("name", ["nt-xent", "dcl"])
+def test_losses_of_the_direction_need_no_k_and_ignore_it(name: str) -> None:
+    z, k = projections()
+    assert objective(name)(z) == objective(name)(z, k)
+
+
+def test_mc_infonce_needs_a_generator_and_repeats_with_it() -> None:
     z, k = projections()
     loss = objective("mc-infonce", samples=3)
-    posterior = loss.read(z, k)
-    assert (
-        loss(posterior, generator(1))
-        == loss(posterior, generator(1))
-        != loss(posterior, generator(2))
-    )
+    first, again, other = (loss(z, k, generator=generator(seed)) for seed in (1, 1, 2))
+    assert first == again != other
     with pytest.raises(UserError, match="no generator"):
-        loss(posterior)
+        loss(loss.read(z, k))
 
 
 @pytest.mark.parametrize("name", ASKING_K)
 def test_a_posterior_or_head_of_another_loss_is_refused(name: str) -> None:
     loss, (z, _) = objective(name), projections()
-    with pytest.raises(UserError, match="pass k of shape"):
+    with pytest.raises(UserError, match=r"pass k of shape \(n,\)"):
         loss.read(z)
     with pytest.raises(UserError, match=r"posterior"):
-        loss(NTXentLoss().read(z), generator())
+        loss(NTXentLoss().read(z), generator=generator())
+
+
+def test_k_beside_a_posterior_is_refused() -> None:
+    z, k = projections()
+    with pytest.raises(UserError, match="k cannot be passed beside"):
+        SureLoss()(SureLoss().read(z, k), k)
+
+
+Z, K = torch.ones(8, 3), torch.zeros(8)
+BAD_TENSORS = {
+    "no k": ((Z,), "SureLoss needs one number a view beside the direction; pass k"),
+    "numpy projections": ((Z.numpy(), K), "projections must be a torch tensor, and is a numpy"),
+    "numpy k": ((Z, np.zeros(8)), r"k must be a torch tensor, and is a numpy\.ndarray"),
+    "a list": ((Z.tolist(), K), "projections must be a torch tensor, and is a builtins.list"),
+    "integer projections": ((Z.long(), K), r"floating-point type, and has torch\.int64; convert"),
+    "integer k": ((Z, K.int()), "k must have a floating-point type, and has torch.int32"),
+    "a column of k": ((Z, K[:, None]), r"must have the shape \(8,\).* has \(8, 1\); reshape"),
+    "too few k": ((Z, K[:7]), r"must have the shape \(8,\).* has \(7,\)"),
+    "one vector": ((Z[0], K[:1]), r"shape \(rows, coordinates\), and have \(3,\)"),
+    "a map": ((Z[:, :, None], K), r"shape \(rows, coordinates\), and have \(8, 3, 1\)"),
+    "no pairs": ((Z[:7], K[:7]), r"not 7\b.*add images"),
+    "one image": ((Z[:2], K[:2]), r"not 2\b.*add images"),
+    "no coordinates": ((Z[:, :1], K), "at least 2 coordinates, not 1"),
+    "another device": ((Z, K.to("meta")), "k is on meta and projections are on cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_bad_tensors_get_one_sentence(case: str) -> None:
+    arguments, sentence = BAD_TENSORS[case]
+    with pytest.raises(UserError, match=sentence) as error:
+        SureLoss()(*arguments)
+    assert "\n" not in str(error.value) and "--" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["nt-xent", "dcl"])
+@pytest.mark.parametrize("case", ["numpy projections", "integer projections", "one vector"])
+def test_bad_projections_without_k_get_one_sentence(case: str, name: str) -> None:
+    arguments, sentence = BAD_TENSORS[case]
+    with pytest.raises(UserError, match=sentence):
+        objective(name)(arguments[0])
+
+
+@pytest.mark.parametrize("name", ["sure", "nt-xent"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_row_of_zeros_has_a_finite_gradient(name: str, dtype: torch.dtype) -> None:
+    z, k = (x.to(dtype) for x in projections())
+    z[3] = 0
+    loss = objective(name)(z.requires_grad_(), k)
+    loss.backward()
+    assert loss.isfinite() and z.grad is not None and z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e30, 1e-30, 3e38 / 5])
+@pytest.mark.parametrize("name", ["sure", "nt-xent"])
+def test_the_loss_of_huge_and_tiny_projections_is_that_of_their_directions(
+    name: str, scale: float
+) -> None:
+    """Their squares overflow or underflow in float32."""
+    z, k = projections()
+    z = z / z.abs().max()
+    huge = (z * scale).requires_grad_()
+    loss = objective(name)(huge, k)
+    assert loss.item() == pytest.approx(objective(name)(z.double(), k).item(), rel=1e-5)
+    loss.backward()
+    assert huge.grad is not None and huge.grad.isfinite().all()
+
+
+def test_a_loss_survives_compilation_and_keeps_its_hooks() -> None:
+    z, k = projections()
+    loss = SureLoss(softening="off").eval()
+    calls: list[object] = []
+    loss.register_forward_hook(lambda module, inputs, output: calls.append(output))
+    assert loss(z, k) == calls[0]
+    compiled = torch.compile(SureLoss(softening="off").eval(), backend="eager")
+    assert compiled(z, k).item() == pytest.approx(loss(z, k).item(), abs=1e-6)
+
+
+class HalfCosine(Objective):
+    """A loss of a user: `read` and `forward` alone."""
+
+    def __init__(self, scale: float = 0.5) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        return Posterior(self.directions(projections), self.number(projections, k).sigmoid())
+
+    def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
+        first, second = posterior.mean.chunk(2)
+        return self.scale * (1 - (first * second).sum(1).mean())
+
+
+def test_a_new_loss_needs_read_and_forward_alone() -> None:
+    z, k = projections()
+    u = torch.sigmoid(k)[:, None] * nn.functional.normalize(z, dim=1)
+    expected = 0.5 * (1 - (u[:6] * u[6:]).sum(1).mean())
+    assert HalfCosine()(z, k).item() == pytest.approx(expected.item(), abs=1e-6)
+    with pytest.raises(UserError, match="HalfCosine needs one number a view"):
+        HalfCosine()(z)
+    with pytest.raises(UserError, match="k must have the shape"):
+        HalfCosine()(z, k[:, None])
+    with pytest.raises(TypeError, match="abstract"):
+        Objective()  # type: ignore[abstract]
 
 
 # The kernel dimension
@@ -287,43 +454,39 @@ def test_the_kernel_dimension_gives_no_gradient_and_can_be_fixed() -> None:
     fixed = SureLoss(dimension=3.5, softening="off")
     mu = fixed.read(z, k)
     assert fixed(mu).item() == pytest.approx(
-        losses.sure(mu.direction, mu.radius, 0.2, 28 / 3.5, 3.5).item(), abs=1e-5
+        losses.sure(mu.direction, mu.radius, 0.2, 28 / 3.5, 3.5, softening="off").item(), abs=1e-5
     )
     assert fixed.kernel_dimension == 3.5
 
 
-def test_the_default_weight_keeps_the_pull_whatever_the_dimension() -> None:
+@pytest.mark.parametrize("dimension", [5, None, "measured"])
+def test_the_default_weight_keeps_the_pull_whatever_the_dimension(
+    dimension: float | str | None,
+) -> None:
     """lambda m = 28: by number, by the coordinates (8 here), and by the running m, which the first
     batch sets.
     """
     z, k = projections()
     view = SureLoss().read(z, k)
     running = 1 / losses.mean_squared_cosine(view.direction).item()
-    for dimension, m in ((5, 5), (None, 8), ("measured", running)):
-        loss = SureLoss(dimension=dimension, softening="off")
-        assert loss(view).item() == pytest.approx(
-            losses.sure(view.direction, view.radius, 0.2, 28 / m, m).item(), rel=1e-5
-        )
-        assert loss.kernel_dimension == pytest.approx(
-            running if m == 8 else m, rel=1e-5
-        )  # evidence is read with the measured one
+    m = {5: 5, None: 8, "measured": running}[dimension]
+    loss = SureLoss(dimension=dimension, softening="off")
+    expected = losses.sure(view.direction, view.radius, 0.2, 28 / m, m, softening="off")
+    assert loss(view).item() == pytest.approx(expected.item(), rel=1e-5)
+    evidence_m = 5 if dimension == 5 else running  # evidence is read with the measured one
+    assert loss.kernel_dimension == pytest.approx(evidence_m, rel=1e-5)
 
 
-def test_the_prior_reaches_the_loss() -> None:
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_the_prior_reaches_the_loss(beta: float) -> None:
     z, k = projections()
     view = SureLoss().read(z, k)
-    values = []
-    for options, beta in (
-        ({}, 0.0),
-        ({"empirical_prior": 0.3}, 0.3),
-        ({"empirical_prior": 1}, 1.0),
-    ):
-        values.append(objective("sure", **options)(view).item())
-        expected = losses.sure(
-            view.direction, view.radius, 0.2, 28 / 8, empirical_prior=beta, softening="anchors"
-        ).item()
-        assert values[-1] == pytest.approx(expected, abs=1e-5)
-    assert len({round(value, 3) for value in values}) == 3
+    rate = losses.log_base_rate(view.direction, view.radius).item()
+    without = losses.sure(view.direction, view.radius, 0.2, 28 / 8).item()
+    assert objective("sure", empirical_prior=beta)(view).item() == pytest.approx(
+        without + 28 / 8 * beta * rate, abs=1e-5
+    )
+    assert abs(rate) > 0.01
 
 
 def test_without_softening_the_first_term_is_nt_xent() -> None:
@@ -373,7 +536,10 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
         objective("nt-xent", weight=0.5)
     with pytest.raises(UserError, match=r"poisson-nce takes no temperature; it takes dimension\."):
         objective("poisson-nce", temperature=0.5)
-    with pytest.raises(UserError, match="did you mean nt-xent"):
+
+
+def test_the_nearest_name_is_suggested() -> None:
+    with pytest.raises(UserError, match="unknown loss 'ntxent': did you mean nt-xent"):
         objective("ntxent")
 
 
@@ -382,7 +548,10 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
     [
         *((name, "temperature", bad) for name in WITH_TEMPERATURE for bad in (0.0, -1.0)),
         *((name, "weight", -0.1) for name in ("sure", "loss-prediction", "cosine-regression")),
+        *((name, "weight", math.inf) for name in ("sure", "loss-prediction", "cosine-regression")),
         *((name, "dimension", 1.0) for name in ("sure", "poisson-nce", "gaussian-nce")),
+        *((name, "dimension", math.inf) for name in ("sure", "poisson-nce", "gaussian-nce")),
+        ("sure", "momentum", -0.1),
         ("sure", "momentum", 1.0),
         *(("sure", "empirical_prior", bad) for bad in (-0.1, 1.1, math.nan)),
         ("sure", "weight", math.nan),
@@ -392,3 +561,17 @@ def test_options_that_a_loss_does_not_take_are_refused() -> None:
 def test_values_out_of_range(name: str, option: str, value: float) -> None:
     with pytest.raises(UserError, match=f"{option} must .* is {value}; "):
         objective(name, **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *((name, "weight", 0.0) for name in ("sure", "loss-prediction", "cosine-regression")),
+        *((name, "dimension", 1.001) for name in ("sure", "poisson-nce", "gaussian-nce")),
+        *(("sure", "empirical_prior", edge) for edge in (0, 1)),
+        ("sure", "momentum", 0.0),
+        ("mc-infonce", "samples", 1),
+    ],
+)
+def test_values_at_the_edge_of_their_range(name: str, option: str, value: float) -> None:
+    assert getattr(objective(name, **{option: value}), option) == value

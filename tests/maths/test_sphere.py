@@ -1,6 +1,4 @@
-"""The laws of theory.md, section 7, that concern the sphere. Witness: quadrature over the sphere,
-built here.
-"""
+"""The laws of theory 7 that concern the sphere. Witness: quadrature over the sphere, built here."""
 
 import math
 from itertools import pairwise
@@ -13,14 +11,18 @@ from scipy.special import eval_gegenbauer, gammaln, psi
 from sureclr.errors import UserError
 from sureclr.maths import sphere
 from sureclr.maths.sphere import (
-    InformationTable,
+    GAP_MIN,
     Posterior,
+    at_least_float32,
     cosine_gap,
     evidence,
     evidence_matrix,
     fuse_average,
     fuse_product,
+    kernel_dimension_of,
     log_kernel,
+    unit_rows,
+    wide,
 )
 
 DIMENSIONS, RADII = (2, 3, 8, 128, 512), (0.0, 0.3, 0.9, 0.999)
@@ -97,6 +99,77 @@ def views(
     return Posterior(x / x.norm(dim=1, keepdim=True), rho)
 
 
+# --- Precision and length of rows -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+        (torch.uint8, torch.float32),
+    ],
+)
+def test_at_least_float32_keeps_the_numbers(dtype, expected):
+    x = torch.arange(5).to(dtype)
+    assert at_least_float32(x).dtype == expected
+    assert at_least_float32(x).tolist() == [0, 1, 2, 3, 4]
+    assert wide(x).dtype == torch.float64
+    assert dtype not in (torch.float32, torch.float64) or at_least_float32(x) is x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unit_rows_are_torchs_own_bit_for_bit(dtype):
+    x = torch.randn(100, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    scaled = x * torch.logspace(-9, 9, 100, dtype=dtype)[:, None]
+    assert torch.equal(unit_rows(scaled), torch.nn.functional.normalize(scaled, dim=-1))
+    a, b = (scaled.clone().requires_grad_() for _ in range(2))
+    unit_rows(a)[:, 0].sum().backward()
+    torch.nn.functional.normalize(b, dim=-1)[:, 0].sum().backward()
+    assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("exponent", [-44, -38, -30, -16, -15, 15, 16, 30, 38])
+def test_unit_rows_of_any_size(exponent):
+    """float32 against float64, which neither overflows nor underflows; 1e-44 is subnormal."""
+    x = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
+    x = (x.double() * 10.0**exponent).float()
+    exact = torch.nn.functional.normalize(x.double(), dim=-1, eps=0)
+    torch.testing.assert_close(unit_rows(x).double(), exact, rtol=3e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_gradient_of_unit_rows_of_any_size(scale):
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    weight = torch.randn(4, 3, generator=torch.Generator().manual_seed(3))
+    single, exact = ((x.to(t) * scale).requires_grad_() for t in (torch.float32, torch.float64))
+    for inputs in (single, exact):
+        (unit_rows(inputs) * weight).sum().backward()
+    relative = (single.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert relative < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_row_of_zeros_stays_zero_and_its_gradient_is_finite(dtype):
+    x = torch.zeros(2, 3, dtype=dtype)
+    x[1] = 2
+    unit_rows(x.requires_grad_())[:, 0].sum().backward()
+    assert unit_rows(x)[0].tolist() == [0, 0, 0]
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_is_not_hidden(bad):
+    rows = unit_rows(torch.tensor([[1.0, bad], [3.0, 4.0]]))
+    assert rows[0].isnan().any() and rows[1].tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_the_smallest_gap_of_training():
+    assert GAP_MIN == 1e-3  # theory 5
+
+
 # --- The posterior --------------------------------------------------------------------
 
 
@@ -125,10 +198,10 @@ def test_second_moment_of_the_kernel(d):
 
 
 @pytest.mark.parametrize("d", [3, 8, 128])
-def test_zonal_coefficients_are_powers_of_the_radius(d):
-    for k in (1, 2, 5):
-        coefficient = under_kernel(lambda log_p, c, k=k: eval_gegenbauer(k, d / 2 - 1, c), d, 0.8)
-        assert coefficient / eval_gegenbauer(k, d / 2 - 1, 1.0) == pytest.approx(0.8**k, abs=1e-9)
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_zonal_coefficients_are_powers_of_the_radius(d, k):
+    coefficient = under_kernel(lambda log_p, c: eval_gegenbauer(k, d / 2 - 1, c), d, 0.8)
+    assert coefficient / eval_gegenbauer(k, d / 2 - 1, 1.0) == pytest.approx(0.8**k, abs=1e-9)
 
 
 def test_posterior_on_vectors_integrates_to_one_and_its_mean_is_u():
@@ -149,15 +222,14 @@ def test_direct_formula_of_the_paper():
 
 
 @pytest.mark.parametrize("d", [3, 8, 32])
-def test_evidence_is_the_integral_of_the_two_posteriors(d):
+@pytest.mark.parametrize(("a", "b", "gamma"), [(0.7, 0.6, 0.5), (0.3, 0.8, 2.5), (0.75, 0.75, 0.0)])
+def test_evidence_is_the_integral_of_the_two_posteriors(d, a, b, gamma):
     """The semigroup: Int P_a(x.z) P_b(z.y) dz = P_ab(x.y)."""
     z, weight = sphere_rule(d)
-    for a, b, gamma in ((0.7, 0.6, 0.5), (0.3, 0.8, 2.5), (0.75, 0.75, 0.0)):
-        x, y = Posterior(at_angle(0, d), f64(a)), Posterior(at_angle(gamma, d), f64(b))
-        integral = (
-            weight * (log_posterior(x.mean[:3], z, d) + log_posterior(y.mean[:3], z, d)).exp()
-        ).sum()
-        assert evidence(x, y).exp().item() == pytest.approx(integral.item(), rel=1e-5)
+    x, y = Posterior(at_angle(0, d), f64(a)), Posterior(at_angle(gamma, d), f64(b))
+    log_product = log_posterior(x.mean[:3], z, d) + log_posterior(y.mean[:3], z, d)
+    integral = (weight * log_product.exp()).sum()
+    assert evidence(x, y).exp().item() == pytest.approx(integral.item(), rel=1e-5)
 
 
 def test_evidence_is_symmetric_zero_without_certainty_and_the_matrix_agrees_with_the_pairs():
@@ -165,10 +237,9 @@ def test_evidence_is_symmetric_zero_without_certainty_and_the_matrix_agrees_with
     matrix = evidence_matrix(a, b)
     assert matrix.shape == (20, 30)
     torch.testing.assert_close(matrix, evidence_matrix(b, a).T)
-    for i in range(20):
-        row = Posterior(a.direction[i].expand(30, -1), a.radius[i].expand(30))
-        torch.testing.assert_close(matrix[i], evidence(row, b))
-        assert torch.equal(evidence(row, b), evidence(b, row))
+    rows = Posterior(a.direction[:, None].expand(-1, 30, -1), a.radius[:, None].expand(-1, 30))
+    torch.testing.assert_close(matrix, evidence(rows, b))
+    assert torch.equal(evidence(rows, b), evidence(b, rows))
     assert evidence_matrix(views(4, 5, radius=0.0), b).abs().max() < 1e-14
     torch.testing.assert_close(evidence_matrix(a, b, 3.5), evidence_matrix(a, b, f64(3.5)))
     assert not torch.allclose(evidence_matrix(a, b, 3.5), matrix)
@@ -234,24 +305,19 @@ def test_naive_float32_would_fail():
 
 def test_gradient_of_the_matrix_is_that_of_the_pairs_in_float32_too():
     a, b = single(views(20, 32, 0, 0.98, 0.1)), single(views(20, 32, 1, 0.98, 0.1))
-    gradients = []
-    for matrix in (
-        evidence_matrix,
-        lambda x, y: evidence(sphere._column(x), Posterior(y.direction, y.radius, y.gap)),
-    ):
-        mu = a.direction.clone().requires_grad_()
-        left = Posterior(mu, a.radius, a.gap)
-        left = left if matrix is evidence_matrix else Posterior(mu[:, None], a.radius, a.gap)
-        gradients.append(torch.autograd.grad(matrix(left, b).sum(), mu)[0])
-    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-1)
+    first, second = (a.direction.clone().requires_grad_() for _ in range(2))
+    evidence_matrix(Posterior(first, a.radius, a.gap), b).sum().backward()
+    rows = Posterior(second[:, None], a.radius[:, None], a.gap[:, None])
+    evidence(rows, b).sum().backward()
+    torch.testing.assert_close(first.grad, second.grad, rtol=1e-3, atol=1e-1)
 
 
-def test_pairs_measured_again_agree_with_the_product(monkeypatch):
-    a, b = views(15, 6), views(25, 6, seed=1)
-    by_product = evidence_matrix(a, b)
-    monkeypatch.setattr(sphere, "NEAR", 1e20)
-    torch.testing.assert_close(evidence_matrix(a, b), by_product)
-    assert (evidence_matrix(a, a) - evidence_matrix(a, a).T).abs().max() == 0
+def test_close_pairs_are_measured_from_the_difference():
+    """In float64 a product's error of 1e-16 at a gap of 1e-9 would be 0.01 nats at d = 6."""
+    a = views(30, 6, 0, 1 - 1e-9)
+    rows = Posterior(a.direction[:, None], a.radius[:, None], a.gap[:, None])
+    torch.testing.assert_close(evidence_matrix(a, a), evidence(rows, a), rtol=1e-12, atol=1e-9)
+    assert (evidence_matrix(a, a) - evidence_matrix(a, a).T).abs().max() < 1e-9
 
 
 def test_evidence_matrix_ignores_autocast():
@@ -273,7 +339,6 @@ def test_gradcheck():
     )
     radius = f64([0.05, 0.5, 0.99]).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: sphere.information(r, 7), radius)
-    assert torch.autograd.gradcheck(InformationTable(7), radius)
     means = torch.stack([a.mean, b.mean, 0.3 * a.mean]).requires_grad_()
     for fuse in (fuse_average, lambda u: fuse_product(u[:2]), fuse_product):
         assert torch.autograd.gradcheck(lambda u, f=fuse: f(u).mean, means)
@@ -302,12 +367,15 @@ def test_information_is_the_series_of_theory_6(d):
     assert sphere.information(f64(0.0), d).item() == 0
 
 
-def test_information_limits():
+@pytest.mark.parametrize("d", [2, 9, 128])
+def test_information_limits(d):
+    assert sphere.information(f64(1e-3), d).item() == pytest.approx(d / 2 * 1e-6, rel=1e-5)
+    sure = -(d - 1) * math.log(1 - 0.999999**2) - d / 2 * (psi(d / 2) + np.euler_gamma)
+    assert sphere.information(f64(0.999999), d).item() == pytest.approx(sure, rel=d * 2e-5)
+
+
+def test_information_on_the_circle():
     assert sphere.information(f64(0.7), 2).item() == pytest.approx(-math.log(1 - 0.49), rel=1e-14)
-    for d in (2, 9, 128):
-        assert sphere.information(f64(1e-3), d).item() == pytest.approx(d / 2 * 1e-6, rel=1e-5)
-        sure = -(d - 1) * math.log(1 - 0.999999**2) - d / 2 * (psi(d / 2) + np.euler_gamma)
-        assert sphere.information(f64(0.999999), d).item() == pytest.approx(sure, rel=d * 2e-5)
 
 
 def test_information_keeps_dtype_and_uses_the_gap():
@@ -316,30 +384,6 @@ def test_information_keeps_dtype_and_uses_the_gap():
     assert sphere.information(1 - gap, 128, gap).dtype == torch.float32
     assert sphere.information(1 - gap, 128, gap).item() == pytest.approx(exact.item(), rel=1e-7)
     assert abs(sphere.information(1 - gap, 128).item() - exact.item()) > 1e-4  # what the gap is for
-
-
-@pytest.mark.parametrize("d", [2, 3, 128, 4096])
-def test_information_table_error(d):
-    radius = f64(np.concatenate([np.linspace(0, 0.999, 4001), 1 - np.logspace(-6, -3, 500)]))
-    table = InformationTable(d)
-    assert (table(radius) - sphere.information(radius, d)).abs().max() < 1e-10
-    assert table(radius.float()).dtype == torch.float32
-    assert table(torch.zeros(2, 3)).shape == (2, 3)
-    with torch.inference_mode():
-        assert torch.equal(InformationTable(d)(radius), table(radius))
-    beyond = table(f64([1 - 4e-7, 1.0]))
-    assert beyond[0] == beyond[1] > table(f64(1 - 1e-6))
-
-
-@pytest.mark.parametrize("d", [2, 3, 4, 8, 128])
-@pytest.mark.parametrize("rho", [0.01, 0.5, 0.95])
-def test_fisher_information_is_the_mean_squared_score(d, rho):
-    theta, log_weight = zonal_rule(d)
-    r = torch.full((len(theta),), rho, dtype=torch.float64, requires_grad=True)
-    log_p = log_kernel(f64(2 * np.sin(theta / 2) ** 2), r, 1 - r, d)
-    (score,) = torch.autograd.grad(log_p.sum(), r)
-    expected = ((f64(log_weight) + log_p.detach()).exp() * score.square()).sum()
-    assert sphere.fisher_information(f64(rho), d).item() == pytest.approx(expected.item(), rel=1e-8)
 
 
 # --- Fusion ---------------------------------------------------------------------------
@@ -380,45 +424,47 @@ def test_product_of_two_on_a_sphere(d):
 
 
 def test_product_of_more_is_near_the_truth_in_many_dimensions():
-    """A saddle-point approximation: its error falls with d (theory 6: 0.852 for 0.851 at d = 128)."""
+    """A saddle-point approximation, whose error falls with d (theory 6: 0.852 for 0.851)."""
     errors = {}
     for d in (4, 32, 128):
         means = padded(CONFLICT, d)
-        errors[d] = (
-            (fuse_product(means).mean[:2] - product_mean(means, *sphere_rule(d), d)).norm().item()
-        )
+        exact = product_mean(means, *sphere_rule(d), d)
+        errors[d] = (fuse_product(means).mean[:2] - exact).norm().item()
     assert errors[128] < 4e-3
     assert 3 * errors[128] < 1.2 * errors[32] < errors[4]
 
 
-def test_fixed_point_is_exact_for_one_and_two():
-    u, v = CONFLICT[:2]
-    pair = sphere._posterior(sphere._saddle_point(torch.stack([u, v])), torch.float64)
+def test_views_that_know_nothing_leave_the_iteration_exact():
+    """With a third view at 0 the iteration is used; its fixed point is exact for two (theory 6)."""
+    pair, nothing = CONFLICT[:2], torch.zeros(1, 2, dtype=torch.float64)
     torch.testing.assert_close(
-        pair.mean, fuse_product(torch.stack([u, v])).mean, rtol=0, atol=1e-12
+        fuse_product(torch.cat([pair, nothing])).mean, fuse_product(pair).mean, rtol=0, atol=1e-12
     )
-    torch.testing.assert_close(
-        sphere._posterior(sphere._saddle_point(u[None]), torch.float64).mean, u, rtol=0, atol=1e-12
-    )
+    alone = torch.cat([pair[:1], nothing, nothing])
+    torch.testing.assert_close(fuse_product(alone).mean, pair[0], rtol=0, atol=1e-12)
 
 
-def test_fusion_of_one_of_nothing_and_in_any_order():
+@pytest.mark.parametrize("fuse", [fuse_average, fuse_product])
+def test_fusion_of_one_of_nothing_and_in_any_order(fuse):
     means = views(4, 6).mean
-    for fuse in (fuse_average, fuse_product):
-        torch.testing.assert_close(fuse(means[:1]).mean, means[0])
-        torch.testing.assert_close(fuse(means[[2, 0, 3, 1]]).mean, fuse(means).mean)
-        torch.testing.assert_close(fuse(means.reshape(2, 2, 6)).mean[1], fuse(means[1::2]).mean)
-        nothing = fuse(torch.zeros(3, 6))
-        assert (
-            nothing.radius == 0
-            and nothing.gap == nothing.direction.norm() == 1
-            and nothing.mean.dtype == torch.float32
-        )
-    know_nothing = torch.zeros(3, 6, dtype=torch.float64)
-    for k in (1, 2, 4):
-        torch.testing.assert_close(
-            fuse_product(torch.cat([means[:k], know_nothing])).mean, fuse_product(means[:k]).mean
-        )
+    torch.testing.assert_close(fuse(means[:1]).mean, means[0])
+    torch.testing.assert_close(fuse(means[[2, 0, 3, 1]]).mean, fuse(means).mean)
+    torch.testing.assert_close(fuse(means.reshape(2, 2, 6)).mean[1], fuse(means[1::2]).mean)
+    nothing = fuse(torch.zeros(3, 6))
+    assert nothing.radius == 0 and nothing.gap == nothing.direction.norm() == 1
+    assert nothing.mean.dtype == torch.float32
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_views_that_know_nothing_change_no_product(k):
+    means, nothing = views(4, 6).mean[:k], torch.zeros(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        fuse_product(torch.cat([means, nothing])).mean, fuse_product(means).mean
+    )
+
+
+def test_the_average_is_the_mean_of_the_means():
+    means = views(4, 6).mean
     torch.testing.assert_close(fuse_average(means).mean, means.mean(0))
 
 
@@ -445,24 +491,50 @@ def test_fused_gap_survives_float32():
 # --- Bad input ------------------------------------------------------------------------
 
 
-def test_bad_input_is_told():
-    one = torch.ones(3, 1)
-    for wrong in (
-        lambda: Posterior(one, torch.zeros(3)),
-        lambda: sphere.information(torch.zeros(3), 1),
-        lambda: sphere.fisher_information(torch.zeros(3), 1.5),
-        lambda: InformationTable(1),
-        lambda: fuse_product(one),
-    ):
-        with pytest.raises(UserError, match="at least 2"):
-            wrong()
-    certain_of_nothing = Posterior(torch.eye(3))
-    for wrong in (
-        lambda: certain_of_nothing.mean,
-        lambda: evidence(certain_of_nothing, views(3, 3)),
-        lambda: evidence_matrix(views(3, 3), certain_of_nothing),
-    ):
-        with pytest.raises(UserError, match="no radius"):
-            wrong()
-    with pytest.raises(UserError, match="above 1"):
-        evidence(views(3, 3), views(3, 3), 1)
+ONE = torch.ones(3, 1)
+TOO_FEW = {
+    "posterior": lambda: Posterior(ONE, torch.zeros(3)),
+    "information": lambda: sphere.information(torch.zeros(3), 1),
+    "information just below": lambda: sphere.information(torch.zeros(3), 1.9),
+    "fusion": lambda: fuse_product(ONE),
+}
+
+
+@pytest.mark.parametrize("case", TOO_FEW)
+def test_fewer_than_two_coordinates_are_refused(case):
+    with pytest.raises(UserError, match="at least 2 coordinates, not 1"):
+        TOO_FEW[case]()
+
+
+def test_two_coordinates_are_enough():
+    assert Posterior(torch.eye(2), torch.zeros(2)).mean.abs().max() == 0
+    assert sphere.information(f64(0.0), 2) == 0
+
+
+WITHOUT_RADIUS = Posterior(torch.eye(3))
+NO_RADIUS = {
+    "mean": lambda: WITHOUT_RADIUS.mean,
+    "evidence": lambda: evidence(WITHOUT_RADIUS, views(3, 3)),
+    "matrix": lambda: evidence_matrix(views(3, 3), WITHOUT_RADIUS),
+}
+
+
+@pytest.mark.parametrize("case", NO_RADIUS)
+def test_a_missing_radius_is_named(case):
+    with pytest.raises(UserError, match="no radius") as error:
+        NO_RADIUS[case]()
+    assert "--" not in str(error.value)  # a library names no flags
+
+
+@pytest.mark.parametrize("function", [evidence, evidence_matrix])
+@pytest.mark.parametrize("dimension", [1, 1.0, 0, -2, math.inf])
+def test_a_kernel_dimension_is_above_1(dimension, function):
+    with pytest.raises(UserError, match=f"above 1, and is {dimension}; leave it out"):
+        function(views(3, 3), views(3, 3), dimension)
+
+
+def test_the_default_kernel_dimension_is_the_number_of_coordinates():
+    mu = views(3, 7).direction
+    assert kernel_dimension_of(mu, None) == 7
+    assert kernel_dimension_of(mu, 1.01) == 1.01
+    assert kernel_dimension_of(mu, f64(0.5)) == 0.5  # a tensor is not read

@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sureclr.errors import UserError
 from sureclr.maths import losses, tiles
@@ -21,9 +23,17 @@ from sureclr.maths import losses, tiles
 TEMPERATURES = (1e-3, 3e-3, 0.016, 0.017, 0.05, 0.2, 1.0, 30.0, 1e3)  # both sides of 1 / FLAT
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "TILE", 32)
+TILE = 32  # so that a small batch has many tiles
+
+
+def in_tiles(
+    x: Tensor,
+    temperature: float,
+    sharpness: Tensor | None = None,
+    tile: int = TILE,
+    cache_bytes: int = 0,
+) -> Tensor:
+    return tiles.nt_xent(x, temperature, sharpness, tile, cache_bytes)
 
 
 def views(n: int, d: int = 16, noise: float = 0.5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -54,7 +64,7 @@ def test_float32_is_within_1e_5_of_float64_from_temperature_1e_3_to_1e3(
 ) -> None:
     x = views(77, noise=noise)
     expected, slope = whole(x, temperature)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature), x)
     assert abs(loss - expected) < 1e-5 * max(1, expected)
     # where the loss is nearly solved, the pulls on a row cancel: an error in units of a single
     # pull, 1 / (2n tau)
@@ -70,32 +80,27 @@ def test_float32_is_within_1e_5_of_float64_from_temperature_1e_3_to_1e3(
 def test_float64_equals_the_whole_matrix_at_any_batch(n: int, temperature: float) -> None:
     x = views(n, noise=3, dtype=torch.float64)
     expected, slope = whole(x, temperature)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature), x)
     assert loss == pytest.approx(expected, rel=1e-13)
     assert gradient.dtype == torch.float64 and relative(gradient, slope) < 1e-11
 
 
 @pytest.mark.parametrize("temperature", [0.005, 0.2])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_the_tile_does_not_matter(
-    size: int, temperature: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiles, "TILE", size)
+def test_the_tile_does_not_matter(size: int, temperature: float) -> None:
     x = views(9, noise=3, dtype=torch.float64)
     expected, slope = whole(x, temperature)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature, tile=size), x)
     assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
 
 
 @pytest.mark.parametrize("temperature", [0.005, 0.2])
 @pytest.mark.parametrize("tiles_kept", [0, 1, 3, 100])
-def test_kept_tiles_do_not_matter(
-    tiles_kept: int, temperature: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kept_tiles_do_not_matter(tiles_kept: int, temperature: float) -> None:
     x = views(50, noise=3, dtype=torch.float64)
-    monkeypatch.setattr(tiles, "KEPT", tiles_kept * 32 * 32 * 8)
     _, slope = whole(x, temperature)
-    _, (gradient,) = with_gradient(tiles.nt_xent(x, temperature), x)
+    kept = tiles_kept * TILE * TILE * 8
+    _, (gradient,) = with_gradient(in_tiles(x, temperature, cache_bytes=kept), x)
     assert relative(gradient, slope) < 1e-12
 
 
@@ -114,12 +119,12 @@ def test_a_temperature_a_row(n: int, temperature: float) -> None:
     """
     x, a = views(n, noise=3, dtype=torch.float64), of_row(n)
     expected, (slope,) = with_gradient(losses.nt_xent(x, temperature, a), x)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(x, temperature, a), x)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature, a), x)
     assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
     single = x.detach().float().requires_grad_()
     exact = single.detach().double().requires_grad_()
     expected, (slope,) = with_gradient(losses.nt_xent(exact, temperature, a), exact)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(single, temperature, a.float()), single)
+    loss, (gradient,) = with_gradient(in_tiles(single, temperature, a.float()), single)
     assert abs(loss - expected) < 1e-5 * max(1, expected)
     assert (gradient - slope).norm(dim=1).max() < 1e-5 * max(
         slope.norm(dim=1).max().item(), 1 / (len(x) * temperature)
@@ -127,44 +132,80 @@ def test_a_temperature_a_row(n: int, temperature: float) -> None:
 
 
 @pytest.mark.parametrize("size, kept", [(1, 0), (7, 3), (1000, 100)])
-def test_neither_tiles_nor_those_kept_matter_to_a_temperature_a_row(
-    size: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiles, "TILE", size)
-    monkeypatch.setattr(tiles, "KEPT", kept * size * size * 8)
+def test_neither_tiles_nor_those_kept_matter_to_a_temperature_a_row(size: int, kept: int) -> None:
     x, a = views(9, noise=3, dtype=torch.float64), of_row(9)
     expected, (slope,) = with_gradient(losses.nt_xent(x, 0.2, a), x)
-    loss, (gradient,) = with_gradient(tiles.nt_xent(x, 0.2, a), x)
+    loss, (gradient,) = with_gradient(in_tiles(x, 0.2, a, size, kept * size * size * 8), x)
     assert loss == pytest.approx(expected, rel=1e-13) and relative(gradient, slope) < 1e-11
 
 
 def test_a_sharpness_has_no_gradient_and_ones_change_nothing() -> None:
     x, a = views(20), torch.ones(40, requires_grad=True)
-    loss, (slope,) = with_gradient(tiles.nt_xent(x, 0.2), x)
-    same = tiles.nt_xent(x, 0.2, a)
+    loss, (slope,) = with_gradient(in_tiles(x, 0.2), x)
+    same = in_tiles(x, 0.2, a)
     same.backward()
     assert same.item() == pytest.approx(loss, rel=1e-6) and a.grad is None
     assert x.grad is not None and relative(x.grad.double(), slope) < 1e-5
 
 
-def test_each_pair_of_rows_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = torch.zeros(77, 77)
-    for i, j in tiles.upper_tiles(77):
-        seen[i, j] += 1
-    assert seen.max() == 1 and (seen + seen.T).min() == 1
+@pytest.mark.parametrize(("rows", "tile"), [(77, 32), (64, 32), (65, 32), (5, 1)])
+def test_each_pair_of_rows_is_computed_once(rows: int, tile: int) -> None:
+    count = torch.zeros(rows, rows)
+    for i, j in tiles.upper_tiles(rows, tile):
+        count[i, j] += 1
+        assert max(i.stop - i.start, j.stop - j.start) <= tile
+    assert count.max() == 1 and (count + count.T).min() == 1
 
 
-def test_opposite_and_equal_views_are_finite_at_every_temperature() -> None:
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_opposite_and_equal_views_are_finite_at_every_temperature(
+    temperature: float, sign: float
+) -> None:
     """The extremes of a logit, -1/tau and 1/tau, whole rows of them."""
     one = normalize(torch.ones(1, 8), dim=1)
-    for x in (one.repeat(40, 1), torch.cat([one.repeat(20, 1), -one.repeat(20, 1)])):
-        for temperature in TEMPERATURES:
-            expected, slope = whole(x, temperature)
-            loss, (gradient,) = with_gradient(
-                tiles.nt_xent(y := x.clone().requires_grad_(), temperature), y
-            )
-            assert loss == pytest.approx(expected, rel=1e-5)
-            assert (gradient - slope).abs().max() < 1e-5 / (len(x) * temperature)
+    x = torch.cat([one.repeat(20, 1), sign * one.repeat(20, 1)]).requires_grad_()
+    expected, slope = whole(x, temperature)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature), x)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert (gradient - slope).abs().max() < 1e-5 / (len(x) * temperature)
+
+
+@pytest.mark.parametrize("zeros", [[0], [3, 20], list(range(18))])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.005, 0.2])
+def test_a_sharpness_of_zero_is_a_row_without_preference(
+    temperature: float, dtype: torch.dtype, zeros: list[int]
+) -> None:
+    """Such a row has the loss log(2n - 1), from the whole matrix and by hand."""
+    x, a = views(18, dtype=dtype), of_row(18)
+    a[zeros] = 0
+    exact = x.detach().double().requires_grad_()
+    expected, (slope,) = with_gradient(losses.nt_xent(exact, temperature, a), exact)
+    loss, (gradient,) = with_gradient(in_tiles(x, temperature, a.to(dtype), tile=8), x)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+    assert loss == pytest.approx(expected, rel=tolerance)
+    assert relative(gradient, slope) < tolerance
+    rows = losses.per_view_nt_xent(exact, temperature, a)[zeros]
+    assert rows.tolist() == pytest.approx([math.log(35)] * len(zeros))
+
+
+@pytest.mark.parametrize("zeros", [1, 40, 80])
+def test_radii_of_zero_in_sure_by_tiles(zeros: int) -> None:
+    x, radii = views(40), torch.rand(80, generator=torch.Generator().manual_seed(0)) * 0.9
+    radii[:zeros] = 0
+    radii.requires_grad_()
+    loss, ours = with_gradient(tiles.sure(x, radii), x, radii)
+    expected, plain = with_gradient(losses.sure(x, radii), x, radii)
+    assert math.isfinite(loss) and loss == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_directions_that_are_not_numbers_are_not_hidden() -> None:
+    x = views(20).detach()
+    x[3, 0] = math.nan
+    a = of_row(20).float()
+    assert tiles.nt_xent(x, 0.2).isnan() and tiles.nt_xent(x, 0.2, a).isnan()
 
 
 @pytest.mark.parametrize("softening", ["off", "anchors", "means"])
@@ -189,12 +230,12 @@ def test_sure_is_the_plain_one_in_value_and_in_both_gradients(softening: losses.
 
 def test_the_gradient_scales_with_what_follows_and_half_precision_is_raised() -> None:
     x = views(40)
-    _, (once,) = with_gradient(tiles.nt_xent(x, 0.2), x)
-    _, (tripled,) = with_gradient(3 * tiles.nt_xent(x, 0.2), x)
+    _, (once,) = with_gradient(in_tiles(x, 0.2), x)
+    _, (tripled,) = with_gradient(3 * in_tiles(x, 0.2), x)
     assert relative(tripled, 3 * once) < 1e-6
     half = x.detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = tiles.nt_xent(half, 0.2)
+        loss = in_tiles(half, 0.2)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(
         whole(half, 0.2)[0], abs=1e-5
     )
@@ -202,26 +243,42 @@ def test_the_gradient_scales_with_what_follows_and_half_precision_is_raised() ->
     assert half.grad is not None and half.grad.dtype == torch.bfloat16
 
 
-def test_without_need_of_a_gradient_there_is_no_second_sweep(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    x = views(40)
-    expected = tiles.nt_xent(x, 0.2).item()
+class Recorder(TorchDispatchMode):
+    """Records whether the operator was called for a gradient."""
 
-    def forbidden(*_: object) -> None:
-        raise AssertionError("the gradient was computed")
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[bool] = []
 
-    monkeypatch.setattr(tiles, "attract", forbidden)
-    with torch.no_grad():
-        assert tiles.nt_xent(x, 0.2).item() == expected
-    assert tiles.nt_xent(x.detach(), 0.2).item() == expected
-    with pytest.raises(AssertionError):
-        tiles.nt_xent(x, 0.2)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "sureclr::nt_xent" in function.name():
+            self.wanted.append(args[2])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("tracked", "enabled"), [(True, True), (True, False), (False, True)])
+def test_a_gradient_is_computed_only_where_it_is_needed(tracked: bool, enabled: bool) -> None:
+    x = views(40).detach().requires_grad_(tracked)
+    with Recorder() as recorder, torch.set_grad_enabled(enabled):
+        loss = tiles.nt_xent(x, 0.2)
+    assert loss.item() == pytest.approx(whole(x, 0.2)[0], rel=1e-6)
+    assert recorder.wanted == [loss.requires_grad] == [tracked and enabled]
+
+
+def test_without_a_gradient_there_is_no_second_sweep() -> None:
+    """Witness: torch's own count of the products."""
+    x, counts = views(40).detach(), []
+    for gradient in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            _, result = tiles.in_tiles(x, 0.2, gradient, None, TILE, 0)
+        counts.append(counter.get_total_flops())
+        assert result.shape == ((80, 16) if gradient else (0,))
+    assert 0 < 2 * counts[0] <= counts[1]
 
 
 def test_a_second_derivative_is_refused_not_wrong() -> None:
     x = views(4)
-    (gradient,) = torch.autograd.grad(tiles.nt_xent(x, 0.2), x, create_graph=True)
+    (gradient,) = torch.autograd.grad(in_tiles(x, 0.2), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.square().sum().backward()
 
@@ -230,7 +287,8 @@ def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() ->
     x, radii = views(20), torch.rand(40).mul(0.9).requires_grad_()
     for wanted in (True, False):
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-        torch.library.opcheck(tiles.nt_xent_and_gradient, (x, 0.2, wanted), test_utils=checks)
+        arguments = (x, 0.2, wanted, None, TILE, 0)
+        torch.library.opcheck(tiles.nt_xent_and_gradient, arguments, test_utils=checks)
 
     def step(raw: Tensor, radii: Tensor) -> Tensor:
         return tiles.sure(normalize(raw, dim=1), radii, 0.2)
@@ -245,7 +303,7 @@ def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() ->
 @pytest.mark.parametrize(
     "rows, temperature", [(2, 0.2), (5, 0.2), (8, 0.0), (8, -1.0), (8, math.nan), (8, math.inf)]
 )
-def test_bad_input_is_told(rows: int, temperature: float) -> None:
+def test_bad_input_is_refused(rows: int, temperature: float) -> None:
     with pytest.raises(UserError):
         tiles.nt_xent(torch.eye(8)[:rows], temperature)
 
@@ -301,13 +359,16 @@ for n, d, temperature in ((2, 3, 0.2), (33, 17, 1e3), (40, 130, 0.05), (50, 40, 
     latent, blur = (torch.randn(k * n, d, generator=generator) for k in (1, 2))
     x = torch.nn.functional.normalize(latent.repeat(2, 1) + 3 * blur, dim=1)
     exact, own = x.double().requires_grad_(), torch.rand(2 * n, generator=generator) * 1.8 + 0.1
+    own[0] = 0
     for a in (None, own):
         expected = losses.nt_xent(exact, temperature, None if a is None else a.double())
         slope, = torch.autograd.grad(expected, exact)
         loss, gradient = triton_tiles.nt_xent_and_gradient(x, temperature, True, a)
         alone, nothing = triton_tiles.nt_xent_and_gradient(x, temperature, False, a)
-        assert abs(loss - expected) < 1e-5 * max(1, expected) and alone == loss and nothing.numel() == 0, (n, loss, expected)
-        assert (gradient - slope).norm() < 1e-5 * slope.norm(), (n, (gradient - slope).norm() / slope.norm())
+        assert abs(loss - expected) < 1e-5 * max(1, expected), (n, loss, expected)
+        assert alone == loss and nothing.numel() == 0
+        error = (gradient - slope).norm() / slope.norm()
+        assert error < 1e-5, (n, error)
 """
 
 COMPILED = """
@@ -317,14 +378,18 @@ from sureclr.maths import tiles, triton_tiles
 x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
 before = tiles.nt_xent(x, 0.2)
 triton_tiles.switch_on()
-assert tiles.nt_xent(x, 0.2) == before and torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
-sizes = dict(ROWS=triton_tiles.ROWS, COLUMNS=triton_tiles.COLUMNS, CHUNK=triton_tiles.CHUNK, WIDTH=128)
+assert tiles.nt_xent(x, 0.2) == before
+assert torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
+sizes = {name: getattr(triton_tiles, name) for name in ("ROWS", "COLUMNS", "CHUNK")}
+sizes["WIDTH"] = 128
 kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="*fp32")
-for kernel in (triton_tiles._logarithms, triton_tiles._pulls):
+for kernel in (triton_tiles.logarithms, triton_tiles.pulls):
     names = kernel.arg_names
-    source = triton.compiler.ASTSource(kernel, {name: kinds.get(name, "constexpr") for name in names},
-                                       {(names.index(name),): size for name, size in sizes.items()})
-    binary = triton.compile(source, GPUTarget("cuda", 80, 32), options=dict(num_warps=triton_tiles.WARPS))
+    signature = {name: kinds.get(name, "constexpr") for name in names}
+    constants = {(names.index(name),): size for name, size in sizes.items()}
+    source = triton.compiler.ASTSource(kernel, signature, constants)
+    options = dict(num_warps=triton_tiles.WARPS)
+    binary = triton.compile(source, GPUTarget("cuda", 80, 32), options=options)
     assert binary.metadata.shared <= 48 * 1024 and binary.asm["cubin"], binary.metadata
 """
 

@@ -12,7 +12,8 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.models.embedding import as_float, embed, embed_blocks, evaluating
 from sureclr.models.simclr import SimCLR
-from sureclr.training.run import build
+from sureclr.progress import SilentProgress
+from sureclr.training.building import build
 
 N = 11
 
@@ -124,17 +125,27 @@ def test_select_and_labelled(table: Embeddings) -> None:
     )
 
 
+class Counting(SilentProgress):
+    """Remembers the task and the numbers of parts done; stops the work if asked to."""
+
+    def __init__(self, stops: bool = False) -> None:
+        self.stops, self.totals, self.counts = stops, [], []
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        self.totals.append(total)
+
+    def update(self, done: int, numbers: object = None) -> None:
+        if self.stops:
+            raise KeyboardInterrupt
+        self.counts.append(done)
+
+
 def test_progress_counts_images_and_may_stop() -> None:
-    seen: list[tuple[int, int]] = []
-    embed(model(), images(), batch=4, each_batch=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 11), (8, 11), (11, 11)]
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
+    embed(model(), images(), batch=4, progress=(progress := Counting()))
+    assert progress.counts == [4, 8, 11] and progress.totals == [11]
     made = model().train()
     with pytest.raises(KeyboardInterrupt):
-        embed(made, images(), each_batch=stop)
+        embed(made, images(), progress=Counting(stops=True))
     assert made.training  # and the mode came back
 
 
@@ -144,11 +155,11 @@ def test_blocks_are_the_encoders_halves_run_one_after_the_other() -> None:
     """
     made, some, rows = model().eval(), images(), np.array([7, 2, 9])
     found = embed_blocks(made, some, rows, batch=2)
-    x = made.encoder.stem(
+    x = made.encoder.backbone.stem(
         (some.images[rows].float() / 255 - made.mean[:, None, None]) / made.std[:, None, None]
     )
     for name in ("layer1", "layer2", "layer3"):
-        x = getattr(made.encoder, name)(x)
+        x = getattr(made.encoder.backbone, name)(x)
         assert torch.allclose(found[name], x.mean((2, 3)), atol=1e-5), name
         assert found[name].dtype == torch.float32 and not found[name].requires_grad
     assert list(found) == ["layer1", "layer2", "layer3"]
@@ -156,15 +167,11 @@ def test_blocks_are_the_encoders_halves_run_one_after_the_other() -> None:
 
 
 def test_blocks_leave_no_hook_count_images_and_may_be_stopped() -> None:
-    made, seen = model(), []
-    embed_blocks(made, images(), batch=4, each_batch=lambda done, total: seen.append((done, total)))
-    assert seen == [(4, 11), (8, 11), (11, 11)]
-
-    def stop(done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
+    made = model()
+    embed_blocks(made, images(), batch=4, progress=(progress := Counting()))
+    assert progress.counts == [4, 8, 11] and progress.totals == [11]
     with pytest.raises(KeyboardInterrupt):
-        embed_blocks(made.train(), images(), each_batch=stop)
+        embed_blocks(made.train(), images(), progress=Counting(stops=True))
     assert made.training and not any(module._forward_hooks for module in made.modules())
 
 

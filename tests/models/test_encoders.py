@@ -1,11 +1,16 @@
 """Encoders: published sizes, shapes at every image size, one training step, and what is refused."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import SmallResNet, blocks, encoder, pooled
+from sureclr.models.encoders import SmallResNet, encoder, encoder_blocks, pooled
 
 
 def parameters(network: nn.Module) -> int:
@@ -18,7 +23,7 @@ def weights(inputs: int, outputs: int, kernel: int) -> int:
 
 
 def bottleneck_resnet(stages: tuple[int, ...], stem: int, channels: int) -> int:
-    """Parameters of a bottleneck ResNet without classifier, counted from He et al. 2016, table 1."""
+    """Parameters of a bottleneck ResNet without classifier, from He et al. 2016, table 1."""
     total, inputs = weights(channels, 64, stem), 64
     for stage, count in enumerate(stages):
         width = 64 * 2**stage
@@ -140,12 +145,12 @@ def test_residual_adds_its_input() -> None:
 def test_blocks_have_names_in_order(name: str, names: list[str]) -> None:
     with torch.device("meta"):
         network = encoder(name)
-    assert [name for name, _ in blocks(network)] == names
-    assert all(network.get_submodule(name) is block for name, block in blocks(network))
+    assert [name for name, _ in encoder_blocks(network)] == names
+    assert all(network.get_submodule(name) is block for name, block in encoder_blocks(network))
 
 
 def test_nothing_is_a_block_where_nobody_names_one() -> None:
-    assert list(blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))) == []
+    assert list(encoder_blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))) == []
 
 
 def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
@@ -169,7 +174,7 @@ def test_pooling_averages_every_position_of_maps_and_of_patches_alone() -> None:
 @pytest.mark.parametrize(("name", "last"), [("resnet18", "layer4"), ("small", "layer3")])
 def test_the_last_block_of_a_resnet_pooled_is_its_features(name: str, last: str) -> None:
     network, seen = encoder(name, channels=1).eval(), {}
-    for block, module in blocks(network):
+    for block, module in encoder_blocks(network):
         module.register_forward_hook(
             lambda _, __, output, block=block: seen.update({block: output})
         )
@@ -186,7 +191,7 @@ def test_swin_and_vit_pool_to_their_channels() -> None:
         ("vit_tiny_patch16_224", [192] * 12),
     ):
         network, found = encoder(name, channels=1).eval(), []
-        for _, module in blocks(network):
+        for _, module in encoder_blocks(network):
             module.register_forward_hook(
                 lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape)
             )
@@ -197,7 +202,7 @@ def test_swin_and_vit_pool_to_their_channels() -> None:
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
 @pytest.mark.parametrize("side", [32, 40])
 def test_timm_families_say_their_true_width_at_any_size(name: str, side: int) -> None:
-    """MobileNet puts a layer behind the pooling; a ViT is built for 224 px unless told otherwise."""
+    """MobileNet has a layer behind the pooling; by default a ViT takes 224 pixels only."""
     network = encoder(name, channels=1).eval()
     assert network(torch.rand(2, 1, side, side)).shape == (2, network.num_features)
 
@@ -236,5 +241,77 @@ def test_pretrained_weights_that_cannot_be_had_are_told(monkeypatch: pytest.Monk
         raise FileNotFoundError("the hub's client, offline")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match="resnet18 are neither in the local hub cache"):
+    with pytest.raises(UserError, match="resnet18 are not in the local hub cache"):
         encoder("resnet18", pretrained=True)
+
+
+def test_a_registered_encoder_is_built_by_name() -> None:
+    from sureclr.models.encoders import ENCODERS, register_encoder
+
+    @register_encoder("test-mine")
+    def mine(channels: int, stem: str) -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.LazyLinear(5 if stem == "cifar" else 6))
+        network.channels, network.num_features = channels, 5 if stem == "cifar" else 6
+        return network
+
+    assert ENCODERS["test-mine"] is mine  # the decorator returns the function
+    network = encoder("test-mine", "cifar", channels=1)
+    assert network.channels == 1 and network(torch.rand(2, 1, 4, 4)).shape == (2, 5)
+    with pytest.raises(UserError, match="init timm needs a timm encoder, and test-mine is none"):
+        encoder("test-mine", pretrained=True)
+    with pytest.raises(UserError, match="there is already an encoder named 'test-mine'"):
+        register_encoder("test-mine")(lambda channels, stem: nn.Flatten())
+    with pytest.raises(UserError, match="did you mean test-mine"):
+        encoder("test-min")
+
+
+def test_a_registered_encoder_without_a_width_is_refused() -> None:
+    from sureclr.models.encoders import register_encoder
+
+    register_encoder("test-no-width")(lambda channels, stem: nn.Flatten())
+    with pytest.raises(UserError, match="test-no-width has no attribute num_features"):
+        encoder("test-no-width")
+
+
+def test_a_recorded_module_cannot_be_built_by_name() -> None:
+    with pytest.raises(UserError, match="custom:Tiny is a module of your own.*pass the module"):
+        encoder("custom:Tiny")
+
+
+PACKAGE = """
+from torch import nn
+
+class Flat(nn.Flatten):
+    num_features = 64
+
+def build(channels, stem):
+    return Flat()
+"""
+RUN = """
+import sys, torch, sureclr
+from sureclr.models.encoders import ENCODERS
+assert "mine_package" not in sys.modules, "imported too early"
+images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+config = sureclr.PretrainConfig("own", encoder="mine", epochs=1, batch_size=4, monitor_every=0)
+run = sureclr.pretrain(config, images, out=sys.argv[1])
+print(sureclr.load(sys.argv[1]).embed(images).features.shape[1], list(ENCODERS))
+"""
+
+
+def test_an_installed_package_can_bring_an_encoder(tmp_path: Path) -> None:
+    """A package with an entry point, in a process of its own, from PretrainConfig to the table."""
+    (tmp_path / "mine_package.py").write_text(PACKAGE)
+    (tmp_path / "mine-1.0.dist-info").mkdir()
+    (tmp_path / "mine-1.0.dist-info" / "METADATA").write_text("Name: mine\nVersion: 1.0\n")
+    points = "[sureclr.encoders]\nmine = mine_package:build\n"
+    (tmp_path / "mine-1.0.dist-info" / "entry_points.txt").write_text(points)
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "64 ['small', 'mine']"

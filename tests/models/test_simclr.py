@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from sureclr.config import PretrainConfig
-from sureclr.data.views import ViewConfig, two_views
+from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.data.views import two_views
 from sureclr.maths.objectives import OBJECTIVES
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
-from sureclr.training.run import build
+from sureclr.training.building import build
 
 IMAGES = torch.randint(
     0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -30,7 +30,7 @@ def model_and_loss(**changes: object) -> tuple[SimCLR, nn.Module]:
 
 def gradients(model: SimCLR, criterion: nn.Module) -> dict[str, torch.Tensor]:
     _, posterior = model(VIEWS)
-    criterion(posterior, torch.Generator().manual_seed(0)).backward()
+    criterion(posterior, generator=torch.Generator().manual_seed(0)).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -74,7 +74,9 @@ def test_directions_are_unit_vectors_and_features_the_encoders() -> None:
     assert torch.allclose(posterior.direction.norm(dim=1), torch.ones(24), atol=1e-6)
     assert torch.equal(
         features,
-        model.encoder(((VIEWS - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)),
+        model.encoder.backbone(
+            ((VIEWS - 0.5) / 0.25).contiguous(memory_format=torch.channels_last)
+        ),
     )
 
 
@@ -127,7 +129,10 @@ def test_with_its_gradient_the_certainty_reaches_the_encoder_and_not_the_project
         plain, full = found
         assert (
             float(
-                (full["encoder.layer1.body.0.weight"] - plain["encoder.layer1.body.0.weight"])
+                (
+                    full["encoder.backbone.layer1.body.0.weight"]
+                    - plain["encoder.backbone.layer1.body.0.weight"]
+                )
                 .abs()
                 .max()
             )
@@ -155,7 +160,7 @@ def test_certainty_head_stops_the_gradient_at_the_features() -> None:
 def test_one_step_of_every_loss_changes_the_encoder(loss: str) -> None:
     found = gradients(*model_and_loss(loss=loss))
     assert all(bool(gradient.isfinite().all()) for gradient in found.values())
-    assert float(found["encoder.stem.0.weight"].abs().max()) > 0
+    assert float(found["encoder.backbone.stem.0.weight"].abs().max()) > 0
 
 
 def test_reading_is_float32_when_the_network_runs_in_bfloat16() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from example_run import write_run
 from PIL import Image
-from tiny import train
 
-from sureclr.cli import main
+from sureclr.reporting.page import render, write_page
+from sureclr.reporting.run_files import read_run_files
 
 pytestmark = pytest.mark.browser
 
@@ -97,14 +98,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch_module: pytest.MonkeyPatch
 ) -> Path:
-    from sureclr.data.sources import load
+    """A run on these images, made by hand, with its page."""
 
     monkeypatch_module.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     source = f"folder:{folder}"
     images = load(source, size=12, progress=False)
-    out = tmp_path_factory.mktemp("runs") / "run"
-    train(out, images, source=source, size=12, epochs=2)
-    main(["report", str(out), "--device", "cpu"])
+    out = write_run(tmp_path_factory.mktemp("runs") / "run", images, source)
+    write_page(render([read_run_files(out)]), out / "report.html")
     return out
 
 
@@ -121,7 +121,7 @@ def page(chromium: Any, run: Path) -> Any:
 
 def test_json_cannot_end_its_element() -> None:
     """Nothing in it that HTML reads, and JSON gives the same back."""
-    from sureclr.reporting.map import script_json
+    from sureclr.reporting.map_data import script_json
 
     value = {
         "paths": [
@@ -168,7 +168,7 @@ def pinned(page: Any) -> str:
 
 
 def data(run: Path) -> dict[str, Any]:
-    """The map's rows as the run's own files tell them."""
+    """The map's rows as the run's own files have them."""
     from pyarrow import parquet
 
     places = parquet.read_table(run / "map.parquet").to_pydict()
@@ -178,7 +178,9 @@ def data(run: Path) -> dict[str, Any]:
     return {"places": places, "table": table}
 
 
-def test_a_page_of_hostile_names_asks_for_nothing_and_says_nothing(page: Any, run: Path) -> None:
+def test_a_page_of_hostile_names_requests_nothing_and_reports_no_error(
+    page: Any, run: Path
+) -> None:
     """No dialog, no request but the file itself, no error, no violation of the content policy."""
     for selector in (
         "[data-colour=certainty]",
@@ -265,7 +267,7 @@ def centred(page: Any, row: int) -> Any:
     return page.find_element("css selector", ".plane canvas")
 
 
-def let_go(page: Any, canvas: Any) -> None:
+def clear_selection(page: Any, canvas: Any) -> None:
     js(page, "arguments[0].dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))", canvas)
 
 
@@ -283,7 +285,7 @@ def test_pointing_shows_the_right_image_and_a_click_keeps_it(page: Any, run: Pat
         " '+'}))",
         canvas,
     )
-    let_go(page, canvas)
+    clear_selection(page, canvas)
     assert (
         pinned(page) == ""
         and js(page, "return document.querySelector('.card').dataset.row ?? ''") == ""
@@ -317,12 +319,13 @@ def test_search_finds_rows_names_and_labels(page: Any, run: Path) -> None:
         search.send_keys(
             text or "z\ue003"
         )  # written and taken back: the page hears of a key, not of `clear`
-        assert js(page, "return document.querySelector('.found').hidden") == (text == "")
+        assert js(page, "return document.querySelector('.matches').hidden") == (text == "")
         return [
             int(row)
             for row in js(
                 page,
-                "return [...document.querySelectorAll('.found button')].map((b) => b.dataset.row)",
+                "return [...document.querySelectorAll('.matches button')].map((b) =>"
+                " b.dataset.row)",
             )
         ]
 
@@ -337,11 +340,11 @@ def test_search_finds_rows_names_and_labels(page: Any, run: Path) -> None:
     assert len(listed("png")) == 24  # no more than that
     assert (
         listed("no such name") == []
-        and "nothing of that name" in page.find_element("css selector", ".found").text
+        and "no image of that name" in page.find_element("css selector", ".matches").text
     )
     assert (
         listed("777777") == []
-        and "row 777777 is not on the map" in page.find_element("css selector", ".found").text
+        and "row 777777 is not on the map" in page.find_element("css selector", ".matches").text
     )
     assert listed("") == []
 
@@ -352,7 +355,7 @@ def test_a_pinch_keeps_what_lies_between_the_fingers(page: Any, run: Path) -> No
     """
     row = data(run)["places"]["row"][5]
     canvas = centred(page, row)
-    let_go(page, canvas)
+    clear_selection(page, canvas)
     before = int(js(page, "return document.querySelector('figure.map').dataset.drawn"))
     x, y = js(
         page,
@@ -423,7 +426,7 @@ def test_the_keyboard_alone_moves_zooms_and_keeps(page: Any) -> None:
     assert pinned(page) != ""
     assert js(
         page, "return document.querySelector('figure.map [aria-live]').textContent"
-    ).startswith("kept ")
+    ).startswith("selected ")
     canvas.send_keys("\ue00c0")  # Escape, then 0
     assert pinned(page) == ""
     assert js(page, "return document.querySelector('figure.map').dataset.drawn") == before

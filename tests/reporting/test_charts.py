@@ -1,4 +1,4 @@
-"""Charts say what their numbers are: positions read back through the axis' own tick labels, text
+"""Charts show what their numbers are: positions read back through the axis' own tick labels, text
 that stays text, one table each.
 """
 
@@ -9,21 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sureclr.reporting.charts import (
-    Axis,
-    Chart,
-    Row,
-    Series,
-    bars,
-    dots,
-    heat,
-    legend,
-    lines,
-    matrix,
-    nice_step,
-    reliability,
-    told,
-)
+from sureclr.reporting.charts import Row, Series, bars, dots, legend, lines, reliability
+from sureclr.reporting.grids import heat, matrix
+from sureclr.reporting.svg import Axis, Chart, nice_step, number_text
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'{{ 7 * 7 }}&amp;\u202e"
 DASH, MINUS = "\u2013", "\u2212"
@@ -152,7 +140,7 @@ def test_a_matrix_writes_each_value_in_its_row_and_column() -> None:
     assert (
         chart.head == ["", "c", "d", "e"]
         and [row[0] for row in chart.rows] == ["a", "b"]
-        and chart.rows[0][2] == told(0.25)
+        and chart.rows[0][2] == number_text(0.25)
     )
     shown = [float(e.get("fill-opacity") or "") for e in parsed(chart).iter("rect")]
     assert shown == [0.0, 0.25, 1.0, 0.5, 0.0, 0.0]
@@ -164,11 +152,11 @@ EVERY = {
         [Series(name, [0, 1], [1.0, 2.0])],
         Axis(name),
         Axis(name),
-        marks=[(1.5, name)],
+        references=[(1.5, name)],
         shade=(0, 1),
     ),
     "dots": lambda name: dots(
-        name, [Row(name, [(name, 0, 0.5, (0.4, 0.6))])], Axis(name), marks=[(0.5, name)]
+        name, [Row(name, [(name, 0, 0.5, (0.4, 0.6))])], Axis(name), references=[(0.5, name)]
     ),
     "bars": lambda name: bars(name, [name], [1.0], Axis(name)),
     "reliability": lambda name: reliability(
@@ -207,7 +195,7 @@ def test_poor_numbers_still_make_a_chart(values: list[float | None]) -> None:
     assert "nan" not in svg.lower() and ET.fromstring(svg) is not None
 
 
-def test_a_legend_tells_each_name_once_as_text() -> None:
+def test_a_legend_has_each_name_once_as_text() -> None:
     found = ET.fromstring(str(legend([(HOSTILE, 0), ("other", 1)])))
     assert [e.text for e in found.iter("bdi")] == [HOSTILE, "other"]
 
@@ -235,4 +223,4 @@ def test_steps_are_one_two_or_five_and_the_least_that_suffices(step: float) -> N
     ],
 )
 def test_numbers_as_people_read_them(value: float | None, text: str) -> None:
-    assert told(value) == text
+    assert number_text(value) == text

@@ -18,9 +18,10 @@ from PIL import Image
 from sureclr.config import PretrainConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.evaluation.results import Results
 from sureclr.reporting.blocks import Map, Note
-from sureclr.reporting.map import script_json, sees
-from sureclr.reporting.run_files import Numbers
+from sureclr.reporting.map_data import map_blocks, script_json
+from sureclr.reporting.run_files import RunFiles
 
 N, ROWS = (
     1100,
@@ -38,7 +39,7 @@ HOSTILE = [
 LETTERS = {"f4": "f", "i2": "h", "i4": "i"}
 
 
-def numbers() -> Numbers:
+def run_files() -> RunFiles:
     """Images of 4 pixels of one grey each (row // 5, top left 255 - that)."""
     random, place, seeds = (
         np.random.default_rng(0),
@@ -75,13 +76,14 @@ def numbers() -> Numbers:
         "evidence": random.normal(size=(len(ROWS), 2)),
     }
     images = ImageSet("made", pixels, labels, classes, split, paths)
-    return Numbers(
-        Path("run"), PretrainConfig(source="digits"), {}, [], {}, table, places, images, "", {}
+    path = Path("run")
+    return RunFiles(
+        path, PretrainConfig(source="digits"), {}, [], Results(path), table, places, images
     )
 
 
-def drawn(run: Numbers) -> Map:
-    return next(block for block in sees(run) if isinstance(block, Map))
+def drawn(run: RunFiles) -> Map:
+    return next(block for block in map_blocks(run) if isinstance(block, Map))
 
 
 def unpacked(found: Map) -> dict[str, list[float]]:
@@ -97,8 +99,8 @@ def unpacked(found: Map) -> dict[str, list[float]]:
     }
 
 
-def test_the_columns_are_the_files_numbers() -> None:
-    run = numbers()
+def test_the_columns_are_the_files_run_files() -> None:
+    run = run_files()
     places, table, read = run.places, run.table, unpacked(drawn(run))
     assert places is not None and table is not None and table.certainty is not None
     assert read["row"] == ROWS
@@ -116,14 +118,14 @@ def test_the_columns_are_the_files_numbers() -> None:
     assert [data["splits"][int(i)] for i in read["split"]] == [table.split[row] for row in ROWS]
 
 
-def test_neighbours_are_places_of_the_map_and_one_that_is_not_there_is_told() -> None:
-    run = numbers()
+def test_neighbours_are_places_of_the_map_and_one_that_is_not_there_is_marked() -> None:
+    run = run_files()
     read = unpacked(drawn(run))["neighbours"]
     assert read[:2] == [1, -1] and read[2:4] == [2, 3] and read[-2:] == [0, 1]
 
 
 def test_each_picture_lies_where_the_script_looks_for_it() -> None:
-    found = drawn(numbers())
+    found = drawn(run_files())
     sheet = json.loads(found.data)["sheet"]
     sheets = [
         np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
@@ -149,7 +151,7 @@ def test_json_in_a_script_element_is_inert_and_the_same_text(text: str) -> None:
 
 
 def test_what_is_absent_is_not_offered() -> None:
-    run = numbers()
+    run = run_files()
     assert run.places is not None and run.table is not None
     assert drawn(run).layouts == [("pca", "PCA")]
     assert [name for name, _ in drawn(run).colours] == ["label", "certainty", "cluster", "correct"]
@@ -159,10 +161,12 @@ def test_what_is_absent_is_not_offered() -> None:
         if name not in ("correct", "evidence", "cluster")
     }
     unlabelled = replace(run.table, labels=torch.full((N,), -1), certainty=None, radius=None)
-    assert not any("No colour" in block.text for block in sees(run) if isinstance(block, Note))
-    blocks = sees(less := replace(run, places=bare, table=unlabelled, images=None))
+    assert not any(
+        "cannot be coloured" in block.text for block in map_blocks(run) if isinstance(block, Note)
+    )
+    blocks = map_blocks(less := replace(run, places=bare, table=unlabelled, images=None))
     assert isinstance(blocks[1], Note) and all(
-        f"No colour by {what}: " in blocks[1].text
+        f"cannot be coloured by {what}: " in blocks[1].text
         for what in ("label", "certainty", "cluster", "correctness")
     )
     found = drawn(less)
@@ -185,7 +189,7 @@ def test_what_is_absent_is_not_offered() -> None:
     "places", [None, {}, {"row": np.asarray([], int)}, {"row": np.asarray([N])}]
 )
 def test_no_map_or_one_of_other_embeddings_is_a_sentence(places: dict[str, Any] | None) -> None:
-    blocks = sees(replace(numbers(), places=places))
+    blocks = map_blocks(replace(run_files(), places=places))
     assert not any(isinstance(block, Map) for block in blocks)
     assert (
         isinstance(blocks[0], Note)

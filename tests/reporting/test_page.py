@@ -1,5 +1,5 @@
-"""The report of a run on a folder with hostile names: its numbers in their places, all else inert
-text, gaps told in sentences.
+"""The page of a run on a folder with hostile names: its numbers in their places, all else inert
+text, gaps explained in sentences.
 """
 
 import base64
@@ -7,20 +7,24 @@ import copy
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import example_run
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import train
 
-from sureclr.cli import main
-from sureclr.reporting.page import render
-from sureclr.reporting.run_files import Numbers, read_numbers
+from sureclr.evaluation.results import Comparison, Results
+from sureclr.reporting.page import render, write_page
+from sureclr.reporting.run_files import RunFiles, read_run_files
+from sureclr.schema import SchemaError, from_json, to_json
 
 FILES = (
     "<img src=x onerror=alert(1)>",
@@ -44,13 +48,7 @@ FIGURES = (
     " tbody tr th td dl dt dd strong"
 )
 CONTROLS = "img small label input canvas aside"
-OOD = {
-    "inverted": {
-        "n": 9,
-        "auroc": {"certainty": 0.61, "feature_norm": 0.52},
-        "note": "255 minus </script><script>alert(5)</script>",
-    }
-}
+NOTE = "255 minus </script><script>alert(5)</script>"
 
 
 class Page(HTMLParser):
@@ -96,7 +94,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A tiny run on 36 images of two classes, with every evaluation."""
+    """A run made by hand on 54 images of two classes, with every result and its page."""
     folder, path = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("runs") / "tiny"
     random = np.random.default_rng(0)
     for split, copies in (("train", 2), ("test", 1)):
@@ -105,23 +103,36 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             for i, name in enumerate(FILES * copies):
                 pixels = random.integers(0, 128, (8, 8, 3), dtype=np.uint8) + np.uint8(100 * k)
                 Image.fromarray(pixels).save(folder / split / kind / f"{i}{name}.png")
-    train(path, None, source=f"folder:{folder}", size=8)
-    (path / "results.json").write_text(
-        json.dumps({"ood": OOD})
-    )  # the one evaluation that reads other data sets
-    main(["report", str(path), "--json"])
-    yield path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        source = f"folder:{folder}"
+        images = load(source, size=8, progress=False)
+        example_run.write_run(path, images, source, NOTE)
+        write_page(render([read_run_files(path)]), path / "report.html")
+        yield path
 
 
 @pytest.fixture(scope="module")
-def numbers(run: Path) -> Numbers:
-    return read_numbers(run)
+def files(run: Path) -> RunFiles:
+    return read_run_files(run)
 
 
-def page_with(numbers: Numbers, results: dict[str, Any], **other: Any) -> str:
-    from dataclasses import replace
+def page_with(files: RunFiles, entries: dict[str, Any], **other: Any) -> str:
+    return render([replace(files, results=Results(files.path, entries), **other)])
 
-    return render([replace(numbers, results=results, **other)])
+
+def changed(result: Any, way: tuple[Any, ...], value: Any) -> Any:
+    """The result with another value at this place of its JSON form.
+
+    SchemaError where the place does not take such a value.
+    """
+    content = copy.deepcopy(to_json(result))
+    *path, last = way
+    place = content
+    for step in path:
+        place = place[step]
+    place[last] = value
+    return from_json(type(result), content)
 
 
 # --- Inert ----------------------------------------------------------------------------
@@ -218,34 +229,31 @@ CHANGES: list[tuple[str, tuple[Any, ...], float]] = [
     ("learning", ("gradient", "top_share", 0), 0.321),
     ("geometry", ("explained", 1), 0.0321),
     ("geometry", ("directions", 0, "share"), 0.987),
-    ("sensitivity", ("transformations", "blur", "direction", 1), 0.456),
-    ("sensitivity", ("transformations", "noise", "certainty", 1), -0.789),
+    ("sensitivity", ("transformations", "blur", "responses", "direction", 1), 0.456),
+    ("sensitivity", ("transformations", "noise", "responses", "certainty", 1), -0.789),
     ("uncertainty", ("clean", "r_auroc", "certainty"), 0.654),
+    ("uncertainty", ("information", "quantiles", 2), 5.432),
+    ("uncertainty", ("information", "mean"), 5.678),
     ("uncertainty", ("calibration", "raw", "observed", 0), 0.222),
-    ("ood", ("inverted", "auroc", "certainty"), 0.432),
+    ("ood", ("kinds", "inverted", "auroc", "certainty"), 0.432),
     ("explanation", ("certainty", 0, "value"), 0.111),
     ("explanation", ("sanity", "rank_correlation_randomised"), 0.765),
 ]
 
 
 @pytest.fixture(scope="module")
-def usual(numbers: Numbers) -> dict[str, str]:
-    return Page(page_with(numbers, numbers.results, images=None)).blocks
+def usual(files: RunFiles) -> dict[str, str]:
+    return Page(page_with(files, files.results.entries, images=None)).blocks
 
 
 @pytest.mark.parametrize(
     "key, way, value", CHANGES, ids=lambda part: part if isinstance(part, str) else None
 )
 def test_a_changed_number_shows_in_its_place_and_nowhere_else(
-    numbers: Numbers, usual: dict[str, str], key: str, way: tuple[Any, ...], value: float
+    files: RunFiles, usual: dict[str, str], key: str, way: tuple[Any, ...], value: float
 ) -> None:
-    changed = copy.deepcopy(numbers.results)
-    *path, last = way
-    place = changed[key]
-    for step in path:
-        place = place[step]
-    place[last] = value
-    before, after = usual, Page(page_with(numbers, changed, images=None)).blocks
+    entries = {**files.results.entries, key: changed(files.results[key], way, value)}
+    before, after = usual, Page(page_with(files, entries, images=None)).blocks
     moved = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     assert moved and all(part.split(".")[0] == key for name in moved for part in name.split())
     shown = f"{value:.3f}".replace("-", "\u2212")
@@ -254,15 +262,50 @@ def test_a_changed_number_shows_in_its_place_and_nowhere_else(
     )
 
 
-def test_the_same_numbers_make_the_same_page(numbers: Numbers) -> None:
-    assert render([numbers]) == render([numbers])
+COMPARED: list[tuple[str, tuple[Any, ...], float]] = [
+    ("comparison.cka_features", ("cka_features",), 0.345),
+    ("comparison.cka_directions", ("cka_directions",), 0.346),
+    ("comparison.certainty_spearman", ("certainty_spearman",), -0.347),
+    ("comparison.agreement_knn", ("agreement_knn",), 0.348),
+    ("comparison.neighbour_overlap", ("neighbour_overlap",), 0.349),
+    ("comparison.neighbour_overlap", ("neighbour_overlap_chance",), 0.042),
+    ("comparison.cka_blocks", ("cka_blocks", "matrix", 0, 1), 0.351),
+]
+
+
+@pytest.mark.parametrize("key, way, value", COMPARED, ids=[way[0] for _, way, _ in COMPARED])
+def test_a_changed_comparison_shows_in_its_place(
+    files: RunFiles, key: str, way: tuple[Any, ...], value: float
+) -> None:
+    bare = replace(files, results=Results(files.path), images=None, places=None)
+
+    def blocks(comparison: Comparison) -> dict[str, str]:
+        return Page(render([bare, bare], comparison)).blocks
+
+    usual = example_run.comparison()
+    before, after = blocks(usual), blocks(changed(usual, way, value))
+    assert [name for name in after if after[name] != before[name]] == [key]
+    assert f"{value:.3f}".replace("-", "\u2212") in after[key]
+
+
+def test_the_information_of_an_image_is_shown_in_nats(files: RunFiles) -> None:
+    text = Page(page_with(files, files.results.entries, images=None)).text
+    assert "An image at the median tells 6.400 nats about its latent point" in text
+    assert "which has 8 coordinates" in text
+    without = replace(files.results["uncertainty"], information=None)
+    text = Page(page_with(files, {"uncertainty": without}, images=None)).text
+    assert "latent point" not in text
+
+
+def test_the_same_numbers_make_the_same_page(files: RunFiles) -> None:
+    assert render([files]) == render([files])
 
 
 # --- Gaps -----------------------------------------------------------------------------
 
 
-def test_without_evaluations_each_section_says_what_makes_them(numbers: Numbers) -> None:
-    page = Page(page_with(numbers, {}, table=None, places=None))
+def test_without_evaluations_each_section_says_what_makes_them(files: RunFiles) -> None:
+    page = Page(page_with(files, {}, table=None, places=None))
     assert page.text.count("sureclr evaluate") >= 6
     keys = " ".join(a.get("data-key", "") for tag, a in page.elements if tag == "figure")
     assert not set(
@@ -270,37 +313,74 @@ def test_without_evaluations_each_section_says_what_makes_them(numbers: Numbers)
     )
 
 
-def second_level(results: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (key, inner) for key, value in results.items() if isinstance(value, dict) for inner in value
-    ]
+def ways(content: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The places of JSON: every key of an object, the first element of a list."""
+    steps = content if isinstance(content, dict) else range(min(1, len(content)))
+    for step in steps if isinstance(content, dict | list) else ():
+        yield (*way, step)
+        if isinstance(content[step], dict | list):
+            yield from ways(content[step], (*way, step))
 
 
-def test_a_number_that_is_gone_or_null_never_stops_the_page(numbers: Numbers) -> None:
-    for key, inner in second_level(numbers.results):
-        null, gone = (
-            {**numbers.results[key], inner: None},
-            {k: v for k, v in numbers.results[key].items() if k != inner},
-        )
-        for results in ({key: null}, {key: gone}):
-            page = page_with(numbers, results, images=None, places=None)
-            assert not re.search(r'<div class="panels[^>]*>\s*</div>', page), (
-                f"an empty figure without {key}.{inner}"
-            )
+ALIKE = {"noise", "occlusion", "neighbour_similarity", "feature_norm", "negative_entropy"}
 
 
-def test_skipped_evaluations_tell_why(numbers: Numbers) -> None:
-    for key in ("learning", "explanation"):
-        assert (
-            "because <b>so</b>"
-            in Page(
-                page_with(numbers, {**numbers.results, key: {"skipped": "because <b>so</b>"}})
-            ).text
-        )
+def nullable() -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """The places of all results at which there may be no number; of those alike, one."""
+    for name, result in example_run.results(Path("run"), ("cat", "dog"), 54).items():
+        for way in ways(to_json(result)):
+            if ALIKE & set(way):
+                continue
+            try:
+                changed(result, way, None)
+            except SchemaError:
+                continue
+            yield name, way
 
 
-def test_a_run_whose_images_are_gone_has_its_page_and_says_so(numbers: Numbers) -> None:
-    page = Page(page_with(numbers, numbers.results, images=None, no_images="the folder was moved"))
+NULLABLE = list(nullable())
+
+
+def test_many_numbers_may_be_missing() -> None:
+    names = {"uncertainty", "ood", "learning", "geometry", "sensitivity", "explanation"}
+    assert len(NULLABLE) > 50 and {name for name, _ in NULLABLE} == names
+
+
+@pytest.mark.parametrize("name, way", NULLABLE, ids=lambda part: str(part))
+def test_a_missing_number_never_stops_the_page(
+    files: RunFiles, name: str, way: tuple[Any, ...]
+) -> None:
+    result = changed(files.results[name], way, None)
+    page = page_with(files, {name: result}, table=None, places=None, images=None)
+    assert not re.search(r'<div class="panels[^>]*>\s*</div>', page)
+
+
+@pytest.mark.parametrize(
+    "field", ["cka_features", "cka_directions", "cka_blocks", "certainty_spearman", "agreement_knn"]
+)
+def test_a_missing_number_of_a_comparison_never_stops_the_page(files: RunFiles, field: str) -> None:
+    comparison = replace(example_run.comparison(), **{field: None})
+    page = Page(render([files, files], comparison))
+    assert (
+        f"comparison.{field}" not in page.blocks and "comparison.neighbour_overlap" in page.blocks
+    )
+
+
+def test_an_error_while_drawing_is_not_hidden(files: RunFiles) -> None:
+    with pytest.raises(AttributeError):
+        page_with(files, {"knn": object()})
+
+
+@pytest.mark.parametrize("key", ["learning", "explanation"])
+def test_skipped_evaluations_say_why(files: RunFiles, key: str) -> None:
+    entries = {name: each for name, each in files.results.items() if name != key}
+    results = Results(files.path, entries, {}, {key: "because <b>so</b>"})
+    assert "because <b>so</b>" in Page(render([replace(files, results=results)])).text
+
+
+def test_a_run_whose_images_are_gone_has_its_page_and_says_so(files: RunFiles) -> None:
+    entries = files.results.entries
+    page = Page(page_with(files, entries, images=None, no_images="the folder was moved"))
     assert "the folder was moved" in page.text
     assert not [
         a
@@ -309,62 +389,47 @@ def test_a_run_whose_images_are_gone_has_its_page_and_says_so(numbers: Numbers) 
     ]
 
 
-# --- Command --------------------------------------------------------------------------
-
-
-def test_no_evaluate_draws_what_is_there_to_the_file_asked_for(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = (run / "results.json").read_bytes()
-    main(
-        [
-            "report",
-            str(run),
-            "--no-evaluate",
-            "--out",
-            str(tmp_path / "new" / "page.html"),
-            "--json",
-        ]
-    )
-    told = json.loads(capsys.readouterr().out)
-    assert (
-        Path(told["report"]).stat().st_size == told["bytes"]
-        and (run / "results.json").read_bytes() == before
-    )
-    assert not [file for file in (tmp_path / "new").iterdir() if file.name != "page.html"]
-
-
-def test_two_runs_stand_beside_each_other(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        ({"schema": 0}, "another version of SureCLR"),
+        ({}, "another version of SureCLR"),
+        ({"schema": 1, "knn": {"accuracy": 0.5}}, "does not have the form of schema 1"),
+        ("{", "is damaged"),
+    ],
+)
+def test_results_that_cannot_be_read_are_one_note_and_the_rest_is_drawn(
+    run: Path, tmp_path: Path, content: Any, reason: str
 ) -> None:
     import shutil
 
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    main(["report", str(run), str(other), "--no-evaluate", "--json"])
-    file = run / "comparison-other.html"
-    assert json.loads(capsys.readouterr().out)["report"] == str(file)
-    page = Page(file.read_text(encoding="utf-8"))
-    assert sum(tag == "h1" for tag, _ in page.elements) == 2 and "Compare" in page.text
-    kept = json.loads((run / "results.json").read_text())[f"comparison:{other}"]
-    assert kept["cka_features"] == pytest.approx(1, abs=1e-6) and kept[
-        "agreement_knn"
-    ] == pytest.approx(1)
-    assert [kept["cka_blocks"]["matrix"][i][i] for i in range(2)] == pytest.approx([1, 1], abs=1e-6)
-    ids = [a["id"] for _, a in page.elements if "id" in a]
-    assert len(ids) == len(set(ids))
+    text = content if isinstance(content, str) else json.dumps(content)
+    (other / "results.json").write_text(text)
+    page = Page(render([read_run_files(other)]))
+    assert page.text.count("results.json") == 2  # the note and the footer
+    assert reason in page.text and "evaluate the run again" in page.text
+    assert {"metrics.jsonl", "embeddings", "map.parquet"} <= page.blocks.keys()
+    assert "projection_dim" in page.text and "has not been evaluated" not in page.text
 
 
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (["nowhere"], "not a run folder"),
-        (["{run}", "--no-evaluate", "--out", "/proc/x/y"], "--out"),
-    ],
-)
-def test_what_the_user_can_mend_is_one_sentence(
-    run: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["report", *(word.format(run=run) for word in words)])
-    assert stopped.value.code == 2 and said in capsys.readouterr().err
+# --- Without models -------------------------------------------------------------------
+
+DRAWN_WITHOUT_MODELS = """
+import sys
+from pathlib import Path
+for name in ("sureclr.models", "timm", "torchvision"):
+    sys.modules[name] = None
+from sureclr.reporting.page import render, write_page
+from sureclr.reporting.run_files import read_run_files
+out = Path(sys.argv[2])
+write_page(render([read_run_files(Path(sys.argv[1]))]), out)
+"""
+
+
+def test_the_page_needs_no_model_code(run: Path, tmp_path: Path) -> None:
+    """The same page, byte for byte, from the files alone."""
+    out = tmp_path / "page.html"
+    subprocess.run([sys.executable, "-c", DRAWN_WITHOUT_MODELS, str(run), str(out)], check=True)
+    assert out.read_bytes() == (run / "report.html").read_bytes()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sureclr.maths.objectives import Objective, SureLoss, objective
 from sureclr.models.encoders import SmallResNet
-from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.accumulate import backward, frozen_statistics
 
 IMAGES = 12
@@ -25,7 +25,9 @@ def model_for(loss: Objective, dtype: torch.dtype = torch.float32, dropout: floa
         torch.manual_seed(0)
         encoder = nn.Sequential(SmallResNet(1, stride=1, width=2), nn.Dropout(dropout))
         certainty = CertaintyHead(16, 8) if loss.uses_certainty else None
-        model = SimCLR(encoder, ProjectionHead(16, 6), certainty, loss.read).to(dtype)
+        model = SimCLR(
+            StandardisedEncoder(encoder), ProjectionHead(16, 6), certainty, loss.read
+        ).to(dtype)
         if certainty is not None:
             nn.init.normal_(certainty.body[-1].weight)
     return model.train()
@@ -140,7 +142,7 @@ def test_the_radius_reaches_certainty_head_and_encoder() -> None:
     assert all(
         size > 1e-4
         for name, size in added.items()
-        if "certainty.body.3" in name or "encoder.0.stem.0" in name
+        if "certainty.body.3" in name or "encoder.backbone.0.stem.0" in name
     )
 
 

@@ -10,10 +10,10 @@ import torch
 
 from sureclr.config import PretrainConfig
 from sureclr.errors import UserError
+from sureclr.progress import SILENT, SilentProgress
 from sureclr.training import accumulate
-from sureclr.training.pretraining import fitting, trainer
-from sureclr.training.progress import Silent
 from sureclr.training.run import as_image_set
+from sureclr.training.setup import fitting_trainer, new_trainer
 
 CONFIG = PretrainConfig(
     "own", encoder="small", stem="cifar", projection_dim=8, batch_size=16, epochs=1
@@ -26,13 +26,13 @@ IMAGES = as_image_set(
 CPU = torch.device("cpu")
 
 
-class Told(Silent):
-    """Keeps what it is told."""
+class Messages(SilentProgress):
+    """Remembers its messages."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         self.said.append(text)
 
 
@@ -56,11 +56,11 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 def test_the_largest_half_that_fits_is_found_and_said(
     memory: dict[str, int], holds: int, found: int | None
 ) -> None:
-    memory["images"], told = holds, Told()
-    made = fitting(CONFIG, IMAGES, CPU, told, probe=True)
+    memory["images"], told = holds, Messages()
+    made = fitting_trainer(CONFIG, IMAGES, CPU, told, probe=True)
     assert made.config.micro_batch == found and made.config.batch_size == 16
     assert len(told.said) == (found is not None) and all(
-        f"--micro-batch {found}" in text for text in told.said
+        f"micro_batch={found} " in text for text in told.said
     )
 
 
@@ -69,7 +69,10 @@ def test_trying_leaves_no_trace(memory: dict[str, int]) -> None:
     tried.
     """
     memory["images"] = 8
-    tried, fresh = fitting(CONFIG, IMAGES, CPU, Silent(), probe=True), trainer(CONFIG, IMAGES, CPU)
+    tried, fresh = (
+        fitting_trainer(CONFIG, IMAGES, CPU, SILENT, probe=True),
+        new_trainer(CONFIG, IMAGES, CPU),
+    )
     for mine, other in ((tried.model, fresh.model), (tried.objective, fresh.objective)):
         assert all(
             torch.equal(value, other.state_dict()[name])
@@ -81,21 +84,21 @@ def test_trying_leaves_no_trace(memory: dict[str, int]) -> None:
 def test_what_the_user_chose_stays_and_nothing_that_fits_is_told(memory: dict[str, int]) -> None:
     memory["images"] = 2
     assert (
-        fitting(
-            replace(CONFIG, micro_batch=4), IMAGES, CPU, Silent(), probe=True
+        fitting_trainer(
+            replace(CONFIG, micro_batch=4), IMAGES, CPU, SILENT, probe=True
         ).config.micro_batch
         == 4
     )
-    assert fitting(CONFIG, IMAGES, CPU, Silent(), probe=False).config.micro_batch is None
+    assert fitting_trainer(CONFIG, IMAGES, CPU, SILENT, probe=False).config.micro_batch is None
     memory["images"] = 1
     with pytest.raises(UserError, match="cannot be halved"):
-        fitting(CONFIG, IMAGES, CPU, Silent(), probe=True)
+        fitting_trainer(CONFIG, IMAGES, CPU, SILENT, probe=True)
 
 
 def test_a_weight_that_is_not_finite_is_never_saved() -> None:
-    made = trainer(CONFIG, IMAGES, CPU)
+    made = new_trainer(CONFIG, IMAGES, CPU)
     made.check_weights()
     with torch.no_grad():
         next(made.model.projection.parameters())[0, 0] = torch.nan
-    with pytest.raises(UserError, match="a weight is not finite at step 0.*learning-rate"):
+    with pytest.raises(UserError, match="a weight is not finite at step 0.*learning_rate"):
         made.check_weights()

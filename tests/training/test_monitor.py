@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet
 from sureclr.maths import losses
+from sureclr.training.building import build
 from sureclr.training.monitor import (
     Monitor,
     collapse_warning,
     evidence_split,
     mean_cosine_of_different,
+    monitor_text,
 )
-from sureclr.training.run import build
 
 DIRECTIONS = F.normalize(torch.randn(12, 5, generator=torch.Generator().manual_seed(0)), dim=1)
 
@@ -30,6 +31,9 @@ def images(labels: torch.Tensor) -> ImageSet:
 def test_mean_cosine_of_different_images() -> None:
     pairs = [float(DIRECTIONS[i] @ DIRECTIONS[j]) for i in range(12) for j in range(12) if i != j]
     assert mean_cosine_of_different(DIRECTIONS) == pytest.approx(np.mean(pairs), abs=1e-6)
+    other = DIRECTIONS.flip(1)
+    pairs = [float(DIRECTIONS[i] @ other[j]) for i in range(12) for j in range(12) if i != j]
+    assert mean_cosine_of_different(DIRECTIONS, other) == pytest.approx(np.mean(pairs), abs=1e-6)
 
 
 def test_the_two_parts_of_nt_xent() -> None:
@@ -73,7 +77,7 @@ def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
     ].train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monitor = Monitor.of(images(torch.arange(48) % 2), 0)
-    (numbers, tensors), (again, _) = (monitor.look(model, CONFIG.views) for _ in range(2))
+    (numbers, tensors), (again, _) = (monitor.measure(model, CONFIG.views) for _ in range(2))
     assert numbers == again and all(np.isfinite(value) for value in numbers.values())
     assert model.training and all(
         torch.equal(before[name], value) for name, value in model.state_dict().items()
@@ -86,7 +90,7 @@ def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
 
 def test_unlabelled_images_have_no_knn() -> None:
     model = build(CONFIG, 1, torch.tensor([0.5]), torch.tensor([0.3]))[0]
-    numbers, _ = Monitor.of(images(torch.full((48,), -1)), 0).look(model, CONFIG.views)
+    numbers, _ = Monitor.of(images(torch.full((48,), -1)), 0).measure(model, CONFIG.views)
     assert "knn" not in numbers and "alignment" in numbers
 
 
@@ -94,3 +98,31 @@ def test_collapse_is_told_with_the_remedy() -> None:
     assert collapse_warning({"cosine_different": 0.5}) is None and collapse_warning({}) is None
     said = collapse_warning({"cosine_different": 0.99})
     assert said is not None and "0.990" in said and "learning rate" in said
+
+
+def test_knn_is_the_vote_of_the_nearest_found_by_hand() -> None:
+    """Cosine neighbours of the features, each vote weighted as in `neighbours.vote`."""
+    from sureclr.maths import neighbours
+    from sureclr.models.embedding import embed
+
+    model = build(CONFIG, 1, torch.tensor([0.5]), torch.tensor([0.3]))[0]
+    some = images(torch.arange(48) % 2)
+    monitor = Monitor.of(some, 0)
+    features = F.normalize(embed(model, some).features.double(), dim=1)
+    bank, queries = monitor.bank.tolist(), monitor.queries.tolist()
+    correct = 0
+    for row in queries:
+        cosines = features[bank] @ features[row]
+        nearest = cosines.topk(20)
+        labels = some.labels[bank][nearest.indices]
+        voted = neighbours.vote(nearest.values[None].float(), labels[None], 2)
+        correct += int(voted) == int(some.labels[row])
+    assert monitor.knn(model) == {"knn": pytest.approx(correct / len(queries))}
+
+
+def test_the_message_names_what_is_better() -> None:
+    text = monitor_text(3, {"knn": 0.5, "alignment": 0.25, "uniformity": -2.0, "radius": 0.5})
+    assert text == (
+        "after epoch 3: kNN accuracy 0.500 (higher is better), alignment 0.250 (lower is better),"
+        " uniformity -2.000 (lower is better)"
+    )

@@ -11,7 +11,7 @@ from torch import nn
 from sureclr.errors import UserError
 from sureclr.training.optimizers import (
     learning_rate,
-    optimizer,
+    new_optimizer,
     parameter_groups,
     set_learning_rate,
 )
@@ -66,7 +66,7 @@ def take(
     order.
     """
     made = network()
-    stepper = optimizer(name, made, rate, decay)
+    stepper = new_optimizer(name, made, rate, decay)
     before, gradients, after = [p.detach().clone() for p in made.parameters()], [], []
     for step in range(steps):
         stepper.zero_grad()
@@ -136,11 +136,11 @@ def test_adam_by_hand() -> None:
 
 
 def test_the_rate_is_set_in_every_group() -> None:
-    stepper = optimizer("adam", network(), 0.1, 0.01)
+    stepper = new_optimizer("adam", network(), 0.1, 0.01)
     set_learning_rate(stepper, 0.025)
     assert [group["lr"] for group in stepper.param_groups] == [0.025, 0.025]
 
 
 def test_unknown_optimizer() -> None:
     with pytest.raises(UserError, match="unknown optimizer 'adamw': did you mean adam"):
-        optimizer("adamw", network(), 0.1, 0.0)
+        new_optimizer("adamw", network(), 0.1, 0.0)

@@ -21,10 +21,12 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import SureLoss
+from sureclr.progress import SilentProgress
 from sureclr.stopping import Stopped
-from sureclr.training import pretraining as module
-from sureclr.training.run import as_image_set
+from sureclr.training.monitor import Monitor
+from sureclr.training.run import as_image_set, load
 from sureclr.training.run_dir import RunDir
+from sureclr.training.setup import new_trainer
 
 
 def terminate() -> None:
@@ -45,11 +47,9 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("done", "epoch", "number"), [(0, 0, 0), (4, 1, 1)])
 def test_a_step_is_sgd_on_the_loss_of_the_named_views(done: int, epoch: int, number: int) -> None:
-    """One step of gradient descent, in the first and in a later epoch, redone with autograd alone."""
+    """One step of gradient descent, in the first and in a later epoch, against plain autograd."""
     config = replace(CONFIG, optimizer="sgd", weight_decay=0.0, warmup_epochs=0, loss="nt-xent")
-    made, other = (
-        module.trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2)
-    )
+    made, other = (new_trainer(config, as_image_set(IMAGES), torch.device("cpu")) for _ in range(2))
     made.done = done
     loss, posterior = made.step()
     indices, seeds = batch(config.seed, epoch, number, 48, 16)
@@ -105,8 +105,10 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
 
 def test_encoder_file_is_the_encoder(unbroken: Path) -> None:
     alone, whole = load_file(unbroken / "encoder.safetensors"), weights(unbroken)
-    assert all(torch.equal(value, whole[f"model.encoder.{name}"]) for name, value in alone.items())
-    assert len(alone) == sum(name.startswith("model.encoder.") for name in whole)
+    assert all(
+        torch.equal(value, whole[f"model.encoder.backbone.{name}"]) for name, value in alone.items()
+    )
+    assert len(alone) == sum(name.startswith("model.encoder.backbone.") for name in whole)
 
 
 def test_a_run_repeats_whatever_the_global_generator_says(unbroken: Path, tmp_path: Path) -> None:
@@ -122,6 +124,69 @@ def test_another_seed_is_another_run(unbroken: Path, tmp_path: Path) -> None:
     assert lines(tmp_path / "run")[0]["loss"] != lines(unbroken)[0]["loss"]
 
 
+# --- The monitor ----------------------------------------------------------------------
+
+
+class Messages(SilentProgress):
+    """Remembers the messages and the tasks."""
+
+    def __init__(self) -> None:
+        self.texts, self.tasks = [], []
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        self.tasks.append((task, total, done))
+
+    def message(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def labelled() -> ImageSet:
+    """Two classes that differ in brightness, so that neighbours are of one class."""
+    labels = torch.arange(48) % 2
+    pixels = (IMAGES // 4 + 128 * labels[:, None, None, None]).to(torch.uint8)
+    names = [str(i) for i in range(48)]
+    return ImageSet("mine", pixels, labels, ("dark", "light"), np.full(48, "train"), names)
+
+
+def test_the_end_compares_knn_with_the_untrained_encoder(tmp_path: Path) -> None:
+    """Also where the run was interrupted; the number is that of the run's untrained network."""
+    train(tmp_path / "whole", labelled(), progress=(progress := Messages()))
+    record = lines(tmp_path / "whole")
+    assert [line["step"] for line in record if "knn_untrained" in line] == [1]
+    monitor = Monitor.of(labelled(), CONFIG.seed)
+    untrained = load(tmp_path / "whole", "cpu").untrained()
+    assert record[0]["knn_untrained"] == monitor.knn(untrained.model)["knn"]
+    before, after = record[0]["knn_untrained"], record[-1]["knn"]
+    expected = (
+        f"kNN accuracy on held-out training images {after:.3f} (untrained encoder {before:.3f})"
+    )
+    assert progress.texts[-1] == expected and progress.tasks == [("Training", 12, 0)]
+    assert [text.split(":")[0] for text in progress.texts[:-1]] == [
+        "after epoch 2",
+        "after epoch 4",
+    ]
+    with pytest.raises(Stopped):
+        train(tmp_path / "broken", labelled(), progress=Interrupting(7, terminate))
+    train(tmp_path / "broken", labelled(), resume=True, progress=(again := Messages()))
+    assert equal(tmp_path / "whole", tmp_path / "broken")
+    assert again.texts[-1] == expected and again.tasks == [("Training", 12, 7)]
+
+
+def test_monitoring_changes_no_weight(tmp_path: Path) -> None:
+    for name, every in (("with", 1), ("without", 0)):
+        options = {"monitor_every": every, "snapshot_every": 0, "progress": (log := Messages())}
+        train(tmp_path / name, labelled(), **options)
+        assert bool(log.texts) == bool(every)
+    ours, others = weights(tmp_path / "with"), weights(tmp_path / "without")
+    assert all(torch.equal(value, others[name]) for name, value in ours.items())
+    assert not any("knn_untrained" in line or "knn" in line for line in lines(tmp_path / "without"))
+
+
+def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=2, progress=(progress := Messages()))
+    assert len(progress.texts) == 1 and progress.texts[0].startswith("after epoch 2: alignment")
+
+
 # --- Broken off and resumed -----------------------------------------------------------
 
 
@@ -129,8 +194,8 @@ def test_another_seed_is_another_run(unbroken: Path, tmp_path: Path) -> None:
 def test_stopped_by_a_signal_and_resumed(unbroken: Path, tmp_path: Path, steps: int) -> None:
     """In the first step, in the middle of an epoch, at its end, and after the last step."""
     out = tmp_path / "run"
-    with pytest.raises(Stopped, match="SIGTERM.*--resume") as stopped:
-        train(out, reporter=Interrupting(steps, terminate))
+    with pytest.raises(Stopped, match="SIGTERM.*resume=True") as stopped:
+        train(out, progress=Interrupting(steps, terminate))
     assert stopped.value.exit_code == 143
     assert (
         max((out / "checkpoints").iterdir()).name == f"step-{steps:09d}"
@@ -153,7 +218,7 @@ def test_resuming_keeps_every_optimizer_and_sampling_loss_exact(
 ) -> None:
     train(tmp_path / "whole", **changes)
     with pytest.raises(Stopped):
-        train(tmp_path / "broken", reporter=Interrupting(2, terminate), **changes)
+        train(tmp_path / "broken", progress=Interrupting(2, terminate), **changes)
     train(tmp_path / "broken", resume=True, **changes)
     assert equal(tmp_path / "whole", tmp_path / "broken")
 
@@ -164,9 +229,9 @@ def test_a_crash_costs_the_steps_since_the_last_checkpoint_and_nothing_else(
     """Twice: in the middle of an epoch, and before there was any checkpoint."""
     out = tmp_path / "run"
     with pytest.raises(ZeroDivisionError):
-        train(out, reporter=Interrupting(2, crash))
+        train(out, progress=Interrupting(2, crash))
     with pytest.raises(ZeroDivisionError):
-        train(out, resume=True, reporter=Interrupting(8, crash))
+        train(out, resume=True, progress=Interrupting(8, crash))
     assert max((out / "checkpoints").iterdir()).name == "step-000000006" and len(lines(out)) == 8
     train(out, resume=True)
     assert equal(unbroken, out)
@@ -194,7 +259,7 @@ def test_a_damaged_checkpoint_is_passed_over(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(7, terminate))
+        train(out, progress=Interrupting(7, terminate))
     file = out / "checkpoints" / "step-000000007" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-100] ^= 1
@@ -218,7 +283,7 @@ def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
     """The table and the results of a run that goes on are those of other weights."""
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(5, terminate))
+        train(out, progress=Interrupting(5, terminate))
     (out / "results.json").write_text('{"knn": {"accuracy": 0.1}}')
     (out / "embeddings.parquet").write_bytes(b"of step 5")
     train(out, resume=True)
@@ -242,12 +307,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 ) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(out, reporter=Interrupting(5, terminate))
+        train(out, progress=Interrupting(5, terminate))
     kept = {path: path.read_bytes() for path in (out / "checkpoints").rglob("*") if path.is_file()}
     healthy = SureLoss.forward
     with (
         monkeypatch.context() as patch,
-        pytest.raises(UserError, match=r"loss is nan at step 5.*--learning-rate") as caught,
+        pytest.raises(UserError, match=r"loss is nan at step 5.*lower learning_rate") as caught,
     ):
         patch.setattr(SureLoss, "forward", lambda self, *args: healthy(self, *args) * float("nan"))
         train(out, resume=True)

@@ -2,7 +2,9 @@
 edits are noticed.
 """
 
+import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ from tiny import CONFIG, IMAGES, train
 
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.training.run import Run, as_image_set, build, environment, load, pixel_statistics
+from sureclr.training.building import build, pixel_statistics
+from sureclr.training.records import environment
+from sureclr.training.run import Run, as_image_set, load
+from sureclr.training.run_dir import RunDir
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +49,8 @@ def test_untrained_is_the_network_before_its_first_step(run: Run) -> None:
     untrained = load(run.path, "cpu").untrained().model.state_dict()
     assert all(torch.equal(value, untrained[name]) for name, value in fresh.items())
     assert not torch.equal(
-        untrained["encoder.layer1.body.0.weight"],
-        run.model.state_dict()["encoder.layer1.body.0.weight"],
+        untrained["encoder.backbone.layer1.body.0.weight"],
+        run.model.state_dict()["encoder.backbone.layer1.body.0.weight"],
     )
 
 
@@ -129,3 +134,74 @@ def test_pil_images_that_are_neither_grey_nor_rgb_are_refused_rather_than_misrea
 def test_environment_names_the_versions() -> None:
     known = environment()
     assert known["torch"] == torch.__version__ and known["python"] and "gpu" in known
+
+
+# --- The encoder ----------------------------------------------------------------------
+
+
+def test_the_encoder_takes_pixels_in_0_1_and_gives_the_features_of_the_table(run: Run) -> None:
+    opened = load(run.path, "cpu")
+    features = opened.embed(IMAGES).features
+    assert torch.allclose(opened.encoder(IMAGES / 255), features, rtol=1e-6, atol=1e-6)
+    assert not opened.encoder.training and opened.encoder.num_features == 256
+    by_hand = (IMAGES / 255 - IMAGES.float().mean() / 255) / (IMAGES.float().std() / 255)
+    assert torch.allclose(opened.encoder.backbone(by_hand), features, atol=1e-3)
+    assert not torch.allclose(opened.encoder.backbone(IMAGES / 255), features, atol=1e-1)
+
+
+def test_the_checkpoint_is_that_of_the_weights(run: Run, tmp_path: Path) -> None:
+    (newest,) = [path for path in run.directory.saved() if path.name == "step-000000012"]
+    expected = hashlib.sha256((newest / "manifest.json").read_bytes()).hexdigest()
+    assert run.checkpoint == load(run.path, "cpu").checkpoint == expected
+    assert run.directory.newest_digest() == expected
+    assert run.untrained().checkpoint == run.redrawn(1).checkpoint == ""
+    shutil.copytree(run.path, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / newest.name / "state.json").write_text("{}")
+    older = load(tmp_path / "run", "cpu")
+    assert older.checkpoint == older.directory.newest_digest() != expected
+
+
+def test_redrawn_weights_are_those_of_the_other_seed(run: Run) -> None:
+    expected = build(replace(CONFIG, seed=7), 1, run.model.mean, run.model.std)[0].state_dict()
+    redrawn = run.redrawn(7)
+    state = redrawn.model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in expected.items())
+    assert redrawn.config.seed == 7 and not redrawn.model.training
+
+
+# --- How a run describes itself -------------------------------------------------------
+
+
+def test_a_run_describes_itself_in_one_line(run: Run, tmp_path: Path) -> None:
+    assert repr(run).startswith("<Run ") and "small, sure on images" in repr(run)
+    assert str(run.path)[-20:] in repr(run)
+    deep = replace(
+        run,
+        directory=RunDir(tmp_path / ("x" * 200)),
+        config=replace(run.config, encoder="vit_small_patch16_224.augreg_in21k_ft_in1k"),
+        source="folder:/a/very/long/path/to/some/images",
+    )
+    for some in (run, deep, replace(run, directory=RunDir(Path("runs/a")))):
+        assert len(repr(some)) <= 100 and "\n" not in repr(some)
+    assert len(repr(deep)) > 90  # long names are cut, and not too much
+    assert (
+        repr(replace(run, directory=RunDir(Path("runs/a"))))
+        == "<Run runs/a: small, sure on images>"
+    )
+
+
+def test_a_notebook_shows_the_accuracies(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    opened = replace(load(tmp_path / "run", "cpu"), source="<cats & dogs>")
+    page = opened._repr_html_()
+    assert "&lt;cats &amp; dogs&gt;" in page and "<cats" not in page and "accuracy" not in page
+    for content in ("{", "[1]", '{"linear": null, "knn": {"accuracy": 1}}', '{"linear": {"a": 1}}'):
+        opened.directory.results.write_text(content)
+        assert opened._repr_html_() == page
+    opened.directory.results.write_text(
+        '{"schema": 1, "linear": {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1},'
+        ' "knn": {"accuracy": "?", "interval": [0, 1]}}'
+    )
+    shown = opened._repr_html_()
+    assert "linear probe" in shown and "0.988 (95 % interval 0.970 to 0.990)" in shown
+    assert "nearest neighbours" not in shown

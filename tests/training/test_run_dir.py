@@ -2,6 +2,7 @@
 else.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.training.run_dir import OURS, RunDir, default_name
 
 PARTS = {"model": {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "optimizer": {}}
@@ -42,7 +43,8 @@ def test_a_checkpoint_comes_back(run: RunDir) -> None:
     run.save_checkpoint(
         5, {**PARTS, "objective": {"m": torch.tensor(2.5), "w": strided}}, {"step": 5, "size": 8}
     )
-    parts, numbers = run.load_checkpoint()
+    checkpoint = run.load_checkpoint()
+    parts, numbers = checkpoint.parts, checkpoint.numbers
     assert numbers == {"step": 5, "size": 8} and set(parts) == {"model", "optimizer", "objective"}
     assert (
         torch.equal(parts["model"]["a"], PARTS["model"]["a"])
@@ -55,13 +57,13 @@ def test_the_newest_two_are_kept_in_order_of_steps(run: RunDir) -> None:
     for step in (9, 10, 100):
         run.save_checkpoint(step, at(step), {"step": step})
     assert [path.name for path in run.saved()] == ["step-000000010", "step-000000100"]
-    assert run.load_checkpoint()[1]["step"] == 100
+    assert run.load_checkpoint().numbers["step"] == 100
 
 
 def test_the_same_step_again_replaces(run: RunDir) -> None:
     run.save_checkpoint(5, at(5), {"step": 5})
     run.save_checkpoint(5, at(7), {"step": 5})
-    assert float(run.load_checkpoint()[0]["model"]["a"][0, 0]) == 7
+    assert float(run.load_checkpoint().parts["model"]["a"][0, 0]) == 7
 
 
 @pytest.mark.parametrize(
@@ -80,11 +82,12 @@ def test_one_flipped_bit_anywhere_is_noticed(
         path.write_bytes(
             whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :]
         )
-        parts, numbers = run.load_checkpoint()
-        assert numbers["step"] == 1 and float(parts["model"]["a"][0, 0]) == 1, place
+        checkpoint = run.load_checkpoint()
+        assert checkpoint.numbers["step"] == 1, place
+        assert float(checkpoint.parts["model"]["a"][0, 0]) == 1, place
         assert "step-000000002 is damaged" in capsys.readouterr().err
     path.write_bytes(whole)
-    assert run.load_checkpoint()[1]["step"] == 2
+    assert run.load_checkpoint().numbers["step"] == 2
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
@@ -92,9 +95,9 @@ def test_a_missing_or_cut_file_is_noticed(run: RunDir, file: str) -> None:
     run.save_checkpoint(1, at(1), {"step": 1})
     path = run.save_checkpoint(2, at(2), {"step": 2}) / file
     path.write_bytes(path.read_bytes()[:-1])
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
     path.unlink()
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
 
 
 def test_no_undamaged_checkpoint_is_told(run: RunDir) -> None:
@@ -102,7 +105,7 @@ def test_no_undamaged_checkpoint_is_told(run: RunDir) -> None:
         run.load_checkpoint()
     (run.save_checkpoint(1, at(1), {"step": 1}) / "state.json").write_text("{}")
     with pytest.raises(
-        UserError, match="no undamaged checkpoint; start the run again with --overwrite"
+        UserError, match="no undamaged checkpoint; start the run again with overwrite=True"
     ):
         run.load_checkpoint()
 
@@ -116,10 +119,10 @@ def test_a_killed_writer_does_no_harm(run: RunDir) -> None:
         draft = run.checkpoints / f".draft-{number}"
         draft.mkdir()
         (draft / "model.safetensors").write_bytes(b"half")
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
     run.save_checkpoint(2, at(2), {"step": 2})
     run.save_checkpoint(3, at(3), {"step": 3})
-    assert run.load_checkpoint()[1]["step"] == 3 and len(run.saved()) == 2
+    assert run.load_checkpoint().numbers["step"] == 3 and len(run.saved()) == 2
 
 
 @pytest.mark.parametrize("dies_in", ["write_synced", "rename"])
@@ -142,19 +145,19 @@ def test_dying_while_saving_keeps_the_checkpoint_before(
             )
         )
         run.save_checkpoint(2, at(2), {"step": 2})
-    assert run.load_checkpoint()[1]["step"] == 1
+    assert run.load_checkpoint().numbers["step"] == 1
 
 
 def test_replacing_a_file_is_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "results.json"
-    write_whole(path, b"old")
+    write_atomically(path, b"old")
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
     with path.open("rb") as reader:
-        write_whole(path, b"new")
+        write_atomically(path, b"new")
         assert reader.read() == b"old"  # who reads meanwhile sees the whole old file
     assert path.read_bytes() == b"new"
 
@@ -194,7 +197,9 @@ def test_the_lock_is_free_after_an_error(run: RunDir) -> None:
 def test_an_existing_run_names_the_three_exits(run: RunDir) -> None:
     with pytest.raises(UserError, match="already holds a run") as caught:
         run.check(resume=False, overwrite=False)
-    assert all(exit_ in str(caught.value) for exit_ in ("--resume", "--overwrite", "another --out"))
+    assert all(
+        exit_ in str(caught.value) for exit_ in ("resume=True", "overwrite=True", "another out")
+    )
     run.check(resume=True, overwrite=False)
 
 
@@ -286,11 +291,17 @@ def test_results_add_up_and_damage_is_told(run: RunDir) -> None:
         ("folder:/data/my photos/", "my_photos"),
         ("folder:photos", "photos"),
         ("folder:/", "root"),
+        ("custom data: mine", "custom_data_mine"),
     ],
 )
 def test_default_name(source: str, name: str) -> None:
     expected = Path(f"runs/{name}-sure-resnet18-20260504-030201")
     assert default_name(source, "sure", "resnet18", datetime(2026, 5, 4, 3, 2, 1)) == expected
+
+
+def test_default_name_of_the_users_own_encoder_is_a_valid_folder() -> None:
+    name = default_name("digits", "custom:Mine", "custom:Tiny", datetime(2026, 5, 4)).name
+    assert name == "digits-custom_Mine-custom_Tiny-20260504-000000"
 
 
 def test_default_name_of_the_folder_that_we_are_in(
@@ -301,3 +312,57 @@ def test_default_name_of_the_folder_that_we_are_in(
     assert default_name("folder:.", "sure", "small", datetime(2026, 5, 4)).name.startswith(
         "pictures-sure"
     )
+
+
+# --- Digests --------------------------------------------------------------------------
+
+
+def test_the_digest_is_that_of_the_newest_undamaged_manifest(run: RunDir) -> None:
+    assert run.newest_digest() is None
+    first = run.save_checkpoint(1, at(1), {"step": 1})
+    one = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
+    assert run.newest_digest() == one == run.load_checkpoint().digest
+    second = run.save_checkpoint(2, at(2), {"step": 2})
+    assert run.newest_digest() == run.load_checkpoint().digest != one
+    (second / "state.json").write_text("{}")
+    assert run.newest_digest() == run.load_checkpoint().digest == one
+
+
+def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
+    digests = []
+    for name, value in (("a", 1), ("b", 1), ("c", 2)):
+        directory = RunDir(tmp_path / name)
+        directory.save_checkpoint(1, at(value), {"step": 1})
+        digests.append(directory.newest_digest())
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_the_initial_state_comes_back_or_is_refused(run: RunDir) -> None:
+    """One flipped bit anywhere in the file, but in what only names things alike, is noticed."""
+    tensors = {"encoder.a": torch.arange(6.0).view(2, 3), "encoder.n": torch.tensor(3)}
+    with pytest.raises(UserError, match="missing or damaged"):
+        run.load_initial()
+    run.save_initial(tensors)
+    back = run.load_initial()
+    assert back.keys() == tensors.keys() and all(torch.equal(back[k], tensors[k]) for k in back)
+    data = run.initial.read_bytes()
+    for place in range(len(data)):
+        flipped = data[place] ^ (1 << place % 8)
+        run.initial.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+        try:
+            again = run.load_initial()
+        except UserError:
+            continue
+        assert again.keys() == tensors.keys(), place
+        assert all(torch.equal(again[k], tensors[k]) for k in again), place
+    run.initial.write_bytes(data[:-1])
+    with pytest.raises(UserError, match="missing or damaged"):
+        run.load_initial()
+
+
+def test_tied_weights_can_be_saved(run: RunDir) -> None:
+    """Two names of one tensor, as in a network with tied weights."""
+    weight = torch.arange(6.0)
+    run.save_checkpoint(1, {"model": {"a": weight, "b": weight, "c": weight[:0]}}, {})
+    model = run.load_checkpoint().parts["model"]
+    assert torch.equal(model["a"], weight) and torch.equal(model["b"], weight)

@@ -13,7 +13,7 @@ from tiny import CONFIG, lines, train
 
 from sureclr.errors import UserError
 from sureclr.training import track
-from sureclr.training.track import check_tracker, tracker
+from sureclr.training.track import check_tracker, open_tracker
 
 
 def test_tensorboard_reads_back_every_number(tmp_path: Path) -> None:
@@ -42,7 +42,10 @@ def test_wandb_is_told_the_configuration_and_every_step(
     monkeypatch.setitem(
         sys.modules, "wandb", SimpleNamespace(init=lambda **options: (told.append(options), run)[1])
     )
-    with pytest.raises(ZeroDivisionError), tracker("wandb", tmp_path / "track", CONFIG) as write:
+    with (
+        pytest.raises(ZeroDivisionError),
+        open_tracker("wandb", tmp_path / "track", CONFIG) as write,
+    ):
         write({"step": 3, "loss": 1.5})
         raise ZeroDivisionError
     assert (
@@ -54,7 +57,7 @@ def test_wandb_is_told_the_configuration_and_every_step(
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path: Path) -> None:
-    with tracker(None, tmp_path / "track", CONFIG) as write:
+    with open_tracker(None, tmp_path / "track", CONFIG) as write:
         write({"step": 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -66,7 +69,7 @@ def test_a_tracker_that_is_not_installed_is_told_in_one_sentence(
     find = importlib.util.find_spec
     monkeypatch.setattr(track, "find_spec", lambda wanted: None if wanted == name else find(wanted))
     with pytest.raises(
-        UserError, match=rf"--track {name} needs the package {name}.*pip install 'sureclr\[track\]'"
+        UserError, match=rf"track='{name}' needs the package {name}.*pip install 'sureclr\[track\]'"
     ) as caught:
         check_tracker(name)
     assert "\n" not in str(caught.value)

@@ -13,12 +13,12 @@
     const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
     return new TYPES[type](bytes.buffer);
   };
-  const told = (v) => v.toFixed(3).replace("-", "\u2212");
+  const numberText = (v) => v.toFixed(3).replace("-", "\u2212");
   const element = (name, kind, text) => {
-    const made = document.createElement(name);
-    if (kind) made.className = kind;
-    if (text !== undefined) made.textContent = text;
-    return made;
+    const node = document.createElement(name);
+    if (kind) node.className = kind;
+    if (text !== undefined) node.textContent = text;
+    return node;
   };
 
   class ImageMap {
@@ -93,7 +93,7 @@
         const g = Math.floor(place * RAMP.length / this.n), v = values[i];
         group[i] = g; edges[g] = [Math.min(edges[g][0], v), Math.max(edges[g][1], v)];
       });
-      return [group, edges.map(([low, high]) => low <= high ? `${told(low)} to ${told(high)}` : ""), RAMP];
+      return [group, edges.map(([low, high]) => low <= high ? `${numberText(low)} to ${numberText(high)}` : ""), RAMP];
     }
 
     legend() {
@@ -193,10 +193,10 @@
     }
 
     stamp(colour, r, g) {
-      const half = Math.ceil(r * 1.4) + 1, made = element("canvas"), side = made.width = made.height = 2 * half * this.ratio, pen = made.getContext("2d");
+      const half = Math.ceil(r * 1.4) + 1, canvas = element("canvas"), side = canvas.width = canvas.height = 2 * half * this.ratio, pen = canvas.getContext("2d");
       pen.globalAlpha = 0.85; pen.fillStyle = colour;
       pen.beginPath(); this.shape(pen, side / 2, side / 2, r * this.ratio, g); pen.fill();
-      return made;
+      return canvas;
     }
 
     // Where there is room for them, the images themselves, framed in their colour.
@@ -243,19 +243,19 @@
     }
 
     thumbnail(i, side) {
-      const made = element("canvas"), pen = (made.width = made.height = side * 2, made.getContext("2d"));
+      const canvas = element("canvas"), pen = (canvas.width = canvas.height = side * 2, canvas.getContext("2d"));
       pen.imageSmoothingEnabled = this.sheet.side > 40;
       this.image(pen, i, 0, 0, side * 2);
-      made.setAttribute("aria-hidden", "true");
-      return made;
+      canvas.setAttribute("aria-hidden", "true");
+      return canvas;
     }
 
-    // --- The image looked at -------------------------------------------------------------------------------------------------------
+    // --- The selected image -------------------------------------------------------------------------------------------------------
 
     near(i) {
-      const found = [];
-      for (let j = i * this.k; j < (i + 1) * this.k; j++) if (this.columns.neighbours[j] >= 0) found.push(this.columns.neighbours[j]);
-      return found;
+      const near = [];
+      for (let j = i * this.k; j < (i + 1) * this.k; j++) if (this.columns.neighbours[j] >= 0) near.push(this.columns.neighbours[j]);
+      return near;
     }
 
     label(i) { const l = this.columns.label[i]; return l < 0 ? "not labelled" : this.classes[l]; }
@@ -263,7 +263,7 @@
     describe(i) {
       const c = this.columns, lines = [`label ${this.label(i)}`];
       if (c.predicted && c.predicted[i] >= 0) lines.push(`neighbours vote ${this.classes[c.predicted[i]]}`);
-      if (c.certainty) lines.push(`certainty ${told(c.certainty[i])}`);
+      if (c.certainty) lines.push(`certainty ${numberText(c.certainty[i])}`);
       if (c.cluster) lines.push(`cluster ${c.cluster[i] + 1}`);
       return [...lines, `${this.splits[c.split[i]]}, row ${c.row[i]}`];
     }
@@ -271,7 +271,7 @@
     show(i) {
       if (i < 0) { this.card.replaceChildren(element("p", "hint", "Point at an image.")); delete this.card.dataset.row; return; }
       const face = element("div", "face"), text = element("div"), list = element("ul", "near-list");
-      if (i === this.pinned) text.append(element("p", "pin", "kept"));
+      if (i === this.pinned) text.append(element("p", "pin", "selected"));
       for (const line of this.describe(i)) { const p = element("p"); p.append(element("bdi", "", line)); text.append(p); }
       if (this.sheets.length) face.append(this.thumbnail(i, 96));
       face.append(text);
@@ -282,21 +282,21 @@
     }
 
     neighbours(i) {
-      const c = this.columns, found = [];
+      const c = this.columns, items = [];
       for (let j = i * this.k; j < (i + 1) * this.k; j++) {
         const to = c.neighbours[j];
         if (to < 0) continue;
         const item = element("li"), button = element("button"), text = element("span", "text");
         button.type = "button"; button.dataset.row = c.row[to];
-        text.append(element("span", "", this.label(to)), element("small", "", `cosine ${told(c.similarity[j])}`));
+        text.append(element("span", "", this.label(to)), element("small", "", `cosine ${numberText(c.similarity[j])}`));
         if (c.evidence) text.append(element("small", "evidence", `${c.evidence[j].toFixed(1).replace("-", "\u2212")} nats`));
         if (this.sheets.length) button.append(this.thumbnail(to, 36));
         button.append(text);
         button.addEventListener("click", () => { this.pin(to, true); this.card.querySelector("button")?.focus(); });
         item.append(button);
-        found.push(item);
+        items.push(item);
       }
-      return found;
+      return items;
     }
 
     look(i) {
@@ -311,25 +311,25 @@
       this.figure.dataset.pinned = i < 0 ? "" : this.columns.row[i];
       if (i >= 0 && centre) { const [x, y] = this.place(i); this.at = [this.at[0] + this.width / 2 - x, this.at[1] + this.height / 2 - y]; }
       this.show(i);
-      this.live.textContent = i < 0 ? "let go" : `kept ${this.paths[i]}: ${this.describe(i).join(", ")}`;
+      this.live.textContent = i < 0 ? "selection cleared" : `selected ${this.paths[i]}: ${this.describe(i).join(", ")}`;
       this.draw();
     }
 
     find(text) {
-      const wanted = text.trim().toLowerCase(), box = this.figure.querySelector(".found"), row = this.columns.row.findIndex((r) => String(r) === wanted);
-      const found = row < 0 ? [] : [row], missing = row < 0 && /^\d+$/.test(wanted);
-      if (wanted) for (let i = 0; i < this.n && found.length < 24; i++) {
-        if (i !== row && (this.paths[i].toLowerCase().includes(wanted) || this.label(i).toLowerCase() === wanted)) found.push(i);
+      const wanted = text.trim().toLowerCase(), box = this.figure.querySelector(".matches"), row = this.columns.row.findIndex((r) => String(r) === wanted);
+      const matches = row < 0 ? [] : [row], missing = row < 0 && /^\d+$/.test(wanted);
+      if (wanted) for (let i = 0; i < this.n && matches.length < 24; i++) {
+        if (i !== row && (this.paths[i].toLowerCase().includes(wanted) || this.label(i).toLowerCase() === wanted)) matches.push(i);
       }
       box.hidden = !wanted;
-      box.replaceChildren(...(missing ? [element("li", "", `row ${wanted} is not on the map`)] : []), ...found.map((i) => {
+      box.replaceChildren(...(missing ? [element("li", "", `row ${wanted} is not on the map`)] : []), ...matches.map((i) => {
         const item = element("li"), button = element("button", "", `${this.label(i)} · ${this.paths[i]}`);
         button.type = "button"; button.dataset.row = this.columns.row[i];
         button.addEventListener("click", () => this.pin(i, true));
         item.append(button);
         return item;
-      }), ...(found.length || missing || !wanted ? [] : [element("li", "", "nothing of that name")]));
-      return found;
+      }), ...(matches.length || missing || !wanted ? [] : [element("li", "", "no image of that name")]));
+      return matches;
     }
 
     // --- Hands ---------------------------------------------------------------------------------------------------------------------
@@ -343,8 +343,8 @@
       canvas.addEventListener("pointerdown", (e) => { canvas.setPointerCapture(e.pointerId); this.pointers.set(e.pointerId, at(e)); this.moved = 0; });
       canvas.addEventListener("pointermove", (e) => this.move(e.pointerId, at(e)));
       const up = (e) => {
-        const held = this.pointers.delete(e.pointerId);
-        if (held && e.type === "pointerup" && this.moved < 5) { const i = this.nearest(...at(e), e.pointerType === "touch" ? 24 : REACH); this.pin(i === this.pinned ? -1 : i); }
+        const pressed = this.pointers.delete(e.pointerId);
+        if (pressed && e.type === "pointerup" && this.moved < 5) { const i = this.nearest(...at(e), e.pointerType === "touch" ? 24 : REACH); this.pin(i === this.pinned ? -1 : i); }
       };
       canvas.addEventListener("pointerup", up);
       canvas.addEventListener("pointercancel", up);
@@ -355,7 +355,7 @@
       document.addEventListener("themechange", () => this.draw());
       const search = figure.querySelector("input[type=search]");
       search.addEventListener("input", () => this.find(search.value));
-      search.addEventListener("keydown", (e) => { if (e.key === "Enter") { const found = this.find(search.value); if (found.length) this.pin(found[0], true); } });
+      search.addEventListener("keydown", (e) => { if (e.key === "Enter") { const matches = this.find(search.value); if (matches.length) this.pin(matches[0], true); } });
     }
 
     move(id, [x, y]) {

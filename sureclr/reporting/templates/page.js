@@ -1,17 +1,17 @@
 "use strict";
-// What the whole page does: light and dark, where one is, and the numbers under the pointer. The map has its own file.
+// What the whole page does: light and dark, the current section, and the number under the pointer. The map has its own file.
 (() => {
   const root = document.documentElement;
   const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  const told = () => document.dispatchEvent(new Event("themechange"));
+  const announce = () => document.dispatchEvent(new Event("themechange"));
 
-  try { const kept = localStorage.getItem("sureclr-theme"); if (kept) root.dataset.theme = kept; } catch { /* a file may have no storage */ }
+  try { const stored = localStorage.getItem("sureclr-theme"); if (stored) root.dataset.theme = stored; } catch { /* a file may have no storage */ }
   document.getElementById("theme").addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
-    try { localStorage.setItem("sureclr-theme", root.dataset.theme); } catch { /* then it is not kept */ }
-    told();
+    try { localStorage.setItem("sureclr-theme", root.dataset.theme); } catch { /* then it is not stored */ }
+    announce();
   });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", told);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", announce);
 
   // The section that is being read is the current one in the navigation.
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
@@ -23,7 +23,7 @@
   addEventListener("scroll", () => requestAnimationFrame(mark), { passive: true });
   mark();
 
-  // Charts: the mark nearest to the pointer tells its number. A drawing's <title> would be shown over it, and is its label already.
+  // Charts: the mark nearest to the pointer shows its number. A drawing's <title> would be shown over it, and is its label already.
   for (const title of document.querySelectorAll("svg.chart > title")) title.remove();
   const tip = document.getElementById("tip");
   let near = null;

@@ -1,0 +1,364 @@
+"""What users have in hand (files, pictures, arrays, data sets) becomes an ImageSet."""
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sureclr.data.decoding import (
+    ENDINGS,
+    picture_pixels,
+    picture_size,
+    reason_in_words,
+    upright_size,
+)
+from sureclr.data.folder import (
+    BAD_FILES_NAMED,
+    DEFAULT_SIZE,
+    SPLIT_FOLDERS,
+    VALIDATION_FOLDERS,
+    inert,
+    named_reasons,
+)
+from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert, recolour
+from sureclr.data.parallel_decoding import decode_files
+from sureclr.data.sources import SOURCES, is_source, load_images
+from sureclr.data.user_labels import Label, encode_labels
+from sureclr.errors import UserError, unknown
+from sureclr.progress import SILENT, Progress, reporting
+
+KINDS = (
+    "an ImageSet, paths of image files, a folder, a data source, PIL images, uint8 arrays or"
+    " tensors, or a data set of (image, label)"
+)
+
+
+def as_image_set(
+    images: Any,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    name: str = "images",
+    labels: Sequence[Label] | None = None,
+    progress: Progress = SILENT,
+) -> ImageSet:
+    """Turn what a user has in hand into an ImageSet.
+
+    `images` is one of:
+
+    * an ImageSet;
+    * the path of an image file, or a list of such paths;
+    * the path of a folder, "folder:PATH", or the name of a data source such as "digits";
+    * an image of Pillow, or a list of them, of any sizes and modes;
+    * a uint8 array or tensor (n, h, w), (n, c, h, w) or (n, h, w, c) with 1 or 3 channels, or a
+      list of arrays (h, w), (c, h, w) or (h, w, c) of any sizes;
+    * a map-style data set of torch whose items are such an image, or a pair (image, label). Its
+      attribute `classes`, if it is a list of names, names the classes. Its attribute `split`
+      ("train", "test", "unlabelled") or `train` (a truth value) decides the split.
+
+    Args:
+        images: see above.
+        size: side in pixels of the centre square. None: images of one size keep it; images of
+            mixed sizes become 96 pixels, and `note` says so.
+        channels: 1 (grey) or 3 (RGB). None: 1 if all images are grey, else 3.
+        name: of the ImageSet, where the images have none of their own.
+        labels: one an image: class numbers from 0 (-1 or None: not known), or class names. A class
+            without a name is named by its number.
+        progress: what to report to while files are decoded and data sets are read.
+
+    Returns:
+        The images. Their split is "train" where they do not have one of their own.
+
+    Raises:
+        UserError: the images or their labels cannot be used; the sentence says what to change.
+    """
+    check_shape(size, channels)
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # an array of paths or images
+        images = images.tolist()
+    if isinstance(images, ImageSet) or _is_folder_or_source(images):
+        return _with_own_labels(images, size, channels, labels, progress)
+    if isinstance(images, str | os.PathLike | Image.Image):
+        images = [images]
+    split, classes, paths, note = "train", None, None, ""
+    if isinstance(images, np.ndarray | Tensor):
+        pixels = _converted(_stacked(images), size, channels)
+    elif isinstance(images, list | tuple) and images and all(map(_is_path, images)):
+        paths = [os.fspath(image) for image in images]
+        pixels, note = _from_files(paths, size, channels, progress)
+    elif isinstance(images, list | tuple):
+        pictures = (_picture(image, f"image {i}") for i, image in enumerate(images))
+        pixels, note = _from_pictures(pictures, size, channels)
+    elif _is_map_dataset(images):
+        split, classes = _own_split(images), _own_classes(images)
+        pixels, note, own_labels = _from_dataset(images, size, channels, progress)
+        if own_labels is not None and labels is not None:
+            raise UserError("the data set has labels of its own; leave out labels.")
+        labels = own_labels if labels is None else labels
+    else:
+        raise UserError(f"images must be {KINDS}, not {type(images).__name__}.")
+    targets, class_names = encode_labels(labels, classes, len(pixels))
+    return ImageSet(
+        name=name,
+        images=pixels,
+        labels=targets,
+        classes=class_names,
+        split=np.full(len(pixels), split),
+        paths=[f"{split}/{i:05d}" for i in range(len(pixels))]
+        if paths is None
+        else [inert(path) for path in paths],
+        note=note,
+    )
+
+
+# --- Folders and data sources ---------------------------------------------------------
+
+
+def _is_path(image: object) -> bool:
+    return isinstance(image, str | os.PathLike)
+
+
+def _is_folder_or_source(images: object) -> bool:
+    """Whether this names a folder or a data source; UserError for a word that names nothing."""
+    if not isinstance(images, str | os.PathLike):
+        return False
+    if os.path.isdir(images) or (isinstance(images, str) and is_source(images)):
+        return True
+    is_word = isinstance(images, str) and Path(images).suffix.lower() not in ENDINGS
+    if is_word and not os.path.exists(images):
+        raise unknown("image file, folder or data source", str(images), SOURCES)
+    return False
+
+
+def _with_own_labels(
+    images: ImageSet | str | os.PathLike[str],
+    size: int | None,
+    channels: int | None,
+    labels: object,
+    progress: Progress,
+) -> ImageSet:
+    if labels is not None:
+        raise UserError(
+            "an ImageSet, a folder or a data source has labels of its own; leave out labels."
+        )
+    if isinstance(images, ImageSet):
+        return images if size is channels is None else convert(images, size, channels)
+    is_name = isinstance(images, str) and is_source(images)
+    source = str(images) if is_name else f"folder:{os.fspath(images)}"
+    return load_images(source, size=size, channels=channels, progress=progress)
+
+
+# --- Arrays ---------------------------------------------------------------------------
+
+
+def _as_uint8(array: NDArray[Any] | Tensor) -> Tensor:
+    """The array as a tensor, without a copy where possible; UserError if it is not uint8."""
+    if str(array.dtype).removeprefix("torch.") != "uint8":
+        is_float = "float" in str(array.dtype)
+        remedy = (
+            "multiply them by 255 if they lie in 0..1, round them, and convert them to uint8 (use a"
+            " data set without a transform such as ToTensor)"
+            if is_float
+            else "convert them to uint8, with 0 for black and 255 for white"
+        )
+        raise UserError(f"images must be uint8, not {array.dtype}; {remedy}.")
+    if isinstance(array, Tensor):
+        return array
+    with warnings.catch_warnings():  # torch warns of read-only arrays; nothing is written here
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
+    """An array of n images as (n, c, h, w)."""
+    pixels = _as_uint8(array)
+    shape = tuple(pixels.shape)
+    if 0 in shape:
+        raise UserError(f"there are no images in an array of shape {shape}.")
+    if pixels.ndim == 3 and shape[2] not in (1, 3):
+        return pixels.unsqueeze(1).contiguous()
+    if pixels.ndim == 4:
+        return _channels_first(pixels).contiguous()
+    is_one = pixels.ndim in (2, 3)
+    remedy = "for one image, add a first axis: images[None]" if is_one else "reshape it"
+    raise UserError(
+        f"an array of images must be (n, h, w), (n, c, h, w) or (n, h, w, c), not {shape};"
+        f" {remedy}."
+    )
+
+
+def _channels_first(pixels: Tensor) -> Tensor:
+    """Images (..., c, h, w) or (..., h, w, c) as (..., c, h, w)."""
+    shape = tuple(pixels.shape[-3:])
+    first, last = shape[0] in (1, 3), shape[2] in (1, 3)
+    if first and last:
+        raise UserError(
+            f"images of shape {shape} could be (c, h, w) or (h, w, c); make an ImageSet, whose"
+            " images are always (n, c, h, w)."
+        )
+    if not first and not last:
+        alpha = ", without transparency" if 4 in (shape[0], shape[2]) else ""
+        raise UserError(
+            f"images must have 1 or 3 channels{alpha}, as the first or the last axis; these have"
+            f" the shape {shape}."
+        )
+    return pixels if first else pixels.movedim(-1, -3)
+
+
+def _converted(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
+    """The images (n, c, h, w) with these channels, as squares of this size if it is not None."""
+    if size is None:
+        return pixels if channels is None else recolour(pixels, channels)
+    n = len(pixels)
+    images = ImageSet("", pixels, torch.full((n,), UNLABELLED), (), np.full(n, "train"), [""] * n)
+    return convert(images, size, channels).images
+
+
+# --- Files ----------------------------------------------------------------------------
+
+
+def _from_files(
+    files: list[str], size: int | None, channels: int | None, progress: Progress
+) -> tuple[Tensor, str]:
+    """The pixels (n, c, h, w) of image files, and a note."""
+    sizes = set() if size is not None else {picture_size(file) for file in files}
+    side, note = _side(size, {found for found in sizes if not isinstance(found, str)})
+    decoded = list(decode_files(files, side, channels, progress))
+    bad = {f: result for f, result in zip(files, decoded, strict=True) if isinstance(result, str)}
+    if bad:
+        more = ", ..." if len(bad) > BAD_FILES_NAMED else ""
+        raise UserError(
+            f"{len(bad)} of {len(files)} image files cannot be read: {named_reasons(bad)}{more};"
+            " leave them out."
+        )
+    return _joined([result for result in decoded if not isinstance(result, str)]), note
+
+
+def _side(size: int | None, sizes: set[tuple[int, int]]) -> tuple[int | None, str]:
+    """The side of the squares to make (None: pictures stay whole), and a note."""
+    if size is not None or len(sizes) < 2:
+        return size, ""
+    return (
+        DEFAULT_SIZE,
+        f"images of {len(sizes)} different sizes, each resized to {DEFAULT_SIZE} pixels",
+    )
+
+
+def _joined(parts: list[NDArray[np.uint8]]) -> Tensor:
+    """Images (c, h, w) as (n, c, h, w); grey ones become RGB where others are."""
+    depth = max(len(part) for part in parts)
+    return torch.from_numpy(np.stack([np.broadcast_to(p, (depth, *p.shape[1:])) for p in parts]))
+
+
+# --- Pictures, arrays of one image, and data sets ---------------------------------------
+
+
+def _picture(image: Any, what: str) -> Image.Image:
+    """One image as a picture of Pillow.
+
+    Args:
+        image: a picture, the path of a file, or an array.
+        what: the image in the words of an error message.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, np.ndarray | Tensor):
+        raise UserError(
+            f"{what} must be a PIL image or a uint8 array or tensor, not {type(image).__name__}."
+        )
+    try:
+        pixels = _as_uint8(image)
+        if pixels.ndim not in (2, 3) or pixels.numel() == 0:
+            raise UserError(
+                "an image must be (h, w), (c, h, w) or (h, w, c) and not empty, not"
+                f" {tuple(pixels.shape)}."
+            )
+        rows = pixels if pixels.ndim == 2 else _channels_first(pixels).movedim(0, 2)
+    except UserError as error:
+        raise UserError(f"{what} cannot be used: {error}") from error
+    array = rows.contiguous().cpu().numpy()
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _from_pictures(
+    pictures: Iterable[Image.Image], size: int | None, channels: int | None
+) -> tuple[Tensor, str]:
+    """The pixels (n, c, h, w) of pictures, and a note."""
+    if size is None:  # all are needed at once, to know whether they have one size
+        pictures = list(pictures)
+        side, note = _side(size, {upright_size(picture) for picture in pictures})
+    else:
+        side, note = size, ""
+    parts = []
+    for i, picture in enumerate(pictures):
+        try:
+            parts.append(picture_pixels(picture, side, channels))
+        except Exception as error:  # Pillow's plugins raise anything
+            raise UserError(
+                f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
+            ) from error
+    if not parts:
+        raise UserError("there are no images; use at least one.")
+    return _joined(parts), note
+
+
+def _is_map_dataset(images: object) -> bool:
+    has_items = hasattr(images, "__len__") and hasattr(images, "__getitem__")
+    return has_items and not isinstance(images, Mapping | str | bytes | bytearray)
+
+
+def _from_dataset(
+    dataset: Any, size: int | None, channels: int | None, progress: Progress
+) -> tuple[Tensor, str, list[Any] | None]:
+    """The pixels (n, c, h, w) of a data set, a note, and its labels (None: it has none)."""
+    labels: list[Any] = []
+
+    def pictures() -> Iterator[Image.Image]:
+        with reporting(progress, "Reading images", len(dataset)) as update:
+            for i in range(len(dataset)):
+                image, label = _image_and_label(dataset, i)
+                labels.append(label)
+                yield _picture(image, f"image {i} of the data set")
+                update(i + 1)
+
+    pixels, note = _from_pictures(pictures(), size, channels)
+    return pixels, note, None if all(label is None for label in labels) else labels
+
+
+def _image_and_label(dataset: Any, index: int) -> tuple[Any, Any]:
+    try:
+        item = dataset[index]
+    except Exception as error:  # of the user's own code
+        raise UserError(
+            f"item {index} of the data set cannot be read ({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(item, tuple | list):
+        return item, None
+    if len(item) not in (1, 2):
+        raise UserError(
+            f"item {index} of the data set must be an image or a pair (image, label), not"
+            f" {len(item)} values."
+        )
+    return item[0], item[1] if len(item) == 2 else None
+
+
+def _own_classes(dataset: Any) -> list[str] | None:
+    """The class names that a data set of torchvision has; None where it has no list of names."""
+    classes = getattr(dataset, "classes", None)
+    if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
+        return None
+    return list(classes) if len(set(classes)) == len(classes) else None
+
+
+def _own_split(dataset: Any) -> str:
+    """The split that a data set of torchvision says it is; "train" where it says nothing."""
+    split = getattr(dataset, "split", None)
+    if isinstance(split, str) and split in (*SPLIT_FOLDERS, *VALIDATION_FOLDERS):
+        return SPLIT_FOLDERS.get(split, "test")
+    return "test" if getattr(dataset, "train", None) is False else "train"

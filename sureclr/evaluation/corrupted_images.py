@@ -1,0 +1,104 @@
+"""Is a model less certain of images the more a corruption harms them?"""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from sureclr.data.corruptions import Corruption
+from sureclr.data.image_set import ImageSet
+from sureclr.evaluation.results import (
+    CorruptionLevel,
+    CorruptionResult,
+    HarmedImages,
+    RandomStrengths,
+    Ranking,
+)
+from sureclr.evaluation.scores import (
+    Embed,
+    Reference,
+    ScoredImages,
+    auroc_by_score,
+    image_seeds,
+    score_images,
+)
+from sureclr.evaluation.tables import finite_by_score
+from sureclr.maths.metrics import spearman
+
+CORRUPTED = 2002  # stream of seeds
+
+
+def rank(images: ScoredImages) -> Ranking | None:
+    """Measure the R-AUROC (URL benchmark, Kirchhof et al. 2023) and recall@1.
+
+    Returns:
+        Means over the images whose class is known; None if there is no such image.
+    """
+    if not images.known.any():
+        return None
+    correct = images.correct[images.known]
+    scores = {name: score[images.known] for name, score in images.scores.items()}
+    return Ranking(
+        n=len(correct),
+        recall_at_1=float(correct.double().mean()),
+        r_auroc=auroc_by_score(scores, correct),
+    )
+
+
+def measure_corruption(
+    embed: Embed,
+    images: ImageSet,
+    corruption: Corruption,
+    clean: ScoredImages,
+    reference: Reference,
+    seed: int = 0,
+    levels: slice = slice(None),
+) -> CorruptionResult:
+    """Harm images at fixed strengths and at random ones, and compare them with the whole images.
+
+    Args:
+        embed: images -> their embeddings.
+        images: whole images.
+        corruption: what harms them.
+        clean: their scores.
+        reference: what images are compared with.
+        seed: of the corruption and of the random strengths, which lie between nothing and the
+            strongest level.
+        levels: which fixed strengths are measured.
+    """
+    seeds = image_seeds(images, seed, CORRUPTED)
+
+    def harmed(strength: float | Tensor) -> ScoredImages:
+        pixels = corruption(images.images, seeds, strength)
+        return score_images(embed(replace(images, images=pixels)), reference)
+
+    strengths = corruption.random_strengths(seeds)
+    severity, drawn = corruption.severity(strengths), harmed(strengths)
+    correlation = {name: spearman(score, -severity) for name, score in drawn.scores.items()}
+    at_random = compare_with_clean(drawn, clean)
+    return CorruptionResult(
+        unit=corruption.unit,
+        levels=tuple(
+            _level(strength, compare_with_clean(harmed(strength), clean))
+            for strength in corruption.strengths[levels]
+        ),
+        random=RandomStrengths(
+            ranking=at_random.ranking,
+            less_certain=at_random.less_certain,
+            mean=at_random.mean,
+            spearman=finite_by_score(correlation),
+        ),
+    )
+
+
+def _level(strength: float, harmed: HarmedImages) -> CorruptionLevel:
+    return CorruptionLevel(harmed.ranking, harmed.less_certain, harmed.mean, strength)
+
+
+def compare_with_clean(harmed: ScoredImages, clean: ScoredImages) -> HarmedImages:
+    """Rank harmed images, and count those that are strictly less certain than before, by score."""
+    less = {
+        name: float((score < clean.scores[name]).double().mean())
+        for name, score in harmed.scores.items()
+    }
+    mean = {name: float(score.double().mean()) for name, score in harmed.scores.items()}
+    return HarmedImages(rank(harmed), finite_by_score(less), finite_by_score(mean))

@@ -1,0 +1,141 @@
+"""The images of an evaluation: a run's own, or others, with their labels, as the run takes them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.folder import held_out
+from sureclr.data.image_set import UNLABELLED, ImageSet
+from sureclr.data.labels import label_lines
+from sureclr.data.sources import is_source, load_images
+from sureclr.data.user_images import as_image_set, encode_labels
+from sureclr.errors import UserError
+from sureclr.files import digest_of_bytes, digest_of_tensors
+from sureclr.progress import SILENT, Progress
+from sureclr.training.run import Run
+
+Labels = Sequence[Any] | str | Path
+
+
+def load_run_images(
+    run: Run,
+    data: Any = None,
+    labels: Labels | None = None,
+    root: Path | None = None,
+    progress: Progress = SILENT,
+) -> ImageSet:
+    """Return the images of an evaluation, at the size and channels of the run.
+
+    Args:
+        run: the trained run.
+        data: the name of a data source, or anything that `as_image_set` takes; None means the
+            images that the run was trained on. Images without a test split of their own get one: a
+            random 20 % of each class, by the run's seed, and `note` says so.
+        labels: one for each image, or the path of a CSV file with the header path,label.
+        root: the folder of downloaded data sets.
+        progress: what to report to.
+
+    Raises:
+        UserError: the images or their labels cannot be used.
+    """
+    if data is None and not is_source(run.source):
+        raise UserError(
+            f"this run was trained on images given in Python ({run.source}), which are not stored;"
+            " pass labelled images as data=."
+        )
+    source = run.source if data is None else data
+    from_file = isinstance(labels, str | Path)
+    if isinstance(source, str) and is_source(source):
+        images = load_images(
+            source,
+            root=root,
+            size=run.size,
+            channels=run.channels,
+            seed=run.config.seed,
+            progress=progress,
+        )
+    else:
+        images = as_image_set(source, size=run.size, channels=run.channels, progress=progress)
+    if labels is not None:
+        images = _from_csv(images, Path(labels)) if from_file else _with_labels(images, labels)  # type: ignore[arg-type]
+    return _with_test_split(images, run.config.seed)
+
+
+def _with_labels(images: ImageSet, labels: Sequence[Any]) -> ImageSet:
+    targets, classes = encode_labels(labels, images.classes or None, len(images))
+    return replace(images, labels=targets, classes=classes)
+
+
+def _from_csv(images: ImageSet, file: Path) -> ImageSet:
+    """Return the images with the labels of a CSV file, which need not name all of them."""
+    row_of = {path: row for row, path in enumerate(images.paths)}
+    labels: list[Any] = [None] * len(images)
+    for line, path, label in label_lines(file):
+        if path not in row_of:
+            raise UserError(
+                f"{file}, line {line}: {images.name} has no image {path!r}; its images have paths"
+                f" such as {images.paths[0]}."
+            )
+        labels[row_of[path]] = label
+    known = sorted({label for label in labels if label is not None})
+    targets, classes = encode_labels(labels, known, len(images))
+    return replace(images, labels=targets, classes=classes)
+
+
+def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
+    """Hold out images for testing where none are, so that given images can be evaluated."""
+    if "test" in images.split or not (images.labels != UNLABELLED).any():
+        return images
+    test = held_out(images.labels.numpy(), seed) & (images.labels.numpy() != UNLABELLED)
+    note = f"test split: a random 20 % of each class, seed {seed}"
+    return replace(
+        images,
+        split=np.where(test, "test", images.split),
+        note="; ".join(filter(None, [images.note, note])),
+    )
+
+
+def digest_of_pixels(images: ImageSet) -> str:
+    """Return the sha256 of pixels, paths and splits, without labels."""
+    words = json.dumps([images.split.tolist(), list(images.paths)])
+    return digest_of_bytes(digest_of_tensors(images.images).encode(), words.encode())
+
+
+def digest_of_labels(images: ImageSet) -> str:
+    """Return the sha256 of labels and class names."""
+    words = json.dumps(images.classes)
+    return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode())
+
+
+def embed_run_images(
+    run: Run, images: ImageSet, digest: str, *, own: bool, progress: Progress
+) -> Embeddings:
+    """Return the embeddings of the images; those of the run's own images are kept in its folder.
+
+    A stored table is used again only if the same checkpoint made it of the same images.
+
+    Args:
+        run: the trained run.
+        images: as the run takes them.
+        digest: `digest_of_pixels` of the images.
+        own: whether they are the images that the run was trained on.
+        progress: what to report to.
+    """
+    path = run.path / "embeddings.parquet"
+    origin = f"checkpoint {run.checkpoint} images {digest}"
+    if own and path.exists():
+        stored = Embeddings.read(path)
+        if stored.origin == origin and list(stored.paths) == list(images.paths):
+            return replace(stored, labels=images.labels, classes=images.classes, split=images.split)
+        progress.message(
+            f"{path} was made of other weights or images; the images are embedded anew."
+        )
+    table = replace(run.embed(images, progress), origin=origin)
+    if own:
+        table.save(path)
+    return table

@@ -1,0 +1,92 @@
+"""Classifiers that know when they are wrong: declining to answer, and calibrated probabilities."""
+
+import torch
+from torch import Tensor
+
+from sureclr.data.embeddings import Embeddings
+from sureclr.evaluation.probes import ProbeResult
+from sureclr.evaluation.results import ProbeCalibration, SelectivePrediction
+from sureclr.evaluation.scores import Reference, ScoredImages, Scores
+from sureclr.evaluation.tables import finite_by_score, finite_or_none
+from sureclr.maths import metrics
+from sureclr.maths.neighbours import top_k, vote
+
+NEIGHBOURS = 20  # of the kNN vote
+CURVE = 20  # points of a risk-coverage curve in the result
+
+
+def calibrate_probes(table: Embeddings, reference: Reference) -> dict[str, ProbeCalibration]:
+    """Measure the ECE (15 bins) of a linear probe on the features, and of a probe on u = rho mu.
+
+    The logits of the second are linear in u, so they are averaged over the posterior (theory 1).
+    """
+    assert reference.probe is not None
+    train, test = reference.train, table.labelled("test")
+    probes = {"features": reference.probe}
+    if table.radius is not None:
+        u, u_test = train.posterior.mean, test.posterior.mean
+        probes["posterior_mean"] = reference.fit(
+            u, train.labels, u_test, test.labels, allow_missing=True
+        )
+    return {
+        name: ProbeCalibration(
+            probe.accuracy,
+            finite_or_none(metrics.ece(probe.probabilities, columns(probe, test.labels))),
+        )
+        for name, probe in probes.items()
+    }
+
+
+def columns(probe: ProbeResult, labels: Tensor) -> Tensor:
+    """Return the probe's column of each label (m,); -1, which is always wrong, if it has none."""
+    matches = labels[:, None] == probe.classes
+    return torch.where(matches.any(1), matches.long().argmax(1), -1)
+
+
+def predict_selectively(
+    clean: ScoredImages, reference: Reference
+) -> dict[str, SelectivePrediction]:
+    """Let a classifier decline to answer for the least certain images: kNN and the linear probe.
+
+    Only images whose class is known count.
+    """
+    scores = {name: score[clean.known] for name, score in clean.scores.items()}
+    return {
+        name: decline_by_score(correct[clean.known], scores)
+        for name, correct in correct_predictions(clean.table, reference).items()
+    }
+
+
+def correct_predictions(table: Embeddings, reference: Reference) -> dict[str, Tensor]:
+    """Return by classifier whether its prediction is correct, (n,) bool."""
+    train, probe, logits = reference.train, reference.probe, reference.logits(table)
+    assert probe is not None and logits is not None
+    similarity, index = top_k(table.features, train.features, min(NEIGHBOURS, len(train)))
+    voted = vote(similarity, train.labels[index], len(train.classes))
+    return {"knn": voted == table.labels, "linear": probe.classes[logits.argmax(1)] == table.labels}
+
+
+def decline_by_score(correct: Tensor, scores: Scores) -> SelectivePrediction:
+    """Measure the error rate, the area under the risk-coverage curve and 20 points of the curve.
+
+    Besides the scores, `random` is the error rate itself, and `best` has every error last; a useful
+    score lies between the two.
+    """
+    error = 1 - float(correct.double().mean())
+    area = {name: metrics.aurc(score, correct) for name, score in scores.items()}
+    return SelectivePrediction(
+        error=error,
+        aurc=finite_by_score(
+            {**area, "random": error, "best": metrics.aurc(correct.double(), correct)}
+        ),
+        coverage=tuple((i + 1) / CURVE for i in range(CURVE)),
+        risk={
+            name: thin_curve(metrics.risk_coverage(score, correct)[1])
+            for name, score in scores.items()
+        },
+    )
+
+
+def thin_curve(risk: Tensor) -> tuple[float, ...]:
+    """Return the risk at coverage 1/20, 2/20, ..., 1."""
+    return tuple(float(risk[max(1, round(len(risk) * (i + 1) / CURVE)) - 1]) for i in range(CURVE))

@@ -1,0 +1,205 @@
+"""The network and the loss of a configuration, by name or as the user's own objects."""
+
+import inspect
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sureclr.config import PretrainConfig
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.maths.objectives import OBJECTIVES, Objective, objective
+from sureclr.models.embedding import as_float, evaluating
+from sureclr.models.encoders import CUSTOM, encoder
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
+from sureclr.training.devices import seeded
+
+STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation
+OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that records it
+    "temperature": "temperature",
+    "weight": "certainty_weight",
+    "dimension": "kernel_dimension",
+    "empirical_prior": "empirical_prior",
+    "softening": "softening",
+    "samples": "samples",
+}
+
+
+def is_own(name: str) -> bool:
+    """Return whether a recorded name is that of the user's own encoder or loss."""
+    return name.startswith(CUSTOM)
+
+
+def build(
+    config: PretrainConfig,
+    channels: int,
+    mean: Tensor,
+    std: Tensor,
+    *,
+    network: nn.Module | None = None,
+    loss: Objective | None = None,
+) -> tuple[SimCLR, Objective]:
+    """Build the model and the loss of a configuration.
+
+    Their initial weights depend on `config.seed` alone, but for those of a network of the user's.
+
+    Args:
+        config: names encoder and loss.
+        channels: 1 for grey images, 3 for colour.
+        mean: (channels,) of the pixels in [0, 1].
+        std: (channels,) of the same.
+        network: the user's own encoder where the configuration names one; becomes part of the
+            model without being copied.
+        loss: the user's own loss where the configuration names one; returned as it is.
+
+    Raises:
+        UserError: a name or an option is wrong, or an object of the user's is missing.
+    """
+    criterion = _loss(config, loss)
+    if config.certainty_gradient == "off" and not criterion.uses_certainty:
+        raise UserError(
+            f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none;"
+            " leave it out."
+        )
+    with seeded(config.seed):
+        if network is None:
+            network = encoder(config.encoder, config.stem, channels, config.init == "timm")
+        features = cast(int, network.num_features)
+        projection = ProjectionHead(
+            features, config.projection_dim, config.projection_hidden, config.projection_layers
+        )
+        certainty = (
+            CertaintyHead(features, gradient=config.certainty_gradient == "on")
+            if criterion.uses_certainty
+            else None
+        )
+    standardised = StandardisedEncoder(network, mean.cpu(), std.cpu())
+    model = SimCLR(standardised, projection, certainty, criterion.read)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
+    return model, criterion
+
+
+def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
+    if not is_own(config.loss):
+        return objective(config.loss, **config.objective_options())
+    if loss is None:
+        raise UserError(
+            f"the loss {config.loss} is an object of your own, and a run stores its state but not"
+            " its code; pass the loss again, as the argument `loss`."
+        )
+    return loss
+
+
+def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> PretrainConfig:
+    """Return the configuration that records the user's own encoder and loss.
+
+    A registered loss is recorded by its name and options, so that it can be built again. An
+    encoder, and any other loss, is recorded as "custom:" and the name of its class.
+
+    Raises:
+        UserError: an argument has the wrong type.
+    """
+    if encoder is not None:
+        if not isinstance(encoder, nn.Module):
+            raise UserError(
+                f"encoder must be a torch.nn.Module, not {type(encoder).__name__}; name an encoder"
+                " in the configuration instead: PretrainConfig(encoder='resnet18')."
+            )
+        config = replace(config, encoder=f"{CUSTOM}{type(encoder).__name__}", init="random")
+    if loss is not None:
+        if not isinstance(loss, Objective):
+            raise UserError(
+                f"loss must be a loss object such as sureclr.SureLoss(), not {type(loss).__name__};"
+                " name a loss in the configuration instead: PretrainConfig(loss='sure')."
+            )
+        options = _options(loss)
+        name = f"{CUSTOM}{type(loss).__name__}" if options is None else loss.name
+        fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
+        config = replace(config, **{"loss": name, **fields})
+    return config
+
+
+def _options(loss: Objective) -> dict[str, Any] | None:
+    """Return the fields of the configuration that build this loss again; None if none do."""
+    if OBJECTIVES.get(getattr(loss, "name", "")) is not type(loss):
+        return None
+    options = {}
+    for name, parameter in inspect.signature(type(loss)).parameters.items():
+        value = getattr(loss, name, inspect.Parameter.empty)
+        if name in OPTION_FIELDS:
+            options[OPTION_FIELDS[name]] = value
+        elif value != parameter.default:
+            return None
+    return None if inspect.Parameter.empty in options.values() else options
+
+
+def own_network(module: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """Return a copy of the user's encoder on the CPU, with the attribute `num_features`.
+
+    Args:
+        module: stays as it is.
+        shape: (c, h, w) of the images.
+
+    Raises:
+        UserError: it does not return (n, f) for images (n, c, h, w).
+    """
+    network = deepcopy(module).cpu()
+    with seeded(0):  # in case it draws random numbers, or makes its weights when first called
+        features = feature_count(network, type(module).__name__, shape)
+    if not hasattr(network, "num_features"):
+        network.num_features = features  # type: ignore[assignment]  # a number, not a module
+    return network
+
+
+def feature_count(network: nn.Module, name: str, shape: Sequence[int]) -> int:
+    """Return the number of features that an encoder returns, from two grey images.
+
+    Args:
+        network: an encoder of standardised images; neither its weights nor its mode change.
+        name: for the error message.
+        shape: (c, h, w) of the images.
+
+    Raises:
+        UserError: it cannot take images of this shape, does not return one vector an image, or has
+            an attribute `num_features` that is another number.
+    """
+    try:
+        with evaluating(network):
+            features = network(torch.zeros(2, *shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"encoder {name} cannot take images of {shape[-1]} pixels"
+            f" ({' '.join(str(error).split())[:120]}); choose another size or encoder."
+        ) from error
+    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+        form = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise UserError(
+            f"encoder {name} must return features (n, f) for images (n, c, h, w), but for"
+            f" {(2, *shape)} it returned {form}; pool or flatten its output."
+        )
+    count = features.shape[1]
+    if getattr(network, "num_features", count) != count:
+        raise UserError(
+            f"encoder {name} returns {count} features, but its attribute num_features is"
+            f" {network.num_features}; correct the attribute."
+        )
+    return count
+
+
+def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (c,) of the pixels in [0, 1].
+
+    They are those of the training images, or timm's own for its pretrained weights.
+    """
+    if config.init == "timm":
+        import timm
+
+        defaults = timm.get_pretrained_cfg(config.encoder)
+        if defaults is not None and len(defaults.mean) == images.images.shape[1]:
+            return torch.tensor(defaults.mean), torch.tensor(defaults.std)
+    some = as_float(images.images[:: max(1, len(images) // STATISTICS_IMAGES)])
+    return some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)

@@ -1,0 +1,112 @@
+"""The loop around the step of `trainer.Trainer`: lines, monitor, checkpoints and signals."""
+
+import time
+from contextlib import ExitStack
+
+from sureclr.progress import Progress
+from sureclr.stopping import StopFlag, stop_on_signals
+from sureclr.training.monitor import Monitor, collapse_warning, monitor_text
+from sureclr.training.records import (
+    begin_run,
+    resume_run,
+    save_snapshot,
+    step_numbers,
+    write_encoder,
+)
+from sureclr.training.run_dir import RunDir
+from sureclr.training.track import Tracker, open_tracker
+from sureclr.training.trainer import Trainer
+
+
+def run_training(
+    trainer: Trainer, directory: RunDir, progress: Progress, *, resume: bool, track: str | None
+) -> None:
+    """Take all steps that a run still has to take, and write its folder.
+
+    Args:
+        trainer: at step 0.
+        directory: prepared for writing.
+        progress: gets the number of steps done with their numbers, and messages.
+        resume: whether to continue the run that the folder holds.
+        track: tensorboard, wandb or None.
+
+    Raises:
+        UserError: training diverged, the run to resume has another configuration, or another
+            process is writing to the folder.
+        Stopped: SIGINT or SIGTERM, after a checkpoint.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(directory.lock())
+        stop = stack.enter_context(stop_on_signals())
+        tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
+        resume_run(directory, trainer) if resume else begin_run(directory, trainer)
+        monitor = Monitor.of(trainer.images, trainer.config.seed)
+        progress.begin("Training", trainer.steps, trainer.done)
+        try:
+            _take_steps(trainer, directory, monitor, stop, progress, tracker)
+        finally:
+            progress.finish()
+        write_encoder(directory, trainer)
+
+
+def _take_steps(
+    trainer: Trainer,
+    directory: RunDir,
+    monitor: Monitor,
+    stop: StopFlag,
+    progress: Progress,
+    tracker: Tracker,
+) -> None:
+    """Take the remaining steps, with a line for each and checkpoints when they are due."""
+    saved = f"continue with resume=True, out={str(directory.path)!r}"
+    while trainer.done < trainer.steps:
+        untrained = _untrained_knn(trainer, monitor)
+        began = time.monotonic()
+        loss, posterior = trainer.step()
+        numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
+        if trainer.done % trainer.per_epoch == 0:
+            numbers |= _monitored(trainer, directory, monitor, progress)
+        directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
+        tracker(numbers)
+        progress.update(trainer.done, numbers)
+        complete = trainer.done == trainer.steps
+        if complete:
+            _report_gain(directory, numbers, progress)
+        if stop or complete or trainer.is_due(trainer.config.checkpoint_every):
+            trainer.check_weights()
+            directory.save_checkpoint(trainer.done, *trainer.state())
+        stop.check(saved)
+
+
+def _untrained_knn(trainer: Trainer, monitor: Monitor) -> dict[str, float]:
+    """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
+    if trainer.done > 0 or not trainer.config.monitor_every:
+        return {}
+    return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+
+
+def _monitored(
+    trainer: Trainer, directory: RunDir, monitor: Monitor, progress: Progress
+) -> dict[str, float]:
+    """Return the monitor's numbers after an epoch and save a snapshot, if they are due."""
+    config, epoch = trainer.config, trainer.done // trainer.per_epoch
+    if not (trainer.is_due(config.monitor_every) or trainer.is_due(config.snapshot_every)):
+        return {}
+    numbers, tensors = monitor.measure(trainer.model, config.views)
+    progress.message(monitor_text(epoch, numbers))
+    if warning := collapse_warning(numbers):
+        progress.message(warning)
+    if trainer.is_due(config.snapshot_every):
+        path = directory.snapshots / f"epoch-{epoch:05d}.safetensors"
+        save_snapshot(path, tensors, {"epoch": epoch, **numbers})
+    return numbers
+
+
+def _report_gain(directory: RunDir, numbers: dict[str, float], progress: Progress) -> None:
+    """Compare kNN at the end of training with the untrained encoder, if both were measured."""
+    before = next((line.get("knn_untrained") for line in directory.lines()), None)
+    if before is not None and "knn" in numbers:
+        progress.message(
+            f"kNN accuracy on held-out training images {numbers['knn']:.3f} (untrained encoder"
+            f" {before:.3f})"
+        )

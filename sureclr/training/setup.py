@@ -1,0 +1,110 @@
+"""What a run starts from: a trainer at step 0 whose batch fits into memory."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from sureclr.config import PretrainConfig
+from sureclr.data.batches import steps_per_epoch
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.maths.objectives import Objective
+from sureclr.progress import Progress
+from sureclr.training.building import build, feature_count, own_network, pixel_statistics
+from sureclr.training.devices import choose_precision
+from sureclr.training.optimizers import new_optimizer
+from sureclr.training.trainer import Trainer
+
+
+def new_trainer(
+    config: PretrainConfig,
+    images: ImageSet,
+    device: torch.device,
+    *,
+    encoder: nn.Module | None = None,
+    loss: Objective | None = None,
+) -> Trainer:
+    """Return a trainer at step 0.
+
+    Args:
+        config: of the run, as `building.recorded` returns it.
+        images: the training images.
+        device: on which the network runs.
+        encoder: the user's own encoder, which is copied.
+        loss: the user's own loss, which is copied.
+
+    Raises:
+        UserError: the images are too few, or configuration and images do not fit together.
+    """
+    steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
+    shape = images.images.shape[1:]
+    mean, std = pixel_statistics(images, config)
+    network = None if encoder is None else own_network(encoder, shape)
+    model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))
+    if network is None:
+        feature_count(model.encoder.backbone, config.encoder, shape)
+    model.to(device).train()
+    objective.to(device).train()
+    optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
+    precision = choose_precision(config.precision, device)
+    return Trainer(config, images, model, objective, optimizer, precision)
+
+
+def fitting_trainer(
+    config: PretrainConfig,
+    images: ImageSet,
+    device: torch.device,
+    progress: Progress,
+    *,
+    probe: bool,
+    encoder: nn.Module | None = None,
+    loss: Objective | None = None,
+) -> Trainer:
+    """Return a trainer at step 0 whose batch fits into memory.
+
+    If `micro_batch` is not set, the number of images at a time is halved until one gradient can be
+    computed.
+
+    Args:
+        config: as in `new_trainer`, like the arguments that are not named here.
+        images: the training images.
+        device: on which the network runs.
+        progress: gets a message if the batch had to be divided.
+        probe: whether to try a gradient at all: on accelerators, because a CPU swaps instead of
+            raising an error. The trial leaves no trace.
+        encoder: the user's own encoder.
+        loss: the user's own loss.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    chosen = config
+    while probe and config.micro_batch is None:
+        if _fits(new_trainer(chosen, images, device, encoder=encoder, loss=loss)):
+            break
+        size = chosen.micro_batch or chosen.batch_size
+        if size % 2 or size < 4:
+            raise UserError(
+                f"{size} images do not fit into the device's memory, and {size} cannot be halved;"
+                " choose a batch_size that is a power of two, a smaller micro_batch, encoder or"
+                " size."
+            )
+        chosen = replace(chosen, micro_batch=size // 2)
+    if chosen != config:
+        progress.message(
+            f"{config.batch_size} images do not fit into the device's memory at once, so gradients"
+            f" are accumulated exactly with micro_batch={chosen.micro_batch} (batch normalisation"
+            " uses the statistics of a micro-batch)"
+        )
+    return new_trainer(chosen, images, device, encoder=encoder, loss=loss)
+
+
+def _fits(trainer: Trainer) -> bool:
+    """Return whether the gradient of a step can be computed."""
+    try:
+        trainer.gradient()
+    except torch.OutOfMemoryError:
+        return False
+    return True

@@ -1,0 +1,160 @@
+"""The step of contrastive pretraining, and the state that it changes."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sureclr.config import PretrainConfig
+from sureclr.data.batches import batch, steps_per_epoch
+from sureclr.data.image_set import ImageSet
+from sureclr.data.views import two_views
+from sureclr.errors import UserError
+from sureclr.maths.objectives import Objective
+from sureclr.maths.sphere import Posterior
+from sureclr.models.simclr import SimCLR
+from sureclr.training import accumulate
+from sureclr.training.optimizers import learning_rate, set_learning_rate
+
+
+@dataclass
+class Trainer:
+    """All that a step changes, and all that it needs.
+
+    Attributes:
+        config: of the run.
+        images: the training images.
+        model: the network, in training mode.
+        objective: the loss.
+        optimizer: of the model's parameters.
+        precision: in which the network runs.
+        done: number of steps done.
+    """
+
+    config: PretrainConfig
+    images: ImageSet
+    model: SimCLR
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    precision: torch.dtype
+    done: int = 0
+
+    @property
+    def per_epoch(self) -> int:
+        """Return the number of steps of an epoch."""
+        return steps_per_epoch(len(self.images), self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Return the number of steps of the whole run."""
+        return self.per_epoch * self.config.epochs
+
+    def step(self) -> tuple[float, Posterior]:
+        """Take one step of the optimizer over `config.batch_size` images.
+
+        Returns:
+            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        set_learning_rate(self.optimizer, self.rate())
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, posterior = self.gradient()
+        if not math.isfinite(value := float(loss)):
+            raise self._diverged(f"the loss is {value}")
+        self.optimizer.step()
+        self.done += 1
+        return value, posterior
+
+    def gradient(self) -> tuple[Tensor, Posterior]:
+        """Add the gradient of the next step's loss to the gradients of the parameters.
+
+        Returns:
+            The loss and the posteriors of the views, detached.
+        """
+        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
+        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
+        rows = indices.to(self.images.images.device)
+        pixels = self.images.images[rows].to(self.model.device, non_blocking=True)
+        return accumulate.backward(
+            self.model,
+            self.objective,
+            lambda part: two_views(pixels[part], seeds[part], config.views),
+            config.batch_size,
+            config.micro_batch,
+            self._generator(),
+            self.precision,
+        )
+
+    def rate(self) -> float:
+        """Return the learning rate of the next step."""
+        warmup = min(round(self.config.warmup_epochs * self.per_epoch), self.steps // 2)
+        return learning_rate(self.done, self.steps, warmup, self.config.learning_rate)
+
+    def is_due(self, every: int) -> bool:
+        """Return whether something that is done every so many epochs is due after the last step.
+
+        It is also due at the end of the run; `every` = 0 means never.
+        """
+        epoch, rest = divmod(self.done, self.per_epoch)
+        return bool(every) and rest == 0 and (epoch % every == 0 or self.done == self.steps)
+
+    def check_weights(self) -> None:
+        """Raise a `UserError` if a weight is not finite.
+
+        Call it before a checkpoint: a loss can be finite when its gradient is not.
+        """
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise self._diverged("a weight is not finite")
+
+    def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+        """Return the parts and the numbers of a checkpoint."""
+        state = self.optimizer.state_dict()["state"]
+        tensors = {
+            f"{index}.{key}": torch.as_tensor(value)
+            for index, entry in state.items()
+            for key, value in entry.items()
+            if value is not None
+        }
+        numbers = {
+            "step": self.done,
+            "size": self.images.images.shape[-1],
+            "channels": self.images.images.shape[1],
+            "source": self.images.name,
+            "configuration": asdict(self.config),
+        }
+        parts = {
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": tensors,
+        }
+        return parts, numbers
+
+    def restore(self, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
+        """Continue from a checkpoint of `state`."""
+        self.model.load_state_dict(parts["model"])
+        self.objective.load_state_dict(parts["objective"])
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, key = name.split(".", 1)
+            entries.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
+        self.done = numbers["step"]
+
+    def _generator(self) -> torch.Generator:
+        """Return a generator for losses that sample.
+
+        It depends on seed and step alone, so that a resumed run draws the same numbers.
+        """
+        generator = torch.Generator(self.model.device)
+        return generator.manual_seed(self.config.seed * 1_000_003 + self.done)
+
+    def _diverged(self, sign: str) -> UserError:
+        return UserError(
+            f"{sign} at step {self.done}, so training has diverged; lower learning_rate (now"
+            f" {self.config.learning_rate}) or raise temperature. The last checkpoint is from"
+            " before."
+        )

@@ -1,0 +1,114 @@
+"""results.json as typed results: what is written is read back, and another form is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sureclr.errors import UserError
+from sureclr.evaluation.results import (
+    SCHEMA,
+    BaselineIntervals,
+    Baselines,
+    KnnResult,
+    Provenance,
+    Results,
+    read_results,
+    save_result,
+)
+
+KNN = KnnResult(
+    0.5, (0.4, 0.6), 20, 100, 50, Baselines(0.3, 0.2), BaselineIntervals((0, 1), (0, 1))
+)
+MADE = Provenance("c", "i", "l", "", "0.1.0", "2026-11-26T10:00:00+00:00", 1.5, {})
+
+
+def test_no_file_is_no_results(tmp_path: Path) -> None:
+    results = read_results(tmp_path)
+    assert len(results) == 0 and list(results) == []
+
+
+def test_a_saved_result_is_read_back_with_its_provenance(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    results = read_results(tmp_path)
+    assert results["knn"] == KNN and results.provenance["knn"] == MADE
+
+
+def test_keys_that_others_rely_on(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content["schema"] == SCHEMA
+    assert content["knn"]["accuracy"] == 0.5 and content["knn"]["interval"] == [0.4, 0.6]
+    assert content["knn"]["baselines"] == {"raw_pixels": 0.3, "untrained": 0.2}
+    assert content["knn"]["provenance"]["checkpoint"] == "c"
+
+
+def test_saving_one_result_leaves_the_others(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    save_result(tmp_path, "knn:fashion-mnist", replace(KNN, accuracy=0.25), MADE)
+    save_result(tmp_path, "mine", {"a": [1, 2]}, MADE)
+    save_result(tmp_path, "knn", replace(KNN, accuracy=0.75), MADE)
+    results = read_results(tmp_path)
+    assert list(results) == ["knn", "knn:fashion-mnist", "mine"]
+    assert [results["knn"].accuracy, results["knn:fashion-mnist"].accuracy] == [0.75, 0.25]
+    assert results["mine"] == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ("", "damaged"),
+        ("[1]", "damaged"),
+        ("{", "damaged"),
+        ('{"knn": {}}', "another version"),
+        ('{"schema": 99, "knn": {}}', "another version"),
+        ('{"schema": 1, "knn": 3}', "knn"),
+        ('{"schema": 1, "knn": {"accuracy": 1}}', "provenance"),
+    ],
+)
+def test_another_file_is_refused_in_a_sentence_and_not_written_over(
+    tmp_path: Path, content: str, word: str
+) -> None:
+    path = tmp_path / "results.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=word):
+        read_results(tmp_path)
+    with pytest.raises(UserError, match=word):
+        save_result(tmp_path, "knn", KNN, MADE)
+    assert path.read_text() == content
+
+
+def test_a_result_with_a_key_too_many_is_of_another_schema(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    content = json.loads((tmp_path / "results.json").read_text())
+    content["knn"]["more"] = 1
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"knn\.more"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"time": "later", "seconds": 9.0, "version": "2"}, True),
+        ({"checkpoint": "x"}, False),
+        ({"images": "x"}, False),
+        ({"labels": "x"}, False),
+        ({"other_checkpoint": "x"}, False),
+        ({"options": {"human": "h"}}, False),
+    ],
+)
+def test_the_same_origin_is_the_same_weights_images_labels_and_options(
+    change: dict[str, Any], same: bool
+) -> None:
+    assert MADE.same_origin(replace(MADE, **change)) is same
+
+
+def test_results_in_a_notebook_show_accuracies_and_are_one_line_elsewhere(tmp_path: Path) -> None:
+    results = Results(Path("<b>run</b>"), {"knn": KNN, "ood": object()}, {"knn": MADE, "ood": MADE})
+    html = results._repr_html_()
+    assert "0.5000" in html and "0.4000 to 0.6000" in html and "&lt;b&gt;" in html
+    assert repr(results) == "<Results of <b>run</b>: knn, ood>"
