@@ -32,10 +32,10 @@ from sureclr.evaluation.certainty_quality import measure_uncertainty
 from sureclr.evaluation.foreign_images import measure_ood
 from sureclr.evaluation.inputs import evaluation_inputs
 from sureclr.evaluation.results import UncertaintyResult
+from sureclr.progress import SILENT
 from sureclr.recipes import recipe
 from sureclr.schema import to_json
 from sureclr.training.pretraining import pretrain
-from sureclr.training.progress import Silent
 from sureclr.training.run import Run
 
 LINES = Path(__file__).with_suffix(
@@ -167,7 +167,7 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         run = pretrain(
-            config, images.train, out=Path(folder) / "run", device="cpu", reporter=Silent()
+            config, images.train, out=Path(folder) / "run", device="cpu", progress=SILENT
         )
         trained = time.process_time() - start
         numbers = measured(run, images)

@@ -54,18 +54,25 @@ class StopFlag:
             raise Stopped(self.signal, saved)
 
 
+_active: list[StopFlag] = []  # the flag of the block that the main thread is in, if any
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
     """Turn the first SIGINT or SIGTERM inside the block into a flag.
 
-    A second signal raises KeyboardInterrupt at once. The handlers from before return at the end of
-    the block. Python lets only the main thread handle signals: in another thread nothing sets the
-    flag.
+    A block inside another one shares its flag, so that a signal stops both. A second signal raises
+    KeyboardInterrupt at once. The handlers from before return at the end of the outer block. Python
+    lets only the main thread handle signals: in another thread nothing sets the flag.
     """
-    flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
-        yield flag
+        yield StopFlag()
         return
+    if _active:
+        yield _active[0]
+        return
+    flag = StopFlag()
+    _active.append(flag)
 
     def set_flag(number: int, frame: FrameType | None) -> None:
         if flag:
@@ -76,5 +83,6 @@ def stop_on_signals() -> Iterator[StopFlag]:
     try:
         yield flag
     finally:
+        _active.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -266,7 +266,8 @@ def _sensitivity(name: str, result: "SensitivityResult") -> str:
             continue
         cosines = change.responses.direction
         at = min(range(len(cosines)), key=cosines.__getitem__)
-        certainty = change.responses.certainty and change.responses.certainty[at]
+        changes = change.responses.certainty
+        certainty = None if changes is None else changes[at]
         strength = f"{change.label:20s} at {change.strengths[at]:<6g} {change.unit}"
         rows.append(f"  {strength:64s}{cosines[at]:>8.3f}{_number(certainty):>26s}")
     return "\n".join(rows)

@@ -24,7 +24,8 @@ from sureclr.files import digest_of_tensors
 from sureclr.maths.sphere import unit_rows
 from sureclr.models.embedding import as_float, embed_blocks
 from sureclr.progress import SILENT, Progress
-from sureclr.training.run import Run, build
+from sureclr.training.building import build
+from sureclr.training.run import Run
 
 # Raw pixels of an image as features: 32 x 32 in grey, 18 x 18 in colour. A linear probe on 27,648
 # numbers is no better and takes hours.

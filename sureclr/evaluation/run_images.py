@@ -13,7 +13,8 @@ from sureclr.data.folder import held_out
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.labels import label_lines
 from sureclr.data.sources import is_source, load_images
-from sureclr.data.user_images import as_image_set, encode_labels
+from sureclr.data.user_images import as_image_set
+from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors
 from sureclr.progress import SILENT, Progress

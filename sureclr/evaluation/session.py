@@ -152,9 +152,9 @@ class Session:
             UserError: an unknown name, or the evaluation cannot be made of these images.
         """
         evaluation = EVALUATIONS[name]
-        return self.kept(self.key(name), lambda: evaluation(self.inputs), again=again)
+        return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
-    def kept(
+    def stored_or_new(
         self, key: str, make: Callable[[], Any], *, again: bool = False, other_checkpoint: str = ""
     ) -> Any:
         """Return the stored result of this key if it is of the same origin, else make and save it."""
@@ -268,11 +268,12 @@ def compare(
         Session(a, device=device, root=root, progress=progress) as first,
         Session(b, device=device, root=root, progress=progress) as second,
     ):
-        return first.kept(
+        comparison: Comparison = first.stored_or_new(
             f"comparison:{second.run.path.resolve().name}",
             lambda: _comparison(first, second),
             other_checkpoint=second.run.checkpoint,
         )
+    return comparison
 
 
 def _comparison(first: Session, second: Session) -> Comparison:

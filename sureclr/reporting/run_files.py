@@ -121,9 +121,7 @@ def own_images(
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:
-        return load_images(
-            source, root=root, size=config.size, seed=config.seed, progress=False
-        ), ""
+        return load_images(source, root=root, size=config.size, seed=config.seed), ""
     except UserError as error:
         return None, str(error)
 

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 
 from sureclr.config import PretrainConfig
-from sureclr.data.image_set import ImageSet, convert
-from sureclr.training.run import as_image_set
+from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import load_images
+from sureclr.data.user_images import as_image_set
+from sureclr.progress import Progress
 
 # The share of a GPU's memory that the uint8 images may take. Larger sets stay in main memory and
 # move to the GPU batch by batch.
@@ -16,7 +18,11 @@ RESIDENT_SHARE = 0.25
 
 
 def training_images(
-    config: PretrainConfig, images: Any, root: Path | None, device: torch.device
+    config: PretrainConfig,
+    images: Any,
+    root: Path | None,
+    device: torch.device,
+    progress: Progress,
 ) -> ImageSet:
     """Return the images that may be trained on, on the device if they fit.
 
@@ -25,14 +31,14 @@ def training_images(
         images: the user's own images instead of the source's, or None.
         root: where data sets lie.
         device: on which the network runs.
+        progress: gets the number of decoded images.
     """
-    from sureclr.data.sources import load as load_source
-
-    everything = (
-        load_source(config.source, root=root, size=config.size, seed=config.seed)
-        if images is None
-        else convert(as_image_set(images), config.size)
-    )
+    if images is None:
+        everything = load_images(
+            config.source, root=root, size=config.size, seed=config.seed, progress=progress
+        )
+    else:
+        everything = as_image_set(images, size=config.size, progress=progress)
     training = everything.pretraining
     if (
         device.type == "cuda"

@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig, from_dict, read_yaml
@@ -16,7 +17,7 @@ from sureclr.training.images import training_images
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
-from sureclr.training.setup import fitting_trainer
+from sureclr.training.setup import fitting_trainer, new_trainer
 from sureclr.training.track import check_tracker
 
 
@@ -38,8 +39,8 @@ def pretrain(
 
     Args:
         config: everything that decides what the run learns.
-        images: the user's own images instead of those of `config.source`: an ImageSet, a uint8
-            array (n, c, h, w) or (n, h, w), or a list of PIL images.
+        images: the user's own images instead of those of `config.source`: paths, a folder, PIL
+            images, an array, a map-style data set, ... (see `sureclr.as_image_set`).
         encoder: a module of the user's own instead of the one that `config.encoder` names. It maps
             images (n, c, h, w), standardised by the mean and the standard deviation of the training
             images, to features (n, f). A copy is trained; the module itself stays as it is.
@@ -67,7 +68,7 @@ def pretrain(
     directory.check(resume, overwrite)
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
-    training = training_images(config, images, root, chosen)
+    training = training_images(config, images, root, chosen, progress)
     if resume and config.micro_batch is None:  # use what fitted when the run began
         config = replace(config, micro_batch=from_dict(read_yaml(directory.config)).micro_batch)
     probe = chosen.type != "cpu" and not resume
@@ -86,3 +87,39 @@ def pretrain(
         training.name,
         directory.newest_digest() or "",
     )
+
+
+def check_pretraining(
+    config: PretrainConfig,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Raise what `pretrain` would raise before its first step; write no run folder.
+
+    The images are read (a folder is decoded into its cache, a data set may be downloaded), and the
+    network is built and tried on two of them.
+
+    Args:
+        config: as for `pretrain`, like the other arguments.
+        out: the run folder.
+        resume: whether the run in `out` would be continued.
+        overwrite: whether it would be replaced.
+        device: auto, cuda, mps or cpu.
+        root: the folder of the data sets.
+        progress: gets the number of decoded images; None: reports on stderr.
+
+    Raises:
+        UserError: as `pretrain`.
+    """
+    if out is not None:
+        RunDir(Path(out)).check(resume, overwrite)
+    choose_device(device)
+    progress = progress or ConsoleProgress()
+    on_cpu = torch.device("cpu")
+    images = training_images(config, None, root, on_cpu, progress)
+    new_trainer(config, images, on_cpu)

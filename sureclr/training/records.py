@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sureclr.config import differing, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
-from sureclr.files import write_whole
+from sureclr.files import write_atomically
 from sureclr.maths.sphere import Posterior
 from sureclr.training.building import is_own
 from sureclr.training.run_dir import RunDir, plain_tensors
@@ -25,8 +25,10 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     """
     if own := _own_state(trainer):
         directory.save_initial(own)
-    write_whole(directory.config, to_yaml(trainer.config).encode())
-    write_whole(directory.path / "environment.json", json.dumps(environment(), indent=1).encode())
+    write_atomically(directory.config, to_yaml(trainer.config).encode())
+    write_atomically(
+        directory.path / "environment.json", json.dumps(environment(), indent=1).encode()
+    )
 
 
 def resume_run(directory: RunDir, trainer: Trainer) -> None:
@@ -117,7 +119,7 @@ def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, flo
     """
     from safetensors.torch import save
 
-    write_whole(path, save(plain_tensors(tensors), {"numbers": json.dumps(numbers)}))
+    write_atomically(path, save(plain_tensors(tensors), {"numbers": json.dumps(numbers)}))
 
 
 def write_encoder(directory: RunDir, trainer: Trainer) -> None:
@@ -141,7 +143,7 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     # one key: safetensors writes several in random order, and equal runs would differ in their
     # bytes
     metadata = {"sureclr": json.dumps(description)}
-    write_whole(directory.path / "encoder.safetensors", save(weights, metadata))
+    write_atomically(directory.path / "encoder.safetensors", save(weights, metadata))
 
 
 def environment() -> dict[str, Any]:

@@ -1,20 +1,17 @@
 """A trained run: its configuration, its network and its folder; `sureclr.load` opens one."""
 
 import json
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
@@ -75,12 +72,12 @@ class Run:
         """Return the table of these images, converted to the run's size and channels.
 
         Args:
-            images: an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images.
+            images: anything that `sureclr.as_image_set` takes.
             progress: gets the number of embedded images.
         """
-        converted = convert(as_image_set(images), self.size, self.channels)
+        fitting = as_image_set(images, size=self.size, channels=self.channels)
         dimension = self.kernel_dimension
-        return embed(self.model, converted, kernel_dimension=dimension, progress=progress)
+        return embed(self.model, fitting, kernel_dimension=dimension, progress=progress)
 
     def untrained(self) -> "Run":
         """Return the run as it was before its first step, the baseline of every evaluation.
@@ -177,46 +174,6 @@ def _accuracies(results: Path) -> list[tuple[str, str]]:
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-def as_image_set(images: Any, name: str = "images") -> ImageSet:
-    """What a user has in hand as an ImageSet without labels, all of it training images."""
-    if isinstance(images, ImageSet):
-        return images
-    if isinstance(images, Sequence) and not isinstance(images, str) and len(images):
-        if strange := {
-            image.mode for image in images if getattr(image, "mode", "RGB") not in ("L", "RGB")
-        }:
-            raise UserError(
-                f"PIL images must be grey (L) or RGB, not {', '.join(sorted(strange))}; convert"
-                " them, image.convert('RGB')."
-            )
-        arrays = [np.asarray(image) for image in images]  # PIL images
-        if len({array.shape for array in arrays}) > 1:
-            raise UserError(
-                "the images of a list must be of one size and mode; resize and convert them first,"
-                " or give a folder: source."
-            )
-        images = np.stack(arrays)
-        images = images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
-    pixels = torch.as_tensor(images)
-    if pixels.ndim == 3:
-        pixels = pixels.unsqueeze(1)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
-        raise UserError(
-            "images must be uint8 of shape (n, c, h, w) or (n, h, w) with 1 or 3 channels, a list"
-            f" of PIL images of one size, or an ImageSet; got {pixels.dtype} of shape"
-            f" {tuple(pixels.shape)}."
-        )
-    n = len(pixels)
-    return ImageSet(
-        name,
-        pixels.contiguous(),
-        torch.full((n,), -1),
-        (),
-        np.full(n, "train"),
-        [f"train/{i:05d}" for i in range(n)],
-    )
 
 
 def load(

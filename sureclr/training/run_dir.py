@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import remove, sync_folder, write_synced, write_whole
+from sureclr.files import remove, sync_folder, write_atomically, write_synced
 
 KEPT_CHECKPOINTS = 2
 OF_THE_WEIGHTS = (  # worthless once training continues
@@ -190,7 +190,7 @@ class RunDir:
     def forget_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run will write again."""
         lines = [line for line in self.lines() if line.get("step", 0) <= step]
-        write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def forget_results(self) -> None:
         """Remove what was computed from weights that training is about to change."""
@@ -214,7 +214,7 @@ class RunDir:
 
     def add_result(self, key: str, value: dict[str, Any]) -> None:
         """Set one key of results.json; the others stay."""
-        write_whole(
+        write_atomically(
             self.results, json.dumps({**self.results_so_far(), key: value}, indent=1).encode()
         )
 
@@ -299,7 +299,7 @@ class RunDir:
         from safetensors.torch import save
 
         plain = plain_tensors(tensors)
-        write_whole(self.initial, save(plain, {"sha256": _digest(plain)}))
+        write_atomically(self.initial, save(plain, {"sha256": _digest(plain)}))
 
     def load_initial(self) -> dict[str, Tensor]:
         """Load initial.safetensors.

@@ -12,7 +12,7 @@ from sureclr.config import PretrainConfig
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, SilentProgress
 from sureclr.training import accumulate
-from sureclr.training.run import as_image_set
+from sureclr.training.run import 
 from sureclr.training.setup import fitting_trainer, new_trainer
 
 CONFIG = PretrainConfig(

@@ -24,7 +24,7 @@ from sureclr.maths.objectives import SureLoss
 from sureclr.progress import SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.monitor import Monitor
-from sureclr.training.run import as_image_set, load
+from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
 

@@ -17,7 +17,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.training.building import build, pixel_statistics
 from sureclr.training.records import environment
-from sureclr.training.run import Run, as_image_set, load
+from sureclr.training.run import Run, load
 from sureclr.training.run_dir import RunDir
 
 
