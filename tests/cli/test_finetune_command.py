@@ -91,7 +91,7 @@ def test_one_json_object_and_the_same_as_text(
     assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith(
         "next: sureclr"
     )
-    assert (run / rows[-2].removeprefix("classifier: ")).is_file()
+    assert (run / rows[-2].removeprefix("The classifier is ").removesuffix(".")).is_file()
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "none.csv"], "no such file"),
         (["--labels", "150%"], "at most 100%"),
         (["--labels", "1"], "too few labels for 2 classes"),
-        (["--labels", "99"], "99 labels were asked for"),
-        (["--labels", "4", "--lr", "-1"], "learning_rates must be"),
+        (["--labels", "99"], "99 labels are more than the 16"),
+        (["--labels", "4", "--lr", "-1"], "--learning-rates must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
         (["--labels", "4", "--bn", "off"], "bn"),
         (["--labels", "4", "--data", "nothing"], "nothing"),

@@ -55,7 +55,8 @@ def test_a_folder_is_read_and_split_as_the_run_did(run: Run, tmp_path: Path) -> 
     expected = sureclr.finetune(run, images, ONE_TRAINING, labels=6, progress=SILENT)
     origin = read_results(run.path).provenance[f"finetune:6:{images.name}"]
     result = sureclr.finetune(run, None, ONE_TRAINING, labels=6, again=True, progress=SILENT)
-    assert timeless(result) == timeless(expected)
+    assert timeless(list(result.per_seed)) == timeless(list(expected.per_seed))
+    assert result.weights.sha256 == expected.weights.sha256
     assert read_results(run.path).provenance["finetune:6"].same_origin(origin)
 
 
