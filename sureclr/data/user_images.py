@@ -32,7 +32,7 @@ from sureclr.data.parallel_decoding import decode_files
 from sureclr.data.sources import SOURCES, is_source, load_images
 from sureclr.data.user_labels import Label, encode_labels
 from sureclr.errors import UserError, unknown
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 
 KINDS = (
     "an ImageSet, paths of image files, a folder, a data source, PIL images, uint8 arrays or"
@@ -331,7 +331,7 @@ def _from_dataset(
     labels: list[object] = []
 
     def pictures() -> Iterator[Image.Image]:
-        with reporting(progress, "Reading images", len(dataset)) as update:
+        with report_progress(progress, "Reading images", len(dataset)) as update:
             for i in range(len(dataset)):
                 image, label = _image_and_label(dataset, i)
                 labels.append(label)

@@ -18,7 +18,7 @@ from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import Attempt, ProbeScore, SeedResult, TrainedScore
 from sureclr.finetuning.train import Classifier, Fit, Training, fit, score_on
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 from sureclr.training.run import Run
 
 Arm = Literal["finetune", "scratch"]
@@ -81,7 +81,7 @@ class Experiment:
         fits = self.search(arm, train, held_out, seed, rates)
         best = best_fit(fits)
         task = f"Seed {seed}, {ARMS[arm]}: test"
-        with reporting(self.progress, task, len(self.test)) as update:
+        with report_progress(self.progress, task, len(self.test)) as update:
             accuracy = score_on(best.model, self.test, update).accuracy
         score = TrainedScore(
             accuracy=accuracy,
@@ -120,7 +120,7 @@ class Experiment:
                 frozen_statistics=self.config.bn == "frozen" and arm == "finetune",
             )
             task = f"Seed {seed}, {ARMS[arm]}: learning rate {rate:g}"
-            with reporting(self.progress, task, training.steps):
+            with report_progress(self.progress, task, training.steps):
                 fits.append(fit(training, held_out, self.progress))
         return fits
 
