@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -372,6 +373,18 @@ def test_information_limits(d):
     assert sphere.information(f64(1e-3), d).item() == pytest.approx(d / 2 * 1e-6, rel=1e-5)
     sure = -(d - 1) * math.log(1 - 0.999999**2) - d / 2 * (psi(d / 2) + np.euler_gamma)
     assert sphere.information(f64(0.999999), d).item() == pytest.approx(sure, rel=d * 2e-5)
+
+
+@pytest.mark.parametrize("d", [2, 3, 128, 4096])
+@pytest.mark.parametrize("gap", [1e-6, 1e-4, 1e-2, 0.5])
+def test_information_is_exact_to_12_digits(d, gap):
+    """The series of theory 6 as a hypergeometric function, by mpmath with 40 digits."""
+    with mpmath.workdps(40):
+        x, nu = (1 - mpmath.mpf(gap)) ** 2, mpmath.mpf(d) / 2 - 1
+        total = x / (nu + 1) * mpmath.hyp2f1(1, nu + 1, nu + 2, x)
+        exact = float(-nu * mpmath.log(1 - x) + mpmath.mpf(d) / 2 * total)
+    value = sphere.information(1 - f64(gap), d, f64(gap)).item()
+    assert value == pytest.approx(exact, rel=1e-12, abs=1e-12)
 
 
 def test_information_on_the_circle():
