@@ -163,6 +163,32 @@ def test_too_many_or_too_few_are_refused(text: str, words: str) -> None:
         choose_labels(a_set(), of(text))
 
 
+@pytest.mark.parametrize(("text", "count"), [("3", 3), ("31", 31), ("100%", 31)])
+def test_the_fewest_and_the_most_labels_are_accepted(text: str, count: int) -> None:
+    assert len(choose_labels(a_set(), of(text))) == count
+
+
+def test_one_label_is_a_count() -> None:
+    assert of("1").count == 1
+
+
+@pytest.mark.parametrize(
+    ("absent", "words"), [(5, "class b, c, d, e, f; "), (6, "class b, c, d, e, f and 1 more; ")]
+)
+def test_up_to_five_missing_classes_are_named(absent: int, words: str, tmp_path: Path) -> None:
+    n = absent + 1
+    images = ImageSet(
+        "made",
+        torch.zeros(n, 1, 1, 1, dtype=torch.uint8),
+        torch.arange(n),
+        tuple("abcdefg"[:n]),
+        np.full(n, "train"),
+        [f"{i}.png" for i in range(n)],
+    )
+    with pytest.raises(UserError, match=words):
+        read_labels(written(tmp_path, "0.png,a"), images)
+
+
 def test_a_set_without_labels_or_without_a_class_says_so() -> None:
     images = a_set()
     with pytest.raises(UserError, match="no labelled training image; put the images"):

@@ -141,6 +141,8 @@ def test_digits_are_scikit_learns_and_the_last_797_are_the_test() -> None:
 
     theirs, images = load_digits(), load_images("digits")
     assert images.images.shape == (1797, 1, 8, 8) and images.images.max() == 255
+    exact = theirs.images * 255 / 16
+    assert np.abs(images.images[:, 0].numpy() - exact).max() <= 0.5  # rounded, not cut off
     assert np.array_equal(np.rint(images.images[:, 0].numpy() / 255 * 16), theirs.images)
     assert images.labels.tolist() == theirs.target.tolist() and images.classes == tuple(
         "0123456789"

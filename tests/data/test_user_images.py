@@ -64,6 +64,7 @@ def test_an_image_set_passes_through_or_is_converted() -> None:
     images = load_images("digits")
     assert as_image_set(images) is images
     assert as_image_set(images, size=8, channels=1) is images
+    assert as_image_set(images, channels=3).images.shape == (1797, 3, 8, 8)
     small = as_image_set(images, size=5, channels=3)
     assert torch.equal(small.images[:, 1:2], resize(images.images, 5))
     assert torch.equal(small.labels, images.labels) and small.name == "digits"
@@ -489,6 +490,7 @@ def test_labels_and_class_names_of_a_data_set(
         ({"split": "train"}, "train"),
         ({"split": "train+unlabeled"}, "train"),
         ({"train": lambda: None}, "train"),
+        ({"train": None}, "train"),
         ({"split": "train", "train": False}, "train"),
     ],
 )
