@@ -15,7 +15,8 @@ from example_run import write_run
 from PIL import Image
 
 from sureclr.data.sources import load_images
-from sureclr.reporting.page import render, write_page
+from sureclr.reporting.page import write_page
+from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import read_run_files
 
 pytestmark = pytest.mark.browser

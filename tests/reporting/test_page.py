@@ -23,7 +23,8 @@ from PIL import Image
 
 from sureclr.data.sources import load_images
 from sureclr.evaluation.results import Comparison, Results
-from sureclr.reporting.page import render, write_page
+from sureclr.reporting.page import write_page
+from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files
 from sureclr.schema import SchemaError, from_json, to_json
 
@@ -422,7 +423,8 @@ import sys
 from pathlib import Path
 for name in ("sureclr.models", "timm", "torchvision"):
     sys.modules[name] = None
-from sureclr.reporting.page import render, write_page
+from sureclr.reporting.page import write_page
+from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import read_run_files
 out = Path(sys.argv[2])
 write_page(render([read_run_files(Path(sys.argv[1]))]), out)
