@@ -1,5 +1,4 @@
-"""`python -m benchmarks.finetune RUN`: is fine-tuning a pretrained encoder with few labels better
-than training the same network from scratch?
+"""`python -m benchmarks.finetune RUN`: fine-tuning with few labels against training from scratch.
 
     python -m benchmarks.finetune RUN [--labels 1% 10%] [--seeds 5] [--threads 1] [--root DATA]
     python -m benchmarks.finetune --table
@@ -119,8 +118,10 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return Markdown: for each network its accuracy, mean and interval over seeds, the chosen
-    learning rate and epochs, and the CPU seconds of a seed, the search of the first one included.
+    """Return a table in Markdown.
+
+    For each network it has the accuracy (mean and interval over seeds), the chosen learning rate
+    and epochs, and the CPU seconds of a seed, the search of the first one included.
     """
     first = lines[0]
     rows = [

@@ -1,11 +1,10 @@
-"""`python -m benchmarks.views [--rounds 7]`: SimCLR's two views, ours against torchvision, one
-thread, one process, interleaved.
+"""The speed of SimCLR's two views, ours against torchvision's: `python -m benchmarks.views`.
 
-Every route draws views by the same law from the same noise images, from uint8 in memory to float32
-in [0, 1]. That the operations are equal at equal parameters is checked by tests/data/test_views.py.
-Numbers are views per second of process CPU time, medians over the rounds, without the first round.
-The floor is the conversion from uint8 to float32 alone. kornia and lightly join where they are
-importable; nothing here installs them.
+Every route draws views by the same distributions from the same noise images, from uint8 in memory
+to float32 in [0, 1]; tests/data/test_views.py checks that the operations are equal at equal
+parameters. One process with one thread runs the routes in turn. The numbers are views per second of
+CPU time, medians over the rounds without the first one. The floor is the conversion from uint8 to
+float32 alone. kornia and lightly take part if they are installed.
 """
 
 import argparse
@@ -23,17 +22,18 @@ from sureclr.config import ViewConfig
 from sureclr.data.views import two_views
 
 Route = Callable[[Tensor], Any]
+# Channels, size in pixels, number of images
 SETTINGS = {
     "32 px colour": (3, 32, 512),
     "96 px colour": (3, 96, 128),
     "28 px grey": (1, 28, 512),
-}  # channels, size, images
+}
 PER_IMAGE = 32  # images a round for the routes that take them one by one
 CONFIG = ViewConfig()
 
 
 def transforms(module: Any, size: int, last: list[Any]) -> Any:
-    """SimCLR's augmentation written with torchvision's transforms, v1 or v2."""
+    """Return SimCLR's augmentation in torchvision's transforms, v1 or v2."""
     s, radius = CONFIG.strength, CONFIG.blur_radius(size, size)
     jitter = module.ColorJitter(
         s * CONFIG.brightness, s * CONFIG.contrast, s * CONFIG.saturation, s * CONFIG.hue
@@ -52,13 +52,14 @@ def transforms(module: Any, size: int, last: list[Any]) -> Any:
 
 
 def one_by_one(transform: Callable[[Any], Tensor], convert: Callable[[Tensor], Any]) -> Route:
-    """Two views of each image, an image at a time, as in a data set's __getitem__."""
+    """Return a route that makes two views of one image at a time, as a data set does."""
     return lambda images: torch.stack(
         [transform(convert(image)) for _ in range(2) for image in images[:PER_IMAGE]]
     )
 
 
 def torchvision_routes(size: int) -> dict[str, Route]:
+    """Return torchvision's routes: versions 1 and 2, from pictures of PIL and from tensors."""
     from torchvision.transforms import functional as F
     from torchvision.transforms import transforms as v1
     from torchvision.transforms import v2
@@ -73,6 +74,7 @@ def torchvision_routes(size: int) -> dict[str, Route]:
 
 
 def kornia_route(size: int) -> Route:
+    """Return kornia's route, which takes the whole batch."""
     import kornia.augmentation as K
 
     s, kernel = CONFIG.strength, 2 * CONFIG.blur_radius(size, size) + 1
@@ -93,6 +95,7 @@ def kornia_route(size: int) -> Route:
 
 
 def lightly_route(size: int) -> Route:
+    """Return lightly's route, which takes one image at a time."""
     from lightly.transforms import SimCLRTransform
     from torchvision.transforms import functional as F
 
@@ -118,6 +121,7 @@ def routes(channels: int, size: int) -> dict[str, tuple[Route, bool]]:
 
 
 def views_per_second(route: Route, images: Tensor, whole: bool) -> float:
+    """Measure a route once, in views per second of CPU time."""
     start = time.process_time()
     route(images)
     return (
@@ -126,7 +130,7 @@ def views_per_second(route: Route, images: Tensor, whole: bool) -> float:
 
 
 def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
-    """Median views a CPU second of each route; A B C A B C ..., the first round dropped."""
+    """Measure all routes in turn (A B C A B C ...); the median over all rounds but the first."""
     images = torch.randint(
         0,
         256,
@@ -143,6 +147,7 @@ def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Print the speed of every route in every setting."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

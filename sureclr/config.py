@@ -150,8 +150,8 @@ class PretrainConfig:
     """
 
     loss: str = "sure"
-    """Loss to minimise: sure (learns certainty), nt-xent (SimCLR), or another one from `sureclr
-    list`.
+    """Loss to minimise: sure (learns certainty), nt-xent (SimCLR), or another one that
+    `sureclr list` names.
     """
     temperature: float | None = None
     """Temperature of the loss; a lower one separates similar images more sharply. Default: the

@@ -156,12 +156,12 @@ class Stoppable:
 
 
 @contextmanager
-def reporting(progress: Progress, task: str, total: int) -> Iterator[Update]:
+def report_progress(progress: Progress, task: str, total: int) -> Iterator[Update]:
     """Begin a task, and finish it at the end of the block.
 
     The yielded function takes the number of parts that are done.
 
-    >>> with reporting(SILENT, "Counting", total=2) as update:
+    >>> with report_progress(SILENT, "Counting", total=2) as update:
     ...     update(1)
     ...     update(2)
     """

@@ -13,9 +13,9 @@ def fresh_process(code: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm", "torchvision.transforms.v2"])
-def test_a_fresh_process_imports_it_after_sureclr(name: str) -> None:
-    assert fresh_process(f"import sureclr, {name}; print({name.split('.')[0]}.__version__)")
+def test_timm_can_be_imported_after_sureclr() -> None:
+    """And with it torchvision, which timm imports."""
+    assert fresh_process("import sureclr, timm; print(timm.__version__)")
 
 
 def test_importing_sureclr_imports_no_torch() -> None:
@@ -30,7 +30,7 @@ def test_importing_sureclr_imports_no_torch() -> None:
 def test_asking_whether_torchvision_is_there_before_importing_it_is_harmless() -> None:
     code = (
         "import sureclr; from importlib.util import find_spec; find_spec('torchvision');"
-        " import torchvision; print(torchvision.__name__)"
+        " import torchvision.transforms.v2; print(torchvision.__name__)"
     )
     assert fresh_process(code) == "torchvision"
 
@@ -65,7 +65,7 @@ print(len(declared), prepare_torchvision(), prepare_torchvision(), len(declared)
 
 
 @pytest.mark.parametrize(
-    ("loads", "expected"), [(False, "1 True True 1"), (True, "0 False False 0")]
+    ("loads", "expected"), [(False, "0 True True 1"), (True, "0 False False 0")]
 )
 def test_operators_are_declared_once_and_only_where_they_do_not_load(
     loads: bool, expected: str

@@ -117,6 +117,19 @@ def test_a_draft_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path, exi
     assert not draft_path(path).is_symlink()
 
 
+def test_a_link_that_appears_at_the_last_moment_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if someone made the link after an older draft was deleted."""
+    other, path = tmp_path / "other.txt", tmp_path / "a.txt"
+    other.write_bytes(b"precious")
+    draft_path(path).symlink_to(other)
+    with monkeypatch.context() as patch, pytest.raises(FileExistsError):
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+        write_atomically(path, b"new")
+    assert other.read_bytes() == b"precious" and not path.exists()
+
+
 def test_the_draft_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     draft_path(tmp_path / "a.txt").write_bytes(b"a long half of an older file")
     write_atomically(tmp_path / "a.txt", b"new")
@@ -214,6 +227,13 @@ def test_long_tensors_are_hashed_completely() -> None:
     rows = HASHED_BYTES // 1000 + 3  # a block and a bit
     x = torch.arange(rows, dtype=torch.int64).to(torch.uint8)[:, None].repeat(1, 1000)
     data = f"torch.uint8 ({rows}, 1000)".encode() + x.numpy().tobytes()
+    assert digest_of_tensors(x) == hashlib.sha256(data).hexdigest()
+
+
+def test_rows_longer_than_a_block_are_hashed_completely() -> None:
+    x = torch.zeros(2, HASHED_BYTES + 1, dtype=torch.uint8)
+    x[1, -1] = 7
+    data = f"torch.uint8 (2, {HASHED_BYTES + 1})".encode() + x.numpy().tobytes()
     assert digest_of_tensors(x) == hashlib.sha256(data).hexdigest()
 
 

@@ -24,7 +24,7 @@ def identifier(path: Path) -> str:
 
 def room(module: str) -> str:
     """The package of a module, or its own name where it lies at the top."""
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 @cache

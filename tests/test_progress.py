@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from sureclr.progress import SILENT, ConsoleProgress, Stoppable, numbers_text, reporting
+from sureclr.progress import SILENT, ConsoleProgress, Stoppable, numbers_text, report_progress
 from sureclr.stopping import StopFlag, Stopped
 
 
@@ -152,7 +152,7 @@ def test_stoppable_passes_everything_on_until_a_signal_comes() -> None:
 
 def test_reporting_finishes_the_task_whatever_happens() -> None:
     recorder = Recorder()
-    with pytest.raises(ZeroDivisionError), reporting(recorder, "Counting", 2) as update:
+    with pytest.raises(ZeroDivisionError), report_progress(recorder, "Counting", 2) as update:
         update(1)
         raise ZeroDivisionError
     assert recorder.reports == [("begin", "Counting", 2, 0), ("update", 1, None), ("finish",)]

@@ -6,6 +6,7 @@ from typing import NoReturn
 from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
 from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
+    demo_command,
     evaluation_commands,
     labelling_commands,
     report_commands,

@@ -1,6 +1,5 @@
-"""demo, list and views: the first things that a newcomer runs."""
+"""list and views: what there is to choose from, and what the augmentation does."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,72 +8,19 @@ from cyclopts import Parameter
 from sureclr.cli.flags import NO_VIEWS, ViewFlags, given_flags, resolve
 from sureclr.cli.shared import (
     START,
-    Device,
     Json,
     Root,
     app,
-    mapping_json,
     print_answer,
 )
 from sureclr.errors import UserError
 from sureclr.progress import ConsoleProgress
-from sureclr.recipes import RECIPES, recipe
+from sureclr.recipes import RECIPES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sureclr.data.image_set import ImageSet
-    from sureclr.evaluation.results import Results
-
-
-@app.command(group=START)
-def demo(
-    *,
-    out: Annotated[Path, Parameter(help="The run folder; an older demo there is replaced.")] = Path(
-        "runs/demo"
-    ),
-    device: Device = "auto",
-    json: Json = False,
-) -> None:
-    """Train on handwritten digits, evaluate, and write a report (3 minutes on 2 CPU cores)."""
-    from sureclr.evaluation.session import evaluate
-    from sureclr.reporting.page import report
-    from sureclr.training.pretraining import pretrain
-
-    print("Training on 1,000 images of digits, without their labels.", file=sys.stderr)
-    replace = (out / "config.yaml").is_file()
-    run = pretrain(recipe("digits"), out=out, overwrite=replace, device=device)
-    results = evaluate(run)
-    page = report(results, device=device)
-    value = {"run": str(run.path), **mapping_json(results), "report": str(page)}
-    next_command = (
-        f"open {page} in a browser, then run: sureclr pretrain fashion-mnist  (or"
-        " folder:YOUR/IMAGES)"
-    )
-    print_answer(json, value, _demo_text(run.path, results), next_command)
-
-
-def _demo_text(path: Path, results: "Results") -> str:
-    """Return what the demo's numbers mean."""
-    linear = results["linear"]
-    low, high = linear.interval
-    return f"""
-The encoder was trained on 1,000 images of digits, without labels. A linear classifier was then
-trained on its frozen features of the same images, with labels, and tested on {linear.n_test} digits
-of other writers:
-
-    SureCLR features    {linear.accuracy:.3f}   (95 % interval {low:.3f} to {high:.3f})
-    raw pixels          {linear.baselines.raw_pixels:.3f}
-    untrained encoder   {linear.baselines.untrained:.3f}
-
-Everything is in {path}/:
-    report.html          the page to open: what the encoder sees, ignores, and how certain it is
-    config.yaml          the configuration; `sureclr pretrain -c` repeats the run
-    metrics.jsonl        one line for each training step
-    results.json         all numbers of the evaluations
-    embeddings.parquet   one row for each image: features, direction, radius
-    encoder.safetensors  the weights of the encoder
-    snapshots/           the representation of some images during training"""
 
 
 @app.command(name="list", group=START)
@@ -103,8 +49,8 @@ def _first_line(documented: Any) -> str:
     return (documented.__doc__ or "").strip().split("\n")[0]
 
 
-@app.command(group=START)
-def views(
+@app.command(name="views", group=START)
+def draw_views(
     source: Annotated[
         str, Parameter(help="The images: digits, fashion-mnist, cifar10, ..., or folder:PATH.")
     ],

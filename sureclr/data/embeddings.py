@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors, writing_atomically
 from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray, FixedSizeListArray, Table
 
 ROWS_AT_ONCE = 1 << 14  # whose information is computed together: 12 MiB for each of its integrals
 
@@ -169,7 +172,7 @@ class Embeddings:
             ) from error
 
 
-def _from_table(table: Any) -> Embeddings:
+def _from_table(table: "Table") -> Embeddings:
     """The embeddings in a table of pyarrow; ValueError or KeyError if it holds something else."""
     metadata = table.schema.metadata or {}
     about = {
@@ -195,13 +198,13 @@ def _from_table(table: Any) -> Embeddings:
     )
 
 
-def _lists(rows: Tensor) -> Any:
+def _lists(rows: Tensor) -> "FixedSizeListArray":
     import pyarrow as pa
 
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.numpy().reshape(-1)), rows.shape[1])
 
 
-def _matrix(column: Any) -> Tensor:
+def _matrix(column: "ChunkedArray") -> Tensor:
     """A column of fixed-size lists as a tensor (n, width)."""
     chunks = [
         chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1)

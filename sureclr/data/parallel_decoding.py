@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sureclr.data import decoding
 from sureclr.errors import UserError
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 
 POOL_FROM = 256  # fewer images are decoded in this process: starting others would take longer
 FILES_AT_ONCE = 16  # handed to a worker at a time
@@ -43,7 +43,7 @@ def decode_files(
         if len(files) >= pool_from
         else (decoding.decode(file, size, channels) for file in files)
     )
-    with reporting(progress, "Decoding images", len(files)) as update:
+    with report_progress(progress, "Decoding images", len(files)) as update:
         for done, result in enumerate(results, 1):
             yield result
             update(done)

@@ -284,7 +284,7 @@ def _read_cifar(name: str, reader: str, root: Path) -> ImageSet:
     return _assemble(name, parts, tuple(sets["train"].classes))
 
 
-def _through_torchvision(name: str, root: Path, **part: Any) -> Any:
+def _through_torchvision(name: str, root: Path, **part: str | bool) -> Any:
     """A data set of torchvision, downloaded or unpacked if its checked files are not in root."""
     reader = _torchvision(name)
     with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: files are missing or damaged

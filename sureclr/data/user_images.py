@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from sureclr.data.parallel_decoding import decode_files
 from sureclr.data.sources import SOURCES, is_source, load_images
 from sureclr.data.user_labels import Label, encode_labels
 from sureclr.errors import UserError, unknown
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 
 KINDS = (
     "an ImageSet, paths of image files, a folder, a data source, PIL images, uint8 arrays or"
@@ -40,8 +40,18 @@ KINDS = (
 )
 
 
+class MapDataset(Protocol):
+    """A map-style data set of torch: its items are images, or pairs (image, label)."""
+
+    def __len__(self) -> int:
+        """The number of items."""
+
+    def __getitem__(self, index: int, /) -> object:
+        """Return one item."""
+
+
 def as_image_set(
-    images: Any,
+    images: object,
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -87,6 +97,7 @@ def as_image_set(
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
     split, classes, paths, note = "train", None, None, ""
+    all_labels: object = labels
     if isinstance(images, np.ndarray | Tensor):
         pixels = _converted(_stacked(images), size, channels)
     elif isinstance(images, list | tuple) and images and all(map(_is_path, images)):
@@ -100,10 +111,10 @@ def as_image_set(
         pixels, note, own_labels = _from_dataset(images, size, channels, progress)
         if own_labels is not None and labels is not None:
             raise UserError("the data set has labels of its own; leave out labels.")
-        labels = own_labels if labels is None else labels
+        all_labels = own_labels if labels is None else labels
     else:
         raise UserError(f"images must be {KINDS}, not {type(images).__name__}.")
-    targets, class_names = encode_labels(labels, classes, len(pixels))
+    targets, class_names = encode_labels(all_labels, classes, len(pixels))
     return ImageSet(
         name=name,
         images=pixels,
@@ -120,11 +131,11 @@ def as_image_set(
 # --- Folders and data sources ---------------------------------------------------------
 
 
-def _is_path(image: object) -> bool:
+def _is_path(image: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, str | os.PathLike)
 
 
-def _is_folder_or_source(images: object) -> bool:
+def _is_folder_or_source(images: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether this names a folder or a data source; UserError for a word that names nothing."""
     if not isinstance(images, str | os.PathLike):
         return False
@@ -259,7 +270,7 @@ def _joined(parts: list[NDArray[np.uint8]]) -> Tensor:
 # --- Pictures, arrays of one image, and data sets ---------------------------------------
 
 
-def _picture(image: Any, what: str) -> Image.Image:
+def _picture(image: object, what: str) -> Image.Image:
     """One image as a picture of Pillow.
 
     Args:
@@ -308,19 +319,19 @@ def _from_pictures(
     return _joined(parts), note
 
 
-def _is_map_dataset(images: object) -> bool:
+def _is_map_dataset(images: object) -> TypeGuard[MapDataset]:
     has_items = hasattr(images, "__len__") and hasattr(images, "__getitem__")
     return has_items and not isinstance(images, Mapping | str | bytes | bytearray)
 
 
 def _from_dataset(
-    dataset: Any, size: int | None, channels: int | None, progress: Progress
-) -> tuple[Tensor, str, list[Any] | None]:
+    dataset: MapDataset, size: int | None, channels: int | None, progress: Progress
+) -> tuple[Tensor, str, list[object] | None]:
     """The pixels (n, c, h, w) of a data set, a note, and its labels (None: it has none)."""
-    labels: list[Any] = []
+    labels: list[object] = []
 
     def pictures() -> Iterator[Image.Image]:
-        with reporting(progress, "Reading images", len(dataset)) as update:
+        with report_progress(progress, "Reading images", len(dataset)) as update:
             for i in range(len(dataset)):
                 image, label = _image_and_label(dataset, i)
                 labels.append(label)
@@ -331,7 +342,7 @@ def _from_dataset(
     return pixels, note, None if all(label is None for label in labels) else labels
 
 
-def _image_and_label(dataset: Any, index: int) -> tuple[Any, Any]:
+def _image_and_label(dataset: MapDataset, index: int) -> tuple[object, object]:
     try:
         item = dataset[index]
     except Exception as error:  # of the user's own code
@@ -348,7 +359,7 @@ def _image_and_label(dataset: Any, index: int) -> tuple[Any, Any]:
     return item[0], item[1] if len(item) == 2 else None
 
 
-def _own_classes(dataset: Any) -> list[str] | None:
+def _own_classes(dataset: object) -> list[str] | None:
     """The class names that a data set of torchvision has; None where it has no list of names."""
     classes = getattr(dataset, "classes", None)
     if not isinstance(classes, list | tuple) or not all(isinstance(c, str) for c in classes):
@@ -356,7 +367,7 @@ def _own_classes(dataset: Any) -> list[str] | None:
     return list(classes) if len(set(classes)) == len(classes) else None
 
 
-def _own_split(dataset: Any) -> str:
+def _own_split(dataset: object) -> str:
     """The split that a data set of torchvision says it is; "train" where it says nothing."""
     split = getattr(dataset, "split", None)
     if isinstance(split, str) and split in (*SPLIT_FOLDERS, *VALIDATION_FOLDERS):

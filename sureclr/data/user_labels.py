@@ -1,7 +1,6 @@
 """Labels as users have them (class numbers or names) become those of an ImageSet."""
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ Label = int | str | None  # class number (-1: not known), class name, or not kno
 
 
 def encode_labels(
-    labels: Any, classes: Sequence[str] | None, images: int
+    labels: object, classes: Sequence[str] | None, images: int
 ) -> tuple[Tensor, tuple[str, ...]]:
     """Return labels as indices into class names, and the class names.
 
@@ -51,10 +50,10 @@ def encode_labels(
     return torch.tensor(targets, dtype=torch.int64), tuple(names)
 
 
-def _plain_labels(labels: Any, images: int) -> list[Label]:
+def _plain_labels(labels: object, images: int) -> list[Label]:
     if hasattr(labels, "tolist"):  # an array or a tensor
         labels = labels.tolist()
-    if isinstance(labels, str | bytes | Mapping | Set) or not hasattr(labels, "__len__"):
+    if not isinstance(labels, Sequence) or isinstance(labels, str | bytes):
         raise UserError(
             f"labels must be a list with one label an image, not {type(labels).__name__}."
         )
@@ -62,19 +61,15 @@ def _plain_labels(labels: Any, images: int) -> list[Label]:
         raise UserError(
             f"there are {images} images but {len(labels)} labels; each image needs one."
         )
-    return [plain_label(label, i) for i, label in enumerate(labels)]
+    return [_plain_label(label, i) for i, label in enumerate(labels)]
 
 
-def plain_label(label: Any, number: int) -> Label:
-    """Return one label as a class number of at least 0, a class name, or None.
+def _plain_label(label: object, number: int) -> Label:
+    """A label as a class number of at least 0, a class name, or None where it is not known.
 
     Args:
-        label: an int or a str, also as a scalar of numpy or torch; None or -1 where the class is
-            not known.
+        label: also a scalar of numpy or torch.
         number: of the image, for the error message.
-
-    Raises:
-        UserError: the label is something else.
     """
     if hasattr(label, "tolist") and not isinstance(label, str):
         label = label.tolist()

@@ -25,7 +25,7 @@ from sureclr.files import writing_atomically
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence, unit_rows
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -306,7 +306,7 @@ def predict_classes(
     k, own = min(VOTERS, len(train) - 1), torch.full((len(table),), -1)
     own[torch.from_numpy(train)] = torch.arange(len(train))
     votes: list[Tensor] = []
-    with reporting(progress, "Predicting classes", len(rows)) as update:
+    with report_progress(progress, "Predicting classes", len(rows)) as update:
         for part in torch.from_numpy(rows).split(BLOCK):
             similarity, index = leave_out(
                 own[part], *top_k(table.features[part], voters.features, k + 1)
@@ -346,7 +346,7 @@ def nearest_images(
     """
     k, own = min(NEAREST, len(mapped) - 1), torch.arange(len(mapped))
     parts: list[tuple[Tensor, Tensor]] = []
-    with reporting(progress, "Searching neighbours", len(mapped)) as update:
+    with report_progress(progress, "Searching neighbours", len(mapped)) as update:
         for part in own.split(BLOCK):
             parts.append(leave_out(part, *top_k(mapped.features[part], mapped.features, k + 1)))
             update(sum(len(similarity) for similarity, _ in parts))

@@ -157,7 +157,7 @@ class Session:
     def stored_or_new(
         self, key: str, make: Callable[[], Any], *, again: bool = False, other_checkpoint: str = ""
     ) -> Any:
-        """Return the stored result of this key if it is of the same origin, else make and save it."""
+        """Return the stored result if it is of the same origin, else make and save a new one."""
         stored = read_results(self.run.path)
         if key in stored and not again:
             if stored.provenance[key].same_origin(self.provenance(0, other_checkpoint)):

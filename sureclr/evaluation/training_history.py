@@ -30,7 +30,7 @@ from sureclr.evaluation.results import (
 )
 from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 from sureclr.training.monitor import evidence_split
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def describe_snapshots(
     """
     snapshots, damaged = read_snapshots(folder)
     weightings = []
-    with reporting(progress, "Reading snapshots", len(snapshots)) as update:
+    with report_progress(progress, "Reading snapshots", len(snapshots)) as update:
         for done, snapshot in enumerate(snapshots, 1):
             logits = snapshot.logits(temperature, softening)
             weightings.append(weigh_negatives(logits, snapshot.tensors["label"]))

@@ -1,23 +1,19 @@
 """The entry of a fine-tuning in results.json: its key, its provenance, reading and writing it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
-import numpy as np
-
-from sureclr import __version__
 from sureclr.data.image_set import ImageSet
 from sureclr.data.labels import Labelled
-from sureclr.evaluation.results import SCHEMA, Provenance, entry_to_json, read_results
-from sureclr.files import write_atomically
+from sureclr.evaluation.results import Provenance, read_results, save_result
+from sureclr.evaluation.run_images import digest_of_labels, digest_of_pixels
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import FinetuningResult, SeedResult
 from sureclr.schema import to_json
 from sureclr.training.run import Run
+from sureclr.version import __version__
 
 
 def result_key(config: FinetuneConfig, data: str | None = None) -> str:
@@ -45,27 +41,16 @@ def provenance_of(run: Run, images: ImageSet, config: FinetuneConfig) -> Provena
         for field in fields(config)
         if field.name != "seeds" and getattr(config, field.name) != getattr(default, field.name)
     }
-    pixels = hashlib.sha256(f"{tuple(images.images.shape)}".encode())
-    pixels.update(images.images.contiguous().cpu().numpy().data)
-    pixels.update("\n".join([*images.paths, *images.split.tolist()]).encode())
-    labels = hashlib.sha256("\n".join(images.classes).encode())
-    labels.update(np.ascontiguousarray(images.labels.cpu().numpy()).data)
     return Provenance(
-        checkpoint=_checkpoint_digest(run),
-        images=pixels.hexdigest(),
-        labels=labels.hexdigest(),
+        checkpoint=run.checkpoint,
+        images=digest_of_pixels(images),
+        labels=digest_of_labels(images),
         other_checkpoint="",
         version=__version__,
         time="",
         seconds=0.0,
         options=to_json(options),
     )
-
-
-def _checkpoint_digest(run: Run) -> str:
-    """Return the sha256 of the manifest of the newest checkpoint."""
-    manifest = run.directory.saved()[-1] / "manifest.json"
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()
 
 
 def read_entry(run: Run, key: str) -> tuple[FinetuningResult, Provenance] | None:
@@ -124,6 +109,5 @@ def save_entry(
         seconds: wall-clock time that all its seeds took.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    entry = entry_to_json(result, replace(origin, time=now, seconds=seconds))
-    content = {**run.directory.results_so_far(), "schema": SCHEMA, key: entry}
-    write_atomically(run.directory.results, json.dumps(content, indent=1).encode())
+    provenance = replace(origin, time=now, seconds=round(seconds, 3))
+    save_result(run.path, key, result, provenance)

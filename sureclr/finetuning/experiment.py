@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -18,8 +18,7 @@ from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import Attempt, ProbeScore, SeedResult, TrainedScore
 from sureclr.finetuning.train import Classifier, Fit, Training, fit, score_on
-from sureclr.progress import SILENT, Progress, reporting
-from sureclr.training.building import build
+from sureclr.progress import SILENT, Progress, report_progress
 from sureclr.training.run import Run
 
 Arm = Literal["finetune", "scratch"]
@@ -82,7 +81,7 @@ class Experiment:
         fits = self.search(arm, train, held_out, seed, rates)
         best = best_fit(fits)
         task = f"Seed {seed}, {ARMS[arm]}: test"
-        with reporting(self.progress, task, len(self.test)) as update:
+        with report_progress(self.progress, task, len(self.test)) as update:
             accuracy = score_on(best.model, self.test, update).accuracy
         score = TrainedScore(
             accuracy=accuracy,
@@ -121,7 +120,7 @@ class Experiment:
                 frozen_statistics=self.config.bn == "frozen" and arm == "finetune",
             )
             task = f"Seed {seed}, {ARMS[arm]}: learning rate {rate:g}"
-            with reporting(self.progress, task, training.steps):
+            with report_progress(self.progress, task, training.steps):
                 fits.append(fit(training, held_out, self.progress))
         return fits
 
@@ -157,14 +156,8 @@ def new_classifier(run: Run, arm: Arm, classes: int, seed: int) -> Classifier:
         classes: number of classes.
         seed: of the random weights.
     """
-    pretrained = run.model
-    if arm == "finetune":
-        network = deepcopy(pretrained.encoder)
-    else:
-        config = replace(run.config, init="random", seed=seed)
-        fresh, _ = build(config, run.channels, pretrained.mean, pretrained.std)
-        network = fresh.encoder.to(pretrained.mean.device)
-    return Classifier(network, classes, pretrained.mean, pretrained.std)
+    source = run if arm == "finetune" else run.redrawn(seed)
+    return Classifier(deepcopy(source.encoder), classes)
 
 
 def best_fit(fits: Sequence[Fit]) -> Fit:

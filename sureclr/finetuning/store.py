@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
@@ -22,7 +22,9 @@ from sureclr.finetuning.results import SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import encoder
+from sureclr.models.simclr import StandardisedEncoder
 from sureclr.schema import from_json, to_json
+from sureclr.training.building import is_own, own_network
 from sureclr.training.devices import choose_device
 from sureclr.training.run import Run
 
@@ -147,7 +149,7 @@ def save_finetuned(
     )
     write_atomically(folder / record.file, data)
     write_atomically(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
-    for old in folder.glob(f"{_glob_escaped(name)}-{'[0-9a-f]' * 12}.safetensors"):
+    for old in folder.glob(f"{name}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name != record.file:
             remove(old)
     return SavedWeights(f"finetuned/{record.file}", digest, seed.seed)
@@ -156,8 +158,8 @@ def save_finetuned(
 def file_name(key: str) -> str:
     """Return the name of the files of a result, which is also what `load_finetuned` takes.
 
-    Characters that file systems may refuse become hyphens; a hash then tells keys apart that differ
-    in these alone.
+    Characters that file systems may refuse, or that have a meaning in patterns, become hyphens; a
+    hash then tells keys apart that differ in these alone.
 
     >>> file_name("finetune:10%:stl10")
     '10%-stl10'
@@ -169,11 +171,13 @@ def file_name(key: str) -> str:
     return f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:6]}"
 
 
-def _glob_escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def load_finetuned(run: str | Path, labels: str = "10%", device: str = "auto") -> Finetuned:
+def load_finetuned(
+    run: str | Path,
+    labels: str = "10%",
+    device: str = "auto",
+    *,
+    network: nn.Module | None = None,
+) -> Finetuned:
     """Load the classifier that a fine-tuning has saved in the run folder.
 
     Args:
@@ -181,6 +185,7 @@ def load_finetuned(run: str | Path, labels: str = "10%", device: str = "auto") -
         labels: the labels it was trained on, as `results.json` has them after `finetune:`: "10%",
             "500", "100%:fold-3", "10%:stl10", or the path of a label file.
         device: auto, cuda, mps or cpu.
+        network: the encoder, with any weights, where the run was trained with one of your own.
 
     Raises:
         UserError: there is no such classifier, or its files are damaged.
@@ -193,17 +198,32 @@ def load_finetuned(run: str | Path, labels: str = "10%", device: str = "auto") -
 
     record = _read_record(path)
     weights = load(_read_weights(folder, record))
-    network = encoder(record.encoder, record.stem, record.channels)
-    model = Classifier(network, len(record.classes), weights["mean"], weights["std"])
     try:
+        model = Classifier(_encoder(record, network, weights), len(record.classes))
         model.load_state_dict(weights)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise UserError(
             f"{path} does not describe the weights in {record.file}; fine-tune the run again."
         ) from error
     # channels_last as in training, so that the last bits of the outputs are the same
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     return Finetuned(model.to(choose_device(device)).eval(), record)
+
+
+def _encoder(
+    record: ClassifierRecord, network: nn.Module | None, weights: dict[str, Tensor]
+) -> StandardisedEncoder:
+    """Return the encoder of a saved classifier, whose weights are not loaded yet."""
+    if is_own(record.encoder) and network is None:
+        raise UserError(
+            f"the encoder {record.encoder} is an object of your own, and the run stores its weights"
+            " but not its code; pass it again, as the argument `network`."
+        )
+    if network is None:
+        network = encoder(record.encoder, record.stem, record.channels)
+    else:
+        network = own_network(network, (record.channels, record.size, record.size))
+    return StandardisedEncoder(network, weights["encoder.mean"], weights["encoder.std"])
 
 
 def _no_such_classifier(run: str | Path, labels: str, folder: Path) -> UserError:

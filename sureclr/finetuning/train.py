@@ -5,8 +5,7 @@ The epoch is chosen on held-out labels. No function here sees a test set unless 
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -22,9 +21,9 @@ from sureclr.data.labels import Labelled
 from sureclr.data.views import one_view
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.models.embedding import as_float, evaluating
-from sureclr.models.simclr import standardised
+from sureclr.models.simclr import StandardisedEncoder
 from sureclr.progress import SILENT, Progress, Update
-from sureclr.training.devices import autocast, choose_precision
+from sureclr.training.devices import autocast, choose_precision, seeded
 from sureclr.training.optimizers import learning_rate, parameter_groups
 
 EVALUATION_BATCH = 512  # images classified at once: bounded memory, whatever the size of the set
@@ -37,36 +36,28 @@ class Classifier(nn.Module):
     at zero, so that every class is equally likely at first.
 
     Args:
-        network: the encoder, which becomes a part of this model; pass a copy of one that is needed
-            elsewhere.
+        encoder: standardises the images itself, and becomes a part of this model; pass a copy of
+            one that is needed elsewhere.
         classes: number of classes.
-        mean: (c,) mean of the pixels in [0, 1], as the encoder was trained with.
-        std: (c,) standard deviation of the same.
     """
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, classes: int, mean: Tensor, std: Tensor) -> None:
-        """Put a linear layer on the network, on the device of `mean`."""
+    def __init__(self, encoder: StandardisedEncoder, classes: int) -> None:
+        """Put a linear layer on the encoder, on its device."""
         super().__init__()
-        self.encoder = network
-        self.classifier = nn.Linear(cast(int, network.num_features), classes)
+        self.encoder = encoder
+        self.classifier = nn.Linear(encoder.num_features, classes)
         nn.init.zeros_(self.classifier.weight)
         nn.init.zeros_(self.classifier.bias)
-        self.register_buffer("mean", mean.clone())
-        self.register_buffer("std", std.clone())
-        self.to(mean.device)
+        self.to(encoder.mean.device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n, classes) of images (n, c, h, w) in [0, 1]."""
-        features = self.encoder(standardised(images, self.mean, self.std))
-        return cast(Tensor, self.classifier(features))
+        return cast(Tensor, self.classifier(self.encoder(images)))
 
     @property
     def device(self) -> torch.device:
         """The device that the model is on."""
-        return self.mean.device
+        return self.encoder.mean.device
 
 
 @dataclass(frozen=True)
@@ -259,7 +250,7 @@ def fit(
     """
     model, best, best_epoch = training.model, None, 0
     weights = deepcopy(model.state_dict())
-    with torch_seeded(training.seed, model.device):
+    with seeded(training.seed, model.device):
         for epoch in range(training.config.epochs):
             if not training.run_epoch(epoch, progress):
                 break
@@ -282,15 +273,3 @@ def freeze_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
-
-
-@contextmanager
-def torch_seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A block in which torch's own generators, from which dropout draws, depend on the seed alone.
-
-    After the block they are as they were before it.
-    """
-    kind, devices = ("cuda", []) if device.type == "cpu" else (device.type, [device])
-    with torch.random.fork_rng(devices=devices, device_type=kind):
-        torch.manual_seed(seed)
-        yield

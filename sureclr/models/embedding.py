@@ -16,7 +16,7 @@ from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior
 from sureclr.models.encoders import encoder_blocks, pooled
 from sureclr.models.simclr import SimCLR
-from sureclr.progress import SILENT, Progress, reporting
+from sureclr.progress import SILENT, Progress, report_progress
 
 
 def embed(
@@ -42,7 +42,7 @@ def embed(
     if len(images) == 0:
         raise UserError(f"{images.name} has no images to embed; choose a source that has some.")
     outputs: list[tuple[Tensor, Posterior]] = []
-    with evaluating(model), reporting(progress, "Embedding images", len(images)) as update:
+    with evaluating(model), report_progress(progress, "Embedding images", len(images)) as update:
         for start in range(0, len(images), batch):
             pixels = images.images[start : start + batch].to(model.device)
             outputs.append(model(as_float(pixels)))
@@ -89,7 +89,7 @@ def embed_blocks(
     parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        update = stack.enter_context(reporting(progress, "Embedding blocks", len(index)))
+        update = stack.enter_context(report_progress(progress, "Embedding blocks", len(index)))
         for name, block in encoder_blocks(backbone):
             hook = partial(_append_pooled, backbone, parts[name])
             stack.callback(block.register_forward_hook(hook).remove)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from sureclr import __version__
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Comparison, Results
 from sureclr.files import write_atomically
@@ -31,6 +30,7 @@ from sureclr.reporting.sections.what_it_ignores import draw_invariances
 from sureclr.reporting.sections.what_it_sees import draw_geometry
 from sureclr.reporting.sections.what_was_trained import draw_training
 from sureclr.reporting.sections.why_uncertain import draw_explanations
+from sureclr.version import __version__
 
 if TYPE_CHECKING:
     from sureclr.training.run import Run

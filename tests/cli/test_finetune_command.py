@@ -1,20 +1,13 @@
 """finetune at the command line: its answer, its file of labels, and bad input in one line."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from sureclr.cli.finetuning_commands import text
 
-import sureclr
 from sureclr.cli import main
-from sureclr.finetuning.config import FinetuneConfig
-from sureclr.finetuning.results import Gain
-from sureclr.progress import SILENT
 
 TINY = [
     "--encoder",
@@ -98,22 +91,33 @@ def test_one_json_object_and_the_same_as_text(
     assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith(
         "next: sureclr"
     )
-    assert (run / rows[-2].removeprefix("classifier: ")).is_file()
+    assert (run / rows[-2].removeprefix("The classifier is ").removesuffix(".")).is_file()
 
 
 @pytest.mark.parametrize(
-    ("verdict", "words"),
+    ("accuracies", "words"),
     [
-        ("worse", "-0.2360: worse than from scratch, outside both intervals"),
-        ("better", "-0.2360: better than from scratch, outside both intervals"),
-        ("no difference found", "-0.2360: no difference found, the intervals overlap"),
+        ((0.33, 0.57), "-0.2400 (-0.2400 to -0.2400, the same labels compared): worse than from"),
+        ((0.57, 0.33), "+0.2400 (+0.2400 to +0.2400, the same labels compared): better than from"),
+        ((0.57, 0.55), "+0.0200 (+0.0200 to +0.0200, the same labels compared): no difference"),
     ],
 )
-def test_the_text_says_worse_where_it_is(run: Path, verdict: Any, words: str) -> None:
-    config = FinetuneConfig(labels="4", seeds=1, epochs=1, batch_size=2)
-    result = sureclr.finetune(run, config=config, progress=SILENT)
-    gain = Gain(-0.236, None, verdict != "no difference found", verdict)
-    assert words in text(replace(result, gain=gain)).splitlines()[-2]
+def test_the_text_says_worse_where_it_is(
+    run: Path, accuracies: tuple[float, float], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accuracies are written into results.json, where the command finds both seeds finished."""
+    command = ["finetune", str(run), "--labels", "25%", *QUICK]
+    main(command)
+    content = json.loads((run / "results.json").read_text())
+    for seed in content["finetune:25%"]["per_seed"]:
+        for arm, accuracy in zip(("finetune", "scratch"), accuracies, strict=True):
+            seed[arm]["accuracy"] = accuracy + 0.01 * seed["seed"]
+    (run / "results.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    main(command)
+    out, err = capsys.readouterr()
+    assert words in out and "2 of 2 seeds" in err
+    assert ("outside both intervals" in out) == ("than from" in words)
 
 
 def test_a_file_of_labels_that_differs_from_the_folders_is_told(
@@ -132,8 +136,8 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "none.csv"], "no such file"),
         (["--labels", "150%"], "at most 100%"),
         (["--labels", "1"], "too few labels for 2 classes"),
-        (["--labels", "99"], "99 labels were asked for"),
-        (["--labels", "4", "--lr", "-1"], "learning_rates must be"),
+        (["--labels", "99"], "99 labels are more than the 16"),
+        (["--labels", "4", "--lr", "-1"], "--learning-rates must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
         (["--labels", "4", "--bn", "off"], "bn"),
         (["--labels", "4", "--data", "nothing"], "nothing"),

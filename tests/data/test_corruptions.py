@@ -12,6 +12,7 @@ from torchvision.transforms import functional as F
 from sureclr.data.corruptions import (
     CORRUPTIONS,
     IMAGES_AT_ONCE,
+    PIXELS,
     Corruption,
     add_noise,
     blur_images,
@@ -19,6 +20,7 @@ from sureclr.data.corruptions import (
     occlude,
     window,
 )
+from sureclr.data.counter_rng import uniform_numbers
 from sureclr.errors import UserError
 
 SEEDS = torch.arange(IMAGES_AT_ONCE + 40)
@@ -104,6 +106,29 @@ def test_noise_has_its_deviation_and_shape(deviation: float) -> None:
 def test_another_image_has_other_noise() -> None:
     first, second = add_noise(GREY, SEEDS[:40], 0.1).double().flatten(1)[:2]
     assert abs(np.corrcoef(first, second)[0, 1]) < 0.15
+
+
+def unmixed(word: int) -> int:
+    """The inverse of SplitMix64's finaliser, in Python's unbounded integers."""
+    mask = (1 << 64) - 1
+    for bits, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        shifted = word
+        for _ in range(64 // bits):
+            shifted = word ^ (shifted >> bits)
+        word = shifted * pow(factor, -1, 1 << 64) & mask
+    return word
+
+
+def test_the_one_seed_whose_random_number_is_zero_gives_a_finite_noise() -> None:
+    """The normal number of 0 would be minus infinity, and times a deviation of 0 not a number."""
+    golden, size = 0x9E3779B97F4A7C15, 1 << 64
+    state = (unmixed(0) - golden) % size
+    seed = (unmixed((unmixed(state) - PIXELS * golden) % size) - golden) % size
+    seeds = torch.tensor([seed - size if seed >> 63 else seed])
+    assert uniform_numbers(seeds, PIXELS, 1).tolist() == [[0.0]]
+    white = torch.full((1, 1, 1, 1), 255, dtype=torch.uint8)
+    assert torch.equal(add_noise(white, seeds, 0.0), white)
+    assert 140 < int(add_noise(white, seeds, 0.05)) < 160  # 8.2 deviations below
 
 
 @pytest.mark.parametrize("area", [0.1, 0.5, 1.0])

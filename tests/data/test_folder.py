@@ -676,3 +676,25 @@ def test_a_stop_while_decoding_leaves_nothing_and_ends_the_task(
     with pytest.raises(Stopped):
         read(tree(tmp_path / "pics", "a.png", "b.png", "c.png"), progress=recorder)
     assert recorder.done == [1, 2] and recorder.open == 0 and list(own_cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(("bad", "more"), [(3, False), (4, True)])
+def test_up_to_three_bad_files_are_named(tmp_path: Path, bad: int, more: bool) -> None:
+    root = tree(tmp_path / "pics", "good.png")
+    for i in range(bad):
+        (root / f"bad{i}.png").write_bytes(b"x")
+    recorder = Recorder()
+    read(root, progress=recorder)
+    (message,) = recorder.messages
+    assert message.count("no image format") == 3 and ("all in" in message) is more
+
+
+def test_a_damaged_cache_is_reported(tmp_path: Path, own_cache: Path) -> None:
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    read(root)
+    flip_a_bit(next(own_cache.glob("*.bin")))
+    recorder = Recorder()
+    read(root, progress=recorder)
+    (message,) = recorder.messages
+    assert message.startswith(f"The cache {own_cache}") and "is damaged" in message
+    assert recorder.tasks == [("Decoding images", 2)]

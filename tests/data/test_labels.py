@@ -195,7 +195,7 @@ def written(folder: Path, *lines: str, header: str = "path,label") -> Path:
 GOOD = ("002.png,ant", '021.png,"bee, wild"', "029.png,cow")
 
 
-def test_a_file_is_believed_and_told_where_it_differs(tmp_path: Path) -> None:
+def test_a_file_wins_and_where_it_differs_is_counted(tmp_path: Path) -> None:
     labels = read_labels(written(tmp_path, *GOOD, "", "031.png,ant", "003.png,cow"), a_set())
     assert dict(zip(labels.rows.tolist(), labels.target.tolist(), strict=True)) == {
         2: 0,
@@ -244,9 +244,9 @@ def test_a_file_is_believed_and_told_where_it_differs(tmp_path: Path) -> None:
 def test_each_bad_line_is_one_sentence_with_its_number(
     lines: tuple[str, ...], words: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=words) as told:
+    with pytest.raises(UserError, match=words) as caught:
         read_labels(written(tmp_path, *lines), a_set())
-    assert "mine.csv" in str(told.value) and "\n" not in str(told.value)
+    assert "mine.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

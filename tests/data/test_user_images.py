@@ -110,13 +110,13 @@ def test_files_become_their_centre_squares(files: list[Path]) -> None:
 @pytest.mark.parametrize("form", ["str", "np.str_", "array", "tuple"])
 def test_paths_in_every_form(files: list[Path], form: str) -> None:
     words = [str(file) for file in files]
-    given: Any = {
+    images: Any = {
         "str": words,
         "np.str_": [np.str_(word) for word in words],
         "array": np.array(words),
         "tuple": tuple(files),
     }[form]
-    assert as_image_set(given, size=10).images.tolist() == by_hand(files, 10)
+    assert as_image_set(images, size=10).images.tolist() == by_hand(files, 10)
 
 
 @pytest.mark.parametrize("form", [str, Path])

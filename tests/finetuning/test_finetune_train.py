@@ -27,7 +27,6 @@ from sureclr.finetuning.train import (
     Training,
     fit,
     score_on,
-    torch_seeded,
 )
 from sureclr.models.embedding import as_float
 from sureclr.training.run import Run
@@ -283,18 +282,6 @@ def test_accuracy_counts_before_cross_entropy(
 
 
 # --- Randomness -----------------------------------------------------------------------
-
-
-def test_torch_draws_depend_on_the_seed_and_are_as_before_afterwards() -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    draws = []
-    for seed in (1, 1, 2):
-        with torch_seeded(seed, torch.device("cpu")):
-            draws.append(torch.rand(3))
-    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
-    assert torch.equal(torch.rand(2), expected)
 
 
 def test_dropout_depends_on_the_seed_alone(run: Run) -> None:

@@ -35,7 +35,8 @@ from sureclr.finetuning.experiment import Experiment, best_fit, new_classifier
 from sureclr.finetuning.results import FinetuningResult
 from sureclr.finetuning.store import load_finetuned
 from sureclr.finetuning.train import Fit, Score, Training, fit
-from sureclr.training.run import Run, build
+from sureclr.training.building import build
+from sureclr.training.run import Run
 
 LABELS = labelled_rows(IMAGES, "train")
 CHOSEN = choose_labels(IMAGES, LabelRequest.of("18"), None, 0)  # by seed 0
@@ -49,16 +50,19 @@ def test_the_head_is_gone_and_the_run_stays_as_it_was(run: Run) -> None:
     before = states(run)
     model = new_classifier(run, "finetune", 3, 0)
     tensors = model.state_dict()
-    assert {name.split(".")[0] for name in tensors} == {"encoder", "classifier", "mean", "std"}
+    assert {name.split(".")[0] for name in tensors} == {"encoder", "classifier"}
     assert same(
-        {n: t for n, t in before.items() if n.split(".")[0] in ("encoder", "mean", "std")},
+        {n: t for n, t in before.items() if n.split(".")[0] == "encoder"},
         {n: t for n, t in tensors.items() if not n.startswith("classifier")},
     )
     fit(Training(model, LABELS, QUICK, ViewConfig.light(), 0.1), LABELS)
     assert same(before, states(run)), "the pretrained model was trained along"
     assert not torch.equal(
-        model.encoder.layer1.body[0].weight, run.model.encoder.layer1.body[0].weight
+        model.encoder.backbone.layer1.body[0].weight,
+        run.encoder.backbone.layer1.body[0].weight,
     )
+    model.encoder.mean.add_(1), model.encoder.std.add_(1)
+    assert same(before, states(run)), "the classifier shares the run's statistics of pixels"
 
 
 def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) -> None:
@@ -70,11 +74,11 @@ def test_scratch_is_the_same_network_with_fresh_weights_of_its_seed(run: Run) ->
         fresh, {n.removeprefix("encoder."): t for n, t in one.items() if n.startswith("encoder.")}
     )
     assert not torch.equal(
-        one["encoder.layer1.body.0.weight"], other["encoder.layer1.body.0.weight"]
+        one["encoder.backbone.layer1.body.0.weight"], other["encoder.backbone.layer1.body.0.weight"]
     )
-    assert torch.equal(one["mean"], run.model.mean) and {n: t.shape for n, t in one.items()} == {
-        n: t.shape for n, t in new_classifier(run, "finetune", 3, 0).state_dict().items()
-    }
+    assert torch.equal(one["encoder.mean"], run.model.mean) and {
+        n: t.shape for n, t in one.items()
+    } == {n: t.shape for n, t in new_classifier(run, "finetune", 3, 0).state_dict().items()}
 
 
 def test_frozen_bn_is_for_the_pretrained_network_alone(run: Run) -> None:
@@ -366,12 +370,10 @@ def test_another_question_starts_anew(run: Run, config: Any, images: Any) -> Non
     assert second.per_seed != first.per_seed
 
 
-def test_seeds_of_an_older_checkpoint_are_trained_again(run: Run) -> None:
+def test_seeds_of_another_checkpoint_are_trained_again(run: Run) -> None:
     tune(run, ONE_TRAINING)
     recorder = Recorder()
     tune(run, ONE_TRAINING, progress=recorder)
     assert not recorder.tasks
-    manifest = run.directory.saved()[-1] / "manifest.json"
-    manifest.write_text(manifest.read_text() + "\n")  # as training that went on would change it
-    tune(run, ONE_TRAINING, progress=recorder)
+    tune(replace(run, checkpoint="of later weights"), ONE_TRAINING, progress=recorder)
     assert recorder.tasks

@@ -429,6 +429,23 @@ def test_log_mean_exp_evidence_is_zero_where_the_model_is_true() -> None:
     assert value > 5 * error
 
 
+@pytest.mark.parametrize("views_of_each", [1, 2])
+def test_the_standard_error_is_that_of_the_jackknife(views_of_each: int) -> None:
+    """Witness: the estimate without each image in turn."""
+    n = 80
+    mu = uniform_directions(views_of_each * n, 4, generator(), torch.zeros((), dtype=torch.float64))
+    radii = 0.3 + 0.3 * torch.rand(len(mu), generator=generator(1), dtype=torch.float64)
+    _, error = losses.log_mean_exp_evidence(Posterior(mu, radii), 4, views_of_each)
+    image = torch.arange(len(mu)) % n
+    without = [
+        losses.log_mean_exp_evidence(
+            Posterior(mu[image != i], radii[image != i]), 4, views_of_each
+        )[0]
+        for i in range(n)
+    ]
+    assert error == pytest.approx(np.std(without) * math.sqrt(n - 1), rel=0.05)
+
+
 def test_log_mean_exp_evidence_needs_a_radius() -> None:
     with pytest.raises(UserError, match="radius"):
         losses.log_mean_exp_evidence(Posterior(views()[0]), 4)

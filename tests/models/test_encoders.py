@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import SmallResNet, encoder, encoder_blocks, pooled
+from sureclr.models.encoders import Residual, SmallResNet, encoder, encoder_blocks, pooled
 
 
 def parameters(network: nn.Module) -> int:
@@ -315,3 +315,11 @@ def test_an_installed_package_can_bring_an_encoder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "64 ['small', 'mine']"
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride"), [(3, 5, 1), (4, 4, 2), (3, 5, 2)])
+def test_the_shortcut_of_a_residual_block_fits_its_body(
+    inputs: int, outputs: int, stride: int
+) -> None:
+    block = Residual(inputs, outputs, stride)
+    assert block(torch.rand(2, inputs, 8, 8)).shape == (2, outputs, 8 // stride, 8 // stride)

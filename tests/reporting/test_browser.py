@@ -14,6 +14,7 @@ import pytest
 from example_run import write_run
 from PIL import Image
 
+from sureclr.data.sources import load_images
 from sureclr.reporting.page import render, write_page
 from sureclr.reporting.run_files import read_run_files
 
@@ -102,7 +103,7 @@ def run(
 
     monkeypatch_module.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     source = f"folder:{folder}"
-    images = load(source, size=12, progress=False)
+    images = load_images(source, size=12)
     out = write_run(tmp_path_factory.mktemp("runs") / "run", images, source)
     write_page(render([read_run_files(out)]), out / "report.html")
     return out

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sureclr.data.sources import load_images
 from sureclr.evaluation.results import Comparison, Results
 from sureclr.reporting.page import render, write_page
 from sureclr.reporting.run_files import RunFiles, read_run_files
@@ -106,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         source = f"folder:{folder}"
-        images = load(source, size=8, progress=False)
+        images = load_images(source, size=8)
         example_run.write_run(path, images, source, NOTE)
         write_page(render([read_run_files(path)]), path / "report.html")
         yield path

@@ -8,6 +8,7 @@ from pathlib import Path
 import example_run
 import pytest
 
+from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Comparison, Results, read_results
 from sureclr.progress import SILENT
@@ -17,7 +18,7 @@ from sureclr.reporting.page import draw_page, run_folder
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     """Two runs made by hand on digits."""
-    images = load("digits", progress=False).select(range(60))
+    images = load_images("digits").select(range(60))
     return [example_run.write_run(tmp_path / name, images, "mine") for name in "ab"]
 
 

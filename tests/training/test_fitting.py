@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sureclr.config import PretrainConfig
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, SilentProgress
 from sureclr.training import accumulate
-from sureclr.training.run import 
 from sureclr.training.setup import fitting_trainer, new_trainer
 
 CONFIG = PretrainConfig(

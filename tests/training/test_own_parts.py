@@ -93,6 +93,22 @@ def test_the_callers_objects_stay_as_they_are(tmp_path: Path) -> None:
     assert trained.kernel_dimension is not None and loss.kernel_dimension is None
 
 
+def test_an_own_loss_that_no_name_records_is_copied_as_well(tmp_path: Path) -> None:
+    loss = SureLoss(momentum=0.5)
+    before = state(loss)
+    trained = own(tmp_path / "run", loss=loss)
+    assert same(before, state(loss)) and not same(before, state(trained.objective))
+
+
+def test_pretrained_weights_by_name_are_nothing_for_an_own_encoder(tmp_path: Path) -> None:
+    """A recipe that starts from timm's weights can be used with a module."""
+    trained = own(
+        tmp_path / "run", config=sureclr.PretrainConfig(**{**vars(CONFIG), "init": "timm"})
+    )
+    assert trained.config.init == "random"
+    assert sureclr.load(trained.path, "cpu", encoder=Tiny()).config == trained.config
+
+
 def test_the_first_step_is_taken_from_the_given_weights(tmp_path: Path) -> None:
     """The run with a registered loss object is the run with its name, and another start another."""
     by_name = {"temperature": 0.5, "loss": "nt-xent"}

@@ -18,6 +18,7 @@ from tiny import CONFIG, IMAGES, STEPS, Interrupting, equal, lines, train, weigh
 from sureclr.config import from_dict, read_yaml
 from sureclr.data.batches import batch
 from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.objectives import SureLoss

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny import CONFIG, IMAGES, train
 
-from sureclr.data.image_set import ImageSet
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.training.building import build, pixel_statistics
 from sureclr.training.records import environment
@@ -100,35 +100,6 @@ def test_embedding_brings_images_to_the_runs_size_and_colours(run: Run) -> None:
     large = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), dtype=np.uint8)
     table = run.embed([Image.fromarray(image) for image in large])
     assert table.features.shape == (3, 256) and table.labels.tolist() == [-1, -1, -1]
-
-
-def test_a_list_of_pil_images_keeps_pixels_and_colours() -> None:
-    colour = np.random.default_rng(0).integers(0, 256, (3, 5, 6, 3), dtype=np.uint8)
-    seen = as_image_set([Image.fromarray(image) for image in colour])
-    assert seen.images.shape == (3, 3, 5, 6) and np.array_equal(
-        seen.images.numpy().transpose(0, 2, 3, 1), colour
-    )
-    grey = as_image_set([Image.fromarray(image[..., 0]) for image in colour])
-    assert grey.images.shape == (3, 1, 5, 6) and np.array_equal(
-        grey.images[:, 0].numpy(), colour[..., 0]
-    )
-    assert seen.split.tolist() == ["train"] * 3 and not seen.labelled
-
-
-def test_an_image_set_passes_through() -> None:
-    images = ImageSet(
-        "mine", IMAGES, torch.zeros(48, dtype=torch.int64), ("x",), np.full(48, "test"), ["p"] * 48
-    )
-    assert as_image_set(images) is images
-
-
-@pytest.mark.parametrize("mode", ["P", "1", "RGBA", "CMYK", "I;16"])
-def test_pil_images_that_are_neither_grey_nor_rgb_are_refused_rather_than_misread(
-    mode: str,
-) -> None:
-    """A palette's indices are no grey values."""
-    with pytest.raises(UserError, match=r"convert|must be uint8"):
-        as_image_set([Image.new(mode, (8, 8))] * 3)
 
 
 def test_environment_names_the_versions() -> None:
