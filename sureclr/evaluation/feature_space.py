@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
+from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
 from sureclr.evaluation.tables import evidence_dimension, finite_or_none
 from sureclr.files import writing_atomically
@@ -36,7 +37,6 @@ AXES, SHARES = 5, 10  # directions that are described, and shares of variance in
 ENDS = 8  # images at either end of a direction
 NEAREST = 10  # neighbours of an image on the map
 UMAP_NEIGHBOURS = 15  # UMAP's own default
-VOTERS = 20  # training images that vote on an image's class, as in the knn evaluation
 CLUSTERS, MOST_CLUSTERS = 10, 50  # of k-means: without classes, and at most
 BLOCK = 1024  # images whose neighbours are searched between two reports of progress
 MAPPED = 3001  # stream of seeds

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import ProbeResult
 from sureclr.evaluation.results import ProbeCalibration, SelectivePrediction
 from sureclr.evaluation.scores import Reference, ScoredImages, Scores
@@ -11,7 +12,6 @@ from sureclr.evaluation.tables import finite_by_score, finite_or_none
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
 
-NEIGHBOURS = 20  # of the kNN vote
 CURVE = 20  # points of a risk-coverage curve in the result
 
 
@@ -61,7 +61,7 @@ def correct_predictions(table: Embeddings, reference: Reference) -> dict[str, Te
     """Return by classifier whether its prediction is correct, (n,) bool."""
     train, probe, logits = reference.train, reference.probe, reference.logits(table)
     assert probe is not None and logits is not None
-    similarity, index = top_k(table.features, train.features, min(NEIGHBOURS, len(train)))
+    similarity, index = top_k(table.features, train.features, min(VOTERS, len(train)))
     voted = vote(similarity, train.labels[index], len(train.classes))
     return {"knn": voted == table.labels, "linear": probe.classes[logits.argmax(1)] == table.labels}
 

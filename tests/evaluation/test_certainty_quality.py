@@ -28,6 +28,7 @@ from sureclr.evaluation.certainty_quality import (
     summarise_information,
 )
 from sureclr.evaluation.corrupted_images import CORRUPTED, measure_corruption, rank
+from sureclr.evaluation.neighbour_vote import knn_accuracy
 from sureclr.evaluation.scores import (
     Embed,
     Reference,
@@ -42,6 +43,7 @@ from sureclr.evaluation.selective_prediction import (
     columns,
     decline_by_score,
     predict_selectively,
+    thin_curve,
 )
 from sureclr.evaluation.tables import (
     finite_by_score,
@@ -366,6 +368,14 @@ def test_abstaining_is_the_error_among_the_surest() -> None:
     assert found.coverage[-1] == 1 and found.risk["score"][-1] == pytest.approx(found.error)
 
 
+def test_a_curve_of_fewer_images_than_points_begins_with_the_most_certain_one() -> None:
+    risk = torch.tensor([0.0, 0.5, 0.25])
+    curve = thin_curve(risk)
+    coverage = [(i + 1) / 20 for i in range(20)]
+    assert curve == tuple(float(risk[max(1, round(3 * c)) - 1]) for c in coverage)
+    assert curve[0] == 0 and curve[-1] == 0.25
+
+
 def test_selective_judges_both_classifiers_on_known_images() -> None:
     t = table()
     reference = Reference.of(t)
@@ -373,6 +383,12 @@ def test_selective_judges_both_classifiers_on_known_images() -> None:
     found = predict_selectively(judged, reference)
     assert reference.probe is not None
     assert found["linear"].error == pytest.approx(1 - reference.probe.accuracy)
+    train, test = t.labelled("train"), judged.table
+    errors = [
+        1 - knn_accuracy(train.features, train.labels, test.features, test.labels, k).accuracy
+        for k in (1, 20)
+    ]
+    assert found["knn"].error == pytest.approx(errors[1]) != pytest.approx(errors[0])
     some = torch.arange(TEST) >= 30
     part = predict_selectively(
         ScoredImages(judged.table, judged.scores, some, judged.correct), reference

@@ -352,3 +352,10 @@ def test_randomised_weights_are_another_network_with_maps_of_its_own(
         and np.asarray(found.certainty[0].map).shape == (8, 8)
     )
     assert torch.equal(inputs.embed_randomised(images).features, theirs.features)
+    untrained = run.untrained().embed(images)
+    assert not torch.allclose(untrained.features, theirs.features)  # another seed
+
+
+def test_three_images_are_enough_and_maps_have_four_digits() -> None:
+    assert len(e.choose_rows(pictures(7), torch.arange(7.0), 0)) == 3
+    assert e.round_map(torch.tensor([[0.123456, -12345.6]])) == ((0.1235, -12350.0),)

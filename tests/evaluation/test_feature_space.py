@@ -5,7 +5,7 @@ rows; a planted direction.
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -260,3 +260,21 @@ def test_it_reports_two_tasks_to_their_end() -> None:
     g.describe_geometry(table(), progress=progress)
     assert progress.tasks == ["Predicting classes", "Searching neighbours"]
     assert progress.updates == [(N, N), (N, N)]
+
+
+def test_there_are_as_many_clusters_as_classes() -> None:
+    assert g.describe_geometry(table())[0].clusters.k == CLASSES
+    assert g.describe_geometry(table(labelled=False))[0].clusters.k == 10
+    t = table(130)
+    many = replace(t, labels=torch.arange(130) % 60, classes=tuple(map(str, range(60))))
+    assert g.describe_geometry(many)[0].clusters.k == 50
+
+
+def test_three_images_are_enough_and_umap_needs_five(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert g.describe_geometry(table(3))[0].map_rows == 3
+    module = ModuleType("umap")
+    module.UMAP = lambda **_: SimpleNamespace(fit_transform=lambda x: x[:, :2])  # type: ignore[attr-defined]
+    monkeypatch.setitem(__import__("sys").modules, "umap", module)
+    assert "at least 5 images, and there are 4" in g.describe_geometry(table(4))[0].umap_skipped
+    result, columns = g.describe_geometry(table(5))
+    assert result.umap_skipped == "" and columns["umap_x"].shape == (5,)

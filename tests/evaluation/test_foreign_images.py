@@ -150,9 +150,12 @@ def test_human_entropies_are_scipys_and_other_files_are_refused(tmp_path: Path) 
     assert np.allclose(found, stats.entropy(p, axis=1)) and found[0] == 0
     np.save(tmp_path / "few.npy", p[:50])
     np.save(tmp_path / "counts.npy", p * 50)
+    negative = p.copy()
+    negative[5, :2] = negative[5, :2].sum() + 0.1, -0.1
+    np.save(tmp_path / "negative.npy", negative)
     np.save(tmp_path / "pickled.npy", np.array([{"not": "data"}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npy").write_text("hello")
-    for name in ("few", "counts", "pickled", "text", "absent"):
+    for name in ("few", "counts", "negative", "pickled", "text", "absent"):
         with pytest.raises(UserError, match="CIFAR-10H"):
             ood.read_human_entropies(tmp_path / f"{name}.npy")
 

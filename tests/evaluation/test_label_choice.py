@@ -298,3 +298,20 @@ def test_a_bad_file_is_one_sentence(content: str | None, words: list[str], tmp_p
     with pytest.raises(UserError) as caught:
         labelled_already(images([-1, -1, -1, 0, 0]), file)
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
+
+
+def test_labels_that_exist_already_count_in_the_size_of_a_ball() -> None:
+    """With 4 labels and 4 more to come a ball holds an eighth of the images."""
+    labelled = NONE.copy()
+    labelled[[3, 50, 75, 99]] = True
+    found = label_next(world(), labelled, 4, "ball")
+    unit = normalize(world().features[:N], dim=1)
+    free = torch.from_numpy(np.flatnonzero(~labelled[:N]))
+    cosine = unit[free] @ unit[free].T
+    pairs = cosine.clone().fill_diagonal_(-torch.inf)
+    pairs = pairs[pairs.isfinite()].sort().values
+    least = pairs[round(len(pairs) * 7 / 8) - 1]
+    covered = (unit[free] @ unit[torch.from_numpy(np.flatnonzero(labelled))].T >= least).any(1)
+    gains = ((cosine >= least) & ~covered).sum(1) / len(free)
+    assert float(found.reasons[0].split()[2]) == pytest.approx(float(gains.max()), rel=0.06)
+    assert float(gains[free == int(found.rows[0])]) == pytest.approx(float(gains.max()))

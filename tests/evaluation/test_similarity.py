@@ -247,3 +247,15 @@ def test_blocks_of_two_runs(tmp_path: Path) -> None:
     assert np.diag(itself.cka_blocks.matrix) == pytest.approx([1, 1, 1], abs=1e-5)
     last = found.cka_blocks.matrix[2][2]  # the last block, averaged over positions, is the features
     assert last == pytest.approx(found.cka_features, abs=1e-4) and last < 0.999
+
+
+@pytest.mark.parametrize(("shared", "compared"), [(4, 4), (3, 90)])
+def test_four_shared_test_images_are_enough(shared: int, compared: int) -> None:
+    split = np.asarray(["test" if i < shared else "train" for i in range(90)])
+    a = replace(table(), split=split)
+    assert len(rows_to_compare(a, a)) == compared
+    assert compare_tables(a, a, ("a", "b")).n == compared
+
+
+def test_chance_is_the_share_of_the_others_that_are_neighbours() -> None:
+    assert compare_tables(table(), table(), ("a", "b")).neighbour_overlap_chance == 10 / 44

@@ -23,6 +23,7 @@ from sureclr.evaluation.training_history import (
     Snapshot,
     chance_of_same_class,
     describe_snapshots,
+    heaviest_negatives,
     weigh_negatives,
     weights,
 )
@@ -288,3 +289,19 @@ def test_a_run_without_labels_gives_all_but_what_needs_labels(tmp_path: Path, lo
     assert (found.radius is None) == (loss == "nt-xent")
     told = [line for line in run.directory.lines() if "positives" in line]
     assert found.positives == pytest.approx([line["positives"] for line in told], rel=1e-4)
+
+
+def test_a_row_beyond_the_training_images_is_of_another_run(tmp_path: Path) -> None:
+    snapshot(tmp_path, 1, torch.arange(P) + 1, LABELS)  # there are P training images, 0 to P - 1
+    assert describe_snapshots(tmp_path, images(), TAU).gradient.examples == ()
+
+
+def test_few_images_have_all_others_as_examples() -> None:
+    mu = views()[[0, 1, 2, P, P + 1, P + 2]]
+    examples = heaviest_negatives(plain(mu), torch.tensor([10, 11, 12]))
+    assert [(e.anchor, sorted(e.negatives)) for e in examples] == [
+        (10, [11, 12]),
+        (11, [10, 12]),
+        (12, [10, 11]),
+    ]
+    assert [sum(e.weights) for e in examples] == pytest.approx([1, 1, 1])
