@@ -168,13 +168,17 @@ def test_each_network_is_trained_on_the_labels_that_are_not_held_out(run: Run, a
 
 
 def test_the_probe_is_fitted_on_the_frozen_features_of_all_labels(run: Run) -> None:
-    result = tune(run, ONE_RATE)
+    result = tune(run, replace(ONE_TRAINING, seeds=3))
     test = run.embed(IMAGES.select(np.arange(64, 94))).features
+    of_seed_0 = []
     for seed in result.per_seed:
         chosen = choose_labels(IMAGES, LabelRequest.of("18"), None, seed.seed)
         train = run.embed(IMAGES.select(chosen.rows)).features
         probe = linear_probe(train, chosen.target, test, IMAGES.labels[64:], seed=seed.seed)
         assert (seed.linear.accuracy, seed.linear.strength) == (probe.accuracy, probe.strength)
+        other = linear_probe(train, chosen.target, test, IMAGES.labels[64:], seed=0)
+        of_seed_0.append(other.strength == probe.strength)
+    assert not all(of_seed_0), "the test cannot see the seed"
 
 
 # --- The choice -----------------------------------------------------------------------
