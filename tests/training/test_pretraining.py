@@ -7,6 +7,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -20,10 +21,11 @@ from sureclr.data.batches import batch
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
-from sureclr.maths.objectives import SureLoss
-from sureclr.progress import SilentProgress
+from sureclr.maths.objectives import NTXentLoss, SureLoss
+from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.monitor import Monitor
+from sureclr.training.pretraining import pretrain
 from sureclr.training.run import as_image_set, load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
@@ -180,6 +182,31 @@ def test_monitoring_changes_no_weight(tmp_path: Path) -> None:
     ours, others = weights(tmp_path / "with"), weights(tmp_path / "without")
     assert all(torch.equal(value, others[name]) for name, value in ours.items())
     assert not any("knn_untrained" in line or "knn" in line for line in lines(tmp_path / "without"))
+
+
+def test_the_end_of_a_run_is_measured_whatever_the_interval(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=3, monitor_every=2, snapshot_every=2)
+    assert [line["epoch"] for line in lines(tmp_path / "run") if "alignment" in line] == [2, 3]
+    names = sorted(path.name for path in (tmp_path / "run" / "snapshots").iterdir())
+    assert names == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
+
+
+class Sampling(NTXentLoss):
+    """Remembers the seed of the generator of each step."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def forward(self, posterior: Any, generator: torch.Generator | None = None) -> torch.Tensor:
+        self.seeds.append(generator.initial_seed())
+        return super().forward(posterior, generator)
+
+
+def test_losses_that_sample_draw_anew_in_each_step_and_run(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        loss = Sampling()
+        options = {"out": tmp_path / str(seed), "device": "cpu", "progress": SILENT, "loss": loss}
+        pretrain(replace(CONFIG, seed=seed, monitor_every=0), IMAGES, **options)
+    assert len(Sampling.seeds) == len(set(Sampling.seeds)) == 2 * STEPS
 
 
 def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
