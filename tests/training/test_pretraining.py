@@ -4,6 +4,7 @@ unbroken one.
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -304,6 +305,13 @@ def test_resuming_a_finished_run_changes_nothing(unbroken: Path) -> None:
     }
     train(unbroken, resume=True)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_resuming_a_finished_run_keeps_its_results(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text("{}")
+    train(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "results.json").read_text() == "{}"
 
 
 def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
