@@ -27,6 +27,7 @@ from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import pretrain
+from sureclr.training.records import step_numbers
 from sureclr.training.run import as_image_set, load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
@@ -84,6 +85,12 @@ def test_a_line_a_step(unbroken: Path) -> None:
         for step in looked
     )
     assert all(np.isfinite(value) for line in record for value in line.values())
+
+
+def test_speed_is_images_by_seconds() -> None:
+    trainer = new_trainer(CONFIG, as_image_set(IMAGES), torch.device("cpu"))
+    loss, posterior = trainer.step()
+    assert step_numbers(trainer, loss, posterior, 0.25)["images_per_second"] == 16 / 0.25
 
 
 def test_the_folder_is_complete(unbroken: Path) -> None:
