@@ -52,7 +52,16 @@ def test_entry_points_are_imported_when_needed_and_once(
     assert len(shapes) == 3
 
 
-@pytest.mark.parametrize("first_use", [list, len, lambda shapes: "pentagon" in shapes])
+@pytest.mark.parametrize(
+    "first_use",
+    [
+        list,
+        len,
+        lambda shapes: "pentagon" in shapes,
+        lambda shapes: shapes.get("pentagon"),
+        lambda shapes: shapes["pentagon"],
+    ],
+)
 def test_listing_counting_and_asking_import_entry_points(
     shapes: Registry[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_use: object
 ) -> None:

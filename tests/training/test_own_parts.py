@@ -139,6 +139,18 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_initial_weights(
     assert equal(run.path, tmp_path / "run")
 
 
+def test_an_own_loss_also_starts_again_from_its_initial_state(tmp_path: Path) -> None:
+    """The loss that is passed again has been in use meanwhile."""
+    used = SureLoss(momentum=0.5)
+    for buffer, value in ((used.seen, 0.5), (used.squared_cosine, 0.01)):
+        buffer.fill_(value)
+    whole = own(tmp_path / "whole", loss=SureLoss(momentum=0.5))
+    with pytest.raises(ZeroDivisionError):
+        own(tmp_path / "run", loss=SureLoss(momentum=0.5), progress=Interrupting(1, crash))
+    own(tmp_path / "run", resume=True, loss=used)
+    assert equal(whole.path, tmp_path / "run")
+
+
 def test_what_is_loaded_is_what_was_trained(run: sureclr.Run) -> None:
     other = Tiny(seed=9)
     before = state(other)

@@ -4,9 +4,11 @@ unbroken one.
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,10 +23,12 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.user_images import as_image_set
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
-from sureclr.maths.objectives import SureLoss
-from sureclr.progress import SilentProgress
+from sureclr.maths.objectives import NTXentLoss, SureLoss
+from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.monitor import Monitor
+from sureclr.training.pretraining import pretrain
+from sureclr.training.records import step_numbers
 from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
@@ -82,6 +86,12 @@ def test_a_line_a_step(unbroken: Path) -> None:
         for step in looked
     )
     assert all(np.isfinite(value) for line in record for value in line.values())
+
+
+def test_speed_is_images_by_seconds() -> None:
+    trainer = new_trainer(CONFIG, as_image_set(IMAGES), torch.device("cpu"))
+    loss, posterior = trainer.step()
+    assert step_numbers(trainer, loss, posterior, 0.25)["images_per_second"] == 16 / 0.25
 
 
 def test_the_folder_is_complete(unbroken: Path) -> None:
@@ -183,6 +193,31 @@ def test_monitoring_changes_no_weight(tmp_path: Path) -> None:
     assert not any("knn_untrained" in line or "knn" in line for line in lines(tmp_path / "without"))
 
 
+def test_the_end_of_a_run_is_measured_whatever_the_interval(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=3, monitor_every=2, snapshot_every=2)
+    assert [line["epoch"] for line in lines(tmp_path / "run") if "alignment" in line] == [2, 3]
+    names = sorted(path.name for path in (tmp_path / "run" / "snapshots").iterdir())
+    assert names == ["epoch-00002.safetensors", "epoch-00003.safetensors"]
+
+
+class Sampling(NTXentLoss):
+    """Remembers the seed of the generator of each step."""
+
+    seeds: ClassVar[list[int]] = []
+
+    def forward(self, posterior: Any, generator: torch.Generator | None = None) -> torch.Tensor:
+        self.seeds.append(generator.initial_seed())
+        return super().forward(posterior, generator)
+
+
+def test_losses_that_sample_draw_anew_in_each_step_and_run(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        loss = Sampling()
+        options = {"out": tmp_path / str(seed), "device": "cpu", "progress": SILENT, "loss": loss}
+        pretrain(replace(CONFIG, seed=seed, monitor_every=0), IMAGES, **options)
+    assert len(Sampling.seeds) == len(set(Sampling.seeds)) == 2 * STEPS
+
+
 def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
     train(tmp_path / "run", epochs=2, progress=(progress := Messages()))
     assert len(progress.texts) == 1 and progress.texts[0].startswith("after epoch 2: alignment")
@@ -278,6 +313,13 @@ def test_resuming_a_finished_run_changes_nothing(unbroken: Path) -> None:
     }
     train(unbroken, resume=True)
     assert before == {path: path.read_bytes() for path in before}
+
+
+def test_resuming_a_finished_run_keeps_its_results(unbroken: Path, tmp_path: Path) -> None:
+    shutil.copytree(unbroken, tmp_path / "run")
+    (tmp_path / "run" / "results.json").write_text("{}")
+    train(tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "results.json").read_text() == "{}"
 
 
 def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
