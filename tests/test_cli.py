@@ -86,7 +86,7 @@ def answered(words: list[str], capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["pretrain", "--help"], ["--version"], ["pretrain", "digits", "--dry-run"]],
+    [["--help"], ["pretrain", "--help"], ["finetune", "--help"], ["--version"]],
 )
 def test_help_needs_no_torch(words: list[str]) -> None:
     """Nor anything else that takes its time."""
@@ -172,7 +172,8 @@ def test_a_source_starts_from_its_own_recipe_and_a_file_from_the_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert dry(["digits"], capsys)["encoder"] == "small"
-    assert dry([f"folder:{tmp_path}"], capsys)["batch_size"] == 256
+    source = f"folder:{photos(tmp_path / 'photos', classes=0, each=9)}"
+    assert dry([source, "--batch-size", "4"], capsys)["epochs"] == 200
     (tmp_path / "c.yaml").write_text("source: digits\n")
     assert dry(["-c", str(tmp_path / "c.yaml")], capsys)["encoder"] == "resnet18"
 
@@ -249,9 +250,7 @@ def test_overwrite_trains_anew_and_keeps_what_is_not_ours(own: Path, run: Path) 
 
 
 def test_resume_with_another_option_names_it(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = failed(
-        ["pretrain", "--resume", "--out", str(own), "--epochs", "9", "--device", "cpu"], capsys
-    )
+    said = failed(["pretrain", "--resume", str(own), "--epochs", "9", "--device", "cpu"], capsys)
     assert "epochs" in said and "9" in said
 
 
@@ -272,9 +271,9 @@ def test_sigterm_ends_with_143_and_resume_with_the_same_run(run: Path, tmp_path:
     _, said = child.communicate(timeout=120)
     assert child.returncode == 143, said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("sureclr: stopped by SIGTERM") and f"--resume --out {out}" in last
+    assert last.startswith("sureclr: stopped by SIGTERM") and f"--resume '{out}'" in last
     assert 1 <= len(lines(out)) <= 4
-    main(["pretrain", "--resume", "--out", str(out), "--device", "cpu"])
+    main(["pretrain", "--resume", str(out), "--device", "cpu"])
     assert equal(run, out)
 
 
@@ -286,7 +285,8 @@ def test_knn_and_linear_beside_their_baselines(
 ) -> None:
     for name in ("knn", "linear"):
         found = answered([name, str(own)], capsys)
-        assert found == json.loads((own / "results.json").read_text())[name]
+        stored = json.loads((own / "results.json").read_text())[name]
+        assert stored.pop("provenance")["seconds"] > 0 and found == stored
         assert (
             0.5 < found["accuracy"] <= 1
             and found["interval"][0] <= found["accuracy"] <= found["interval"][1]
@@ -307,34 +307,31 @@ def test_transfer_has_a_key_of_its_own(
     photos(tmp_path / "other", classes=2)
     answered(["knn", str(own), "--data", f"folder:{tmp_path / 'other'}"], capsys)
     assert list(json.loads((own / "results.json").read_text())) == [
-        f"knn:folder:{tmp_path / 'other'}"
+        "schema",
+        f"knn:folder:{tmp_path / 'other'}",
     ]
     assert not (own / "embeddings.parquet").exists()
 
 
-def test_evaluate_does_what_is_missing_and_leaves_the_rest(
-    own: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_evaluate_makes_every_evaluation_and_prints_a_summary_of_each(
+    own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sureclr.evaluation import session as evaluate
-    from sureclr.evaluation.session import knn
+    """The second time nothing is made anew: the time of every result stays."""
+    from sureclr.evaluation.evaluations import EVALUATIONS
 
-    def never(material: Any) -> dict[str, Any]:
-        raise AssertionError("was there already")
-
-    kept = {
-        "accuracy": 0.25,
-        "interval": [0.2, 0.3],
-        "n_test": 797,
-        "baselines": {"raw_pixels": 0.1, "untrained": 0.1},
-    }
-    (own / "results.json").write_text(json.dumps({"linear": kept}))
-    monkeypatch.setattr(evaluate, "EVALUATIONS", {"linear": never, "knn": knn})
-    found = answered(["evaluate", str(own)], capsys)
-    assert found["linear"] == kept and found["knn"]["n_test"] == 797
-    monkeypatch.setattr(evaluate, "EVALUATIONS", {"linear": never, "knn": never})
-    assert answered(["evaluate", str(own)], capsys) == found
+    answer = answered(["evaluate", str(own)], capsys)
+    skipped = {"learning"}  # the run has no snapshot
+    assert set(answer) == set(EVALUATIONS) - skipped
+    before = (own / "results.json").read_bytes()
+    main(["evaluate", str(own)])
+    out, err = capsys.readouterr()
+    assert (own / "results.json").read_bytes() == before
+    assert "learning is skipped" in err and "snapshot" in err
+    for word in ("knn ", "linear ", "uncertainty:", "foreign images", "geometry:", "sensitivity:"):
+        assert sum(line.startswith(word) for line in out.splitlines()) == 1, word
+    assert f"{answer['linear']['accuracy']:.4f}" in out and out.endswith(
+        f"next: sureclr report {own}\n"
+    )
 
 
 def test_a_table_of_other_images_is_not_used(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -343,6 +340,7 @@ def test_a_table_of_other_images_is_not_used(own: Path, capsys: pytest.CaptureFi
     first = answered(["knn", str(own)], capsys)
     table = Embeddings.read(own / "embeddings.parquet")
     table.select(torch.arange(100).numpy()).save(own / "embeddings.parquet")
+    capsys.readouterr()
     assert answered(["knn", str(own)], capsys) == first
     assert len(Embeddings.read(own / "embeddings.parquet")) == 1797
 
@@ -410,34 +408,35 @@ def test_unlabelled_images_pretrain_and_linear_says_what_is_needed(
             ["digits", "--encoder", "convnext_atto", "--stem", "cifar"],
             ["stem cifar", "ResNet family"],
         ),
-        (["digits", "--batch-size", "1"], ["batch_size must be at least 2", "1"]),
-        (["digits", "--batch-size", "1001"], ["batch_size 1001", "1000 training images", "500"]),
+        (["digits", "--batch-size", "1"], ["--batch-size must be at least 2", "1"]),
+        (["digits", "--batch-size", "1001"], ["--batch-size 1001", "1000 training images", "500"]),
         (
             ["digits", "--batch-size", "100", "--micro-batch", "64"],
-            ["batch_size 100", "micro_batch 64", "128"],
+            ["--batch-size 100", "--micro-batch 64", "128"],
         ),
         (["digits", "--temperature", "0"], ["temperature", "0"]),
         (["digits", "--temperature", "nan"], ["temperature", "nan"]),
         (["digits", "--loss", "dcl", "--samples", "4"], ["dcl takes no samples", "temperature"]),
         (
             ["digits", "--loss", "nt-xent", "--certainty-gradient", "off"],
-            ["certainty_gradient off", "nt-xent"],
+            ["--certainty-gradient off", "nt-xent"],
         ),
         (["digits", "--views.flip", "2"], ["views.flip", "2"]),
-        (["digits", "--views.crop-area", "0.5", "0.2"], ["views.crop_area", "0.5"]),
+        (["digits", "--views.crop-area", "0.5", "0.2"], ["--views.crop-area", "0.5"]),
         (["digits", "--size", "2"], ["size must be at least 4", "2"]),
         (["digits", "--device", "tpu"], ["tpu", "cpu"]),
         (["digits", "--device", "cuda:99"], ["cuda:99", "cpu"]),
         (["digits", "--track", "wandbb"], ["unknown tracker", "wandb"]),
-        (["digits", "--resume"], ["no run to resume"]),
-        (["digits", "--learning-rate", "nan"], ["learning_rate", "nan"]),
+        (["--resume", "none"], ["no run to resume in none"]),
+        (["digits", "--learning-rate", "nan"], ["--learning-rate", "nan"]),
         (["-c", "none.yaml"], ["none.yaml", "cannot be read"]),
         (["-c", "ten.yaml"], ["epochs must be int", "'ten'"]),
         (["-c", "key.yaml"], ["unknown configuration key 'epoch'", "epochs"]),
         (["-c", "views.yaml"], ["views must be a mapping"]),
         (["-c", "source.yaml"], ["source must be str"]),
-        ([], ["needs a data source", "sureclr pretrain digits"]),
-        (["digits", "cifar10"], ["cifar10"]),
+        ([], ["needs images to train on", "sureclr pretrain digits"]),
+        (["digits", "cifar10"], ["`pretrain` takes", "'cifar10' is one word too many"]),
+        (["--resume", "none", "--out", "other"], ["leave out --out"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0] != "unknown" else "",
 )
@@ -494,6 +493,8 @@ def test_a_diverging_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         ["views", "digits", "--out", "RUN/config.yaml/x.png"],
         ["knn"],
         ["knnn"],
+        ["knn", "RUN", "RUN"],
+        ["report", "RUN", "RUN", "RUN"],
     ],
 )
 def test_other_commands_refuse_in_one_line_too(
@@ -558,3 +559,107 @@ def test_a_run_on_own_images_asks_for_data(
     run = train(tmp_path / "run", source="digits", epochs=1, monitor_every=0, snapshot_every=0)
     assert "--data" in failed(["knn", str(run.path)], capsys)
     assert answered(["knn", str(run.path), "--data", "digits"], capsys)["n_test"] == 797
+
+
+# --- Traps ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "reasons"),
+    [
+        (["folder:none"], ["none", "is not a folder"]),
+        (["digitz"], ["unknown data source", "digits"]),
+        (["digits", "--encoder", "small", "--batch-size", "1001"], ["--batch-size 1001"]),
+        (["digits", "--encoder", "vgg11", "--size", "16"], ["vgg11", "16 pixels"]),
+        (["digits", "--loss", "nope"], ["unknown loss"]),
+        (["digits", "--device", "tpu"], ["tpu"]),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would_refuse(
+    words: list[str],
+    reasons: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [failed(["pretrain", *words, *more], capsys) for more in (["--dry-run"], [])]
+    assert lines[0] == lines[1] and all(reason in lines[0] for reason in reasons)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_does_not_promise_a_folder_that_is_taken(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = failed(["pretrain", "digits", *TINY, "--out", str(own), "--dry-run"], capsys)
+    assert "--resume" in line and "--overwrite" in line
+
+
+def test_an_unknown_command_names_all_commands_and_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = failed(["pretian"], capsys)
+    assert "did you mean pretrain?" in line
+    commands = "demo evaluate finetune knn label-next linear list pretrain report uncertainty views"
+    assert all(command in line for command in commands.split())
+
+
+def test_a_word_too_many_is_named_with_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    line = failed(["report", "a", "b", "c"], capsys)
+    assert "`report` takes one run, or two to compare, and 'c' is one word too many" in line
+
+
+def test_help_has_its_commands_and_options_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    text = capsys.readouterr().out
+    titles = ["Start", "Train", "Evaluate a run", "Use few labels"]
+    places = [text.index(f"─ {title} ─") for title in titles]
+    assert places == sorted(places) and places[0] < text.index("demo") < places[1]
+    main(["pretrain", "--help"])
+    text = capsys.readouterr().out
+    titles = ["Run", "Images", "Network", "Loss", "Training", "Monitoring", "Views", "Output"]
+    places = [text.index(f"─ {title}") for title in titles]
+    assert places == sorted(places) and places[2] < text.index("--projection-dim") < places[3]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("try batch_size=128.", "try --batch-size 128."),
+        ("leave out data=.", "leave out --data."),
+        ("views.crop_area must be two numbers", "--views.crop-area must be two numbers"),
+        ("replace it with overwrite=True, or", "replace it with --overwrite, or"),
+        ("the size of the data", "the size of the data"),
+        ("photos/batch_size=3/a.png is damaged", "photos/batch_size=3/a.png is damaged"),
+        ("unknown configuration key 'batch_sise'", "unknown configuration key 'batch_sise'"),
+        ("the file micro_batch.py", "the file micro_batch.py"),
+    ],
+)
+def test_arguments_become_flags_and_other_words_stay(sentence: str, expected: str) -> None:
+    from sureclr.cli.shared import with_flags
+
+    assert with_flags(sentence) == expected
+
+
+# --- The demo -------------------------------------------------------------------------
+
+
+def test_the_demo_trains_evaluates_and_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a recipe of seconds in place of a minute."""
+    from dataclasses import replace
+
+    from sureclr import recipes
+
+    quick = replace(recipes.recipe("digits"), encoder="small-4", epochs=1, projection_dim=8)
+    monkeypatch.setitem(recipes.RECIPES, "digits", lambda: quick)
+    answer = answered(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"], capsys)
+    assert {"run", "knn", "linear", "uncertainty", "learning", "report"} <= set(answer)
+    page = Path(answer["report"])
+    assert page == tmp_path / "demo" / "report.html"
+    assert f"{answer['linear']['accuracy']:.3f}" in page.read_text(encoding="utf-8")
+    main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert f"SureCLR features    {answer['linear']['accuracy']:.3f}" in out
+    assert out.splitlines()[-1].startswith("next: open ")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from sureclr.cli.shared import START, Device, Json, app, mapping_json, print_answer
+from sureclr.cli.shared import START, CommandProgress, Device, Json, app, mapping_json, print_answer
 from sureclr.recipes import recipe
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ def demo(
 
     print("Training on 1,000 images of digits, without their labels.", file=sys.stderr)
     replace = (out / "config.yaml").is_file()
-    run = pretrain(recipe("digits"), out=out, overwrite=replace, device=device)
-    results = evaluate(run)
-    page = report(results, device=device)
+    run = pretrain(
+        recipe("digits"), out=out, overwrite=replace, device=device, progress=CommandProgress()
+    )
+    results = evaluate(run, progress=CommandProgress())
+    page = report(results, device=device, progress=CommandProgress())
     value = {"run": str(run.path), **mapping_json(results), "report": str(page)}
     next_command = (
         f"open {page} in a browser, then run: sureclr pretrain fashion-mnist  (or"

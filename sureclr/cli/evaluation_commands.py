@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from sureclr.cli.shared import (
     EVALUATE,
+    CommandProgress,
     DataSource,
     Device,
     Json,
@@ -47,7 +48,9 @@ def evaluate(
     """Run every evaluation that the run does not have yet, and print all results."""
     from sureclr.evaluation.session import evaluate as evaluate_run
 
-    results = evaluate_run(run, data=data, labels=labels, device=device, root=root)
+    results = evaluate_run(
+        run, data=data, labels=labels, device=device, root=root, progress=CommandProgress()
+    )
     text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
     print_answer(json, mapping_json(results), text, f"sureclr report {run}")
 
@@ -119,6 +122,7 @@ def uncertainty(
         device=device,
         root=root,
         human=human,
+        progress=CommandProgress(),
     )
     text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
     print_answer(json, mapping_json(results), text, f"sureclr evaluate {run}")
@@ -138,7 +142,9 @@ def _evaluate_one(
     from sureclr.evaluation.session import evaluate as evaluate_run
     from sureclr.schema import to_json
 
-    results = evaluate_run(run, name, data, labels, again=True, device=device, root=root)
+    results = evaluate_run(
+        run, name, data, labels, again=True, device=device, root=root, progress=CommandProgress()
+    )
     print_answer(as_json, to_json(results[name]), "\n".join(summaries(results)), next_command)
 
 

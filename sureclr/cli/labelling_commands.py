@@ -10,6 +10,7 @@ from sureclr.cli.flags import CHOICE, TRAINING, given_flags, optional_flags
 from sureclr.cli.shared import (
     LABEL,
     OUTPUT,
+    CommandProgress,
     DataSource,
     Device,
     Json,
@@ -73,7 +74,7 @@ def label_next(
 
     if out.exists():
         raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
-    with Session(run, data, device=device, root=root) as session:
+    with Session(run, data, device=device, root=root, progress=CommandProgress()) as session:
         table = session.inputs.table
         labelled, note = labelled_already(session.images, known)
         name = strategy or DEFAULT
@@ -167,7 +168,9 @@ def finetune(
     from sureclr.finetuning.service import finetune as finetune_run
     from sureclr.schema import to_json
 
-    result = finetune_run(run, data, config, again=again, device=device, root=root)
+    result = finetune_run(
+        run, data, config, again=again, device=device, root=root, progress=CommandProgress()
+    )
     print_answer(json, to_json(result), _finetuning_text(result), f"sureclr evaluate {run}")
 
 

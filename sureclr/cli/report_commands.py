@@ -5,7 +5,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sureclr.cli.shared import EVALUATE, Device, Json, Root, RunFolder, app, print_answer
+from sureclr.cli.shared import (
+    EVALUATE,
+    CommandProgress,
+    Device,
+    Json,
+    Root,
+    RunFolder,
+    app,
+    print_answer,
+)
 
 
 @app.command(group=EVALUATE)
@@ -41,7 +50,9 @@ def report(
     """Write one page about a run: its quality, how it learned, what it sees, how certain it is."""
     from sureclr.reporting.page import report as write_page
 
-    page = write_page(run, other, evaluate=evaluate, out=out, device=device, root=root)
+    page = write_page(
+        run, other, evaluate=evaluate, out=out, device=device, root=root, progress=CommandProgress()
+    )
     size = page.stat().st_size
     print_answer(
         json,

@@ -12,6 +12,7 @@ from cyclopts import App, Group, Parameter
 
 from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.finetuning.config import FinetuneConfig
+from sureclr.progress import ConsoleProgress
 from sureclr.version import __version__
 
 app = App(
@@ -103,32 +104,42 @@ def json_line(value: Any) -> str:
 
 
 def with_flags(sentence: str) -> str:
-    """Return an error of the library with flags in place of Python arguments.
+    """Return a sentence of the library with flags in place of Python arguments.
 
-    The library writes an argument that should change as `name=value`, or by a name with an
-    underscore. Keys of a configuration file stay as they are.
+    The library writes an argument as `name=value`, or as a name with an underscore. Keys of a
+    configuration file stay as they are.
 
     >>> with_flags("batch_size 100 is not a multiple of micro_batch 64; try batch_size=128.")
     '--batch-size 100 is not a multiple of --micro-batch 64; try --batch-size 128.'
-    >>> with_flags("runs/a already holds a run; continue it with resume=True.")
-    'runs/a already holds a run; continue it with --resume.'
+    >>> with_flags("runs/a holds a run; continue it with resume=True, or give another out=.")
+    'runs/a holds a run; continue it with --resume RUN, or give another --out.'
+    >>> with_flags("stopped by SIGTERM; continue with resume=True, out='runs/a b'")
+    "stopped by SIGTERM; continue with --resume 'runs/a b'"
     """
     if "configuration key" in sentence:
         return sentence
+    sentence = re.sub(r"\bresume=True, out=(?=['\"])", "--resume ", sentence)
+    sentence = re.sub(r"\bresume=True\b", "--resume RUN", sentence)
+    name = r"(?<![\w/.\-'\"])(?P<name>[a-z][a-z_.]*[a-z])"
+    value = r"(?P<assigned>=(?P<value>[\w%:-]*|'[^']*'))?(?!\w)"
+    return re.sub(name + value, _flag, sentence)
 
-    def flag(match: re.Match[str]) -> str:
-        name, assigned, value = match["name"], match["assigned"], match["value"]
-        if name not in NAMES or not (assigned or "_" in name):
-            return match[0]
-        words = "--" + name.replace("_", "-")
-        if not assigned or value in ("", "True"):
-            return words
-        return f"{words} {value}"
 
-    pattern = (
-        r"(?<![\w/.\-'\"])(?P<name>[a-z][a-z_.]*[a-z])(?P<assigned>=(?P<value>[\w%:-]*))?(?!\w)"
-    )
-    return re.sub(pattern, flag, sentence)
+def _flag(match: re.Match[str]) -> str:
+    """Return the flag of an argument; words that are none stay as they are."""
+    name, assigned, value = match["name"], match["assigned"], match["value"]
+    if name not in NAMES or not (assigned or "_" in name):
+        return match[0]
+    flag = "--" + name.replace("_", "-")
+    return flag if not assigned or value in ("", "True") else f"{flag} {value}"
+
+
+class CommandProgress(ConsoleProgress):
+    """The console of a command: what the library says of arguments is said of flags."""
+
+    def message(self, text: str) -> None:
+        """Print the sentence."""
+        super().message(with_flags(text))
 
 
 def mapping_json(results: Mapping[str, Any]) -> dict[str, Any]:

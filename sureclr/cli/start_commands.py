@@ -8,13 +8,13 @@ from cyclopts import Parameter
 from sureclr.cli.flags import NO_VIEWS, ViewFlags, given_flags, resolve
 from sureclr.cli.shared import (
     START,
+    CommandProgress,
     Json,
     Root,
     app,
     print_answer,
 )
 from sureclr.errors import UserError
-from sureclr.progress import ConsoleProgress
 from sureclr.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def draw_views(
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
     config = resolve(source, None, None, {}, given_flags(given)).views
-    images = load_images(source, root=root, size=size, progress=ConsoleProgress()).pretraining
+    images = load_images(source, root=root, size=size, progress=CommandProgress()).pretraining
     rows = _some_rows(images, count)
     import torch
 

@@ -14,7 +14,16 @@ from sureclr.cli.flags import (
     given_flags,
     resolve,
 )
-from sureclr.cli.shared import TRAIN, Device, Json, Root, app, json_line, print_answer
+from sureclr.cli.shared import (
+    TRAIN,
+    CommandProgress,
+    Device,
+    Json,
+    Root,
+    app,
+    json_line,
+    print_answer,
+)
 from sureclr.config import to_yaml
 from sureclr.errors import UserError
 
@@ -97,6 +106,7 @@ def pretrain(
             overwrite=overwrite,
             device=device,
             root=root,
+            progress=CommandProgress(),
         )
         print(json_line(asdict(resolved)) if json else to_yaml(resolved), end="")
         return
@@ -108,6 +118,7 @@ def pretrain(
         device=device,
         track=track,
         root=root,
+        progress=CommandProgress(),
     )
     last = run.directory.lines()[-1]
     print_answer(

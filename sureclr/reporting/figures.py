@@ -124,5 +124,5 @@ def _save(figure: "Figure", path: Path) -> None:
         figure.savefig(path, dpi=_DPI, format="png")
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; pass another out=."
+            f"cannot write {path}: {error.strerror or error}; give another out=."
         ) from error

@@ -133,5 +133,5 @@ def write_page(page: str, out: Path) -> None:
         write_atomically(out, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(
-            f"the report {out} cannot be written ({error.strerror or error}); pass another out=."
+            f"the report {out} cannot be written ({error.strerror or error}); give another out=."
         ) from error

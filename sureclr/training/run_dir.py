@@ -108,15 +108,15 @@ class RunDir:
                     " resume=True to start one."
                 )
         elif self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path} is a file, and a run needs a folder; choose another out.")
+            raise UserError(f"{self.path} is a file, and a run needs a folder; give another out=.")
         elif self.is_run() and not overwrite:
             raise UserError(
                 f"{self.path} already holds a run; continue it with resume=True, replace it with"
-                " overwrite=True, or choose another out."
+                " overwrite=True, or give another out=."
             )
         elif self.path.exists() and not self.is_run() and any(self.path.iterdir()):
             raise UserError(
-                f"{self.path} exists and holds files that are not a run; choose another out."
+                f"{self.path} exists and holds files that are not a run; give another out=."
             )
 
     def prepare(self, resume: bool, overwrite: bool) -> None:
@@ -138,7 +138,7 @@ class RunDir:
             self.snapshots.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be made ({error.strerror}); choose another out."
+                f"the run folder {self.path} cannot be made ({error.strerror}); give another out=."
             ) from error
 
     @contextmanager

@@ -1,35 +1,44 @@
-"""linear in a few words: the old line, then u and the blocks where results.json has them (older
-runs do not).
-"""
+"""linear in a few words: the accuracy, then the posterior mean and the blocks, a line each."""
 
-from sureclr.cli.evaluation_commands import summary
+from dataclasses import replace
 
-OLD = {
-    "accuracy": 0.9,
-    "interval": [0.85, 0.95],
-    "n_test": 797,
-    "baselines": {"raw_pixels": 0.8, "untrained": 0.7},
-}
+from sureclr.cli.evaluation_commands import summaries
+from sureclr.evaluation.results import (
+    BaselineIntervals,
+    Baselines,
+    BlockProbe,
+    LinearResult,
+    PosteriorProbe,
+    ProbeScore,
+)
+
+SCORE = ProbeScore(0.9, (0.85, 0.95), 0.1, ((0.1, 0.9),), True, 1000, 797, 256)
+LINEAR = LinearResult(
+    **vars(SCORE),
+    posterior_mean=PosteriorProbe(**vars(replace(SCORE, accuracy=0.5, features=128)), of="u"),
+    blocks=tuple(
+        BlockProbe(**vars(replace(SCORE, accuracy=accuracy)), name=name)
+        for name, accuracy in (("layer1", 0.61), ("layer2", 0.72))
+    ),
+    baselines=Baselines(0.8, 0.7),
+    baseline_intervals=BaselineIntervals((0.7, 0.9), (0.6, 0.8)),
+)
 
 
-def test_an_older_result_is_one_line() -> None:
-    assert summary("linear", OLD).count("\n") == 0 and "0.9000" in summary("linear", OLD)
+def summary(result: LinearResult) -> list[str]:
+    return summaries({"linear": result})[0].split("\n")
 
 
 def test_the_posterior_mean_and_the_blocks_are_a_line_each() -> None:
-    blocks = [{"name": "layer1", "accuracy": 0.61}, {"name": "layer2", "accuracy": 0.72}]
-    mean = {"of": "u", "accuracy": 0.5, "features": 128}
-    first, mean, last = summary("linear", OLD | {"posterior_mean": mean, "blocks": blocks}).split(
-        "\n"
-    )
-    assert first == summary("linear", OLD)
-    assert "posterior mean u, 128 numbers: 0.5000" in mean and last.endswith(
-        "layer1 0.6100  layer2 0.7200"
-    )
-    direction = summary(
-        "linear",
-        OLD | {"posterior_mean": {"of": "direction", "accuracy": 0.5, "features": 8}, "blocks": []},
-    )
-    assert (
-        "direction (this loss has no radius), 8 numbers" in direction and direction.count("\n") == 1
-    )
+    first, mean, last = summary(LINEAR)
+    assert first.startswith("linear ")
+    numbers = ("0.9000", "0.8500 to 0.9500", "797 test images", "0.8000", "0.7000")
+    assert all(number in first for number in numbers)
+    assert "posterior mean, 128 numbers: 0.5000" in mean
+    assert last.endswith("layer1 0.6100  layer2 0.7200")
+
+
+def test_without_a_radius_the_direction_is_probed_and_an_encoder_may_have_no_blocks() -> None:
+    probe = replace(LINEAR.posterior_mean, of="direction", features=8)
+    lines = summary(replace(LINEAR, posterior_mean=probe, blocks=()))
+    assert len(lines) == 2 and "direction (this loss has no radius), 8 numbers" in lines[1]
