@@ -81,7 +81,7 @@ def test_features_and_baselines_are_probed(made: EvaluationInputs) -> None:
 
 
 def test_each_block_is_probed_in_order(made: EvaluationInputs) -> None:
-    network = made.run.model.encoder.eval()
+    network = made.run.model.encoder.backbone.eval()
     x = network.stem((made.images.images / 255 - made.run.model.mean) / made.run.model.std)
     found = evaluate_linear(made).blocks
     assert [(block.name, block.features) for block in found] == [
