@@ -255,7 +255,7 @@ def test_fewer_rows_than_columns_and_repeated_columns_converge_in_float32(repeat
 
 
 def test_an_estimate_that_rounding_made_indefinite_is_lifted() -> None:
-    """Large features, fewer rows than columns, weak penalty: 11 iterations, without lifting 23 to 500."""
+    """Large features, fewer rows than columns: 11 iterations, without lifting 23 to 500."""
     x, y = standardised(39, f=32)
     x = torch.cat([x, x.square(), x * x.roll(1, 1), x * x.roll(2, 1), x.abs()], 1)
     x = 150 * (x - x.mean(0)) / x.std(0)
