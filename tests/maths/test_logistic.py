@@ -198,6 +198,14 @@ def test_a_converged_strength_leaves_and_the_others_go_on() -> None:
     assert torch.allclose(batch.weight[0], alone.weight[0], rtol=0, atol=1e-12)
 
 
+def test_the_default_tolerance_and_number_of_iterations() -> None:
+    x, y = standardised(200)
+    default = logistic_regression(x, y, [1e-4])
+    explicit = logistic_regression(x, y, [1e-4], 1e-6, 500)
+    assert default.iterations == explicit.iterations > 1
+    assert 1e-9 < float(default.gradient[0]) <= 1e-6
+
+
 def test_a_strong_penalty_leaves_the_class_frequencies() -> None:
     """W -> 0 and the unpenalised bias alone fits the frequencies: J = their entropy."""
     x, y = standardised(300)
@@ -244,6 +252,15 @@ def test_fewer_rows_than_columns_and_repeated_columns_converge_in_float32(repeat
         logistic_regression(x, y, [1e-6, 1e-3], 1e-7),
     )
     assert bool(fit.converged.all()) and torch.allclose(fit.objective, exact.objective, atol=1e-6)
+
+
+def test_an_estimate_that_rounding_made_indefinite_is_lifted() -> None:
+    """Large features, fewer rows than columns: 11 iterations, without lifting 23 to 500."""
+    x, y = standardised(39, f=32)
+    x = torch.cat([x, x.square(), x * x.roll(1, 1), x * x.roll(2, 1), x.abs()], 1)
+    x = 150 * (x - x.mean(0)) / x.std(0)
+    fit = logistic_regression(x.float(), y, [1e-8], 1e-6)
+    assert bool(fit.converged[0]) and fit.iterations < 20
 
 
 def test_too_few_iterations_are_admitted_and_what_was_reached_is_kept() -> None:

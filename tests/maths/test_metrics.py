@@ -220,6 +220,11 @@ def test_calibration_of_equal_predictions(binning: str) -> None:
     assert table.count.tolist() == [9] and table.error == pytest.approx(0.2, abs=1e-6)
 
 
+def test_calibration_has_ten_bins_of_equal_count_by_default() -> None:
+    r = torch.rand(200, generator=generator(0)) ** 3
+    assert metrics.calibration_by_bins(r, r).count.tolist() == [20] * 10
+
+
 def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
     r = torch.randint(5, (60,), generator=generator(0)).double() / 5
     c, order = torch.rand(60, generator=generator(1)), torch.randperm(60, generator=generator(2))
@@ -229,9 +234,11 @@ def test_calibration_does_not_depend_on_the_order_of_rows() -> None:
 
 
 def test_ece_by_loops_and_at_the_ends() -> None:
+    """Every second of 15 bins is underconfident, so that other bins would give another number."""
     p = torch.randn(300, 4, generator=generator(0)).double().softmax(1)
-    target = torch.randint(4, (300,), generator=generator(1))
     confidence, guess = p.max(1)
+    right = (confidence * 15).long() % 2 == 0
+    target = torch.where(right, guess, (guess + 1) % 4)
     total = 0.0
     for b in range(15):
         inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
@@ -262,6 +269,14 @@ def test_wilson_equals_scipy(trials: int, share: float) -> None:
     assert metrics.wilson_interval(successes, trials) == pytest.approx(
         (expected.low, expected.high), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("trials", [1, 16, 27, 40, 300])  # rounding alone would leave [0, 1]
+def test_wilson_of_no_and_of_all_successes_stays_inside(trials: int) -> None:
+    low, middle = metrics.wilson_interval(0, trials)
+    assert low == pytest.approx(0, abs=1e-15) and 0 <= low < middle < 1
+    middle, high = metrics.wilson_interval(trials, trials)
+    assert high == pytest.approx(1, abs=1e-15) and 0 < middle < high <= 1
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
