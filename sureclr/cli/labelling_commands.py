@@ -191,7 +191,7 @@ def _seeds(words: str) -> int | tuple[int, ...]:
     parts = [part.strip() for part in words.split(",")]
     if not all(part.isdecimal() for part in parts):
         raise UserError(
-            f"--seeds must be a number of repetitions (5) or seeds with commas (0,1,2); got {words}."
+            f"--seeds must be a number of repetitions (5) or seeds (0,1,2); got {words}."
         )
     numbers = tuple(map(int, parts))
     return numbers[0] if len(numbers) == 1 else numbers
