@@ -13,6 +13,10 @@ from sureclr.progress import SILENT, SilentProgress
 from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 
+FLAGS = [  # of `sureclr pretrain`, for a run of a second
+    *("--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
+    *("--checkpoint-every", "1", "--snapshot-every", "0", "--monitor-every", "0"),
+]
 STEPS = 12  # 4 epochs of 3
 IMAGES = torch.randint(
     0, 256, (48, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
