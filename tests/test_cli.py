@@ -570,7 +570,10 @@ def test_a_run_on_own_images_asks_for_data(
         (["folder:none"], ["none", "is not a folder"]),
         (["digitz"], ["unknown data source", "digits"]),
         (["digits", "--encoder", "small", "--batch-size", "1001"], ["--batch-size 1001"]),
-        (["digits", "--encoder", "vgg11", "--size", "16"], ["vgg11", "16 pixels"]),
+        (
+            ["digits", "--encoder", "vgg11", "--stem", "imagenet", "--size", "16"],
+            ["vgg11", "16 pixels"],
+        ),
         (["digits", "--loss", "nope"], ["unknown loss"]),
         (["digits", "--device", "tpu"], ["tpu"]),
     ],
@@ -614,7 +617,7 @@ def test_help_has_its_commands_and_options_in_groups(capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     titles = ["Start", "Train", "Evaluate a run", "Use few labels"]
     places = [text.index(f"─ {title} ─") for title in titles]
-    assert places == sorted(places) and places[0] < text.index("demo") < places[1]
+    assert places == sorted(places) and places[0] < text.index("│ demo ") < places[1]
     main(["pretrain", "--help"])
     text = capsys.readouterr().out
     titles = ["Run", "Images", "Network", "Loss", "Training", "Monitoring", "Views", "Output"]

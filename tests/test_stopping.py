@@ -39,13 +39,18 @@ def test_handlers_come_back_even_after_an_error() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_nested_blocks_each_have_their_flag() -> None:
+def test_a_block_inside_another_shares_its_flag() -> None:
+    """A comparison holds two runs: a signal must stop both."""
+    before = signal.getsignal(signal.SIGTERM)
     with stop_on_signals() as outer:
         with stop_on_signals() as inner:
+            assert not outer
             os.kill(os.getpid(), signal.SIGTERM)
-        assert inner and not outer
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert outer
+        assert inner and outer
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+    with stop_on_signals() as later:
+        assert not later
 
 
 def test_another_thread_gets_a_flag_that_nobody_sets() -> None:

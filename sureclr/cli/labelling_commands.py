@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # rows of the file that are printed
 
-FinetuneFlags: Any = optional_flags(FinetuneConfig, skip=("learning_rates",))
+FinetuneFlags: Any = optional_flags(FinetuneConfig, skip=("learning_rates", "seeds"))
 NO_FLAGS = FinetuneFlags()
 
 
@@ -150,6 +150,16 @@ def finetune(
             ),
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        Parameter(
+            group=CHOICE,
+            help=(
+                "Number of repetitions (5: seeds 0 to 4), or the seeds themselves (0,1,2). More"
+                " seeds take longer and give narrower intervals. [default: 5]"
+            ),
+        ),
+    ] = None,
     again: Annotated[
         bool,
         Parameter(negative="", group=CHOICE, help="Train seeds again that are finished already."),
@@ -164,6 +174,8 @@ def finetune(
     values = given_flags(given)
     if learning_rates is not None:
         values["learning_rates"] = learning_rates
+    if seeds is not None:
+        values["seeds"] = _seeds(seeds)
     config = FinetuneConfig(**values)
     from sureclr.finetuning.service import finetune as finetune_run
     from sureclr.schema import to_json
@@ -172,6 +184,17 @@ def finetune(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
     )
     print_answer(json, to_json(result), _finetuning_text(result), f"sureclr evaluate {run}")
+
+
+def _seeds(words: str) -> int | tuple[int, ...]:
+    """Return what `--seeds 5` or `--seeds 0,1,2` means."""
+    parts = [part.strip() for part in words.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(
+            f"--seeds must be a number of repetitions (5) or seeds (0,1,2); got {words}."
+        )
+    numbers = tuple(map(int, parts))
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def _finetuning_text(result: "FinetuningResult") -> str:

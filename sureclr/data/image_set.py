@@ -146,18 +146,21 @@ class ImageSet:
         )
 
 
-def digest_of_images(images: ImageSet) -> str:
-    """Return the sha256 of pixels, labels, classes, split and paths, as 64 hexadecimal digits.
+def digest_of_pixels(images: ImageSet) -> str:
+    """Return the sha256 of pixels, paths and splits, as 64 hexadecimal digits.
 
-    It identifies the images that a result was computed from. It reads every pixel (about a tenth of
-    a second per 100 MB), so compute it once and keep it.
-
-    Args:
-        images: an ImageSet; its name, folds and note do not count.
+    With `digest_of_labels` it identifies the images that a result was computed from; their name,
+    folds and note do not count. It reads every pixel (about a tenth of a second per 100 MB), so
+    compute it once and keep it.
     """
-    words = json.dumps([images.classes, images.split.tolist(), list(images.paths)])
-    tensors = digest_of_tensors(images.images, images.labels)
-    return digest_of_bytes(tensors.encode(), words.encode())
+    words = json.dumps([images.split.tolist(), list(images.paths)])
+    return digest_of_bytes(digest_of_tensors(images.images).encode(), words.encode())
+
+
+def digest_of_labels(images: ImageSet) -> str:
+    """Return the sha256 of labels and class names, as 64 hexadecimal digits."""
+    words = json.dumps(images.classes)
+    return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode())
 
 
 def convert(

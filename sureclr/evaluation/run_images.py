@@ -1,6 +1,5 @@
 """The images of an evaluation: a run's own, or others, with their labels, as the run takes them."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from sureclr.data.sources import is_source, load_images
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, digest_of_tensors
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
@@ -99,18 +97,6 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
         split=np.where(test, "test", images.split),
         note="; ".join(filter(None, [images.note, note])),
     )
-
-
-def digest_of_pixels(images: ImageSet) -> str:
-    """Return the sha256 of pixels, paths and splits, without labels."""
-    words = json.dumps([images.split.tolist(), list(images.paths)])
-    return digest_of_bytes(digest_of_tensors(images.images).encode(), words.encode())
-
-
-def digest_of_labels(images: ImageSet) -> str:
-    """Return the sha256 of labels and class names."""
-    words = json.dumps(images.classes)
-    return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode())
 
 
 def embed_run_images(

@@ -16,15 +16,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sureclr.data.image_set import ImageSet
+from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.inputs import EvaluationInputs
 from sureclr.evaluation.results import Comparison, Provenance, Results, read_results, save_result
 from sureclr.evaluation.run_images import (
     Labels,
-    digest_of_labels,
-    digest_of_pixels,
     embed_run_images,
     load_run_images,
 )

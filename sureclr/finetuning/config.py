@@ -25,10 +25,10 @@ class FinetuneConfig:
     """Take the labels from one of the data set's official folds (stl10: 0 to 9). all: every fold in
     turn, one a seed. Default: from all training images.
     """
-    seeds: int = 5
-    """Number of repetitions. Each seed draws its own labels, held-out labels, order of the images,
-    crops, and first weights of the network from scratch. More seeds take longer and give narrower
-    intervals.
+    seeds: int | tuple[int, ...] = 5
+    """Number of repetitions (5: seeds 0 to 4), or the seeds themselves (0,1,2). Each draws its own
+    labels, held-out labels, order of the images, crops, and first weights of the network from
+    scratch. More seeds take longer and give narrower intervals.
     """
 
     epochs: int = 30
@@ -84,9 +84,11 @@ class FinetuneConfig:
         Raises:
             UserError: a value of another type or out of range; the sentence names its field.
         """
-        if isinstance(self.learning_rates, list):
-            object.__setattr__(self, "learning_rates", tuple(self.learning_rates))
-        names = (field.name for field in fields(self) if field.name != "learning_rates")
+        for name in ("learning_rates", "seeds"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        own_rules = ("learning_rates", "seeds")
+        names = (field.name for field in fields(self) if field.name not in own_rules)
         as_field_types(type(self), {name: getattr(self, name) for name in names})
         LabelRequest.of(self.label_request)
         for rule, holds, value in self._rules():
@@ -97,7 +99,12 @@ class FinetuneConfig:
         """(The rule in words, whether it holds, the value) of each rule about one field."""
         rates, classifier_rate = self.learning_rates, self.classifier_learning_rate
         return [
-            ("seeds must be at least 1", self.seeds >= 1, self.seeds),
+            (
+                "seeds must be a number from 1 on, or different whole numbers from 0 on such as"
+                " 0,1,2",
+                _are_seeds(self.seeds),
+                self.seeds,
+            ),
             (
                 "fold must be a number from 0 on, or all",
                 not isinstance(self.fold, int) or self.fold >= 0,
@@ -141,11 +148,24 @@ class FinetuneConfig:
         ]
 
     @property
+    def seed_numbers(self) -> tuple[int, ...]:
+        """The seed of each repetition."""
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+    @property
     def label_request(self) -> str:
         """The labels to train on, with the default filled in."""
         if self.labels is not None:
             return self.labels
         return "10%" if self.fold is None else "100%"
+
+
+def _are_seeds(value: Any) -> bool:
+    """Whether it is a number of repetitions, or a tuple of different seeds."""
+    if isinstance(value, tuple):
+        whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in value)
+        return whole and 0 < len(set(value)) == len(value)
+    return type(value) is int and value >= 1
 
 
 def _is_positive(value: Any) -> bool:

@@ -28,7 +28,7 @@ def label_draws(images: ImageSet, config: FinetuneConfig) -> list[Draw]:
     if config.fold != "all":
         return [
             Draw(seed, config.fold, choose_labels(images, request, config.fold, seed))
-            for seed in range(config.seeds)
+            for seed in config.seed_numbers
         ]
     count = 0 if images.folds is None else len(images.folds)
     return [  # without folds, fold 0 raises the error that says so

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime
 
-from sureclr.data.image_set import ImageSet
+from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
 from sureclr.data.labels import Labelled
 from sureclr.evaluation.results import Provenance, read_results, save_result
-from sureclr.evaluation.run_images import digest_of_labels, digest_of_pixels
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import FinetuningResult, SeedResult

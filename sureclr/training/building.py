@@ -117,15 +117,20 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
                 " name a loss in the configuration instead: PretrainConfig(loss='sure')."
             )
         options = _options(loss)
-        name = f"{CUSTOM}{type(loss).__name__}" if options is None else loss.name
+        name = f"{CUSTOM}{type(loss).__name__}" if options is None else _registered_name(loss)
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
     return config
 
 
+def _registered_name(loss: Objective) -> str | None:
+    """Return the name under which the class of a loss is registered; None if it is not."""
+    return next((name for name, entry in OBJECTIVES.items() if entry is type(loss)), None)
+
+
 def _options(loss: Objective) -> dict[str, Any] | None:
     """Return the fields of the configuration that build this loss again; None if none do."""
-    if OBJECTIVES.get(getattr(loss, "name", "")) is not type(loss):
+    if _registered_name(loss) is None:
         return None
     options = {}
     for name, parameter in inspect.signature(type(loss)).parameters.items():

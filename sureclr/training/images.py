@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from sureclr.config import PretrainConfig
-from sureclr.data.image_set import ImageSet
+from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.sources import load_images
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
@@ -38,7 +38,8 @@ def training_images(
             config.source, root=root, size=config.size, seed=config.seed, progress=progress
         )
     else:
-        everything = as_image_set(images, size=config.size, progress=progress)
+        given = as_image_set(images, size=config.size, progress=progress)
+        everything = convert(given, config.size)  # centre squares, where no size is asked for
     training = everything.pretraining
     if (
         device.type == "cuda"

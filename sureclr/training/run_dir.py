@@ -133,6 +133,7 @@ class RunDir:
                 for name in OURS:
                     if name != "lock":
                         remove(self.path / name)
+                self.forget_results()
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.snapshots.mkdir(exist_ok=True)
@@ -194,29 +195,9 @@ class RunDir:
 
     def forget_results(self) -> None:
         """Remove what was computed from weights that training is about to change."""
-        for name in OF_THE_WEIGHTS:
-            remove(self.path / name)
-
-    def results_so_far(self) -> dict[str, Any]:
-        """Return the content of results.json; {} if there is none.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        if not self.results.exists():
-            return {}
-        try:
-            return dict(json.loads(self.results.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:  # not JSON, not text, not a mapping
-            raise UserError(
-                f"{self.results} is damaged ({error}); move it away and evaluate again."
-            ) from error
-
-    def add_result(self, key: str, value: dict[str, Any]) -> None:
-        """Set one key of results.json; the others stay."""
-        write_atomically(
-            self.results, json.dumps({**self.results_so_far(), key: value}, indent=1).encode()
-        )
+        comparisons = self.path.glob("comparison-*.html")
+        for path in [*(self.path / name for name in OF_THE_WEIGHTS), *comparisons]:
+            remove(path)
 
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]

@@ -94,6 +94,25 @@ def test_one_json_object_and_the_same_as_text(
     assert (run / rows[-2].removeprefix("The classifier is ").removesuffix(".")).is_file()
 
 
+def test_seeds_may_be_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--seeds 0,1` is the same as `--seeds 2`, and another order trains others first."""
+    quick = [*QUICK[:2], "--lr", "0.03", *QUICK[7:], "--labels", "4", "--json"]
+    answers = []
+    for seeds in ("2", "0,1", "3"):
+        capsys.readouterr()
+        main(["finetune", str(run), *quick, "--seeds", seeds])
+        answers.append(json.loads(capsys.readouterr().out))
+    assert [one["seed"] for one in answers[1]["per_seed"]] == [0, 1]
+    assert answers[0]["per_seed"] == answers[1]["per_seed"]
+    capsys.readouterr()
+    main(["finetune", str(run), *quick, "--seeds", "2,0"])
+    named = json.loads(capsys.readouterr().out)["per_seed"]
+    by_seed = {one["seed"]: one["scratch"]["accuracy"] for one in answers[2]["per_seed"]}
+    assert {one["seed"]: one["scratch"]["accuracy"] for one in named} == {
+        seed: by_seed[seed] for seed in (2, 0)
+    }
+
+
 @pytest.mark.parametrize(
     ("accuracies", "words"),
     [
@@ -139,6 +158,8 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "99"], "99 labels are more than the 16"),
         (["--labels", "4", "--lr", "-1"], "--learning-rates must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
+        (["--labels", "4", "--seeds", "0,x"], "--seeds must be a number of repetitions (5) or seeds (0,1,2)"),
+        (["--labels", "4", "--seeds", "1,1"], "seeds must be"),
         (["--labels", "4", "--bn", "off"], "bn"),
         (["--labels", "4", "--data", "nothing"], "nothing"),
     ],

@@ -89,8 +89,8 @@ def test_the_file_is_to_be_filled_in_and_the_answer_says_the_same(
     main(next_(run, tmp_path / "again.csv", "--budget", "8"))
     *text, last = capsys.readouterr().out.strip().splitlines()
     assert (
-        "8 images to label, 0 labelled already" in text[0]
-        and "k-means is the default" in text[0]
+        text[0] == "8 images to label; 0 have a label already."
+        and "k-means is the default" in text[1]
         and rows[0]["path"] in text[2]
     )
     assert "3 more" in text[-2]
@@ -168,7 +168,7 @@ def test_a_file_that_is_there_is_never_overwritten(
         main(next_(run, tmp_path / "next.csv", "--budget", "3"))
     assert (
         tmp_path / "next.csv"
-    ).read_text() == "mine" and "there already" in capsys.readouterr().err
+    ).read_text() == "mine" and "exists already" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(next_(run, tmp_path / "nowhere" / "next.csv", "--budget", "3"))
     assert "cannot be written" in capsys.readouterr().err

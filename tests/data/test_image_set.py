@@ -16,7 +16,8 @@ from sureclr.data.image_set import (
     ImageSet,
     Indices,
     convert,
-    digest_of_images,
+    digest_of_labels,
+    digest_of_pixels,
     recolour,
     resize,
 )
@@ -196,6 +197,18 @@ def one_pixel_more() -> Tensor:
     return pixels
 
 
+def digests(images: ImageSet) -> tuple[str, str]:
+    return digest_of_pixels(images), digest_of_labels(images)
+
+
+def test_labels_have_a_digest_of_their_own() -> None:
+    """So that other labels leave the embeddings as they are."""
+    pixels, labels = digests(other(labels=torch.tensor([0, 1, 0, -1, -1, 0])))
+    assert pixels == digests(a_set())[0] and labels != digests(a_set())[1]
+    pixels, labels = digests(other(paths=[f"{i}.jpg" for i in range(6)]))
+    assert pixels != digests(a_set())[0] and labels == digests(a_set())[1]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -213,7 +226,7 @@ def one_pixel_more() -> Tensor:
     ids=["pixel", "turned", "shape", "label", "class", "classes", "split", "paths", "order", "n"],
 )
 def test_the_digest_changes_with_every_column(changed: ImageSet) -> None:
-    assert digest_of_images(changed) != digest_of_images(a_set())
+    assert digests(changed) != digests(a_set())
 
 
 @pytest.mark.parametrize(
@@ -227,8 +240,8 @@ def test_the_digest_changes_with_every_column(changed: ImageSet) -> None:
     ids=["name", "memory", "tuple", "type"],
 )
 def test_the_digest_is_of_what_the_images_are(same: ImageSet) -> None:
-    assert digest_of_images(same) == digest_of_images(a_set())
+    assert digests(same) == digests(a_set())
 
 
 def test_the_digest_of_an_empty_set_exists() -> None:
-    assert len(digest_of_images(a_set().select([]))) == 64
+    assert [len(digest) for digest in digests(a_set().select([]))] == [64, 64]

@@ -41,7 +41,7 @@ FASHION_SHAPES: dict[str, tuple[int, ...]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No data set of this machine, no server but this one's, and the data folder is the test's own."""
+    """No data set and no server but the test's own."""
     monkeypatch.setattr(sources, "DEBIAN_FASHION", tmp_path / "debian")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("SURECLR_DATA", str(tmp_path / "data"))

@@ -14,7 +14,12 @@ from sureclr.finetuning.config import FinetuneConfig
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"seeds": 0}, "seeds must be a number from 1 on"),
+        ({"seeds": ()}, "seeds must be"),
+        ({"seeds": (0, 0)}, "seeds must be"),
+        ({"seeds": (0, -1)}, "seeds must be"),
+        ({"seeds": 2.5}, "seeds must be"),
+        ({"seeds": True}, "seeds must be"),
         ({"learning_rates": ()}, "learning_rates must be"),
         ({"learning_rates": 0.1}, "learning_rates must be different positive numbers"),
         ({"learning_rates": (0.1, -1.0)}, "learning_rates must be"),

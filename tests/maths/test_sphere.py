@@ -18,8 +18,6 @@ from sureclr.maths.sphere import (
     cosine_gap,
     evidence,
     evidence_matrix,
-    fuse_average,
-    fuse_product,
     kernel_dimension_of,
     log_kernel,
     unit_rows,
@@ -340,9 +338,6 @@ def test_gradcheck():
     )
     radius = f64([0.05, 0.5, 0.99]).requires_grad_()
     assert torch.autograd.gradcheck(lambda r: sphere.information(r, 7), radius)
-    means = torch.stack([a.mean, b.mean, 0.3 * a.mean]).requires_grad_()
-    for fuse in (fuse_average, lambda u: fuse_product(u[:2]), fuse_product):
-        assert torch.autograd.gradcheck(lambda u, f=fuse: f(u).mean, means)
 
 
 # --- Information ----------------------------------------------------------------------
@@ -399,108 +394,6 @@ def test_information_keeps_dtype_and_uses_the_gap():
     assert abs(sphere.information(1 - gap, 128).item() - exact.item()) > 1e-4  # what the gap is for
 
 
-# --- Fusion ---------------------------------------------------------------------------
-
-
-def product_mean(
-    means: torch.Tensor, z: torch.Tensor, weight: torch.Tensor | float, d: int
-) -> torch.Tensor:
-    """The mean of the normalised product of the Poisson kernels, on a rule; its first two
-    coordinates.
-    """
-    log_product = sum(log_posterior(u[: z.shape[1]], z, d) for u in means)
-    mass = weight * (log_product - log_product.max()).exp()
-    return (mass[:, None] * z).sum(0)[:2] / mass.sum()
-
-
-def padded(means: torch.Tensor, d: int) -> torch.Tensor:
-    return torch.cat([means, torch.zeros(len(means), d - 2, dtype=means.dtype)], 1)
-
-
-CONFLICT = torch.tensor([[0.7, 0.2], [-0.3, 0.85], [0.1, 0.6]], dtype=torch.float64)
-
-
-def test_product_of_two_on_the_circle():
-    t = torch.arange(4000, dtype=torch.float64) * 2 * math.pi / 4000
-    z = torch.stack([t.cos(), t.sin()], 1)
-    torch.testing.assert_close(
-        fuse_product(CONFLICT[:2]).mean, product_mean(CONFLICT[:2], z, 1.0, 2), rtol=0, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("d", [3, 8, 32])
-def test_product_of_two_on_a_sphere(d):
-    means = padded(CONFLICT[:2], d)
-    torch.testing.assert_close(
-        fuse_product(means).mean[:2], product_mean(means, *sphere_rule(d), d), rtol=0, atol=1e-5
-    )
-
-
-def test_product_of_more_is_near_the_truth_in_many_dimensions():
-    """A saddle-point approximation, whose error falls with d (theory 6: 0.852 for 0.851)."""
-    errors = {}
-    for d in (4, 32, 128):
-        means = padded(CONFLICT, d)
-        exact = product_mean(means, *sphere_rule(d), d)
-        errors[d] = (fuse_product(means).mean[:2] - exact).norm().item()
-    assert errors[128] < 4e-3
-    assert 3 * errors[128] < 1.2 * errors[32] < errors[4]
-
-
-def test_views_that_know_nothing_leave_the_iteration_exact():
-    """With a third view at 0 the iteration is used; its fixed point is exact for two (theory 6)."""
-    pair, nothing = CONFLICT[:2], torch.zeros(1, 2, dtype=torch.float64)
-    torch.testing.assert_close(
-        fuse_product(torch.cat([pair, nothing])).mean, fuse_product(pair).mean, rtol=0, atol=1e-12
-    )
-    alone = torch.cat([pair[:1], nothing, nothing])
-    torch.testing.assert_close(fuse_product(alone).mean, pair[0], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("fuse", [fuse_average, fuse_product])
-def test_fusion_of_one_of_nothing_and_in_any_order(fuse):
-    means = views(4, 6).mean
-    torch.testing.assert_close(fuse(means[:1]).mean, means[0])
-    torch.testing.assert_close(fuse(means[[2, 0, 3, 1]]).mean, fuse(means).mean)
-    torch.testing.assert_close(fuse(means.reshape(2, 2, 6)).mean[1], fuse(means[1::2]).mean)
-    nothing = fuse(torch.zeros(3, 6))
-    assert nothing.radius == 0 and nothing.gap == nothing.direction.norm() == 1
-    assert nothing.mean.dtype == torch.float32
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_views_that_know_nothing_change_no_product(k):
-    means, nothing = views(4, 6).mean[:k], torch.zeros(3, 6, dtype=torch.float64)
-    torch.testing.assert_close(
-        fuse_product(torch.cat([means, nothing])).mean, fuse_product(means).mean
-    )
-
-
-def test_the_average_is_the_mean_of_the_means():
-    means = views(4, 6).mean
-    torch.testing.assert_close(fuse_average(means).mean, means.mean(0))
-
-
-def test_average_is_never_surer_than_the_surest_and_the_product_of_agreeing_views_is():
-    u = Posterior(at_angle(0.3, 16), f64(0.5)).mean
-    assert fuse_average(torch.stack([u, u, 0.1 * u])).radius < 0.5
-    two, four = fuse_product(u.repeat(2, 1)), fuse_product(u.repeat(4, 1))
-    assert 0.5 < two.radius < four.radius < 1
-    torch.testing.assert_close(
-        two.radius, f64(2 * 0.5 / 1.25)
-    )  # of two equal views: 2 rho / (1 + rho^2)
-
-
-def test_fused_gap_survives_float32():
-    means = torch.tensor([[0.999, 0.0, 0.0]] * 2)
-    rho = means[0, 0].item()
-    assert fuse_product(means).gap.item() == pytest.approx(
-        (1 - rho) ** 2 / (1 + rho**2), rel=1e-6
-    )  # of two equal views
-    for fused in (fuse_product(means), fuse_product(means.repeat(3, 1))):
-        assert sphere.log_density(fused, fused.direction).isfinite()
-
-
 # --- Bad input ------------------------------------------------------------------------
 
 
@@ -509,7 +402,6 @@ TOO_FEW = {
     "posterior": lambda: Posterior(ONE, torch.zeros(3)),
     "information": lambda: sphere.information(torch.zeros(3), 1),
     "information just below": lambda: sphere.information(torch.zeros(3), 1.9),
-    "fusion": lambda: fuse_product(ONE),
 }
 
 

@@ -434,12 +434,12 @@ def test_test_images_are_never_trained_on(tmp_path: Path) -> None:
     ("images", "options", "words"),
     [
         (IMAGES.float(), {}, "must be uint8"),
-        (colours(), {}, "must be uint8 of shape"),  # channels last in an array
-        ([], {}, "must be uint8"),
+        (colours().astype(np.int64), {}, "must be uint8"),
+        ([], {}, "there are no images"),
         (IMAGES[:10], {}, "batch_size 16 is more than the 10 training images"),
-        (IMAGES[:0], {}, "0 training images"),
-        ([Image.new("L", (8, 8)), Image.new("L", (9, 8))], {"batch_size": 2}, "one size"),
-        ([Image.new("RGBA", (8, 8))] * 4, {"batch_size": 2}, "must be grey"),
+        (IMAGES[:0], {}, "there are no images"),
+        ([Image.new("L", (8, 8)), "a.png"], {"batch_size": 2}, "image 1"),
+        (["none.png"] * 4, {"batch_size": 2}, "none.png"),
         (IMAGES, {"loss": "nt-xnet"}, "did you mean nt-xent"),
         (IMAGES, {"encoder": "resnet19"}, "unknown encoder"),
         (IMAGES, {"encoder": "convnext_atto", "stem": "cifar"}, "stem cifar"),

@@ -235,6 +235,7 @@ def test_overwrite_removes_our_files_alone(run: RunDir) -> None:
     (run.path / "track" / "events").write_text("old")
     (run.snapshots / "epoch-00001.safetensors").write_text("old")
     run.save_checkpoint(1, at(1), {"step": 1})
+    (run.path / "comparison-other.html").write_text("old")
     (run.path / "my notes.txt").write_text("mine")
     (run.path / "mine").mkdir()
     run.prepare(resume=False, overwrite=True)
@@ -270,18 +271,6 @@ def test_half_a_line_is_passed_over_and_dropped(run: RunDir) -> None:
         {"step": 2, "loss": 0.2},
         {"step": 3, "loss": 1.0},
     ]
-
-
-def test_results_add_up_and_damage_is_told(run: RunDir) -> None:
-    run.add_result("knn", {"accuracy": 0.5})
-    run.add_result("linear", {"accuracy": 0.7})
-    run.add_result("knn", {"accuracy": 0.6})
-    assert run.results_so_far() == {"knn": {"accuracy": 0.6}, "linear": {"accuracy": 0.7}}
-    for damaged in ('{"knn": ', "[1]"):
-        run.results.write_text(damaged)
-        with pytest.raises(UserError, match="damaged"):
-            run.add_result("x", {})
-        assert run.results.read_text() == damaged
 
 
 @pytest.mark.parametrize(

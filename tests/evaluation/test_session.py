@@ -1,0 +1,347 @@
+"""`evaluate` and `compare` from Python: what they take, keep, make anew, and refuse.
+
+Witnesses: the numbers of the evaluation functions called by hand, and the files of the run.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import train
+
+import sureclr
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.evaluation.evaluations import EVALUATIONS
+from sureclr.evaluation.neighbour_vote import knn_accuracy
+from sureclr.progress import SILENT, Numbers, SilentProgress
+from sureclr.stopping import Stopped
+
+QUIET: dict[str, Any] = {"device": "cpu", "progress": SILENT}
+
+
+class Messages(SilentProgress):
+    """Remembers its messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+def write_photos(folder: Path, seed: int = 0) -> Path:
+    """Two classes of 12 images: dark and bright noise."""
+    random = np.random.default_rng(seed)
+    for name, low in (("bright", 128), ("dark", 0)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(12):
+            pixels = random.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a folder, and its photographs beside it."""
+    place = tmp_path_factory.mktemp("session")
+    source = f"folder:{write_photos(place / 'photos')}"
+    train(place / "run", None, source=source, size=8, batch_size=8, epochs=1)
+    return place
+
+
+@pytest.fixture
+def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy that a test may change; its photographs have the same path."""
+    monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(trained / "run", tmp_path / "run")
+    kept = tmp_path / "photos-before"
+    shutil.copytree(trained / "photos", kept)
+    yield tmp_path
+    shutil.rmtree(trained / "photos")
+    shutil.copytree(kept, trained / "photos")
+
+
+# --- What it returns ------------------------------------------------------------------
+
+
+def test_the_result_is_that_of_the_evaluation_by_hand(place: Path) -> None:
+    results = sureclr.evaluate(place / "run", "knn", **QUIET)
+    table = Embeddings.read(place / "run" / "embeddings.parquet")
+    sides = [table.labelled(split) for split in ("train", "test")]
+    (train_x, train_y), (test_x, test_y) = ((side.features, side.labels) for side in sides)
+    by_hand = knn_accuracy(train_x, train_y, test_x, test_y, k=min(20, len(train_x)))
+    assert list(results) == ["knn"] and results["knn"].accuracy == by_hand.accuracy
+    assert sureclr.read_results(place / "run")["knn"] == results["knn"]
+
+
+def test_a_run_a_path_and_its_results_are_the_same_thing(place: Path) -> None:
+    run = sureclr.load(place / "run", "cpu")
+    first = sureclr.evaluate(run, "knn", **QUIET)
+    assert sureclr.evaluate(str(place / "run"), ["knn"], **QUIET)["knn"] == first["knn"]
+    assert sureclr.evaluate(first, "knn", **QUIET)["knn"] == first["knn"]
+
+
+def test_all_evaluations_by_default_and_why_others_were_skipped(place: Path) -> None:
+    shutil.rmtree(place / "run" / "snapshots")
+    progress = Messages()
+    results = sureclr.evaluate(place / "run", device="cpu", progress=progress)
+    assert set(results) | set(results.skipped) == set(EVALUATIONS)
+    assert set(results.skipped) == {"learning"} and "snapshot" in results.skipped["learning"]
+    assert any("learning is skipped" in message for message in progress.messages)
+
+
+def test_provenance_names_checkpoint_images_labels_version_and_time(place: Path) -> None:
+    results = sureclr.evaluate(place / "run", "knn", **QUIET)
+    made = results.provenance["knn"]
+    assert made.checkpoint == sureclr.load(place / "run", "cpu").checkpoint != ""
+    assert len(made.images) == len(made.labels) == 64 and made.images != made.labels
+    assert made.version == sureclr.__version__ and made.time.endswith("+00:00")
+    assert made.seconds > 0 and made.options == {}
+    assert Embeddings.read(place / "run" / "embeddings.parquet").origin == (
+        f"checkpoint {made.checkpoint} images {made.images}"
+    )
+
+
+# --- What it keeps and makes anew -----------------------------------------------------
+
+
+def test_a_stored_result_is_used_again_unless_asked_otherwise(place: Path) -> None:
+    sureclr.evaluate(place / "run", "knn", **QUIET)
+    content = json.loads((place / "run" / "results.json").read_text())
+    content["knn"]["accuracy"] = 0.125  # a sign that it was not made anew
+    (place / "run" / "results.json").write_text(json.dumps(content))
+    assert sureclr.evaluate(place / "run", "knn", **QUIET)["knn"].accuracy == 0.125
+    assert sureclr.evaluate(place / "run", "knn", again=True, **QUIET)["knn"].accuracy != 0.125
+
+
+def replace_photos(trained: Path) -> None:
+    write_photos(trained / "photos", seed=1)
+    for name, other in (("bright", "dark"), ("dark", "bright")):
+        for file in sorted((trained / "photos" / name).glob("*.png"))[:6]:
+            swapped = trained / "photos" / other / file.name
+            one, two = file.read_bytes(), swapped.read_bytes()
+            file.write_bytes(two)
+            swapped.write_bytes(one)
+
+
+def test_replaced_images_under_the_same_names_are_noticed(trained: Path, place: Path) -> None:
+    """Case F3: the number was that of the old pictures."""
+    first = sureclr.evaluate(place / "run", "knn", **QUIET)
+    replace_photos(trained)
+    progress = Messages()
+    second = sureclr.evaluate(place / "run", "knn", device="cpu", progress=progress)
+    assert second.provenance["knn"].images != first.provenance["knn"].images
+    told = " ".join(progress.messages)
+    assert "embedded anew" in told and "made anew" in told
+    fresh = sureclr.evaluate(
+        shutil.copytree(place / "run", place / "other"), "knn", again=True, **QUIET
+    )
+    assert second["knn"] == fresh["knn"]
+
+
+def test_a_changed_label_makes_results_anew_but_not_the_table(trained: Path, place: Path) -> None:
+    file = place / "labels.csv"
+    paths = sureclr.load_images(f"folder:{trained / 'photos'}", size=8).paths
+    lines = [f"{path},{'ab'[i % 2]}" for i, path in enumerate(paths)]
+    file.write_text("\n".join(["path,label", *lines]))
+    first = sureclr.evaluate(place / "run", "knn", **QUIET)
+    table = (place / "run" / "embeddings.parquet").stat().st_mtime_ns
+    second = sureclr.evaluate(place / "run", "knn", labels=file, **QUIET)
+    assert second.provenance["knn"].labels != first.provenance["knn"].labels
+    assert second.provenance["knn"].images == first.provenance["knn"].images
+    assert (place / "run" / "embeddings.parquet").stat().st_mtime_ns == table
+
+
+def test_other_weights_make_results_anew(trained: Path, place: Path) -> None:
+    """Case R3's kind: the table of other weights is not used."""
+    sureclr.evaluate(place / "run", "knn", **QUIET)
+    source = f"folder:{trained / 'photos'}"
+    options = {"size": 8, "batch_size": 8, "epochs": 1, "seed": 5}
+    train(place / "other", None, source=source, **options)
+    for name in ("results.json", "embeddings.parquet"):
+        shutil.copy(place / "run" / name, place / "other" / name)
+    progress = Messages()
+    results = sureclr.evaluate(place / "other", "knn", device="cpu", progress=progress)
+    assert len(progress.messages) == 2
+    assert results.provenance["knn"].checkpoint == sureclr.load(place / "other", "cpu").checkpoint
+
+
+# --- Other images ---------------------------------------------------------------------
+
+
+class Pairs(torch.utils.data.Dataset):
+    """A map-style data set of (PIL image, label)."""
+
+    classes = ("bright", "dark")
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        random = np.random.default_rng(index)
+        low = 0 if index % 2 else 128
+        return Image.fromarray(
+            random.integers(low, low + 128, (9, 11, 3), dtype=np.uint8)
+        ), index % 2
+
+
+def as_forms() -> dict[str, Any]:
+    """The same images as a data set, as PIL images with labels, and as an ImageSet."""
+    dataset = Pairs()
+    pictures, labels = zip(*(dataset[i] for i in range(24)), strict=True)
+    image_set = sureclr.as_image_set(dataset, size=8)
+    names = [Pairs.classes[label] for label in labels]
+    return {
+        "dataset": (dataset, None),
+        "pictures": (list(pictures), names),
+        "set": (image_set, None),
+    }
+
+
+@pytest.mark.parametrize("form", ["dataset", "pictures", "set"])
+def test_images_in_hand_are_evaluated_with_a_test_split_of_their_own(
+    place: Path, form: str
+) -> None:
+    data, labels = as_forms()[form]
+    results = sureclr.evaluate(place / "run", "knn", data, labels, **QUIET)
+    assert (results["knn"].n_train, results["knn"].n_test) == (20, 4)
+    reference = sureclr.evaluate(place / "run", "knn", Pairs(), **QUIET)
+    assert results["knn"] == reference["knn"]
+    assert list(sureclr.read_results(place / "run")) == ["knn:images"]
+    assert not (place / "run" / "embeddings.parquet").exists()
+
+
+def test_own_test_images_are_kept_as_the_test_split(place: Path) -> None:
+    pixels = torch.randint(0, 256, (10, 3, 8, 8), dtype=torch.uint8)
+    split = np.array(["train"] * 7 + ["test"] * 3)
+    images = ImageSet(
+        "mine", pixels, torch.arange(10) % 2, ("a", "b"), split, [f"{i}" for i in range(10)]
+    )
+    result = sureclr.evaluate(place / "run", "knn", images, **QUIET)["knn"]
+    assert (result.n_train, result.n_test) == (7, 3)
+
+
+def test_a_run_on_images_in_hand_asks_for_them(tmp_path: Path) -> None:
+    run = train(tmp_path / "run")
+    with pytest.raises(UserError, match="data="):
+        sureclr.evaluate(run, "knn", **QUIET)
+
+
+# --- Refusals, stops and locks --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"which": "kn"}, "unknown evaluation 'kn': did you mean knn"),
+        ({"which": ["knn", "lineal"]}, "did you mean linear"),
+        ({"data": "digitz"}, "digitz"),
+        ({"data": 3}, "images must be"),
+        ({"labels": ["a", "b"]}, "labels"),
+        ({"labels": Path("none.csv")}, "none.csv"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    place: Path, arguments: dict[str, Any], words: str
+) -> None:
+    before = sorted(path.name for path in (place / "run").iterdir())
+    with pytest.raises(UserError, match=words) as caught:
+        sureclr.evaluate(place / "run", **{"which": "knn", **arguments}, **QUIET)
+    assert "\n" not in str(caught.value)
+    assert sorted({*before, "lock"}) == sorted(
+        {*(path.name for path in (place / "run").iterdir()), "lock"}
+    )
+
+
+def test_a_file_of_another_schema_is_refused_and_left_alone(place: Path) -> None:
+    (place / "run" / "results.json").write_text('{"knn": {"accuracy": 0.5}}')
+    with pytest.raises(UserError, match="another version"):
+        sureclr.evaluate(place / "run", "knn", **QUIET)
+    assert (place / "run" / "results.json").read_text() == '{"knn": {"accuracy": 0.5}}'
+
+
+def test_another_writer_is_refused(place: Path) -> None:
+    with (place / "run" / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process"):
+            sureclr.evaluate(place / "run", "knn", **QUIET)
+
+
+class StopsAt(SilentProgress):
+    """Sends SIGTERM when a task of this name begins."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+
+    def begin(self, task: str, total: int, done: int = 0) -> None:
+        if task == self.task:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def update(self, done: int, numbers: Numbers | None = None) -> None:
+        pass
+
+
+def test_a_signal_stops_and_finished_results_are_kept(place: Path) -> None:
+    with pytest.raises(Stopped, match=r"results\.json"):
+        sureclr.evaluate(
+            place / "run",
+            ["knn", "uncertainty"],
+            device="cpu",
+            progress=StopsAt("Evaluating uncertainty"),
+        )
+    assert list(sureclr.read_results(place / "run")) == ["knn"]
+    again = sureclr.evaluate(place / "run", ["knn", "uncertainty"], **QUIET)
+    assert list(again) == ["knn", "uncertainty"]
+
+
+# --- An evaluation of another package -------------------------------------------------
+
+
+def test_a_registered_evaluation_is_run_and_kept(place: Path) -> None:
+    @sureclr.register_evaluation("mean-of-tests")
+    def mean_of_tests(inputs: Any) -> dict[str, float]:
+        return {"mean": float(inputs.images.images.float().mean())}
+
+    result = sureclr.evaluate(place / "run", "mean-of-tests", **QUIET)["mean-of-tests"]
+    assert 100 < result["mean"] < 156
+    assert sureclr.read_results(place / "run")["mean-of-tests"] == result
+
+
+# --- Comparing ------------------------------------------------------------------------
+
+
+def test_a_comparison_is_kept_and_made_anew_when_a_run_was_trained_anew(
+    trained: Path, place: Path
+) -> None:
+    """Case R4: the page showed the comparison with a run that no longer existed."""
+    a, b = place / "run", place / "other"
+    source = f"folder:{trained / 'photos'}"
+    options = {"source": source, "size": 8, "batch_size": 8, "epochs": 1}
+    train(b, None, seed=5, **options)
+    first = sureclr.compare(a, b, **QUIET)
+    assert (
+        first.runs == ("run", "other") and first.n == 24
+    )  # two seeds hold out other images, so all are compared
+    assert sureclr.compare(a, b, **QUIET) == first
+    train(b, None, seed=6, overwrite=True, **options)
+    second = sureclr.compare(a, b, **QUIET)
+    assert second != first
+    made = sureclr.read_results(a).provenance["comparison:other"]
+    assert made.other_checkpoint == sureclr.load(b, "cpu").checkpoint
+    assert sureclr.compare(a, b, **QUIET) == second
+
+
+def test_a_run_is_not_compared_with_itself(place: Path) -> None:
+    with pytest.raises(UserError, match="two different runs"):
+        sureclr.compare(place / "run", place / "run", **QUIET)
