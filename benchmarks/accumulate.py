@@ -6,7 +6,7 @@ one thread, in micro-batches of 64 images:
   apart   the original project's way: each micro-batch has a loss of its own, so that negatives of
           different micro-batches never meet; the least that a ratio of times can be compared with
   whole   the batch on one graph, up to 1,024 images, for its memory
-Every measurement is a process of its own, and the configurations take turns. Times are medians of
+Every measurement is a process of its own, and the ways take turns. Times are medians of
 process CPU seconds. Memory is how far the step raises the peak above that of imports, model and
 images.
 """
@@ -38,6 +38,7 @@ VIEWS = ViewConfig(strength=0.5)
 
 
 def network(loss: Objective) -> SimCLR:
+    """Return the network that is trained: the small encoder and the heads that the loss needs."""
     torch.manual_seed(0)
     body = encoder("small", channels=1)
     width = int(body.num_features)  # type: ignore[arg-type]
@@ -53,6 +54,7 @@ class Step:
     """One step of the optimizer, in one of the three ways."""
 
     def __init__(self, way: str, loss: str, images: int) -> None:
+        """Make the network, the optimizer, and as many noise images."""
         self.objective, self.way = objective(loss), way
         self.model = network(self.objective)
         self.optimizer = torch.optim.Adam(self.model.parameters(), 1e-3)
@@ -63,6 +65,7 @@ class Step:
         self.seeds = torch.arange(images)
 
     def __call__(self, images: int) -> None:
+        """Take a step on the first so many images."""
         self.optimizer.zero_grad(set_to_none=True)
         if self.way == "apart":
             for start in range(0, images, MICRO):
@@ -80,14 +83,17 @@ class Step:
         self.optimizer.step()
 
     def views(self, part: slice, start: int = 0) -> Tensor:
+        """Return the two views of the images of a slice, which is counted from `start`."""
         part = slice(start + part.start, start + part.stop)
         return two_views(self.pixels[part], self.seeds[part], VIEWS)
 
 
 def measure(way: str, loss: str, images: int) -> dict[str, float]:
+    """Return the extra MiB and the CPU seconds of a step, measured in this process."""
     torch.set_num_threads(1)
     step = Step(way, loss, images)
-    step(16 if way == "whole" else MICRO)  # what is set up once: the optimizer's state, imports
+    # A first step for what is set up once: the optimizer's state, imports
+    step(16 if way == "whole" else MICRO)
     before = peak()
     start = time.process_time()
     step(images)
@@ -95,6 +101,7 @@ def measure(way: str, loss: str, images: int) -> dict[str, float]:
 
 
 def fresh(way: str, loss: str, images: int) -> dict[str, float]:
+    """Return what `measure` returns in a new process."""
     command = [
         sys.executable,
         "-m",
@@ -119,6 +126,7 @@ def fresh(way: str, loss: str, images: int) -> dict[str, float]:
 
 
 def race(loss: str, images: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the medians of each way, which take turns."""
     ways = ["exact", "apart", *(["whole"] if images <= LARGEST_GRAPH else [])]
     runs = [{way: fresh(way, loss, images) for way in ways} for _ in range(rounds)]
     return {
@@ -128,6 +136,7 @@ def race(loss: str, images: int, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
+    """Run the race for each batch size, or with --one a single measurement."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

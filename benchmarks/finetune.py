@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import command, keep, kept
+from benchmarks.lines import append_line, read_lines, run_as_command
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load_images as load_source
 from sureclr.errors import UserError
@@ -51,7 +51,7 @@ def main() -> None:
     """Measure what is missing, then print the tables."""
     options = arguments()
     if options.table:
-        print(tables(kept(LINES)))
+        print(tables(read_lines(LINES)))
         return
     if options.run is None:
         raise UserError(
@@ -64,7 +64,7 @@ def main() -> None:
     for labels in options.labels:
         for seeds in range(1, options.seeds + 1):
             save_line(run, last_seed(run, images, labels, seeds), labels)
-    print(tables(kept(LINES)))
+    print(tables(read_lines(LINES)))
 
 
 def arguments() -> argparse.Namespace:
@@ -101,8 +101,8 @@ def save_line(run: Run, seed: SeedResult, labels: str) -> None:
         **to_json(seed),
     }
     names = (*QUESTION, "seed")
-    if not any(all(known[name] == line[name] for name in names) for known in kept(LINES)):
-        keep(line, LINES)
+    if not any(all(known[name] == line[name] for name in names) for known in read_lines(LINES)):
+        append_line(line, LINES)
 
 
 def tables(lines: Sequence[dict[str, Any]]) -> str:
@@ -113,7 +113,7 @@ def tables(lines: Sequence[dict[str, Any]]) -> str:
 
     questions = dict.fromkeys(map(question, lines))
     return "\n\n".join(
-        table([line for line in lines if question(line) == asked]) for asked in questions
+        table([line for line in lines if question(line) == wanted]) for wanted in questions
     )
 
 
@@ -150,4 +150,4 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_as_command(main)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.lines import command, keep, kept
+from benchmarks.lines import append_line, read_lines, run_as_command
 from benchmarks.study import spread
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.sources import load_images
@@ -46,39 +46,41 @@ TUNED, TUNING_SEEDS = (0.001, 0.01, 0.1, 1.0), (100, 101)
 
 def main() -> None:
     """Measure the cells that are missing, or print the table."""
-    asked = arguments()
-    if asked.table:
-        for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in kept(LINES)}):
+    options = arguments()
+    if options.table:
+        for loss, epochs in sorted({(line["loss"], line["epochs"]) for line in read_lines(LINES)}):
             mine = [
-                line for line in kept(LINES) if (line["loss"], line["epochs"]) == (loss, epochs)
+                line
+                for line in read_lines(LINES)
+                if (line["loss"], line["epochs"]) == (loss, epochs)
             ]
             print(f"{loss}, {epochs} epochs\n\n{table(mine)}")
         return
-    if asked.run is None:
+    if options.run is None:
         raise UserError(
             f"the benchmark needs a run on {SOURCE}; make one with sureclr pretrain {SOURCE} --out"
             " RUN, or print earlier measurements with --table."
         )
-    torch.set_num_threads(asked.threads)
-    seen = embedded(asked.run)
-    about = load(asked.run, "cpu").config
-    if asked.tune:
+    torch.set_num_threads(options.threads)
+    seen = embedded(options.run)
+    about = load(options.run, "cpu").config
+    if options.tune:
         print(tune(seen))
         return
     of_run = {"loss": about.loss, "epochs": about.epochs}
     done = {
         (line["strategy"], line["budget"], line["seed"])
-        for line in kept(LINES)
+        for line in read_lines(LINES)
         if line.items() >= of_run.items()
     }
     for cell in (
         (strategy, budget, seed)
-        for seed in asked.seeds
-        for budget in asked.budgets
-        for strategy in asked.only
+        for seed in options.seeds
+        for budget in options.budgets
+        for strategy in options.only
     ):
         if cell not in done:
-            print(keep({**of_run, **measure(seen, *cell)}, LINES), flush=True)
+            print(append_line({**of_run, **measure(seen, *cell)}, LINES), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -193,4 +195,4 @@ def table(lines: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_as_command(main)

@@ -1,5 +1,6 @@
-"""What the experiments keep: a finished run is one line of a JSON-lines file, so that stopping
-loses one run at most.
+"""Save the results of experiments: a finished run is one line of a JSON-lines file.
+
+Each line is written as soon as its run has finished, so stopping loses at most one run.
 """
 
 import json
@@ -14,13 +15,13 @@ from sureclr.stopping import Stopped
 Line = dict[str, Any]
 
 
-def kept(path: Path) -> list[Line]:
-    """The lines so far."""
+def read_lines(path: Path) -> list[Line]:
+    """Return the lines of a file, or an empty list if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def keep(line: Line, path: Path) -> Line:
-    """Append it, numbers rounded; the line as it was written."""
+def append_line(line: Line, path: Path) -> Line:
+    """Append a line with rounded numbers to a file, and return the line as it was written."""
     line = rounded(line)
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -28,7 +29,7 @@ def keep(line: Line, path: Path) -> Line:
 
 
 def rounded(value: Any) -> Any:
-    """Five significant digits: half the bytes."""
+    """Return the value with its floats at five significant digits, which halves the file."""
     if isinstance(value, dict):
         return {key: rounded(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -36,8 +37,11 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def command(main: Callable[[], None]) -> None:
-    """`main` as a command: bad input and a stop end in one sentence on stderr and their exit code."""
+def run_as_command(main: Callable[[], None]) -> None:
+    """Run `main` as a command.
+
+    After bad input or a stop, it prints one sentence on stderr and exits with the exit code.
+    """
     try:
         main()
     except UserError as error:

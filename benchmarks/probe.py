@@ -50,7 +50,7 @@ def judge(
 ) -> tuple[float, float]:
     """Return J in nats and |gradient| / |gradient at 0|, in float64.
 
-    They are made by autograd over blocks of rows, without code of the solver.
+    They are computed by autograd over blocks of rows, without code of the solver.
     """
     value, norm = _value_and_norm(x, target, weight.double(), bias.double(), strength)
     start = _value_and_norm(x, target, 0 * weight.double(), 0 * bias.double(), strength)[1]
@@ -97,7 +97,6 @@ def sklearn(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def timed(name: str, solve: Solver, x: Tensor, target: Tensor) -> tuple[float, float]:
     """Time a solver, print its line, and return its CPU seconds and its gradient."""
-    """(CPU seconds, relative gradient reached)."""
     start = time.process_time()
     weight, bias, iterations = solve(x, target)
     seconds = time.process_time() - start

@@ -32,7 +32,7 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from torch import Tensor, nn
 
-from benchmarks.lines import Line, command, keep, kept
+from benchmarks.lines import Line, append_line, read_lines, run_as_command
 from benchmarks.study import spread
 from sureclr.maths.losses import log_mean_exp_evidence
 from sureclr.maths.metrics import calibration_by_bins, spearman
@@ -263,14 +263,14 @@ def pair_numbers(predicted: Posterior, m: float) -> Line:
 
 def main() -> None:
     """Run the jobs that have no line yet, or print the table."""
-    asked = arguments()
-    if asked.table:
-        print(table([line for line in kept(asked.lines) if line["steps"] == asked.steps]))
+    options = arguments()
+    if options.table:
+        print(table([line for line in read_lines(options.lines) if line["steps"] == options.steps]))
         return
     torch.set_num_threads(1)
-    for job in jobs(asked):
-        if astuple(job) not in map(key, kept(asked.lines)):
-            print(as_text(keep(one_run(job), asked.lines)), flush=True)
+    for job in jobs(options):
+        if astuple(job) not in map(key, read_lines(options.lines)):
+            print(as_text(append_line(one_run(job), options.lines)), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -306,27 +306,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def jobs(asked: argparse.Namespace) -> Iterator[Job]:
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Yield the jobs world by world, the most important one first.
 
     That is d = 10, our noise, uniform latents. In each world SURE comes first, then MC-InfoNCE and
     the others.
     """
-    first, *others = asked.seeds
-    for latents, noise, d, name in product(asked.latents, asked.noise, asked.d, asked.only):
+    first, *others = options.seeds
+    for latents, noise, d, name in product(options.latents, options.noise, options.d, options.only):
         sweep = [
-            Job(name, d, noise, latents, tau, first, asked.steps)
-            for tau in temperatures(name, asked.temperatures)
+            Job(name, d, noise, latents, tau, first, options.steps)
+            for tau in temperatures(name, options.temperatures)
         ]
         yield from sweep
-        tau = chosen(name, sweep, kept(asked.lines))
-        yield from (Job(name, d, noise, latents, tau, seed, asked.steps) for seed in others)
+        tau = chosen(name, sweep, read_lines(options.lines))
+        yield from (Job(name, d, noise, latents, tau, seed, options.steps) for seed in others)
 
 
-def temperatures(name: str, asked: list[float] | None) -> tuple[float | None, ...]:
+def temperatures(name: str, wanted: list[float] | None) -> tuple[float | None, ...]:
     """Return the temperatures to try for a loss."""
     own = TEMPERATURES[name]
-    return own if asked is None or own == (None,) else tuple(asked)
+    return own if wanted is None or own == (None,) else tuple(wanted)
 
 
 def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
@@ -395,4 +395,4 @@ def rank(world: tuple[tuple[Any, ...], list[Line]]) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_as_command(main)

@@ -1,12 +1,13 @@
-"""`python -m benchmarks.study`: what does each choice do? One factor at a time around the default,
-one encoder and budget.
+"""What does each choice of the default do? Runs that change one factor at a time.
 
     python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2]
-    [--threads 1] python -m benchmarks.study --table [--source ...]
+                               [--threads 1] [--lines FILE]
+    python -m benchmarks.study --table [--source ...]
 
-Fashion-MNIST: a fixed subset of 15,000 training and 4,000 test images; digits: all. A finished run
-is one line of study.jsonl, and a run that has its line is not done again, so stopping (Ctrl-C)
-loses one run at most. Under 4 minutes a run on one core.
+All runs of a source have the same encoder, budget and images: for Fashion-MNIST a fixed subset of
+15,000 training and 4,000 test images, for digits all of them. A finished run is one line of
+study.jsonl. A run that has its line is not repeated, so stopping (Ctrl-C) loses at most one run. A
+run takes less than 4 minutes on one core.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.lines import command, keep, kept
+from benchmarks.lines import append_line, read_lines, run_as_command
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import load_images
@@ -38,28 +39,26 @@ from sureclr.schema import to_json
 from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 
-LINES = Path(__file__).with_suffix(
-    ".jsonl"
-)  # study_first, study_second: earlier defaults, NOTEBOOK.md says which
-ENCODER = {
-    "fashion-mnist": "small-24"
-}  # instead of the recipe's, so that a run stays under 4 minutes
+LINES = Path(__file__).with_suffix(".jsonl")
+# Instead of the recipe's encoder, so that a run takes less than 4 minutes
+ENCODER = {"fashion-mnist": "small-24"}
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
 EPOCHS = {"fashion-mnist": 8, "digits": 60}
 WARMUP_EPOCHS = {"fashion-mnist": 1.0, "digits": 5.0}
-SAID = (
+# Printed when a run has finished
+PRINTED = (
     "knn",
     "linear",
     "r_auroc_clean",
     "r_auroc_crop",
     "train_cpu_s",
     "evaluation_cpu_s",
-)  # when a run has finished
-LEVELS = slice(1, None, 2)  # of the corruptions' five strengths, those measured here
+)
+LEVELS = slice(1, None, 2)  # the strengths that are measured, of each corruption's five
 
-# Name -> what differs from the default: the source's recipe, whose loss, views and batch are what
-# this study chose. In the order in which they are run: the two that decide first, then published
-# references, then the factors.
+# Name -> what differs from the default, which is the source's recipe. (This study chose its loss,
+# views and batch size.) The order is that of the runs: the two that decide come first, then the
+# published losses, then the factors.
 DECIDING: dict[str, dict[str, Any]] = {"sure": {}, "nt-xent": {"loss": "nt-xent"}}
 OTHERS: dict[str, dict[str, Any]] = {
     **{
@@ -84,31 +83,36 @@ CONFIGURATIONS = DECIDING | OTHERS
 
 
 def main() -> None:
-    asked = arguments()
-    if asked.table:
-        print(table([line for line in kept(LINES) if line["source"] == asked.source]))
+    """Run what has no line yet, or print the table."""
+    options = arguments()
+    if options.table:
+        lines = read_lines(options.lines)
+        print(table([line for line in lines if line["source"] == options.source]))
         return
-    torch.set_num_threads(asked.threads)
-    images = subset(load_images(asked.source))
-    for name, seed in order(asked.only or list(CONFIGURATIONS), asked.seeds):
-        if (name, seed, asked.source) not in {
-            (line["name"], line["seed"], line["source"]) for line in kept(LINES)
+    torch.set_num_threads(options.threads)
+    images = subset(load_images(options.source))
+    for name, seed in order(options.only or list(CONFIGURATIONS), options.seeds):
+        if (name, seed, options.source) not in {
+            (line["name"], line["seed"], line["source"]) for line in read_lines(options.lines)
         }:
-            print(f"{name} seed {seed}: {attempt(name, seed, images)}", flush=True)
+            print(f"{name} seed {seed}: {attempt(name, seed, images, options.lines)}", flush=True)
 
 
-def attempt(name: str, seed: int, images: ImageSet) -> str:
-    """One run, its line kept, and what to say of it. One that fails (diverges, say) leaves no line:
-    it is tried again.
+def attempt(name: str, seed: int, images: ImageSet, lines: Path) -> str:
+    """Make a run, save its line, and return a sentence to print.
+
+    A run that fails (because it diverges, for instance) has no line, so it is tried again next
+    time.
     """
     try:
-        line = keep(one_run(name, seed, images), LINES)
+        line = append_line(one_run(name, seed, images), lines)
     except UserError as error:
         return f"failed: {error}"
-    return "  ".join(f"{key} {line[key]}" for key in SAID)
+    return "  ".join(f"{key} {line[key]}" for key in PRINTED)
 
 
 def arguments() -> argparse.Namespace:
+    """Read the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="benchmarks.study", description=__doc__, formatter_class=raw
@@ -117,23 +121,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--source", default="fashion-mnist", choices=list(EPOCHS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lines", type=Path, default=LINES, help="the file of finished runs")
     parser.add_argument(
         "--table",
         action="store_true",
-        help="print the table of the runs that are done, and do none",
+        help="print the table of the finished runs, and run nothing",
     )
     return parser.parse_args()
 
 
 def order(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
-    """All seeds of the two that decide, then a seed of all the others after the other."""
+    """Yield all seeds of the two that decide, then the others, one seed after the other."""
     yield from ((name, seed) for seed in seeds for name in names if name in DECIDING)
     yield from ((name, seed) for seed in seeds for name in names if name not in DECIDING)
 
 
 def subset(images: ImageSet) -> ImageSet:
-    """The same images for every run: drawn once by seed 0, then in the data set's order. Digits:
-    all.
+    """Return the images of every run, in the data set's order.
+
+    They are at most TRAIN and TEST images, which seed 0 draws.
     """
     generator = torch.Generator().manual_seed(0)
     rows = [torch.as_tensor(images.rows(split)) for split in ("train", "test")]
@@ -145,7 +151,7 @@ def subset(images: ImageSet) -> ImageSet:
 
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
-    """The source's recipe at the study's budget, with what this name changes."""
+    """Return the source's recipe at the study's budget, with what this name changes."""
     base = recipe(source)
     base = replace(
         base,
@@ -157,12 +163,12 @@ def configuration(name: str, seed: int, source: str) -> PretrainConfig:
         snapshot_every=0,
         checkpoint_every=0,
     )
-    changed = CONFIGURATIONS[name]
-    return replace(base, **{**changed, "views": replace(base.views, **changed.get("views", {}))})
+    changes = CONFIGURATIONS[name]
+    return replace(base, **{**changes, "views": replace(base.views, **changes.get("views", {}))})
 
 
 def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
-    """Train, measure, and say it in one flat line."""
+    """Train, measure, and return the numbers in one flat line."""
     config = configuration(name, seed, images.name)
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
@@ -170,7 +176,7 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
             config, images.train, out=Path(folder) / "run", device="cpu", progress=SILENT
         )
         trained = time.process_time() - start
-        numbers = measured(run, images)
+        numbers = measure(run, images)
     steps = len(images.train) // config.batch_size * config.epochs
     return {
         "name": name,
@@ -192,14 +198,15 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     }
 
 
-def measured(run: Run, images: ImageSet) -> dict[str, Any]:
-    """The study's numbers from the package's own evaluations; None where a loss has no such thing.
+def measure(run: Run, images: ImageSet) -> dict[str, Any]:
+    """Return the study's numbers, which the package's own evaluations measure.
 
-    R-AUROC and the rest by the run's certainty; without one (NT-Xent, DCL) by none. `nn` is
-    nearest-neighbour similarity.
+    R-AUROC and the numbers that rank images use the run's certainty. They are None for a loss
+    without a certainty (NT-Xent, DCL), and so are calibration and evidence for a loss without a
+    radius. Names with `nn` use the similarity of the nearest neighbour instead.
     """
     inputs = evaluation_inputs(run, images)
-    found = measure_uncertainty(
+    result = measure_uncertainty(
         inputs.embed,
         inputs.images,
         inputs.table,
@@ -214,35 +221,38 @@ def measured(run: Run, images: ImageSet) -> dict[str, Any]:
         inputs.other_test_images,
         reference=inputs.reference,
     )
-    foreign = {name: images.auroc for name, images in kinds.items() if not images.skipped}
-    random = {name: corruption.random for name, corruption in found.corruptions.items()}
-    rankings = {"clean": found.clean, **{name: harmed.ranking for name, harmed in random.items()}}
+    foreign = {name: kind.auroc for name, kind in kinds.items() if not kind.skipped}
+    random = {name: corruption.random for name, corruption in result.corruptions.items()}
+    rankings = {"clean": result.clean, **{name: harm.ranking for name, harm in random.items()}}
     r_auroc = {name: ranking.r_auroc for name, ranking in rankings.items() if ranking is not None}
-    calibration, evidence, selective = found.calibration, found.evidence, found.selective
+    calibration, evidence, selective = result.calibration, result.evidence, result.selective
     assert selective is not None  # the study's data sets have labels
     return {
         "knn": 1 - selective["knn"].error,
         "linear": 1 - selective["linear"].error,
-        "instance_match": found.partner.instance_match,
-        "partner_auroc": found.partner.auroc.get("certainty"),
-        **{f"r_auroc_{what}": r.get("certainty") for what, r in r_auroc.items()},
-        **{f"nn_r_auroc_{what}": r["neighbour_similarity"] for what, r in r_auroc.items()},
-        **{f"spearman_{what}": r.spearman.get("certainty") for what, r in random.items()},
-        **{f"less_certain_{what}": r.less_certain.get("certainty") for what, r in random.items()},
+        "instance_match": result.partner.instance_match,
+        "partner_auroc": result.partner.auroc.get("certainty"),
+        **{f"r_auroc_{name}": by.get("certainty") for name, by in r_auroc.items()},
+        **{f"nn_r_auroc_{name}": by["neighbour_similarity"] for name, by in r_auroc.items()},
+        **{f"spearman_{name}": harm.spearman.get("certainty") for name, harm in random.items()},
+        **{
+            f"less_certain_{name}": harm.less_certain.get("certainty")
+            for name, harm in random.items()
+        },
         "calibration_raw": calibration and calibration.raw.error,
         "calibration_mapped": calibration and calibration.mapped.error,
         "mean_cosine_different": calibration and calibration.mean_cosine_different,
         "log_mean_exp": evidence and evidence.log_mean_exp,
         "log_mean_exp_se": evidence and evidence.log_mean_exp_standard_error,
         "kernel_dimension": evidence and evidence.kernel_dimension,
-        **{f"ood_{what}": auroc.get("certainty") for what, auroc in foreign.items()},
-        **{f"nn_ood_{what}": auroc["neighbour_similarity"] for what, auroc in foreign.items()},
-        "detail": {"uncertainty": compact(found), "ood": to_json(kinds)},
+        **{f"ood_{name}": auroc.get("certainty") for name, auroc in foreign.items()},
+        **{f"nn_ood_{name}": auroc["neighbour_similarity"] for name, auroc in foreign.items()},
+        "detail": {"uncertainty": compact(result), "ood": to_json(kinds)},
     }
 
 
 def compact(result: UncertaintyResult) -> dict[str, Any]:
-    """Return the result without its curves, which make a line of 8 kB one of 12."""
+    """Return the result without its curves, which would make a line of 8 kB one of 12 kB."""
     content: dict[str, Any] = to_json(result)
     selective = {
         name: {"error": part["error"], "aurc": part["aurc"]}
@@ -273,7 +283,7 @@ COLUMNS = {
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: mean over seeds, ± their standard deviation where there are several."""
+    """Return a Markdown table: the mean over seeds ± the standard deviation of several."""
     rows = ["| | seeds | " + " | ".join(COLUMNS) + " |", "| --- " * (len(COLUMNS) + 2) + "|"]
     for name in CONFIGURATIONS:
         if runs := [with_other(line) for line in lines if line["name"] == name]:
@@ -286,12 +296,12 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 
 def with_other(line: dict[str, Any]) -> dict[str, Any]:
-    """The OOD value against the other data set, whichever that is, under one name."""
+    """Return the line with the OOD value of the other data set under the name `ood_other`."""
     return line | {"ood_other": line.get("ood_digits", line.get("ood_fashion-mnist"))}
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean, ± the standard deviation where there are several; - where there is none."""
+    """Return the mean as text, ± the standard deviation of several values; - if there are none."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
@@ -302,4 +312,4 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 if __name__ == "__main__":
-    command(main)
+    run_as_command(main)

@@ -41,7 +41,7 @@ def fashion_mnist() -> PretrainConfig:
     about 15 minutes (340 to 430 images/s): accuracy of the linear probe 0.8852 (95 % 0.8788 to
     0.8913), of kNN 0.870. Raw pixels: 0.8475 and 0.845. Untrained encoder: 0.8267 and 0.781.
     Views without blur, colour change at full strength and batches of 128 were chosen by a study
-    (NOTEBOOK.md, third session).
+    (NOTEBOOK.md, "What brings the targets within reach?").
     """
     return PretrainConfig(
         "fashion-mnist",
