@@ -99,7 +99,9 @@ def test_each_block_is_probed_in_order(made: EvaluationInputs) -> None:
 def test_wide_encoders_are_probed_on_a_sample_of_the_training_images(
     made: EvaluationInputs,
 ) -> None:
-    numbers = (WIDTH + 2 * WIDTH + FEATURES) * (N - TRAIN + 25)  # room for 25 besides the test images
+    numbers = (WIDTH + 2 * WIDTH + FEATURES) * (
+        N - TRAIN + 25
+    )  # room for 25 besides the test images
     found = probe_blocks(made, numbers, least=10)
     assert {(block.n_train, block.n_test) for block in found} == {(25, N - TRAIN)}
     assert [block.accuracy for block in found] == [
