@@ -87,10 +87,13 @@ def test_an_edited_configuration_is_noticed(
         load(tmp_path / "run", "cpu")
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match="is not a run folder"):
-            load(path)
+@pytest.mark.parametrize("name", ["", "none"])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        load(tmp_path / name)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("source: digits\n")
     with pytest.raises(UserError, match="no undamaged checkpoint"):
         load(tmp_path)
@@ -161,14 +164,23 @@ def test_a_run_describes_itself_in_one_line(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_a_notebook_shows_the_accuracies(run: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def opened(run: Run, tmp_path: Path) -> Run:
     shutil.copytree(run.path, tmp_path / "run")
-    opened = replace(load(tmp_path / "run", "cpu"), source="<cats & dogs>")
+    return replace(load(tmp_path / "run", "cpu"), source="<cats & dogs>")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"linear": null, "knn": {"accuracy": 1}}', '{"linear": {"a": 1}}']
+)
+def test_a_notebook_shows_no_damaged_results(opened: Run, content: str) -> None:
     page = opened._repr_html_()
     assert "&lt;cats &amp; dogs&gt;" in page and "<cats" not in page and "accuracy" not in page
-    for content in ("{", "[1]", '{"linear": null, "knn": {"accuracy": 1}}', '{"linear": {"a": 1}}'):
-        opened.directory.results.write_text(content)
-        assert opened._repr_html_() == page
+    opened.directory.results.write_text(content)
+    assert opened._repr_html_() == page
+
+
+def test_a_notebook_shows_the_accuracies(opened: Run) -> None:
     opened.directory.results.write_text(
         '{"schema": 1, "linear": {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1},'
         ' "knn": {"accuracy": "?", "interval": [0, 1]}}'
