@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from dying import die
 from PIL import Image
 
 from sureclr.data import decoding
@@ -647,10 +648,6 @@ def test_processes_give_what_one_gives_in_order_and_report(tmp_path: Path) -> No
     assert isinstance(here[-1], str) and here[7][0, 0, 0] == 7  # type: ignore[index]
     assert recorder.tasks == [("Decoding images", 41)] and recorder.open == 0
     assert recorder.done == list(range(1, 42))
-
-
-def die(*_: Any) -> None:
-    os._exit(3)
 
 
 def test_a_process_that_dies_is_one_sentence_and_leaves_nothing(

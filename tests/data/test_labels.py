@@ -128,11 +128,19 @@ def test_the_seed_decides_and_more_contains_less() -> None:
     )
 
 
+def with_folds() -> ImageSet:
+    folds = torch.tensor([[0, 1, 2, 20, 21, 28, 29], [5, 6, 22, 23, 30, 31, 32]])
+    return replace(a_set((20, 8, 3)), folds=folds)
+
+
+@pytest.mark.parametrize(("fold", "words"), [(2, "folds 0 to 1, not 2"), (-1, "not -1")])
+def test_a_fold_that_there_is_not_is_refused(fold: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        choose_labels(with_folds(), of("100%"), fold)
+
+
 def test_a_fold_is_all_that_is_chosen_from() -> None:
-    images = a_set((20, 8, 3))
-    images = replace(
-        images, folds=torch.tensor([[0, 1, 2, 20, 21, 28, 29], [5, 6, 22, 23, 30, 31, 32]])
-    )
+    images = with_folds()
     assert choose_labels(images, of("100%"), 0).rows.tolist() == [0, 1, 2, 20, 21, 28, 29]
     assert choose_labels(images, of("100%"), 1).rows.tolist() == [
         5,
@@ -141,9 +149,6 @@ def test_a_fold_is_all_that_is_chosen_from() -> None:
         23,
         30,
     ], "31 and 32 have no label"
-    for fold, words in ((2, "folds 0 to 1, not 2"), (-1, "not -1")):
-        with pytest.raises(UserError, match=words):
-            choose_labels(images, of("100%"), fold)
     with pytest.raises(UserError, match="no folds of its own"):
         choose_labels(a_set(), of("100%"), 0)
     with pytest.raises(UserError, match="not from both"):

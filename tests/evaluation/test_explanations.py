@@ -70,23 +70,27 @@ def sure(image: ImageSet) -> o.Question:
     return o.Question(image, lambda embed: e.read_certainty)
 
 
-def test_windows_and_cells_by_loops() -> None:
-    for size, cell, g in ((16, 2, 8), (8, 1, 8), (28, 4, 7), (30, 4, 8), (4, 1, 4)):
-        grid = o.Grid.of(size)
-        assert (grid.cell, grid.covers.shape) == (cell, ((g + 1) ** 2, g, g))
-        windows = [
-            [[a <= i < a + 2 and b <= j < b + 2 for j in range(g)] for i in range(g)]
-            for a in range(-1, g)
-            for b in range(-1, g)
-        ]
-        assert torch.equal(grid.covers, torch.tensor(windows))
-        pixels = grid.pixels(grid.covers)
-        assert pixels.shape[1:] == (size, size)
-        places = [(k, y, x) for k in (0, 7) for y in range(size) for x in range(size)]
-        assert all(
-            bool(pixels[k, y, x]) == bool(grid.covers[k, y // cell, x // cell])
-            for k, y, x in places
-        )
+@pytest.mark.parametrize(
+    ("size", "cell", "g"), [(16, 2, 8), (8, 1, 8), (28, 4, 7), (30, 4, 8), (4, 1, 4)]
+)
+def test_windows_and_cells_by_loops(size: int, cell: int, g: int) -> None:
+    grid = o.Grid.of(size)
+    assert (grid.cell, grid.covers.shape) == (cell, ((g + 1) ** 2, g, g))
+    windows = [
+        [[a <= i < a + 2 and b <= j < b + 2 for j in range(g)] for i in range(g)]
+        for a in range(-1, g)
+        for b in range(-1, g)
+    ]
+    assert torch.equal(grid.covers, torch.tensor(windows))
+    pixels = grid.pixels(grid.covers)
+    assert pixels.shape[1:] == (size, size)
+    places = [(k, y, x) for k in (0, 7) for y in range(size) for x in range(size)]
+    assert all(
+        bool(pixels[k, y, x]) == bool(grid.covers[k, y // cell, x // cell]) for k, y, x in places
+    )
+
+
+def test_a_cells_value_is_the_mean_over_its_windows() -> None:
     change = torch.arange(81.0)
     cell = [float(change[k]) for k in range(81) if GRID.covers[k, 3, 5]]
     assert len(cell) == 4 and float(GRID.mean_over_windows(change)[3, 5]) == pytest.approx(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,22 +143,40 @@ def probabilities() -> np.ndarray:
     return np.random.default_rng(0).dirichlet(np.full(10, 0.3), 10_000)
 
 
-def test_human_entropies_are_scipys_and_other_files_are_refused(tmp_path: Path) -> None:
+def test_human_entropies_are_scipys(tmp_path: Path) -> None:
     p = probabilities()
     p[0] = np.eye(10)[3]  # all agree
     np.save(tmp_path / "good.npy", p)
     found = ood.read_human_entropies(tmp_path / "good.npy")
     assert np.allclose(found, stats.entropy(p, axis=1)) and found[0] == 0
-    np.save(tmp_path / "few.npy", p[:50])
-    np.save(tmp_path / "counts.npy", p * 50)
-    negative = p.copy()
-    negative[5, :2] = negative[5, :2].sum() + 0.1, -0.1
-    np.save(tmp_path / "negative.npy", negative)
-    np.save(tmp_path / "pickled.npy", np.array([{"not": "data"}], dtype=object), allow_pickle=True)
-    (tmp_path / "text.npy").write_text("hello")
-    for name in ("few", "counts", "negative", "pickled", "text", "absent"):
-        with pytest.raises(UserError, match="CIFAR-10H"):
-            ood.read_human_entropies(tmp_path / f"{name}.npy")
+
+
+def negative_probability() -> np.ndarray:
+    p = probabilities()
+    p[5, :2] = p[5, :2].sum() + 0.1, -0.1
+    return p
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        probabilities()[:50],
+        probabilities() * 50,
+        negative_probability(),
+        np.array([{"not": "data"}], dtype=object),
+        "hello",
+        None,
+    ],
+    ids=["few", "counts", "negative", "pickled", "text", "absent"],
+)
+def test_other_files_than_human_probabilities_are_refused(tmp_path: Path, content: Any) -> None:
+    file = tmp_path / "file.npy"
+    if isinstance(content, np.ndarray):
+        np.save(file, content, allow_pickle=True)
+    elif content is not None:
+        file.write_text(content)
+    with pytest.raises(UserError, match="CIFAR-10H"):
+        ood.read_human_entropies(file)
 
 
 def test_certainty_follows_minus_the_human_entropy() -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny import train
+from tiny import FEATURES, WIDTH, train
 from torch.nn import functional as F
 
 from sureclr.data.embeddings import Embeddings
@@ -85,9 +85,9 @@ def test_each_block_is_probed_in_order(made: EvaluationInputs) -> None:
     x = network.stem((made.images.images / 255 - made.run.model.mean) / made.run.model.std)
     found = evaluate_linear(made).blocks
     assert [(block.name, block.features) for block in found] == [
-        ("layer1", 32),
-        ("layer2", 64),
-        ("layer3", 256),
+        ("layer1", WIDTH),
+        ("layer2", 2 * WIDTH),
+        ("layer3", FEATURES),
     ]
     for block in found:
         with torch.no_grad():
@@ -99,7 +99,9 @@ def test_each_block_is_probed_in_order(made: EvaluationInputs) -> None:
 def test_wide_encoders_are_probed_on_a_sample_of_the_training_images(
     made: EvaluationInputs,
 ) -> None:
-    numbers = (32 + 64 + 256) * (N - TRAIN + 25)  # room for 25 besides the test images
+    numbers = (WIDTH + 2 * WIDTH + FEATURES) * (
+        N - TRAIN + 25
+    )  # room for 25 besides the test images
     found = probe_blocks(made, numbers, least=10)
     assert {(block.n_train, block.n_test) for block in found} == {(25, N - TRAIN)}
     assert [block.accuracy for block in found] == [
@@ -123,7 +125,7 @@ def test_the_same_probe_is_fitted_once_for_all_evaluations(
     # raw pixels 64; the features, the untrained network's, and the last block where it is not bit
     # by bit the features; 2 blocks; u
     assert sorted(width for _, width in fitted) in [
-        sorted([64, 256, 256, 32, 64, 8, *last]) for last in ([], [256])
+        sorted([64, FEATURES, FEATURES, WIDTH, 2 * WIDTH, 8, *last]) for last in ([], [FEATURES])
     ]
     assert (
         found[0].accuracy

@@ -1,13 +1,11 @@
 """A saved table is enough for kNN, the linear probe and the geometry: no model code is imported."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fresh_modules import fresh_modules
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
@@ -17,29 +15,6 @@ from sureclr.evaluation.probes import head_output, probe_table
 from sureclr.schema import to_json
 
 BLOCKED = ("sureclr.models", "sureclr.training", "timm", "torchvision", "umap")
-PROGRAM = """
-import json, sys
-for name in sys.argv[2].split(","):
-    sys.modules[name] = None
-try:
-    import sureclr.models.embedding
-    sys.exit("sureclr.models is not blocked")
-except ImportError:
-    pass
-from pathlib import Path
-from sureclr.data.embeddings import Embeddings
-from sureclr.evaluation.feature_space import describe_geometry
-from sureclr.evaluation.neighbour_vote import vote_on_table
-from sureclr.evaluation.probes import head_output, probe_table
-from sureclr.schema import to_json
-table = Embeddings.read(Path(sys.argv[1]))
-print(json.dumps({
-    "knn": vote_on_table(table).accuracy,
-    "linear": probe_table(table).accuracy,
-    "head": probe_table(head_output(table)).accuracy,
-    "geometry": to_json(describe_geometry(table)[0]),
-}))
-"""
 
 
 def table(n: int = 120) -> Embeddings:
@@ -58,10 +33,20 @@ def table(n: int = 120) -> Embeddings:
 def test_a_table_is_evaluated_with_the_models_blocked(tmp_path: Path) -> None:
     path = tmp_path / "table.parquet"
     table().save(path)
-    command = [sys.executable, "-c", PROGRAM, str(path), ",".join(BLOCKED)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    numbers = json.loads(result.stdout)
+    with fresh_modules(*BLOCKED):
+        from sureclr.data import embeddings
+        from sureclr.evaluation import feature_space, neighbour_vote, probes
+
+        with pytest.raises(ImportError):
+            import sureclr.models.embedding  # noqa: F401
+        read = embeddings.Embeddings.read(path)
+        numbers = {
+            "knn": neighbour_vote.vote_on_table(read).accuracy,
+            "linear": probes.probe_table(read).accuracy,
+            "head": probes.probe_table(probes.head_output(read)).accuracy,
+            "geometry": to_json(feature_space.describe_geometry(read)[0]),
+        }
+    assert embeddings.Embeddings is not Embeddings, "the module was not imported anew"
     here = Embeddings.read(path)
     assert numbers["knn"] == vote_on_table(here).accuracy
     assert numbers["linear"] == probe_table(here).accuracy

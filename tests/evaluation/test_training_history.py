@@ -178,13 +178,18 @@ def test_spread_hardest_and_own_class_by_loops() -> None:
     assert found.same_class_share == pytest.approx(np.mean(own))
 
 
-def test_equal_directions_and_high_temperature_spread_the_weight_evenly() -> None:
-    same = torch.ones(2 * P, 4, dtype=torch.float64) / 2
-    for mu, tau in ((same, 0.1), (views(), 1e6)):
-        found = weigh_negatives(plain(mu, tau), LABELS)
-        assert found.effective_negatives == pytest.approx(2 * P - 2, rel=1e-5)
-        assert found.top_share == pytest.approx(1 / (2 * P - 2), rel=1e-5)
-        assert found.same_class_share == pytest.approx(chance_of_same_class(LABELS), rel=0.2)
+@pytest.mark.parametrize(("equal", "tau"), [(True, 0.1), (False, 1e6)])
+def test_equal_directions_and_high_temperature_spread_the_weight_evenly(
+    equal: bool, tau: float
+) -> None:
+    mu = torch.ones(2 * P, 4, dtype=torch.float64) / 2 if equal else views()
+    result = weigh_negatives(plain(mu, tau), LABELS)
+    assert result.effective_negatives == pytest.approx(2 * P - 2, rel=1e-5)
+    assert result.top_share == pytest.approx(1 / (2 * P - 2), rel=1e-5)
+    assert result.same_class_share == pytest.approx(chance_of_same_class(LABELS), rel=0.2)
+
+
+def test_unlabelled_images_have_no_share_of_the_same_class() -> None:
     assert weigh_negatives(plain(views()), torch.full((P,), -1)).same_class_share is None
 
 

@@ -49,7 +49,7 @@ def results(inputs: EvaluationInputs) -> dict[str, Any]:
     return {name: EVALUATIONS[name](inputs) for name in EVALUATIONS}
 
 
-@pytest.mark.parametrize("name", [name for name in RESULT_TYPES if name != "comparison"])
+@pytest.mark.parametrize("name", [name for name in EVALUATIONS])
 def test_a_result_is_of_its_type_and_is_read_back(results: dict[str, Any], name: str) -> None:
     assert type(results[name]) is RESULT_TYPES[name]
     assert read_back(results[name]) == results[name]

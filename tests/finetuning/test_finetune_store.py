@@ -52,7 +52,7 @@ def test_images_of_another_size_and_colour_are_converted(run: Run) -> None:
 def test_a_classifier_shows_itself_in_one_line(run: Run) -> None:
     result = tune(run, ONE_TRAINING)
     assert repr(load_finetuned(run.path, "18", "cpu")) == (
-        f"<Finetuned 18: small, 3 classes, 18 labels, test accuracy {result.accuracy:.4f}>"
+        f"<Finetuned 18: small-10, 3 classes, 18 labels, test accuracy {result.accuracy:.4f}>"
     )
 
 

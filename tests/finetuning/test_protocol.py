@@ -343,7 +343,7 @@ def test_more_seeds_continue_and_fewer_forget_nothing(run: Run) -> None:
 
 
 def test_the_weights_of_a_better_seed_outlive_a_worse_one(run: Run) -> None:
-    result = tune(run, replace(ONE_RATE, seeds=4, epochs=1))
+    result = tune(run, replace(ONE_RATE, seeds=3, epochs=1))
     validations = [seed.finetune.validation or 0 for seed in result.per_seed]
     assert len(set(validations)) > 1, "the test cannot see a difference"
     assert result.weights.seed == validations.index(max(validations))

@@ -116,11 +116,13 @@ def test_k_at_the_edge_of_its_range(k: int, exclude_self: bool) -> None:
     assert top_k(x, x, k, exclude_self)[1].shape == (5, k)
 
 
-def test_the_default_temperature_of_the_vote() -> None:
+@pytest.mark.parametrize(
+    ("s", "winner"), [(0.9 - 0.095 * math.log(2), 1), (0.9 - 0.105 * math.log(2), 0)]
+)
+def test_the_default_temperature_of_the_vote(s: float, winner: int) -> None:
     """exp(0.9/T) and 2 exp(s/T) are equal at T = (0.9 - s) / log 2, just below and above 0.1."""
     labels = torch.tensor([[0, 1, 1]])
-    for s, winner in ((0.9 - 0.095 * math.log(2), 1), (0.9 - 0.105 * math.log(2), 0)):
-        assert vote(torch.tensor([[0.9, s, s]]), labels, 2).item() == winner
+    assert vote(torch.tensor([[0.9, s, s]]), labels, 2).item() == winner
 
 
 @pytest.mark.parametrize(("k", "exclude_self"), [(0, False), (6, False), (5, True)])

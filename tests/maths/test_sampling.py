@@ -152,10 +152,13 @@ def test_only_the_given_generator_is_read_and_no_gradient_is_kept():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_uniform_directions_have_the_dtype_of_another_tensor():
-    for dtype in (torch.float16, torch.float32, torch.float64):
-        x = uniform_directions(5, 3, seeded(), torch.empty(0, dtype=dtype))
-        assert x.dtype == dtype and (x.double().norm(dim=1) - 1).abs().max() < 1e-3
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_uniform_directions_have_the_dtype_of_another_tensor(dtype):
+    x = uniform_directions(5, 3, seeded(), torch.empty(0, dtype=dtype))
+    assert x.dtype == dtype and (x.double().norm(dim=1) - 1).abs().max() < 1e-3
+
+
+def test_uniform_directions_are_single_precision_by_default():
     assert uniform_directions(5, 3, seeded()).dtype == torch.float32
 
 

@@ -308,15 +308,14 @@ def test_bad_input_is_refused(rows: int, temperature: float) -> None:
         tiles.nt_xent(torch.eye(8)[:rows], temperature)
 
 
-def fresh_process(code: str, **environment: str) -> str:
-    run = subprocess.run(
+def fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
     )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 STEP = """
@@ -332,20 +331,8 @@ x = torch.nn.functional.normalize(torch.randn(8192, 32), dim=1).requires_grad_()
 tiles.nt_xent(x[:8], 0.2).backward()
 before = peak()
 tiles.nt_xent(x, 0.2).backward()
-print(peak() - before)
+print(peak() - before, flush=True)
 """
-
-
-@pytest.mark.skipif(
-    not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc"
-)
-def test_no_matrix_is_ever_in_memory() -> None:
-    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192
-    views.
-
-    Not by ru_maxrss: a process that was started by a large one (pytest) inherits its peak.
-    """
-    assert 1 < float(fresh_process(STEP)) < 60
 
 
 # The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process
@@ -393,21 +380,51 @@ for kernel in (triton_tiles.logarithms, triton_tiles.pulls):
     assert binary.metadata.shared <= 48 * 1024 and binary.asm["cubin"], binary.metadata
 """
 
-
-@pytest.mark.skipif(
-    find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)"
+HAS_TRITON = find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(
+    not HAS_TRITON, reason="triton is not installed (pip install --no-deps triton)"
 )
+HAS_PROC = Path("/proc/self/status").exists()
+needs_proc = pytest.mark.skipif(not HAS_PROC, reason="the peak is read from Linux's /proc")
+
+
+@needs_triton
 def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
-    fresh_process(INTERPRETED, TRITON_INTERPRET="1")
+    run = fresh_process(INTERPRETED, TRITON_INTERPRET="1")
+    assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.skipif(
-    find_spec("triton") is None, reason="triton is not installed (pip install --no-deps triton)"
-)
-def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(
-    tmp_path: Path,
+@pytest.fixture(scope="module")
+def step_and_compilation(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> subprocess.CompletedProcess[str]:
+    """One process for both, because importing torch takes longer than either.
+
+    It prints the memory of the step before it compiles.
+    """
+    parts = [STEP] * HAS_PROC + [COMPILED] * HAS_TRITON
+    cache = str(tmp_path_factory.mktemp("triton"))
+    return fresh_process("\n".join(parts), TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
+
+
+@needs_proc
+def test_no_matrix_is_ever_in_memory(
+    step_and_compilation: subprocess.CompletedProcess[str],
 ) -> None:
-    fresh_process(COMPILED, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192
+    views.
+
+    Not by ru_maxrss: a process that was started by a large one (pytest) inherits its peak.
+    """
+    assert step_and_compilation.stdout, step_and_compilation.stderr
+    assert 1 < float(step_and_compilation.stdout) < 60
+
+
+@needs_triton
+def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(
+    step_and_compilation: subprocess.CompletedProcess[str],
+) -> None:
+    assert step_and_compilation.returncode == 0, step_and_compilation.stderr
 
 
 def test_without_triton_the_module_imports_and_says_what_is_missing(

@@ -76,15 +76,15 @@ def test_gradients(d):
     assert torch.autograd.gradgradcheck(lambda k: vmf_log_normaliser(k, d), inner)
 
 
-def test_dtype_shape_and_float32():
+@pytest.mark.parametrize("function", [vmf_log_normaliser, vmf_mean_resultant_length])
+def test_dtype_shape_and_float32(function):
     kappa = torch.rand(3, 4) * 100
-    for function in (vmf_log_normaliser, vmf_mean_resultant_length):
-        assert function(kappa, 128).dtype == torch.float32 and function(kappa, 128).shape == (3, 4)
-        torch.testing.assert_close(
-            function(kappa, 16).double(), function(kappa.double(), 16), rtol=1e-6, atol=1e-7
-        )
-        with pytest.raises(UserError, match="at least 2"):
-            function(kappa, 1)
+    assert function(kappa, 128).dtype == torch.float32 and function(kappa, 128).shape == (3, 4)
+    torch.testing.assert_close(
+        function(kappa, 16).double(), function(kappa.double(), 16), rtol=1e-6, atol=1e-7
+    )
+    with pytest.raises(UserError, match="at least 2"):
+        function(kappa, 1)
 
 
 def vmf_cdf(d: int, kappa: float):

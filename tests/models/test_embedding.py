@@ -30,7 +30,7 @@ def images(n: int = N) -> ImageSet:
 
 
 def model(loss: str = "sure") -> SimCLR:
-    config = PretrainConfig("mine", encoder="small", stem="cifar", projection_dim=6, loss=loss)
+    config = PretrainConfig("mine", encoder="small-8", stem="cifar", projection_dim=6, loss=loss)
     made = build(config, 1, torch.tensor([0.4]), torch.tensor([0.3]))[0]
     if made.certainty is not None:
         torch.nn.init.normal_(

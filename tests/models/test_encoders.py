@@ -182,21 +182,21 @@ def test_the_last_block_of_a_resnet_pooled_is_its_features(name: str, last: str)
     assert list(seen)[-1] == last and torch.allclose(pooled(network, seen[last]), h, atol=1e-6)
 
 
-def test_swin_and_vit_pool_to_their_channels() -> None:
+@pytest.mark.parametrize(
+    ("name", "widths"),
+    [("swin_tiny_patch4_window7_224", [96, 192, 384, 768]), ("vit_tiny_patch16_224", [192] * 12)],
+)
+def test_swin_and_vit_pool_to_their_channels(name: str, widths: list[int]) -> None:
     """Their layouts are not the convolutions': the number of channels says whether the right axes
     were averaged.
     """
-    for name, widths in (
-        ("swin_tiny_patch4_window7_224", [96, 192, 384, 768]),
-        ("vit_tiny_patch16_224", [192] * 12),
-    ):
-        network, found = encoder(name, channels=1).eval(), []
-        for _, module in encoder_blocks(network):
-            module.register_forward_hook(
-                lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape)
-            )
-        network(torch.rand(2, 1, 64, 64))
-        assert found == [(2, width) for width in widths]
+    network, found = encoder(name, channels=1).eval(), []
+    for _, module in encoder_blocks(network):
+        module.register_forward_hook(
+            lambda _, __, output, f=found, n=network: f.append(pooled(n, output).shape)
+        )
+    network(torch.rand(2, 1, 64, 64))
+    assert found == [(2, width) for width in widths]
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
@@ -207,9 +207,9 @@ def test_timm_families_say_their_true_width_at_any_size(name: str, side: int) ->
     assert network(torch.rand(2, 1, side, side)).shape == (2, network.num_features)
 
 
-def test_no_encoder_has_a_classifier() -> None:
-    for name in ("resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"):
-        assert encoder(name).get_classifier().__class__ is nn.Identity
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
+def test_no_encoder_has_a_classifier(name: str) -> None:
+    assert encoder(name).get_classifier().__class__ is nn.Identity
 
 
 @pytest.mark.parametrize(

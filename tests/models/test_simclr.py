@@ -101,59 +101,59 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_without_its_gradient_the_encoder_is_bit_for_bit_simclrs() -> None:
+@pytest.mark.parametrize("start", [0.0, 0.3])
+def test_without_its_gradient_the_encoder_is_bit_for_bit_simclrs(start: float) -> None:
     """At the start (k = 0) and with a head that moved."""
     plain = gradients(*model_and_loss(loss="nt-xent"))
-    for start in (0.0, 0.3):
-        model, criterion = model_and_loss(certainty_gradient="off")
-        nn.init.normal_(
-            model.certainty.body[-1].weight, std=start, generator=torch.Generator().manual_seed(0)
-        )
-        cut = gradients(model, criterion)
-        assert all(torch.equal(cut[name], gradient) for name, gradient in plain.items())
-        assert float(cut["certainty.body.3.weight"].abs().max()) > 0  # the head itself learns
+    model, criterion = model_and_loss(certainty_gradient="off")
+    nn.init.normal_(
+        model.certainty.body[-1].weight, std=start, generator=torch.Generator().manual_seed(0)
+    )
+    cut = gradients(model, criterion)
+    assert all(torch.equal(cut[name], gradient) for name, gradient in plain.items())
+    assert float(cut["certainty.body.3.weight"].abs().max()) > 0  # the head itself learns
 
 
-def test_with_its_gradient_the_certainty_reaches_the_encoder_and_not_the_projection_head() -> None:
+@pytest.mark.parametrize("softening", ["off", "anchors", "means"])
+def test_with_its_gradient_the_certainty_reaches_the_encoder_and_not_the_projection_head(
+    softening: str,
+) -> None:
     """Beside SURE without its second term: that is NT-Xent, or with a head that has moved, NT-Xent
     of the posterior means.
     """
-    for softening in ("off", "anchors", "means"):
-        found = []
-        for weight in (0.0, None):
-            model, criterion = model_and_loss(softening=softening, certainty_weight=weight)
-            nn.init.normal_(
-                model.certainty.body[-1].weight, std=0.3, generator=torch.Generator().manual_seed(0)
+    found = []
+    for weight in (0.0, None):
+        model, criterion = model_and_loss(softening=softening, certainty_weight=weight)
+        nn.init.normal_(
+            model.certainty.body[-1].weight, std=0.3, generator=torch.Generator().manual_seed(0)
+        )
+        found.append(gradients(model, criterion))
+    plain, full = found
+    assert (
+        float(
+            (
+                full["encoder.backbone.layer1.body.0.weight"]
+                - plain["encoder.backbone.layer1.body.0.weight"]
             )
-            found.append(gradients(model, criterion))
-        plain, full = found
-        assert (
-            float(
-                (
-                    full["encoder.backbone.layer1.body.0.weight"]
-                    - plain["encoder.backbone.layer1.body.0.weight"]
-                )
-                .abs()
-                .max()
-            )
-            > 1e-4
+            .abs()
+            .max()
         )
-        assert all(
-            torch.equal(full[name], plain[name]) for name in plain if name.startswith("projection")
-        )
-        simclr = gradients(*model_and_loss(loss="nt-xent"))
-        assert all(torch.equal(plain[name], g) for name, g in simclr.items()) == (
-            softening == "off"
-        )
+        > 1e-4
+    )
+    assert all(
+        torch.equal(full[name], plain[name]) for name in plain if name.startswith("projection")
+    )
+    simclr = gradients(*model_and_loss(loss="nt-xent"))
+    assert all(torch.equal(plain[name], g) for name, g in simclr.items()) == (softening == "off")
 
 
-def test_certainty_head_stops_the_gradient_at_the_features() -> None:
-    for gradient in (True, False):
-        head = CertaintyHead(5, gradient=gradient)
-        nn.init.ones_(head.body[-1].weight)
-        features = torch.randn(6, 5, requires_grad=True)
-        (head(features) * torch.arange(6)).sum().backward()
-        assert (features.grad is not None) == gradient
+@pytest.mark.parametrize("gradient", [True, False])
+def test_certainty_head_stops_the_gradient_at_the_features(gradient: bool) -> None:
+    head = CertaintyHead(5, gradient=gradient)
+    nn.init.ones_(head.body[-1].weight)
+    features = torch.randn(6, 5, requires_grad=True)
+    (head(features) * torch.arange(6)).sum().backward()
+    assert (features.grad is not None) == gradient
 
 
 @pytest.mark.parametrize("loss", OBJECTIVES)

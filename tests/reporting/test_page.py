@@ -7,8 +7,6 @@ import copy
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,6 +17,7 @@ from typing import Any
 import example_run
 import numpy as np
 import pytest
+from fresh_modules import fresh_modules
 from PIL import Image
 
 from sureclr.data.sources import load_images
@@ -418,21 +417,15 @@ def test_results_that_cannot_be_read_are_one_note_and_the_rest_is_drawn(
 
 # --- Without models -------------------------------------------------------------------
 
-DRAWN_WITHOUT_MODELS = """
-import sys
-from pathlib import Path
-for name in ("sureclr.models", "timm", "torchvision"):
-    sys.modules[name] = None
-from sureclr.reporting.page import write_page
-from sureclr.reporting.rendering import render
-from sureclr.reporting.run_files import read_run_files
-out = Path(sys.argv[2])
-write_page(render([read_run_files(Path(sys.argv[1]))]), out)
-"""
-
 
 def test_the_page_needs_no_model_code(run: Path, tmp_path: Path) -> None:
     """The same page, byte for byte, from the files alone."""
     out = tmp_path / "page.html"
-    subprocess.run([sys.executable, "-c", DRAWN_WITHOUT_MODELS, str(run), str(out)], check=True)
+    with fresh_modules("sureclr.models", "timm", "torchvision"):
+        from sureclr.reporting import page, rendering, run_files
+
+        with pytest.raises(ImportError):
+            import sureclr.models.embedding  # noqa: F401
+        page.write_page(rendering.render([run_files.read_run_files(run)]), out)
+    assert page.write_page is not write_page, "the module was not imported anew"
     assert out.read_bytes() == (run / "report.html").read_bytes()

@@ -16,7 +16,7 @@ from sureclr.training import accumulate
 from sureclr.training.setup import fitting_trainer, new_trainer
 
 CONFIG = PretrainConfig(
-    "own", encoder="small", stem="cifar", projection_dim=8, batch_size=16, epochs=1
+    "own", encoder="small-8", stem="cifar", projection_dim=8, batch_size=16, epochs=1
 )
 IMAGES = as_image_set(
     torch.randint(

@@ -5,7 +5,7 @@ apart.
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIG, IMAGES
+from tiny import CONFIG, FEATURES, IMAGES
 from torch.nn import functional as F
 
 from sureclr.data.image_set import ImageSet
@@ -85,7 +85,7 @@ def test_a_look_changes_nothing_and_says_the_same_twice(loss: str) -> None:
     assert ("radius" in numbers) == (loss == "sure") and ("certainty" in tensors) == (
         loss != "nt-xent"
     )
-    assert tensors["features"].shape == (48, 256) and 0 <= numbers["knn"] <= 1
+    assert tensors["features"].shape == (48, FEATURES) and 0 <= numbers["knn"] <= 1
 
 
 def test_unlabelled_images_have_no_knn() -> None:

@@ -317,7 +317,7 @@ def test_loading_without_the_objects_or_with_others_is_refused(
     with pytest.raises(UserError, match="does not fit.*pass the same encoder and loss"):
         sureclr.load(run.path, encoder=Tiny(width=13))
     named = train(tmp_path / "named", epochs=1)
-    with pytest.raises(UserError, match="another encoder.*small in the run, custom:Tiny now"):
+    with pytest.raises(UserError, match="another encoder.*small-10 in the run, custom:Tiny now"):
         sureclr.load(named.path, encoder=Tiny())
 
 

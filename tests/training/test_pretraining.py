@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import CONFIG, IMAGES, STEPS, Interrupting, equal, lines, train, weights
+from tiny import CONFIG, FEATURES, IMAGES, STEPS, Interrupting, equal, lines, train, weights
 
 from sureclr.config import from_dict, read_yaml
 from sureclr.data.batches import batch
@@ -111,7 +111,7 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
         "epoch-00004.safetensors",
     }
     snapshot = load_file(unbroken / "snapshots" / "epoch-00004.safetensors")
-    assert snapshot["features"].shape == (48, 256) and snapshot["first_direction"].shape == (48, 8)
+    assert snapshot["features"].shape == (48, FEATURES) and snapshot["first_direction"].shape == (48, 8)
 
 
 def test_encoder_file_is_the_encoder(unbroken: Path) -> None:
@@ -219,7 +219,7 @@ def test_losses_that_sample_draw_anew_in_each_step_and_run(tmp_path: Path) -> No
 
 
 def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
-    train(tmp_path / "run", epochs=2, progress=(progress := Messages()))
+    train(tmp_path / "run", encoder="small", epochs=2, progress=(progress := Messages()))
     assert len(progress.texts) == 1 and progress.texts[0].startswith("after epoch 2: alignment")
 
 
@@ -407,7 +407,7 @@ def test_the_size_asked_for_is_the_size_trained_at(tmp_path: Path) -> None:
         colours().transpose(0, 3, 1, 2)[:, :, :10]
     )  # 10 rows, 12 columns: the centred square
     run = train(tmp_path / "b", wide, **options)
-    assert run.size == 10 and run.embed(wide).features.shape == (20, 256)
+    assert run.size == 10 and run.embed(wide).features.shape == (20, FEATURES)
 
 
 def test_test_images_are_never_trained_on(tmp_path: Path) -> None:

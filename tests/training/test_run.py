@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CONFIG, IMAGES, train
+from tiny import CONFIG, FEATURES, IMAGES, train
 
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
@@ -87,10 +87,13 @@ def test_an_edited_configuration_is_noticed(
         load(tmp_path / "run", "cpu")
 
 
-def test_what_is_no_run_is_told(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match="is not a run folder"):
-            load(path)
+@pytest.mark.parametrize("name", ["", "none"])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        load(tmp_path / name)
+
+
+def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("source: digits\n")
     with pytest.raises(UserError, match="no undamaged checkpoint"):
         load(tmp_path)
@@ -99,7 +102,7 @@ def test_what_is_no_run_is_told(tmp_path: Path) -> None:
 def test_embedding_brings_images_to_the_runs_size_and_colours(run: Run) -> None:
     large = np.random.default_rng(0).integers(0, 256, (3, 20, 16, 3), dtype=np.uint8)
     table = run.embed([Image.fromarray(image) for image in large])
-    assert table.features.shape == (3, 256) and table.labels.tolist() == [-1, -1, -1]
+    assert table.features.shape == (3, FEATURES) and table.labels.tolist() == [-1, -1, -1]
 
 
 def test_environment_names_the_versions() -> None:
@@ -114,7 +117,7 @@ def test_the_encoder_takes_pixels_in_0_1_and_gives_the_features_of_the_table(run
     opened = load(run.path, "cpu")
     features = opened.embed(IMAGES).features
     assert torch.allclose(opened.encoder(IMAGES / 255), features, rtol=1e-6, atol=1e-6)
-    assert not opened.encoder.training and opened.encoder.num_features == 256
+    assert not opened.encoder.training and opened.encoder.num_features == FEATURES
     by_hand = (IMAGES / 255 - IMAGES.float().mean() / 255) / (IMAGES.float().std() / 255)
     assert torch.allclose(opened.encoder.backbone(by_hand), features, atol=1e-3)
     assert not torch.allclose(opened.encoder.backbone(IMAGES / 255), features, atol=1e-1)
@@ -144,7 +147,7 @@ def test_redrawn_weights_are_those_of_the_other_seed(run: Run) -> None:
 
 
 def test_a_run_describes_itself_in_one_line(run: Run, tmp_path: Path) -> None:
-    assert repr(run).startswith("<Run ") and "small, sure on images" in repr(run)
+    assert repr(run).startswith("<Run ") and "small-10, sure on images" in repr(run)
     assert str(run.path)[-20:] in repr(run)
     deep = replace(
         run,
@@ -157,18 +160,27 @@ def test_a_run_describes_itself_in_one_line(run: Run, tmp_path: Path) -> None:
     assert len(repr(deep)) > 90  # long names are cut, and not too much
     assert (
         repr(replace(run, directory=RunDir(Path("runs/a"))))
-        == "<Run runs/a: small, sure on images>"
+        == "<Run runs/a: small-10, sure on images>"
     )
 
 
-def test_a_notebook_shows_the_accuracies(run: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def opened(run: Run, tmp_path: Path) -> Run:
     shutil.copytree(run.path, tmp_path / "run")
-    opened = replace(load(tmp_path / "run", "cpu"), source="<cats & dogs>")
+    return replace(load(tmp_path / "run", "cpu"), source="<cats & dogs>")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[1]", '{"linear": null, "knn": {"accuracy": 1}}', '{"linear": {"a": 1}}']
+)
+def test_a_notebook_shows_no_damaged_results(opened: Run, content: str) -> None:
     page = opened._repr_html_()
     assert "&lt;cats &amp; dogs&gt;" in page and "<cats" not in page and "accuracy" not in page
-    for content in ("{", "[1]", '{"linear": null, "knn": {"accuracy": 1}}', '{"linear": {"a": 1}}'):
-        opened.directory.results.write_text(content)
-        assert opened._repr_html_() == page
+    opened.directory.results.write_text(content)
+    assert opened._repr_html_() == page
+
+
+def test_a_notebook_shows_the_accuracies(opened: Run) -> None:
     opened.directory.results.write_text(
         '{"schema": 1, "linear": {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1},'
         ' "knn": {"accuracy": "?", "interval": [0, 1]}}'

@@ -49,7 +49,7 @@ def test_wandb_is_told_the_configuration_and_every_step(
         write({"step": 3, "loss": 1.5})
         raise ZeroDivisionError
     assert (
-        told[0]["config"]["encoder"] == "small"
+        told[0]["config"]["encoder"] == CONFIG.encoder
         and told[0]["dir"] == str(tmp_path / "track")
         and (tmp_path / "track").is_dir()
     )
