@@ -39,12 +39,18 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     def register(self, name: str) -> Callable[[Entry], Entry]:
         """Return a decorator that adds its argument under this name.
 
+        The same definition may come again, as when a notebook's cell is run twice; it then takes
+        the place of the earlier one.
+
         Raises:
             UserError: another entry has this name already.
         """
 
         def add(entry: Entry) -> Entry:
-            if self._entries.setdefault(name, entry) is not entry:
+            before = self._entries.setdefault(name, entry)
+            if before is not entry and _same_definition(before, entry):
+                self._entries[name] = entry
+            elif before is not entry:
                 article = "an" if self.kind[0] in "aeiou" else "a"
                 raise UserError(
                     f"there is already {article} {self.kind} named {name!r}; register yours under"
@@ -53,6 +59,15 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             return entry
 
         return add
+
+    def remove(self, name: str) -> None:
+        """Forget the entry of this name.
+
+        Raises:
+            UserError: there is none.
+        """
+        self[name]
+        del self._entries[name]
 
     def __getitem__(self, name: str) -> Entry:
         """Return the entry of this name; a `UserError` names the nearest known ones."""
@@ -96,3 +111,12 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
                 ) from error
             if point.name not in self._entries:
                 self.register(point.name)(entry)
+
+
+def _same_definition(before: object, entry: object) -> bool:
+    """Whether both are the class or function of one name in one module."""
+    names = [
+        (getattr(value, "__module__", None), getattr(value, "__qualname__", None))
+        for value in (before, entry)
+    ]
+    return names[0] == names[1] and None not in names[0]

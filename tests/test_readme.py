@@ -6,10 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import CONFIG
-
-import sureclr
-from sureclr.progress import SILENT
+from tiny import train, write_photos
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^(?:  )?```python\n(.*?)^(?:  )?```", re.DOTALL | re.MULTILINE)
@@ -43,12 +40,8 @@ def test_the_shells_one_liner_writes_a_report(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     line = re.search(r'^python -c "(import sureclr; sureclr\.report\(.*\))"$', readme, re.MULTILINE)
     assert line
-    images = sureclr.load_images("digits")
-    rows = [*range(0, 60), *range(1000, 1030)]
-    from dataclasses import replace
-
     folder = tmp_path / "runs" / "tour"
-    config = replace(CONFIG, source="digits")
-    sureclr.pretrain(config, images.select(rows), out=folder, progress=SILENT, device="cpu")
+    source = f"folder:{write_photos(tmp_path / 'photos')}"
+    train(folder, None, source=source, size=8, batch_size=8, epochs=1)
     run_python(line[1], tmp_path)
     assert "<html" in (folder / "report.html").read_text(encoding="utf-8")

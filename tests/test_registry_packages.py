@@ -41,6 +41,30 @@ def test_a_name_has_one_entry(shapes: Registry[int]) -> None:
     assert shapes["square"] == 4
 
 
+def test_a_cell_that_is_run_twice_replaces_its_own_definition() -> None:
+    registry: Registry[type] = Registry("thing", "test.things")
+
+    def cell(number: int) -> type:
+        @registry.register("mine")
+        class Mine:
+            value = number
+
+        return Mine
+
+    assert cell(1) is not cell(2) and registry["mine"].value == 2
+    with pytest.raises(UserError, match="there is already a thing named 'mine'"):
+        registry.register("mine")(dict)
+
+
+def test_a_removed_name_is_free_again(shapes: Registry[int]) -> None:
+    shapes.remove("square")
+    assert list(shapes) == ["triangle"]
+    shapes.register("square")(5)
+    assert shapes["square"] == 5
+    with pytest.raises(UserError, match="unknown shape"):
+        shapes.remove("circle")
+
+
 def test_entry_points_are_imported_when_needed_and_once(
     shapes: Registry[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sureclr.config import PretrainConfig, ViewConfig
@@ -48,6 +50,17 @@ def train(out: Path, images: Any = IMAGES, **options: Any) -> Run:
         out=out,
         **{"progress": SILENT, "device": "cpu", **options},
     )
+
+
+def write_photos(folder: Path, seed: int = 0) -> Path:
+    """Two classes of 12 images: dark and bright noise."""
+    random = np.random.default_rng(seed)
+    for name, low in (("bright", 128), ("dark", 0)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(12):
+            pixels = random.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
+    return folder
 
 
 class Interrupting(SilentProgress):

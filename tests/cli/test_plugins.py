@@ -39,9 +39,9 @@ def mean_colour(channels, stem):
     return network
 
 
-@sureclr.register_source("noise", about="64 images of noise.")
+@sureclr.register_source("noise", about="16 images of noise.")
 def noise(root):
-    pixels = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8)
     return sureclr.as_image_set(pixels, name="noise")
 
 
@@ -83,7 +83,7 @@ def test_all_four_are_listed(installed: Path) -> None:
     names = sureclr(installed, "list")
     assert names["losses"]["push"] == "Pulls partners together and pushes all others apart."
     assert names["encoders"]["mean-colour"] == "Sixteen features of the mean colour."
-    assert names["sources"]["noise"] == "64 images of noise."
+    assert names["sources"]["noise"] == "16 images of noise."
 
 
 def test_all_four_work_on_the_command_line(installed: Path, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_all_four_work_on_the_command_line(installed: Path, tmp_path: Path) -> N
         "--epochs",
         "1",
         "--batch-size",
-        "32",
+        "8",
         "--device",
         "cpu",
     ]

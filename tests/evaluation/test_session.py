@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import train
+from tiny import train, write_photos
 
 import sureclr
 from sureclr.data.embeddings import Embeddings
@@ -38,17 +38,6 @@ class Messages(SilentProgress):
 
     def message(self, text: str) -> None:
         self.messages.append(text)
-
-
-def write_photos(folder: Path, seed: int = 0) -> Path:
-    """Two classes of 12 images: dark and bright noise."""
-    random = np.random.default_rng(seed)
-    for name, low in (("bright", 128), ("dark", 0)):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(12):
-            pixels = random.integers(low, low + 128, (8, 8, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i:02d}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +305,7 @@ def test_a_registered_evaluation_is_run_and_kept(place: Path) -> None:
     result = sureclr.evaluate(place / "run", "mean-of-tests", **QUIET)["mean-of-tests"]
     assert 100 < result["mean"] < 156
     assert sureclr.read_results(place / "run")["mean-of-tests"] == result
+    EVALUATIONS.remove("mean-of-tests")
 
 
 # --- Comparing ------------------------------------------------------------------------
