@@ -11,6 +11,7 @@ made of the same checkpoint, images and labels.
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -155,10 +156,15 @@ class Session:
     def stored_or_new(
         self, key: str, make: Callable[[], Any], *, again: bool = False, other_checkpoint: str = ""
     ) -> Any:
-        """Return the stored result if it is of the same origin, else make and save a new one."""
+        """Return the stored result if it is of the same origin, else make and save a new one.
+
+        A stored result may have been made with more options than are asked for now.
+        """
         stored = read_results(self.run.path)
         if key in stored and not again:
-            if stored.provenance[key].same_origin(self.provenance(0, other_checkpoint)):
+            made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
+            has_options = wanted.options.items() <= made.options.items()
+            if has_options and made.same_origin(replace(wanted, options=made.options)):
                 return stored[key]
             self.progress.message(
                 f"The stored result {key} was made of other weights, images or labels; it is made"

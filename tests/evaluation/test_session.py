@@ -335,3 +335,13 @@ def test_a_comparison_is_kept_and_made_anew_when_a_run_was_trained_anew(
 def test_a_run_is_not_compared_with_itself(place: Path) -> None:
     with pytest.raises(UserError, match="two different runs"):
         sureclr.compare(place / "run", place / "run", **QUIET)
+
+
+def test_a_result_with_an_option_serves_where_the_option_is_not_asked_for(place: Path) -> None:
+    """`evaluate` must not undo what `uncertainty --human` has measured."""
+    sureclr.evaluate(place / "run", "knn", human=Path("people.npy"), **QUIET)
+    made = sureclr.read_results(place / "run").provenance["knn"]
+    assert made.options == {"human": "people.npy"}
+    assert sureclr.evaluate(place / "run", "knn", **QUIET).provenance["knn"] == made
+    other = sureclr.evaluate(place / "run", "knn", human=Path("others.npy"), **QUIET)
+    assert other.provenance["knn"].options == {"human": "others.npy"}
