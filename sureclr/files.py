@@ -4,7 +4,6 @@ Also what goes with it: JSON that every reader accepts, and checksums.
 """
 
 import json
-import math
 import os
 import shutil
 import threading
@@ -12,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, overload
+from typing import IO, TYPE_CHECKING, Any
+
+from sureclr.schema import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,33 +97,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@overload
-def json_able(value: dict[str, Any]) -> dict[str, Any]: ...
-
-
-@overload
-def json_able(value: object) -> object: ...
-
-
-def json_able(value: object) -> object:
-    """Return a copy in which every number that is not finite is None, because JSON has no NaN.
-
-    Args:
-        value: nested dictionaries, lists and tuples (which become lists) of plain values.
-
-    >>> json_able({"auroc": float("nan"), "interval": (0.5, 1.0)})
-    {'auroc': None, 'interval': [0.5, 1.0]}
-    """
-    if isinstance(value, dict):
-        return {key: json_able(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_able(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def json_bytes(value: object) -> bytes:
-    """Return the value as indented ASCII JSON that any reader accepts; see `json_able`."""
-    return json.dumps(json_able(value), indent=1, allow_nan=False).encode()
+    """Return the value as indented ASCII JSON that any reader accepts; see `schema.to_json`."""
+    return json.dumps(to_json(value), indent=1, allow_nan=False).encode()
 
 
 def digest_of_bytes(*parts: bytes) -> str:

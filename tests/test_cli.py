@@ -16,29 +16,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny import equal, lines, train
+from tiny import FLAGS, equal, lines, train
 
 from sureclr.cli import main
 
 ROOT = Path(__file__).parents[1]
-BASE = [
-    "--encoder",
-    "small",
-    "--stem",
-    "imagenet",
-    "--projection-dim",
-    "8",
-    "--warmup-epochs",
-    "0",
-    "--checkpoint-every",
-    "1",
-    "--snapshot-every",
-    "0",
-    "--monitor-every",
-    "0",
-    "--device",
-    "cpu",
-]
+BASE = [*FLAGS, "--stem", "imagenet"]
 TINY = [*BASE, "--epochs", "2", "--batch-size", "500"]  # 4 steps on digits
 
 

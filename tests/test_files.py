@@ -21,7 +21,6 @@ from sureclr.files import (
     digest_of_bytes,
     digest_of_tensors,
     draft_path,
-    json_able,
     json_bytes,
     remove,
     sync_folder,
@@ -29,6 +28,7 @@ from sureclr.files import (
     write_synced,
     writing_atomically,
 )
+from sureclr.schema import to_json
 
 
 def test_a_file_is_written_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_remove_deletes_files_folders_and_links_but_not_what_links_point_to(tmp_
 def test_numbers_that_json_lacks_become_none(value: object, expected: object) -> None:
     if isinstance(value, dict):
         expected = {"a": [None, 1.0], "b": {"c": None, "d": [[None]]}}
-    assert json_able(value) == expected and json.loads(json_bytes(value)) == expected
+    assert to_json(value) == expected and json.loads(json_bytes(value)) == expected
 
 
 def test_json_bytes_are_indented_ascii() -> None:

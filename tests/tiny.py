@@ -13,6 +13,10 @@ from sureclr.progress import SILENT, SilentProgress
 from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 
+FLAGS = [  # of `sureclr pretrain`, for a run of a second
+    *("--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
+    *("--checkpoint-every", "1", "--snapshot-every", "0", "--monitor-every", "0"),
+]
 STEPS = 12  # 4 epochs of 3
 WIDTH = 10  # channels after the stem; a wider encoder makes every test slower
 FEATURES = 8 * WIDTH

@@ -8,12 +8,10 @@ from cyclopts import Parameter
 
 from sureclr.cli.shared import (
     EVALUATE,
+    NO_OPTIONS,
     CommandProgress,
-    DataSource,
-    Device,
-    Json,
-    LabelFile,
-    Root,
+    EvaluationOptions,
+    Options,
     RunFolder,
     app,
     mapping_json,
@@ -29,64 +27,32 @@ if TYPE_CHECKING:
         LearningResult,
         LinearResult,
         OodResult,
+        Results,
         SensitivityResult,
         UncertaintyResult,
     )
 
 
 @app.command(group=EVALUATE)
-def evaluate(
-    run: RunFolder,
-    /,
-    *,
-    data: DataSource = None,
-    labels: LabelFile = None,
-    device: Device = "auto",
-    root: Root = None,
-    json: Json = False,
-) -> None:
+def evaluate(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Run every evaluation that the run does not have yet, and print all results."""
-    from sureclr.evaluation.session import evaluate as evaluate_run
-
-    results = evaluate_run(
-        run, data=data, labels=labels, device=device, root=root, progress=CommandProgress()
-    )
-    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
-    print_answer(json, mapping_json(results), text, f"sureclr report {run}")
+    _print_results(run, _evaluate(run, None, options), options, f"sureclr report {run}")
 
 
 @app.command(group=EVALUATE)
-def linear(
-    run: RunFolder,
-    /,
-    *,
-    data: DataSource = None,
-    labels: LabelFile = None,
-    device: Device = "auto",
-    root: Root = None,
-    json: Json = False,
-) -> None:
+def linear(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Train a linear classifier (L-BFGS) on the frozen features and test it.
 
     The strength of its penalty is chosen on a part of the training images; the test images are used
     once.
     """
-    _evaluate_one("linear", run, data, labels, device, root, json, f"sureclr evaluate {run}")
+    _print_one("linear", run, options, f"sureclr evaluate {run}")
 
 
 @app.command(group=EVALUATE)
-def knn(
-    run: RunFolder,
-    /,
-    *,
-    data: DataSource = None,
-    labels: LabelFile = None,
-    device: Device = "auto",
-    root: Root = None,
-    json: Json = False,
-) -> None:
+def knn(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Classify each test image by a vote of its 20 nearest training images."""
-    _evaluate_one("knn", run, data, labels, device, root, json, f"sureclr linear {run}")
+    _print_one("knn", run, options, f"sureclr linear {run}")
 
 
 @app.command(group=EVALUATE)
@@ -94,58 +60,54 @@ def uncertainty(
     run: RunFolder,
     /,
     *,
-    data: DataSource = None,
-    labels: LabelFile = None,
-    device: Device = "auto",
-    root: Root = None,
-    json: Json = False,
     human: Annotated[
         Path | None,
         Parameter(
             help="CIFAR-10H's probabilities (.npy, 10,000 x 10): compare with people, on CIFAR-10."
         ),
     ] = None,
+    options: Options = NO_OPTIONS,
 ) -> None:
     """Measure how certain the model is of each image, and whether that is right.
 
     The learned certainty is tested on crops, blur, noise, occlusion and foreign images, next to
     simple scores that need no training.
     """
+    results = _evaluate(run, ("uncertainty", "ood"), options, again=True, human=human)
+    _print_results(run, results, options, f"sureclr evaluate {run}")
+
+
+def _evaluate(
+    run: Path, which: str | tuple[str, ...] | None, options: EvaluationOptions, **more: Any
+) -> "Results":
     from sureclr.evaluation.session import evaluate as evaluate_run
 
-    results = evaluate_run(
+    return evaluate_run(
         run,
-        ("uncertainty", "ood"),
-        data,
-        labels,
-        again=True,
-        device=device,
-        root=root,
-        human=human,
+        which,
+        options.data,
+        options.labels,
+        device=options.device,
+        root=options.root,
         progress=CommandProgress(),
+        **more,
     )
-    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
-    print_answer(json, mapping_json(results), text, f"sureclr evaluate {run}")
 
 
-def _evaluate_one(
-    name: str,
-    run: Path,
-    data: str | None,
-    labels: Path | None,
-    device: str,
-    root: Path | None,
-    as_json: bool,
-    next_command: str,
-) -> None:
+def _print_one(name: str, run: Path, options: EvaluationOptions, next_command: str) -> None:
     """Make one result anew and print it."""
-    from sureclr.evaluation.session import evaluate as evaluate_run
     from sureclr.schema import to_json
 
-    results = evaluate_run(
-        run, name, data, labels, again=True, device=device, root=root, progress=CommandProgress()
-    )
-    print_answer(as_json, to_json(results[name]), "\n".join(summaries(results)), next_command)
+    results = _evaluate(run, name, options, again=True)
+    text = "\n".join(summaries(results))
+    print_answer(options.json, to_json(results[name]), text, next_command)
+
+
+def _print_results(
+    run: Path, results: "Results", options: EvaluationOptions, next_command: str
+) -> None:
+    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
+    print_answer(options.json, mapping_json(results), text, next_command)
 
 
 def summaries(results: Mapping[str, Any]) -> list[str]:

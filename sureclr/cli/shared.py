@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +69,21 @@ LabelFile = Annotated[
         help="CSV file with the header path,label: the labels to use instead of the images' own."
     ),
 ]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The options of every command that evaluates a run."""
+
+    data: DataSource = None
+    labels: LabelFile = None
+    device: Device = "auto"
+    root: Root = None
+    json: Json = False
+
+
+Options = Annotated[EvaluationOptions, Parameter(name="*")]
+NO_OPTIONS = EvaluationOptions()
 RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrain` wrote.")]
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.

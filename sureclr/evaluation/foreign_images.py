@@ -82,7 +82,15 @@ def measure_ood(
             UserError where there are none.
         seed: of the noise.
         reference: of the table, if it exists already.
+
+    Raises:
+        UserError: there are no test images, or no others.
     """
+    if not len(images.rows("test")) or len(images.rows("test")) == len(images):
+        raise UserError(
+            f"foreign images are compared with test images, whose neighbours are training images;"
+            f" {images.name} needs both."
+        )
     reference = reference or Reference.of(table)
     own = score_images(table.select(table.split == "test"), reference)
     kinds = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.errors import UserError
-from sureclr.files import write_atomically
+from sureclr.files import json_bytes, write_atomically
 from sureclr.schema import SchemaError, from_json, to_json
 
 SCHEMA = 1  # of results.json: raise it whenever a field below changes
@@ -808,7 +808,7 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": SCHEMA}
     content[name] = entry_to_json(result, provenance)
     try:
-        write_atomically(path, json.dumps(content, indent=1, allow_nan=False).encode())
+        write_atomically(path, json_bytes(content))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
 

@@ -11,9 +11,8 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sureclr.maths.sphere import Posterior
+from sureclr.maths.sphere import Posterior, unit_rows
 
 Read = Callable[[Tensor, Tensor | None], Posterior]
 
@@ -167,9 +166,7 @@ class SimCLR(nn.Module):
 
         It is computed in float32, whatever precision the network ran in.
         """
-        return self._read(
-            F.normalize(projections.float(), dim=-1), None if k is None else k.float()
-        )
+        return self._read(unit_rows(projections.float()), None if k is None else k.float())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Posterior]:
         """Map images (n, c, h, w) in [0, 1] to features (n, f) and their Posterior."""

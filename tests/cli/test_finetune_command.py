@@ -6,31 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import FLAGS
 
 from sureclr.cli import main
 
-TINY = [
-    "--encoder",
-    "small",
-    "--projection-dim",
-    "8",
-    "--warmup-epochs",
-    "0",
-    "--checkpoint-every",
-    "1",
-    "--snapshot-every",
-    "0",
-    "--monitor-every",
-    "0",
-    "--device",
-    "cpu",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--size",
-    "8",
-]
+TINY = [*FLAGS, "--epochs", "1", "--batch-size", "8", "--size", "8"]
 QUICK = [
     "--epochs",
     "1",
@@ -158,7 +138,10 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
         (["--labels", "99"], "99 labels are more than the 16"),
         (["--labels", "4", "--lr", "-1"], "--learning-rates must be"),
         (["--labels", "4", "--fold", "0"], "no folds of its own"),
-        (["--labels", "4", "--seeds", "0,x"], "--seeds must be a number of repetitions (5) or seeds (0,1,2)"),
+        (
+            ["--labels", "4", "--seeds", "0,x"],
+            "--seeds must be a number of repetitions (5) or seeds (0,1,2)",
+        ),
         (["--labels", "4", "--seeds", "1,1"], "seeds must be"),
         (["--labels", "4", "--bn", "off"], "bn"),
         (["--labels", "4", "--data", "nothing"], "nothing"),

@@ -7,32 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import FLAGS
 
 from sureclr.cli import main
 from sureclr.data.embeddings import Embeddings
 
-TINY = [
-    "--encoder",
-    "small",
-    "--projection-dim",
-    "8",
-    "--warmup-epochs",
-    "0",
-    "--checkpoint-every",
-    "1",
-    "--snapshot-every",
-    "0",
-    "--monitor-every",
-    "0",
-    "--device",
-    "cpu",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--size",
-    "12",
-]
+TINY = [*FLAGS, "--epochs", "1", "--batch-size", "8", "--size", "12"]
 
 
 def photos(folder: Path, names: list[str]) -> Path:

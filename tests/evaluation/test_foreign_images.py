@@ -201,3 +201,21 @@ def test_certainty_follows_minus_the_human_entropy() -> None:
     assert found.spearman["feature_norm"] == pytest.approx(norm, abs=1e-6)
     with pytest.raises(UserError, match="cifar10"):
         ood.correlate_with_humans(pictures("digits"), table, entropies)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_without_a_test_or_a_training_split_are_refused(split: str) -> None:
+    images = ImageSet(
+        "mine",
+        torch.zeros(4, 1, 8, 8, dtype=torch.uint8),
+        torch.full((4,), -1),
+        (),
+        np.full(4, split),
+        ["a", "b", "c", "d"],
+    )
+    with pytest.raises(UserError, match="mine needs both"):
+        ood.measure_ood(fail, images, fail, fail)
+
+
+def fail(*_: object) -> None:
+    raise AssertionError("nothing may be computed")

@@ -104,5 +104,5 @@ def test_a_folder_that_is_no_run_is_an_error_before_any_work(runs: list[Path], w
 
 
 def test_a_page_that_cannot_be_written_is_a_sentence_about_out(runs: list[Path]) -> None:
-    with pytest.raises(UserError, match="pass another out="):
+    with pytest.raises(UserError, match="give another out="):
         draw_page(runs[:1], "/proc/x/y", None, no_comparison, progress=SILENT)
