@@ -111,10 +111,8 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
         "epoch-00004.safetensors",
     }
     snapshot = load_file(unbroken / "snapshots" / "epoch-00004.safetensors")
-    assert snapshot["features"].shape == (48, FEATURES) and snapshot["first_direction"].shape == (
-        48,
-        8,
-    )
+    assert snapshot["features"].shape == (48, FEATURES)
+    assert snapshot["first_direction"].shape == (48, 8)
 
 
 def test_encoder_file_is_the_encoder(unbroken: Path) -> None:
