@@ -16,7 +16,7 @@ from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 
 FLAGS = [  # of `sureclr pretrain`, for a run of a second
-    *("--encoder", "small", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
+    *("--encoder", "small-10", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
     *("--checkpoint-every", "1", "--snapshot-every", "0", "--monitor-every", "0"),
 ]
 STEPS = 12  # 4 epochs of 3

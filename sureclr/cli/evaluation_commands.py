@@ -156,7 +156,7 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
     rows = [
         "uncertainty: does a score predict that the nearest training image has the right class?",
         f"  {'(AUROC: 1 is perfect, 0.5 is chance)':40s}{'whole images':>14s}{'crops':>9s}"
-        f"{'crop scored lower':>20s}",
+        f"{'crops scored lower':>20s}",
     ]
     crop: CorruptionResult = result.corruptions["crop"]
     for score in result.scores:
@@ -169,12 +169,13 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
         )
     if result.calibration:
         rows.append(
-            "  The product of two radii differs from the cosine of the two views by"
-            f" {_number(result.calibration.raw.error)} on average."
+            f"  Calibration error of the radius: {_number(result.calibration.raw.error)} (0 is"
+            " perfect: the product of two radii is then the mean cosine of the two views)."
         )
     if result.information:
         rows.append(
-            f"  A test image says {result.information.mean:.1f} nats about its latent on average."
+            f"  Mean information of a test image: {result.information.mean:.1f} nats (0: the model"
+            " knows nothing of what it shows)."
         )
     return "\n".join(
         rows + [f"  not measured: {what}; {why}" for what, why in result.skipped.items()]

@@ -183,7 +183,7 @@ def finetune(
     result = finetune_run(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
     )
-    print_answer(json, to_json(result), _finetuning_text(result), f"sureclr evaluate {run}")
+    print_answer(json, to_json(result), _finetuning_text(run, result), f"sureclr evaluate {run}")
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:
@@ -197,7 +197,7 @@ def _seeds(words: str) -> int | tuple[int, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _finetuning_text(result: "FinetuningResult") -> str:
+def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
     """Return a row for each classifier, and the gain."""
     rivals, intervals = result.baselines, result.baseline_intervals
     classifiers = {
@@ -225,5 +225,5 @@ def _finetuning_text(result: "FinetuningResult") -> str:
     )
     rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {verdict}")
     if result.weights is not None:
-        rows.append(f"The classifier is {result.weights.file}.")
+        rows.append(f"The classifier is {run / result.weights.file}.")
     return "\n".join(rows)

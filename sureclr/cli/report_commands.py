@@ -30,7 +30,7 @@ def report(
         bool,
         Parameter(
             negative="--no-evaluate",
-            help="First make the evaluations that the run does not have yet. [default: yes]",
+            help="First make the evaluations that the run does not have yet.",
         ),
     ] = True,
     out: Annotated[

@@ -58,8 +58,8 @@ DataSource = Annotated[
     str | None,
     Parameter(
         help=(
-            "Evaluate on other images: digits, fashion-mnist, ..., or folder:PATH. Default: the"
-            " images that the run was trained on."
+            "Use other images: digits, fashion-mnist, ..., or folder:PATH; they are brought to the"
+            " size and channels of the run. Default: the images that the run was trained on."
         )
     ),
 ]
@@ -90,6 +90,7 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 ARGUMENTS = (
     "again budget data device human known labels out overwrite resume root seed strategy track"
 )
+DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(
     [
         *ARGUMENTS.split(),
@@ -133,10 +134,15 @@ def with_flags(sentence: str) -> str:
     """
     if "configuration key" in sentence:
         return sentence
+    parts = re.split(r"(sureclr\.\w+\([^)]*\))", sentence)  # Python to be pasted stays as it is
+    return "".join(part if i % 2 else _translated(part) for i, part in enumerate(parts))
+
+
+def _translated(sentence: str) -> str:
     sentence = re.sub(r"\bresume=True, out=(?=['\"])", "--resume ", sentence)
     sentence = re.sub(r"\bresume=True\b", "--resume RUN", sentence)
     name = r"(?<![\w/.\-'\"])(?P<name>[a-z][a-z_.]*[a-z])"
-    value = r"(?P<assigned>=(?P<value>[\w%:-]*|'[^']*'))?(?!\w)"
+    value = r"""(?P<assigned>=(?P<value>[\w%:-]+|'[^']*'|"[^"]*"|))?(?!\w)"""
     return re.sub(name + value, _flag, sentence)
 
 
@@ -146,7 +152,7 @@ def _flag(match: re.Match[str]) -> str:
     if name not in NAMES or not (assigned or "_" in name):
         return match[0]
     flag = "--" + name.replace("_", "-")
-    return flag if not assigned or value in ("", "True") else f"{flag} {value}"
+    return flag if not assigned or value in ("", "True") else f"{flag} {value.strip(DOUBLE)}"
 
 
 class CommandProgress(ConsoleProgress):

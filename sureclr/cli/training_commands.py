@@ -71,7 +71,10 @@ def pretrain(
         Parameter(
             negative="",
             group=RUN,
-            help="Check the configuration and the images, print it as YAML, and stop.",
+            help=(
+                "Check the configuration, the images (which are read, or downloaded) and the"
+                " network, print the configuration as YAML, and stop."
+            ),
         ),
     ] = False,
     track: Annotated[

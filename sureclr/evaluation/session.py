@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
+from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.inputs import EvaluationInputs
@@ -100,7 +101,8 @@ class Session:
         return load_run_images(self.run, self._data, self._labels, self._root, self.progress)
 
     @cached_property
-    def _pixels_digest(self) -> str:
+    def digest(self) -> str:
+        """The digest of the images, without their labels."""
         return digest_of_pixels(self.images)
 
     @property
@@ -114,7 +116,7 @@ class Session:
             table = embed_run_images(
                 self.run,
                 self.images,
-                self._pixels_digest,
+                self.digest,
                 own=self._data is None,
                 progress=self.progress,
             )
@@ -124,14 +126,20 @@ class Session:
         return self._inputs
 
     def key(self, name: str) -> str:
-        """Return the key in results.json: `knn`, or `knn:NAME` for other data."""
-        return name if self._data is None else f"{name}:{self.images.name}"
+        """Return the key in results.json: `knn`, or `knn:NAME` for other data.
+
+        Images that have no name of their own are named by the start of their digest.
+        """
+        if self._data is None:
+            return name
+        images = self.images.name
+        return f"{name}:{images}" if is_source(images) else f"{name}:{images}-{self.digest[:8]}"
 
     def provenance(self, seconds: float, other_checkpoint: str = "") -> Provenance:
         """Return what a result that is finished now was made of."""
         return Provenance(
             checkpoint=self.run.checkpoint,
-            images=self._pixels_digest,
+            images=self.digest,
             labels=digest_of_labels(self.images),
             other_checkpoint=other_checkpoint,
             version=__version__,

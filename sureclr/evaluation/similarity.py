@@ -57,6 +57,7 @@ def compare_runs(
     """
     from sureclr.evaluation.inputs import embed_blocks_by  # late: tables need no model
 
+    _check_images(table_a, table_b)
     chosen = images.select(sample_rows(rows_to_compare(table_a, table_b), IMAGES, 0))
     blocks = [embed_blocks_by(run, chosen, progress) for run in (a, b)]
     names = (a.path.name, b.path.name)
@@ -85,11 +86,7 @@ def compare_tables(
     Raises:
         UserError: the tables are of different images, or there are fewer than four.
     """
-    if not same_images(a, b):
-        raise UserError(
-            "two runs are compared on the same images, and these tables differ in paths or labels"
-            f" ({len(a)} and {len(b)} images); name runs on the same data."
-        )
+    _check_images(a, b)
     rows = rows_to_compare(a, b).numpy()
     if len(rows) < LEAST:
         raise UserError(
@@ -111,6 +108,15 @@ def compare_tables(
         neighbour_overlap=neighbour_overlap(x.features, y.features),
         neighbour_overlap_chance=min(NEAREST, len(rows) - 1) / (len(rows) - 1),
     )
+
+
+def _check_images(a: Embeddings, b: Embeddings) -> None:
+    """Raise a UserError unless two tables are of the same images."""
+    if not same_images(a, b):
+        raise UserError(
+            "two runs are compared on the same images, and these tables differ in paths or labels"
+            f" ({len(a)} and {len(b)} images); name runs on the same data."
+        )
 
 
 def same_images(a: Embeddings, b: Embeddings) -> bool:

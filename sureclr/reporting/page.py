@@ -1,7 +1,6 @@
 """The service: evaluate what is missing, compare, and write the page of one run or two."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,12 +51,18 @@ def report(
     """
     from sureclr.evaluation import session
 
-    runs = [run_folder(each) for each in (run, other) if each is not None]
+    runs = {run_folder(each): each for each in (run, other) if each is not None}
     progress = progress or ConsoleProgress()
     options: dict[str, Any] = {"device": device, "root": root, "progress": progress}
-    make = partial(session.evaluate, **options) if evaluate else None
+
+    def make(path: Path) -> Results:  # a run that is open already may have parts of its own
+        return session.evaluate(runs[path], **options)
+
+    def compare(a: Path, b: Path) -> Comparison:
+        return session.compare(runs[a], runs[b], **options)
+
     return draw_page(
-        runs, out, make, partial(session.compare, **options), root=root, progress=progress
+        list(runs), out, make if evaluate else None, compare, root=root, progress=progress
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sureclr.config import differing, from_dict, read_yaml, to_yaml
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.files import write_atomically
 from sureclr.maths.sphere import Posterior
@@ -47,12 +48,26 @@ def resume_run(directory: RunDir, trainer: Trainer) -> None:
         )
     if directory.saved():
         checkpoint = directory.load_checkpoint()
+        _check_images(directory, trainer.images, checkpoint.numbers)
         trainer.restore(checkpoint.parts, checkpoint.numbers)
     elif _own_state(trainer):
         _restore_own(trainer, directory.load_initial())
     directory.forget_after(trainer.done)
     if trainer.done < trainer.steps:
         directory.forget_results()
+
+
+def _check_images(directory: RunDir, images: ImageSet, numbers: dict[str, Any]) -> None:
+    """Raise a UserError unless the images are those that the checkpoint records, by their name."""
+    channels, _, size = images.images.shape[1:]
+    trained = (numbers["source"], numbers["size"], numbers["channels"])
+    if trained != (images.name, size, channels):
+        name, side, colours = trained
+        raise UserError(
+            f"the run in {directory.path} was trained on {name} ({side} pixels, {colours}"
+            f" channels), and would continue on {images.name} ({size} pixels, {channels} channels);"
+            " pass the same images again, from Python if they were given there."
+        )
 
 
 def _own_state(trainer: Trainer) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ def test_one_json_object_and_the_same_as_text(
     assert f"{found['baselines']['scratch']:.4f}" in rows[2] and rows[-1].startswith(
         "next: sureclr"
     )
-    assert (run / rows[-2].removeprefix("The classifier is ").removesuffix(".")).is_file()
+    assert Path(rows[-2].removeprefix("The classifier is ").removesuffix(".")).is_file()
 
 
 def test_seeds_may_be_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

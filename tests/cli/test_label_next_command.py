@@ -71,7 +71,7 @@ def test_the_file_is_to_be_filled_in_and_the_answer_says_the_same(
     assert (
         text[0] == "8 images to label; 0 have a label already."
         and "k-means is the default" in text[1]
-        and rows[0]["path"] in text[2]
+        and read(tmp_path / "again.csv")[0]["path"] in text[2]
     )
     assert "3 more" in text[-2]
     assert last.startswith("next: sureclr finetune")

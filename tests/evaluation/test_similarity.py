@@ -259,3 +259,12 @@ def test_four_shared_test_images_are_enough(shared: int, compared: int) -> None:
 
 def test_chance_is_the_share_of_the_others_that_are_neighbours() -> None:
     assert compare_tables(table(), table(), ("a", "b")).neighbour_overlap_chance == 10 / 44
+
+
+def test_runs_on_different_data_are_refused_before_anything_is_embedded(tmp_path: Path) -> None:
+    """A stranger compared digits with a folder and met a traceback."""
+    run = train(tmp_path / "run", epochs=1)
+    images = as_image_set(IMAGES)
+    few = run.embed(images.select(range(10)))
+    with pytest.raises(UserError, match="48 and 10 images"):
+        compare_runs(run, run, images, run.embed(images), few)

@@ -460,3 +460,15 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     with pytest.raises(UserError, match=words) as caught:
         train(tmp_path / "run", images, **options)
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_images_in_hand_is_not_continued_on_its_configurations_source(
+    tmp_path: Path,
+) -> None:
+    """The configuration names digits, and the images came from Python: nothing may mix the two."""
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", source="digits", progress=Interrupting(2, terminate))
+    with pytest.raises(UserError, match="was trained on images .8 pixels, 1 channels., and would"):
+        train(tmp_path / "run", None, source="digits", resume=True)
+    train(tmp_path / "run", source="digits", resume=True)
+    assert lines(tmp_path / "run")[-1]["step"] == STEPS
