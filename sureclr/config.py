@@ -184,13 +184,13 @@ class PretrainConfig:
     epochs: int = 200
     """Number of passes over the training images. More is slower and usually better."""
     batch_size: int = 512
-    """Images a training step; the loss compares two views of each with all others. Lower it only
-    where there are fewer images; against too little memory there is micro_batch.
+    """Number of images in a training step; the loss compares two views of each with all others.
+    Lower it only where there are fewer images; if memory runs out, set micro_batch instead.
     """
     micro_batch: int | None = None
-    """Images in memory at once. A smaller number saves memory; the loss still compares the whole
-    batch, and only batch normalisation sees less. Default: batch_size, or less where that does not
-    fit.
+    """Number of images in memory at once. A smaller number saves memory; the loss still compares
+    the whole batch, and only batch normalisation sees less. Default: batch_size, or less where that
+    does not fit.
     """
     optimizer: Literal["adam", "lars", "sgd"] = "adam"
     """Optimizer: adam; lars for batches of 1024 and more; or sgd with Nesterov momentum."""

@@ -652,3 +652,12 @@ def test_the_demo_trains_evaluates_and_reports(
     page = tmp_path / "demo" / "report.html"
     assert accuracy in page.read_text(encoding="utf-8")
     assert out.splitlines()[-1].startswith(f"next: open {page}")
+
+
+def test_the_next_command_can_be_pasted(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spaced = tmp_path / "my run"
+    shutil.copytree(run, spaced)
+    main(["knn", str(spaced)])
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: sureclr linear '{spaced}'"

@@ -16,6 +16,7 @@ from sureclr.cli.shared import (
     app,
     mapping_json,
     print_answer,
+    quoted,
 )
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 @app.command(group=EVALUATE)
 def evaluate(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Run every evaluation that the run does not have yet, and print all results."""
-    _print_results(run, _evaluate(run, None, options), options, f"sureclr report {run}")
+    _print_results(run, _evaluate(run, None, options), options, f"sureclr report {quoted(run)}")
 
 
 @app.command(group=EVALUATE)
@@ -46,13 +47,13 @@ def linear(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     The strength of its penalty is chosen on a part of the training images; the test images are used
     once.
     """
-    _print_one("linear", run, options, f"sureclr evaluate {run}")
+    _print_one("linear", run, options, f"sureclr evaluate {quoted(run)}")
 
 
 @app.command(group=EVALUATE)
 def knn(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Classify each test image by a vote of its 20 nearest training images."""
-    _print_one("knn", run, options, f"sureclr linear {run}")
+    _print_one("knn", run, options, f"sureclr linear {quoted(run)}")
 
 
 @app.command(group=EVALUATE)
@@ -74,7 +75,7 @@ def uncertainty(
     simple scores that need no training.
     """
     results = _evaluate(run, ("uncertainty", "ood"), options, again=True, human=human)
-    _print_results(run, results, options, f"sureclr evaluate {run}")
+    _print_results(run, results, options, f"sureclr evaluate {quoted(run)}")
 
 
 def _evaluate(

@@ -18,6 +18,7 @@ from sureclr.cli.shared import (
     RunFolder,
     app,
     print_answer,
+    quoted,
 )
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
@@ -91,7 +92,9 @@ def label_next(
         "out": str(out),
         "next": rows,
     }
-    next_command = f"sureclr finetune {run} --labels {out}  (once its labels are filled in)"
+    next_command = (
+        f"sureclr finetune {quoted(run)} --labels {quoted(out)}  (once its labels are filled in)"
+    )
     print_answer(json, answer, _choice_text(answer), next_command)
 
 
@@ -183,7 +186,9 @@ def finetune(
     result = finetune_run(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
     )
-    print_answer(json, to_json(result), _finetuning_text(run, result), f"sureclr evaluate {run}")
+    print_answer(
+        json, to_json(result), _finetuning_text(run, result), f"sureclr evaluate {quoted(run)}"
+    )
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -112,6 +113,11 @@ def print_answer(as_json: bool, value: Any, text: str, next_command: str | None 
         print(text)
     if next_command:
         print(f"next: {next_command}", file=sys.stderr if as_json else sys.stdout)
+
+
+def quoted(value: object) -> str:
+    """Return a path or a name as a word that can be pasted into a shell."""
+    return shlex.quote(str(value))
 
 
 def json_line(value: Any) -> str:

@@ -13,6 +13,7 @@ from sureclr.cli.shared import (
     Root,
     app,
     print_answer,
+    quoted,
 )
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES
@@ -88,7 +89,7 @@ def draw_views(
         json,
         {"out": str(out), "images": len(rows)},
         f"The picture is {out}.",
-        f"sureclr pretrain {source}",
+        f"sureclr pretrain {quoted(source)}",
     )
 
 

@@ -23,6 +23,7 @@ from sureclr.cli.shared import (
     app,
     json_line,
     print_answer,
+    quoted,
 )
 from sureclr.config import to_yaml
 from sureclr.errors import UserError
@@ -128,5 +129,5 @@ def pretrain(
         json,
         {"run": str(run.path), "last": last},
         f"The run is in {run.path}.",
-        f"sureclr evaluate {run.path}",
+        f"sureclr evaluate {quoted(run.path)}",
     )

@@ -262,7 +262,7 @@ class DirectionLoss(Objective):
 
 @register_loss("nt-xent")
 class NTXentLoss(DirectionLoss):
-    """SimCLR's loss, NT-Xent: every view is equally sure.
+    """SimCLR's loss, NT-Xent: every view is equally certain.
 
     It is `tiles.nt_xent`, whose memory is linear in n.
 
@@ -292,7 +292,7 @@ class RadiusLoss(Objective):
 
 @register_loss("sure")
 class SureLoss(RadiusLoss):
-    """SURE: NT-Xent for what a view shows, and a likelihood for how sure it is (theory 3).
+    """SURE: NT-Xent for what a view shows, a likelihood for how certain that is (theory 3).
 
     It is `tiles.sure`, whose memory is linear in n. At equal pull the two kernels (all coordinates,
     measured) rank images alike. With all coordinates a crop is more often less certain than its
@@ -443,7 +443,7 @@ class EvidenceNCELoss(RadiusLoss):
 
 @register_loss("poisson-nce")
 class PoissonNCELoss(EvidenceNCELoss):
-    """InfoNCE over the evidence of two posteriors (`references.poisson_nce`).
+    """InfoNCE over the evidence of two posteriors.
 
     Args:
         dimension: m of the kernel, above 1. Default: the number of coordinates.
@@ -454,7 +454,7 @@ class PoissonNCELoss(EvidenceNCELoss):
 
 @register_loss("gaussian-nce")
 class GaussianNCELoss(EvidenceNCELoss):
-    """InfoNCE over the Mehler kernel of two Gaussians (`references.gaussian_nce`).
+    """InfoNCE over the Mehler kernel of two Gaussians.
 
     Args:
         dimension: m of the kernel, above 1. Default: the number of coordinates.
@@ -487,7 +487,7 @@ class VonMisesFisherLoss(Objective):
 
 @register_loss("mc-infonce")
 class MCInfoNCELoss(VonMisesFisherLoss):
-    """MC-InfoNCE: InfoNCE over samples of each posterior (`references.mc_infonce`).
+    """MC-InfoNCE: InfoNCE over samples of each posterior.
 
     Calls need a generator.
 
@@ -517,7 +517,7 @@ class MCInfoNCELoss(VonMisesFisherLoss):
 
 @register_loss("elk")
 class ELKLoss(VonMisesFisherLoss):
-    """InfoNCE over the expected likelihood kernel of two posteriors (`references.elk`).
+    """InfoNCE over the expected likelihood kernel of two posteriors.
 
     Args:
         temperature: by which the evidence is divided, above 0.
@@ -539,7 +539,7 @@ class ELKLoss(VonMisesFisherLoss):
 
 @register_loss("tau")
 class TauLoss(Objective):
-    """NT-Xent with a temperature for each view, as its uncertainty (`references.tau`).
+    """NT-Xent with a temperature for each view, which is its uncertainty.
 
     tau_i = temperature / (2 sigmoid(k)), and the certainty is 1 / tau_i. As in the original's
     sigmoid, the temperature cannot fall to 0: tau_i > temperature / 2. k = 0 is NT-Xent.
@@ -568,7 +568,7 @@ class TauLoss(Objective):
 
 @register_loss("loss-prediction")
 class LossPredictionLoss(Objective):
-    """NT-Xent, with k regressed on the view's own loss (`references.loss_prediction`).
+    """NT-Xent, and the certainty predicts each view's loss.
 
     The certainty is minus the predicted loss in nats.
 
@@ -601,7 +601,7 @@ class LossPredictionLoss(Objective):
 
 @register_loss("cosine-regression")
 class CosineRegressionLoss(RadiusLoss):
-    """NT-Xent, with a pair's radius regressed on its cosine (`references.cosine_regression`).
+    """NT-Xent, and the radii predict the cosine of two views.
 
     Args:
         temperature: tau of NT-Xent, above 0.
@@ -622,7 +622,7 @@ class CosineRegressionLoss(RadiusLoss):
 
 @register_loss("dcl")
 class DCLLoss(DirectionLoss):
-    """Decoupled contrastive learning: NT-Xent with negatives alone below (`references.dcl`).
+    """Decoupled contrastive learning: NT-Xent without the partner in the denominator.
 
     Args:
         temperature: tau, above 0.
