@@ -304,3 +304,13 @@ def test_a_source_starts_from_its_own_recipe(source: str, name: str) -> None:
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UserError, match="unknown recipe 'cifar-10': did you mean cifar10"):
         recipe("cifar-10")
+
+
+def test_defaults_are_those_of_the_mission() -> None:
+    """Adam 1e-3, weight decay 1e-6, a head of two layers: a change must be meant."""
+    config = PretrainConfig("digits")
+    assert (config.optimizer, config.learning_rate, config.weight_decay) == ("adam", 1e-3, 1e-6)
+    assert (config.projection_layers, config.projection_dim) == (2, 128)
+    assert (config.epochs, config.batch_size, config.warmup_epochs) == (200, 512, 10)
+    assert (config.loss, config.encoder, config.stem) == ("sure", "resnet18", "imagenet")
+    assert (config.monitor_every, config.snapshot_every, config.checkpoint_every) == (5, 10, 10)

@@ -109,6 +109,7 @@ def pretrain(
             resume=resume is not None,
             overwrite=overwrite,
             device=device,
+            track=track,
             root=root,
             progress=CommandProgress(),
         )

@@ -8,9 +8,12 @@ An evaluation is a function of `EvaluationInputs` that returns a frozen dataclas
 becomes one key of `results.json`. It raises `UserError` where it cannot be made.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
+from sureclr.errors import UserError
 from sureclr.evaluation import (
     certainty_quality,
     explanations,
@@ -23,11 +26,27 @@ from sureclr.evaluation import (
 )
 from sureclr.evaluation.inputs import EvaluationInputs
 from sureclr.registry import Registry
+from sureclr.schema import to_json
 
 Evaluation = Callable[[EvaluationInputs], Any]
 
+RESERVED = ("schema", "comparison", "finetune")  # other keys of results.json
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation", "sureclr.evaluations")
-register_evaluation = EVALUATIONS.register
+
+
+def register_evaluation(name: str) -> Callable[[Evaluation], Evaluation]:
+    """Return a decorator that adds an evaluation under this name.
+
+    Raises:
+        UserError: the name is taken, or has a meaning of its own in `results.json`.
+    """
+    if ":" in name or name in RESERVED:
+        raise UserError(
+            f"an evaluation cannot be named {name!r}, because {', '.join(RESERVED)} and names with"
+            " a colon have a meaning of their own in results.json."
+        )
+    return EVALUATIONS.register(name)
+
 
 register_evaluation("knn")(neighbour_vote.evaluate_knn)
 register_evaluation("linear")(probes.evaluate_linear)
@@ -37,3 +56,19 @@ register_evaluation("learning")(training_history.evaluate_learning)
 register_evaluation("geometry")(feature_space.evaluate_geometry)
 register_evaluation("sensitivity")(invariances.evaluate_sensitivity)
 register_evaluation("explanation")(explanations.evaluate_explanation)
+
+
+def checked_result(key: str, result: Any) -> Any:
+    """Return what an evaluation returned, or raise a UserError if it cannot be kept."""
+    try:
+        if is_dataclass(result) or isinstance(result, dict):
+            content = to_json(result)
+            json.dumps(content, allow_nan=False)
+            if "provenance" not in content:
+                return result
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"the evaluation {key} must return a dataclass, or a dict without the key provenance, of"
+        f" plain numbers, strings, lists and dicts; it returned {type(result).__name__}."
+    )

@@ -24,7 +24,6 @@ from sureclr.files import digest_of_tensors
 from sureclr.maths.sphere import unit_rows
 from sureclr.models.embedding import as_float, embed_blocks
 from sureclr.progress import SILENT, Progress
-from sureclr.training.building import build
 from sureclr.training.run import Run
 
 # Raw pixels of an image as features: 32 x 32 in grey, 18 x 18 in colour. A linear probe on 27,648
@@ -205,11 +204,11 @@ def randomised_run(run: Run) -> Run:
 
     The last layer of the certainty head is 0 at the start of training; it is drawn as well.
     """
-    config = replace(run.config, init="random", seed=run.config.seed + 1)
-    model, objective = build(config, run.channels, run.model.mean, run.model.std)
+    other = run.redrawn(run.config.seed + 1)
+    head = other.model.certainty
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        for layer in model.certainty.modules() if model.certainty is not None else ():
+        torch.manual_seed(other.config.seed)
+        for layer in head.modules() if head is not None else ():
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-    return replace(run, model=model.to(run.model.mean.device).eval(), objective=objective)
+    return other

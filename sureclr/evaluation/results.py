@@ -828,19 +828,22 @@ def read_results(run: Path) -> Results:
     if not path.exists():
         return Results(run)
     try:
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}); move it away and evaluate the run again."
         ) from error
-    if content.pop("schema", None) != SCHEMA:
+    schema = content.pop("schema", None)
+    if type(schema) is not int or schema != SCHEMA:
         raise UserError(
             f"{path} was written by another version of SureCLR (this one reads schema {SCHEMA});"
             " move it away and evaluate the run again."
         )
     try:
         return _parse_results(run, content)
-    except SchemaError as error:
+    except (SchemaError, OverflowError) as error:
         raise UserError(
             f"{path} does not have the form of schema {SCHEMA} ({error}); move it away and evaluate"
             " the run again."

@@ -9,7 +9,7 @@ made of the same checkpoint, images and labels.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from typing import Any
 from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
 from sureclr.data.sources import is_source
 from sureclr.errors import UserError
-from sureclr.evaluation.evaluations import EVALUATIONS
+from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
 from sureclr.evaluation.inputs import EvaluationInputs
 from sureclr.evaluation.results import Comparison, Provenance, Results, read_results, save_result
 from sureclr.evaluation.run_images import (
@@ -82,10 +82,28 @@ class Session:
         with ExitStack() as stack:
             flag = stack.enter_context(stop_on_signals())
             stack.enter_context(self.run.directory.lock())
+            self._check_weights()
             read_results(self.run.path)
             self.progress = Stoppable(self.progress, flag, SAVED)
             self._held = stack.pop_all()
         return self
+
+    def _check_weights(self) -> None:
+        """Raise a UserError unless the run's folder holds the weights of this `Run`.
+
+        Results and embeddings are kept in the folder, so they must be those of its weights.
+        """
+        newest = self.run.directory.newest_digest()
+        if not self.run.checkpoint:
+            raise UserError(
+                "this network is untrained or redrawn, and no checkpoint holds its weights;"
+                " evaluate the run itself, or embed images with it."
+            )
+        if newest is not None and newest != self.run.checkpoint:
+            raise UserError(
+                f"{self.run.path} was trained on since this run was opened; open it again with"
+                " sureclr.load(path)."
+            )
 
     def __exit__(self, *error: object) -> None:
         """Release both."""
@@ -159,6 +177,8 @@ class Session:
             UserError: an unknown name, or the evaluation cannot be made of these images.
         """
         evaluation = EVALUATIONS[name]
+        if name == "geometry" and self._data is None:  # its map is a file of its own
+            again = again or not (self.run.path / "map.parquet").exists()
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
     def stored_or_new(
@@ -181,7 +201,7 @@ class Session:
         began = time.monotonic()
         self.progress.begin(f"Evaluating {key}", 1)
         try:
-            result = make()
+            result = checked_result(key, make())
         finally:
             self.progress.finish()
         provenance = self.provenance(time.monotonic() - began, other_checkpoint)
@@ -189,9 +209,19 @@ class Session:
         return result
 
 
+def _names(which: str | Iterable[str] | None) -> list[str]:
+    """Return the names of the evaluations that are asked for."""
+    if which is None:
+        return list(EVALUATIONS)
+    names = [which] if isinstance(which, str) or not isinstance(which, Iterable) else list(which)
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"which must be a name of an evaluation or a list of names, not {which!r}.")
+    return [str(name) for name in names]
+
+
 def evaluate(
     run: str | Path | Run | Results,
-    which: str | Sequence[str] | None = None,
+    which: str | Iterable[str] | None = None,
     data: Any = None,
     labels: Labels | None = None,
     *,
@@ -224,7 +254,7 @@ def evaluate(
         UserError: bad input, or an evaluation named in `which` cannot be made.
         Stopped: SIGINT or SIGTERM came; finished results are saved.
     """
-    names = list(EVALUATIONS) if which is None else [which] if isinstance(which, str) else which
+    names = _names(which)
     entries, skipped = {}, {}
     with Session(
         run, data, labels, device=device, root=root, human=human, progress=progress

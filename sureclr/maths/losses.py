@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from itertools import combinations
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, get_args
 
 import torch
 from torch import Tensor
@@ -276,6 +276,14 @@ def sure(
     Raises:
         UserError: the rows do not make two pairs, or a number lies outside its range.
     """
+    if softening not in get_args(Softening):
+        raise UserError(
+            f"softening must be one of {', '.join(get_args(Softening))}, and is {softening}."
+        )
+    if isinstance(weight, int | float):
+        not_negative("weight", weight)
+    if not 0 <= empirical_prior <= 1:
+        raise UserError(f"empirical_prior must lie in [0, 1], and is {empirical_prior}.")
     m = kernel_dimension_of(directions, dimension)
     if softening == "means":
         what = nt_xent(posterior_means(directions, radii), temperature / SUREST**2)

@@ -57,8 +57,11 @@ def register_encoder(name: str) -> Callable[[EncoderFactory], EncoderFactory]:
         name: what the user writes in `PretrainConfig(encoder=...)`.
 
     Raises:
-        UserError: there is an encoder of this name already.
+        UserError: there is an encoder of this name already, or the name is one that `encoder`
+            reads otherwise.
     """
+    if fullmatch(SMALL, name) or name in COMMON or ":" in name:
+        raise UserError(f"an encoder cannot be named {name!r}, which has a meaning already.")
     return ENCODERS.register(name)
 
 
@@ -271,4 +274,4 @@ def _small(channels: int, stem: str, width: int = SMALL_WIDTH) -> SmallResNet:
     return SmallResNet(channels, stride=1 if stem == "cifar" else 2, width=width)
 
 
-register_encoder("small")(_small)
+ENCODERS.register("small")(_small)

@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, unit_rows
 
 Read = Callable[[Tensor, Tensor | None], Posterior]
@@ -49,7 +50,16 @@ class StandardisedEncoder(nn.Module):
         return cast(int, self.backbone.num_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map float images (n, c, h, w) in [0, 1] to features (n, f)."""
+        """Map float images (n, c, h, w) in [0, 1] to features (n, f).
+
+        Raises:
+            UserError: the images are whole numbers, which would be read as 255 times too bright.
+        """
+        if not images.is_floating_point():
+            raise UserError(
+                f"the encoder takes floats in [0, 1], and these images are {images.dtype}; divide"
+                " uint8 images by 255."
+            )
         return cast(Tensor, self.backbone(standardised(images, self.mean, self.std)))
 
 

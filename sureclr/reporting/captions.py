@@ -32,6 +32,9 @@ RESULTS_ABSENT = "No evaluation is shown: {why}"
 NOT_EVALUATED = "Evaluations that were missing could not be made: {why}"
 MISSING_RESULT = "“{name}” has not been evaluated yet. Run `sureclr evaluate {run}`."
 SKIPPED_RESULT = "“{name}” could not be evaluated: {why}"
+STALE_RESULT = (
+    "the stored result was made of other weights than those in the run folder; evaluate it again."
+)
 INTERVAL = "95 % interval {low} to {high}"
 
 # --- What was trained, and how good it is ---------------------------------------------

@@ -1,6 +1,7 @@
 """The service: evaluate what is missing, compare, and write the page of one run or two."""
 
 from collections.abc import Callable, Sequence
+from errno import EISDIR
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,16 +50,22 @@ def report(
         UserError: a folder is not a run, one of its files is damaged, or `out` cannot be written.
         Stopped: SIGINT or SIGTERM came; finished results are saved.
     """
-    from sureclr.evaluation import session
-
     runs = {run_folder(each): each for each in (run, other) if each is not None}
     progress = progress or ConsoleProgress()
     options: dict[str, Any] = {"device": device, "root": root, "progress": progress}
 
-    def make(path: Path) -> Results:  # a run that is open already may have parts of its own
-        return session.evaluate(runs[path], **options)
+    def make(path: Path) -> Results:
+        """Return results that are given; a run that is open may have an encoder of its own."""
+        given = runs[path]
+        if isinstance(given, Results):
+            return given
+        from sureclr.evaluation import session
+
+        return session.evaluate(given, **options)
 
     def compare(a: Path, b: Path) -> Comparison:
+        from sureclr.evaluation import session
+
         return session.compare(runs[a], runs[b], **options)
 
     return draw_page(
@@ -134,6 +141,8 @@ def write_page(page: str, out: Path) -> None:
         UserError: it cannot be written.
     """
     try:
+        if out.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, page.encode("utf-8", "backslashreplace"))
     except OSError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
+from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def read_run_files(
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
     stored, no_results = (results, "") if results is not None else _read_results(path)
+    stored = _of_these_weights(stored, directory)
     return RunFiles(
         path,
         config,
@@ -135,6 +137,21 @@ def trained_on(directory: RunDir, config: PretrainConfig) -> str:
         if source := _read_json(checkpoint / "state.json").get("source"):
             return str(source)
     return config.source
+
+
+def _of_these_weights(results: Results, directory: RunDir) -> Results:
+    """Leave out results of other weights than those that the folder holds; say so as the reason."""
+    newest = directory.newest_digest()
+    stale = {
+        name
+        for name, provenance in results.provenance.items()
+        if newest is not None and provenance.checkpoint != newest
+    }
+    if not stale:
+        return results
+    fresh = {name: result for name, result in results.entries.items() if name not in stale}
+    reasons = dict.fromkeys(sorted(stale), captions.STALE_RESULT)
+    return Results(results.run, fresh, results.provenance, {**results.skipped, **reasons})
 
 
 def _read_results(path: Path) -> tuple[Results, str]:

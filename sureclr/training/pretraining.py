@@ -15,6 +15,7 @@ from sureclr.training.building import recorded
 from sureclr.training.devices import choose_device
 from sureclr.training.images import training_images
 from sureclr.training.loop import run_training
+from sureclr.training.records import check_same_configuration
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
 from sureclr.training.setup import fitting_trainer, new_trainer
@@ -96,6 +97,7 @@ def check_pretraining(
     resume: bool = False,
     overwrite: bool = False,
     device: str = "auto",
+    track: str | None = None,
     root: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -110,6 +112,7 @@ def check_pretraining(
         resume: whether the run in `out` would be continued.
         overwrite: whether it would be replaced.
         device: auto, cuda, mps or cpu.
+        track: tensorboard or wandb.
         root: the folder of the data sets.
         progress: gets the number of decoded images; None: reports on stderr.
 
@@ -118,6 +121,9 @@ def check_pretraining(
     """
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
+        if resume:
+            check_same_configuration(RunDir(Path(out)), config)
+    check_tracker(track)
     choose_device(device)
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")

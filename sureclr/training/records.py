@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import differing, from_dict, read_yaml, to_yaml
+from sureclr.config import PretrainConfig, differing, from_dict, read_yaml, to_yaml
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.files import write_atomically
@@ -32,20 +32,25 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     )
 
 
+def check_same_configuration(directory: RunDir, config: PretrainConfig) -> None:
+    """Raise a UserError unless a run began with this configuration."""
+    before = from_dict(read_yaml(directory.config))
+    if names := differing(before, config):
+        name = names[0]
+        raise UserError(
+            f"resume=True continues a run as it began, and {', '.join(names)} differs ({name}:"
+            f" {getattr(before, name)} in {directory.config}, now {getattr(config, name)});"
+            " leave the option out, or start another run."
+        )
+
+
 def resume_run(directory: RunDir, trainer: Trainer) -> None:
     """Restore the newest checkpoint of a run into a trainer of the same configuration.
 
     Raises:
         UserError: the configuration is not the one with which the run began.
     """
-    before = from_dict(read_yaml(directory.config))
-    if names := differing(before, trainer.config):
-        name = names[0]
-        raise UserError(
-            f"resume=True continues a run as it began, and {', '.join(names)} differs ({name}:"
-            f" {getattr(before, name)} in {directory.config}, now {getattr(trainer.config, name)});"
-            " leave the option out, or start another run."
-        )
+    check_same_configuration(directory, trainer.config)
     if directory.saved():
         checkpoint = directory.load_checkpoint()
         _check_images(directory, trainer.images, checkpoint.numbers)

@@ -45,6 +45,11 @@ def new_trainer(
     model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))
     if network is None:
         feature_count(model.encoder.backbone, config.encoder, shape)
+    if any(parameter.requires_grad for parameter in objective.parameters()):
+        raise UserError(
+            "this loss has parameters, and only the network is trained; make them buffers, or"
+            " numbers."
+        )
     model.to(device).train()
     objective.to(device).train()
     optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)

@@ -103,12 +103,13 @@ class Trainer:
         return bool(every) and rest == 0 and (epoch % every == 0 or self.done == self.steps)
 
     def check_weights(self) -> None:
-        """Raise a `UserError` if a weight is not finite.
+        """Raise a `UserError` if a weight or a running statistic is not finite.
 
         Call it before a checkpoint: a loss can be finite when its gradient is not.
         """
-        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
-            raise self._diverged("a weight is not finite")
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise self._diverged("a weight or a running statistic is not finite")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the parts and the numbers of a checkpoint."""

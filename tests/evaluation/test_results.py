@@ -64,6 +64,8 @@ def test_saving_one_result_leaves_the_others(tmp_path: Path) -> None:
         ("{", "damaged"),
         ('{"knn": {}}', "another version"),
         ('{"schema": 99, "knn": {}}', "another version"),
+        ('{"schema": true, "knn": {}}', "another version"),
+        ('[["schema", 1]]', "damaged"),
         ('{"schema": 1, "knn": 3}', "knn"),
         ('{"schema": 1, "knn": {"accuracy": 1}}', "provenance"),
     ],

@@ -346,3 +346,57 @@ def test_a_result_with_an_option_serves_where_the_option_is_not_asked_for(place:
     assert sureclr.evaluate(place / "run", "knn", **QUIET).provenance["knn"] == made
     other = sureclr.evaluate(place / "run", "knn", human=Path("others.npy"), **QUIET)
     assert other.provenance["knn"].options == {"human": "others.npy"}
+
+
+# --- What two strangers broke ---------------------------------------------------------
+
+
+def test_a_network_without_a_checkpoint_is_not_evaluated_in_the_runs_name(place: Path) -> None:
+    run = sureclr.load(place / "run", "cpu")
+    for other in (run.untrained(), run.redrawn(1)):
+        with pytest.raises(UserError, match="no checkpoint holds its weights"):
+            sureclr.evaluate(other, "knn", **QUIET)
+    assert not (place / "run" / "results.json").exists()
+
+
+def test_an_object_of_a_run_that_was_trained_anew_is_refused(trained: Path, place: Path) -> None:
+    options = {"source": f"folder:{trained / 'photos'}", "size": 8, "batch_size": 8, "epochs": 1}
+    old = train(place / "other", None, **options)
+    train(place / "other", None, seed=7, overwrite=True, **options)
+    with pytest.raises(UserError, match="open it again"):
+        sureclr.evaluate(old, "knn", **QUIET)
+
+
+def test_a_lost_map_is_made_again(place: Path) -> None:
+    sureclr.evaluate(place / "run", "geometry", **QUIET)
+    (place / "run" / "map.parquet").unlink()
+    sureclr.evaluate(place / "run", "geometry", **QUIET)
+    assert (place / "run" / "map.parquet").is_file()
+
+
+@pytest.mark.parametrize("which", [3, b"knn", ["knn", None], [["knn"]]])
+def test_a_name_must_be_a_word(place: Path, which: Any) -> None:
+    with pytest.raises(UserError, match="which must be a name"):
+        sureclr.evaluate(place / "run", which, **QUIET)
+
+
+def test_names_may_come_from_a_generator(place: Path) -> None:
+    names = (name for name in ["knn", "linear"])
+    assert list(sureclr.evaluate(place / "run", names, **QUIET)) == ["knn", "linear"]
+
+
+@pytest.mark.parametrize("result", [None, [1], 3.0, torch.zeros(2), {"provenance": 1}, {"a": {1}}])
+def test_an_evaluation_that_cannot_be_kept_is_a_sentence(place: Path, result: Any) -> None:
+    sureclr.register_evaluation("odd")(lambda inputs: result)
+    try:
+        with pytest.raises(UserError, match="odd must return"):
+            sureclr.evaluate(place / "run", "odd", **QUIET)
+    finally:
+        EVALUATIONS.remove("odd")
+    assert not (place / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("name", ["schema", "comparison", "finetune", "knn:mine"])
+def test_names_with_a_meaning_in_the_file_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match="cannot be named"):
+        sureclr.register_evaluation(name)

@@ -518,3 +518,18 @@ def test_the_sampler_of_this_file_has_the_semigroup() -> None:
         for seed, radius in ((2, 0.6), (3, 0.9))
     )
     assert (mu * other).sum(-1).mean().item() == pytest.approx(0.54, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"softening": "x"}, "softening must be one of"),
+        ({"softening": None}, "softening must be one of"),
+        ({"weight": -1.0}, "weight must be"),
+        ({"empirical_prior": 2.0}, "empirical_prior|beta"),
+    ],
+)
+def test_sure_refuses_what_its_module_refuses(options: dict, words: str) -> None:
+    mu = torch.nn.functional.normalize(torch.randn(8, 4, generator=torch.manual_seed(0)), dim=1)
+    with pytest.raises(UserError, match=words):
+        losses.sure(mu, torch.full((8,), 0.5), **options)

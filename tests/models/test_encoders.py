@@ -323,3 +323,11 @@ def test_the_shortcut_of_a_residual_block_fits_its_body(
 ) -> None:
     block = Residual(inputs, outputs, stride)
     assert block(torch.rand(2, inputs, 8, 8)).shape == (2, outputs, 8 // stride, 8 // stride)
+
+
+@pytest.mark.parametrize("name", ["small", "small-8", "resnet18", "custom:mine"])
+def test_names_with_a_meaning_are_refused(name: str) -> None:
+    from sureclr.models.encoders import register_encoder
+
+    with pytest.raises(UserError, match="cannot be named"):
+        register_encoder(name)

@@ -8,8 +8,9 @@ from torch import nn
 
 from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.data.views import two_views
+from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES
-from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.building import build
 
 IMAGES = torch.randint(
@@ -173,3 +174,11 @@ def test_reading_is_float32_when_the_network_runs_in_bfloat16() -> None:
     assert torch.allclose(
         posterior.direction, nn.functional.normalize(raw[0].float(), dim=1), atol=1e-6
     )
+
+
+def test_whole_numbers_are_refused_by_the_encoder() -> None:
+    """uint8 images would be read as 255 times too bright, without a word."""
+    encoder = StandardisedEncoder(nn.Flatten(), torch.zeros(1), torch.ones(1))
+    assert encoder(torch.rand(2, 1, 4, 4)).shape == (2, 16)
+    with pytest.raises(UserError, match="divide uint8 images by 255"):
+        encoder(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))

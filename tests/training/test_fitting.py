@@ -100,5 +100,5 @@ def test_a_weight_that_is_not_finite_is_never_saved() -> None:
     made.check_weights()
     with torch.no_grad():
         next(made.model.projection.parameters())[0, 0] = torch.nan
-    with pytest.raises(UserError, match="a weight is not finite at step 0.*learning_rate"):
+    with pytest.raises(UserError, match="running statistic is not finite at step 0.*learning_rate"):
         made.check_weights()
