@@ -1,6 +1,7 @@
 """`sureclr.report` on real runs: tiny ones, trained and evaluated here."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,13 @@ def test_bad_input_is_one_sentence(
     with pytest.raises(SystemExit) as stopped:
         main(["report", *(word.format(run=runs[0]) for word in words)])
     assert stopped.value.code == 2 and text in capsys.readouterr().err
+
+
+def test_results_of_other_weights_are_not_drawn(
+    runs: list[Path], source: str, tmp_path: Path
+) -> None:
+    """Results of another run were copied into a folder, and the page showed their numbers."""
+    train(tmp_path / "run", None, source=source, size=8, epochs=1, seed=5)
+    shutil.copy(runs[0] / "results.json", tmp_path / "run")
+    page = report(tmp_path / "run", evaluate=False, progress=SILENT).read_text()
+    assert "made of other weights" in page and 'data-key="knn.accuracy"' not in page

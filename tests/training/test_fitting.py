@@ -11,8 +11,10 @@ import torch
 from sureclr.config import PretrainConfig
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
+from sureclr.maths.objectives import NTXentLoss
 from sureclr.progress import SILENT, SilentProgress
 from sureclr.training import accumulate
+from sureclr.training.building import recorded
 from sureclr.training.setup import fitting_trainer, new_trainer
 
 CONFIG = PretrainConfig(
@@ -102,3 +104,29 @@ def test_a_weight_that_is_not_finite_is_never_saved() -> None:
         next(made.model.projection.parameters())[0, 0] = torch.nan
     with pytest.raises(UserError, match="running statistic is not finite at step 0.*learning_rate"):
         made.check_weights()
+
+
+def test_a_running_statistic_that_is_not_finite_is_never_saved() -> None:
+    """Case M5: the loss of a training step does not read it, so only this check notices."""
+    made = new_trainer(CONFIG, IMAGES, CPU)
+    norm = next(m for m in made.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    norm.running_var[0] = torch.nan
+    with pytest.raises(UserError, match="running statistic is not finite"):
+        made.check_weights()
+
+
+class ScaledLoss(NTXentLoss):
+    """A loss of the user's own, with a number to be learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+
+def test_a_loss_with_parameters_is_refused_rather_than_left_untrained() -> None:
+    loss = ScaledLoss()
+    config = recorded(CONFIG, None, loss)
+    with pytest.raises(UserError, match="only the network is trained"):
+        new_trainer(config, IMAGES, CPU, loss=loss)
+    loss.scale.requires_grad_(False)
+    new_trainer(config, IMAGES, CPU, loss=loss)
