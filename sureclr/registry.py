@@ -5,6 +5,7 @@ declares an entry point of the registry's group. Such packages are imported when
 listed, or when a name is looked up that has not been registered yet.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         self.kind = kind
         self.group = group
         self._entries: dict[str, Entry] = {}
+        self._broken: dict[str, UserError] = {}  # names of packages that cannot be imported
         self._loaded = False
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
@@ -74,7 +76,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         if name not in self._entries:
             self._load_entry_points()
         if name not in self._entries:
-            raise unknown(self.kind, name, self._entries)
+            raise self._broken.get(name) or unknown(self.kind, name, self._entries)
         return self._entries[name]
 
     def get(self, name: str, default: Any = None, /) -> Any:
@@ -104,11 +106,13 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
         for point in entry_points(group=self.group):
             try:
                 entry = point.load()
-            except Exception as error:
-                raise UserError(
+            except (Exception, SystemExit) as error:  # one broken package must not stop the others
+                self._broken[point.name] = UserError(
                     f"the {self.kind} {point.name!r} of another package cannot be imported from"
                     f" {point.value} ({type(error).__name__}: {error}); repair or uninstall it."
-                ) from error
+                )
+                warnings.warn(str(self._broken[point.name]), RuntimeWarning, stacklevel=2)
+                continue
             if point.name not in self._entries:
                 self.register(point.name)(entry)
 

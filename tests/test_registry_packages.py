@@ -111,3 +111,21 @@ def test_a_package_that_cannot_be_imported_is_named(
     with pytest.raises(UserError, match="shape 'hexagon'.*no_such_module:corners.*uninstall it"):
         shapes["hexagon"]
     assert shapes["triangle"] == 3  # other names still work
+
+
+@pytest.mark.parametrize("code", ["import no_such_module", "raise SystemExit(0)", "1 / 0"])
+def test_a_broken_package_does_not_stop_the_others(
+    shapes: Registry[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "broken_corners.py").write_text(f"{code}\n")
+    (tmp_path / "six_corners.py").write_text("corners = 6\n")
+    points = "broken = broken_corners:corners\nhexagon = six_corners:corners"
+    install(tmp_path, "both", points, monkeypatch)
+    monkeypatch.delitem(sys.modules, "broken_corners", raising=False)
+    with pytest.warns(RuntimeWarning, match="the shape 'broken' of another package cannot be"):
+        assert list(shapes) == ["triangle", "square", "hexagon"]
+    assert shapes["hexagon"] == 6
+    with pytest.raises(UserError, match="repair or uninstall it"):
+        shapes["broken"]
+    with pytest.raises(UserError, match="unknown shape 'circle'"):
+        shapes["circle"]

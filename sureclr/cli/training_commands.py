@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
@@ -101,30 +101,20 @@ def pretrain(
     from sureclr.training.pretraining import check_pretraining
     from sureclr.training.pretraining import pretrain as train
 
-    place = resume or out
+    options: dict[str, Any] = {
+        "out": resume or out,
+        "resume": resume is not None,
+        "overwrite": overwrite,
+        "device": device,
+        "track": track,
+        "root": root,
+        "progress": CommandProgress(),
+    }
     if dry_run:
-        check_pretraining(
-            resolved,
-            out=place,
-            resume=resume is not None,
-            overwrite=overwrite,
-            device=device,
-            track=track,
-            root=root,
-            progress=CommandProgress(),
-        )
+        check_pretraining(resolved, **options)
         print(json_line(asdict(resolved)) if json else to_yaml(resolved), end="")
         return
-    run = train(
-        resolved,
-        out=place,
-        resume=resume is not None,
-        overwrite=overwrite,
-        device=device,
-        track=track,
-        root=root,
-        progress=CommandProgress(),
-    )
+    run = train(resolved, **options)
     last = run.directory.lines()[-1]
     print_answer(
         json,
