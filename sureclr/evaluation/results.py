@@ -12,11 +12,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.files import json_bytes, write_atomically
 from sureclr.schema import SchemaError, from_json, to_json
+
+if TYPE_CHECKING:
+    from sureclr.training.run import Run
 
 SCHEMA = 1  # of results.json: raise it whenever a field below changes
 
@@ -793,6 +796,13 @@ class Results(Mapping[str, Any]):
             name: entry_to_json(result, self.provenance[name])
             for name, result in self.entries.items()
         }
+
+
+def run_path(run: "str | Path | Run | Results") -> Path:
+    """Return the folder of a run, however it is given."""
+    if isinstance(run, str | Path):
+        return Path(run)
+    return run.run if isinstance(run, Results) else run.path
 
 
 def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> None:

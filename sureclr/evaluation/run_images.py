@@ -48,7 +48,6 @@ def load_run_images(
             " pass labelled images as data=."
         )
     source = run.source if data is None else data
-    from_file = isinstance(labels, str | Path)
     if isinstance(source, str) and is_source(source):
         images = load_images(
             source,
@@ -60,8 +59,10 @@ def load_run_images(
         )
     else:
         images = as_image_set(source, size=run.size, channels=run.channels, progress=progress)
-    if labels is not None:
-        images = _from_csv(images, Path(labels)) if from_file else _with_labels(images, labels)  # type: ignore[arg-type]
+    if isinstance(labels, str | Path):
+        images = _from_csv(images, Path(labels))
+    elif labels is not None:
+        images = _with_labels(images, labels)
     return _with_test_split(images, run.config.seed)
 
 

@@ -22,7 +22,14 @@ from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
 from sureclr.evaluation.inputs import EvaluationInputs
-from sureclr.evaluation.results import Comparison, Provenance, Results, read_results, save_result
+from sureclr.evaluation.results import (
+    Comparison,
+    Provenance,
+    Results,
+    read_results,
+    run_path,
+    save_result,
+)
 from sureclr.evaluation.run_images import (
     Labels,
     embed_run_images,
@@ -70,7 +77,6 @@ class Session:
         self.run = run if isinstance(run, Run) else load(run_path(run), device)
         self.progress: Progress = progress or ConsoleProgress()
         self._data, self._labels, self._root, self._human = data, labels, root, human
-        self._inputs: EvaluationInputs | None = None
         self._held = ExitStack()
 
     def __enter__(self) -> "Session":
@@ -123,25 +129,20 @@ class Session:
         """The digest of the images, without their labels."""
         return digest_of_pixels(self.images)
 
-    @property
+    @cached_property
     def inputs(self) -> EvaluationInputs:
         """What every evaluation reads; made when first asked for.
 
         Raises:
             UserError: the images cannot be read.
         """
-        if self._inputs is None:
-            table = embed_run_images(
-                self.run,
-                self.images,
-                self.digest,
-                own=self._data is None,
-                progress=self.progress,
-            )
-            self._inputs = EvaluationInputs(
-                self.run, self.images, table, self.progress, self._root, self._human
-            )
-        return self._inputs
+        own = self._data is None
+        table = embed_run_images(
+            self.run, self.images, self.digest, own=own, progress=self.progress
+        )
+        return EvaluationInputs(
+            self.run, self.images, table, self.progress, self._root, self._human
+        )
 
     def key(self, name: str) -> str:
         """Return the key in results.json: `knn`, or `knn:NAME` for other data.
@@ -323,10 +324,3 @@ def _comparison(first: Session, second: Session) -> Comparison:
     return compare_runs(
         first.run, second.run, ours.images, ours.table, theirs.table, second.progress
     )
-
-
-def run_path(run: str | Path | Run | Results) -> Path:
-    """Return the folder of a run, however it is given."""
-    if isinstance(run, Run):
-        return run.path
-    return run.run if isinstance(run, Results) else Path(run)

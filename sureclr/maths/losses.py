@@ -94,6 +94,34 @@ def not_negative(name: str, value: float) -> float:
     return value
 
 
+def checked_prior(empirical_prior: float) -> float:
+    """Return the share beta of the empirical prior.
+
+    Raises:
+        UserError: it does not lie in [0, 1].
+    """
+    if not 0 <= empirical_prior <= 1:
+        raise UserError(
+            f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform"
+            " prior of the model."
+        )
+    return empirical_prior
+
+
+def checked_softening(softening: Softening) -> Softening:
+    """Return the softening.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if softening not in get_args(Softening):
+        raise UserError(
+            f"softening must be one of {', '.join(get_args(Softening))}, and is {softening};"
+            f" leave it out for {SOFTENING}."
+        )
+    return softening
+
+
 def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Split (2n, ...) into the first and the second view of each image, (n, ...) each.
 
@@ -276,14 +304,10 @@ def sure(
     Raises:
         UserError: the rows do not make two pairs, or a number lies outside its range.
     """
-    if softening not in get_args(Softening):
-        raise UserError(
-            f"softening must be one of {', '.join(get_args(Softening))}, and is {softening}."
-        )
+    checked_softening(softening)
     if isinstance(weight, int | float):
         not_negative("weight", weight)
-    if not 0 <= empirical_prior <= 1:
-        raise UserError(f"empirical_prior must lie in [0, 1], and is {empirical_prior}.")
+    checked_prior(empirical_prior)
     m = kernel_dimension_of(directions, dimension)
     if softening == "means":
         what = nt_xent(posterior_means(directions, radii), temperature / SUREST**2)

@@ -11,7 +11,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -337,18 +337,8 @@ class SureLoss(RadiusLoss):
         self.temperature = above("temperature", temperature, 0)
         self.weight = weight if weight is None else not_negative("weight", weight)
         self.dimension = dimension if dimension == MEASURED else checked_dimension(dimension)
-        if not 0 <= empirical_prior <= 1:
-            raise UserError(
-                f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform"
-                " prior of the model."
-            )
-        self.empirical_prior = empirical_prior
-        if softening not in get_args(Softening):
-            raise UserError(
-                f"softening must be one of {', '.join(get_args(Softening))}, and is {softening};"
-                f" leave it out for {SOFTENING}."
-            )
-        self.softening: Softening = softening
+        self.empirical_prior = losses.checked_prior(empirical_prior)
+        self.softening: Softening = losses.checked_softening(softening)
         if not 0 <= momentum < 1:
             raise UserError(
                 f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
-from sureclr.evaluation.results import Comparison, Results
+from sureclr.evaluation.results import Comparison, Results, run_path
 from sureclr.files import write_atomically
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.reporting import captions
@@ -50,7 +50,7 @@ def report(
         UserError: a folder is not a run, one of its files is damaged, or `out` cannot be written.
         Stopped: SIGINT or SIGTERM came; finished results are saved.
     """
-    runs = {run_folder(each): each for each in (run, other) if each is not None}
+    runs = {run_path(each): each for each in (run, other) if each is not None}
     progress = progress or ConsoleProgress()
     options: dict[str, Any] = {"device": device, "root": root, "progress": progress}
 
@@ -71,13 +71,6 @@ def report(
     return draw_page(
         list(runs), out, make if evaluate else None, compare, root=root, progress=progress
     )
-
-
-def run_folder(run: "str | Path | Run | Results") -> Path:
-    """Return the folder of a run."""
-    if isinstance(run, str | Path):
-        return Path(run)
-    return run.run if isinstance(run, Results) else run.path
 
 
 def draw_page(

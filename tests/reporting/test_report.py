@@ -10,9 +10,9 @@ import pytest
 
 from sureclr.data.sources import load_images
 from sureclr.errors import UserError
-from sureclr.evaluation.results import Comparison, Results, read_results
+from sureclr.evaluation.results import Comparison, Results, read_results, run_path
 from sureclr.progress import SILENT
-from sureclr.reporting.page import draw_page, run_folder
+from sureclr.reporting.page import draw_page
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def no_comparison(a: Path, b: Path) -> Comparison:
 
 
 def test_a_run_may_be_a_path_a_text_or_its_results(tmp_path: Path) -> None:
-    assert run_folder(tmp_path) == run_folder(str(tmp_path)) == run_folder(Results(tmp_path))
+    assert run_path(tmp_path) == run_path(str(tmp_path)) == run_path(Results(tmp_path))
 
 
 def test_the_page_shows_the_results_that_were_just_made(runs: list[Path]) -> None:
