@@ -118,6 +118,36 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
         )
 
 
+Pages = Literal["first", "all"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How picture files become pixels. A run stores them, so that later images are read alike.
+
+    Attributes:
+        size: side of the square images in pixels; None: the data set's own, and for picture files
+            96, or less where most of them are smaller.
+        channels: 1 (grey), 3 (RGB), or another number of bands up to 32; None: the data set's own,
+            and for picture files 3, unless all of them have another number of bands.
+        value_range: the values that become black and white in images of more than 8 bits; None:
+            found in the images.
+        pages: whether only the first page of a file with several pages is an image, or each page.
+        cache_scale: shorter side of the whole pictures from which views are cropped, as a multiple
+            of `size`. Pictures are never enlarged for it.
+        strict: whether a file that cannot be read is an error.
+        allow_unreadable: whether more than a tenth of the files may be unreadable.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    value_range: tuple[float, float] | None = None
+    pages: Pages = "first"
+    cache_scale: float = 2.0
+    strict: bool = False
+    allow_unreadable: bool = False
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides what a pretraining run learns.
@@ -130,7 +160,23 @@ class PretrainConfig:
     own.
     """
     size: int | None = None
-    """Side of the images in pixels. Default: that of the data set; 96 for a folder."""
+    """Side of the images in pixels. Default: that of the data set. For your own pictures it is 96,
+    or less where most of them are smaller, so that nothing is enlarged.
+    """
+    channels: int | None = None
+    """Number of bands of the images: 1 (grey), 3 (RGB), or up to 32 for multispectral files.
+    Default: that of the data set; for your own pictures 3, unless all have another number.
+    """
+    value_range: tuple[float, float] | None = None
+    """Values that become black and white in images of more than 8 bits. Default: found in the
+    images, one range for all of them.
+    """
+    pages: Pages = "first"
+    """What is an image in a file of several pages or frames: the first page, or each page (all)."""
+    cache_scale: float = 2.0
+    """Shorter side of the stored pictures from which views are cropped, as a multiple of the size.
+    A larger one gives sharper small crops and needs more disk.
+    """
 
     encoder: str = "resnet18"
     """Network that is trained: small (quick on a CPU) or the name of any timm model."""
@@ -284,6 +330,18 @@ class PretrainConfig:
                 self.size,
             ),
             (
+                "channels must be 1 to 32, or None",
+                self.channels is None or 1 <= self.channels <= 32,
+                self.channels,
+            ),
+            (
+                "value_range must be two finite numbers, the smaller first, or None",
+                self.value_range is None
+                or -math.inf < self.value_range[0] < self.value_range[1] < math.inf,
+                self.value_range,
+            ),
+            ("cache_scale must be 1 to 8", 1 <= self.cache_scale <= 8, self.cache_scale),
+            (
                 "learning_rate must be a positive number",
                 0 < self.learning_rate < math.inf,
                 self.learning_rate,
@@ -304,6 +362,17 @@ class PretrainConfig:
                 for name in ("monitor_every", "snapshot_every", "checkpoint_every")
             ),
         ]
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Return how the picture files of the source become pixels."""
+        return ReadOptions(
+            size=self.size,
+            channels=self.channels,
+            value_range=self.value_range,
+            pages=self.pages,
+            cache_scale=self.cache_scale,
+        )
 
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.

@@ -21,7 +21,7 @@ VIEWS = Group("Views (SimCLR's augmentations)", sort_key=60)
 CHOICE = Group("Labels, repetitions and tests", sort_key=10)
 
 FIELDS_OF_GROUP: Mapping[Group, str] = {
-    DATA: "size",
+    DATA: "size channels value_range pages cache_scale",
     NETWORK: "encoder stem init projection_dim projection_layers projection_hidden",
     LOSS: (
         "loss temperature certainty_weight kernel_dimension empirical_prior softening samples"
@@ -35,6 +35,7 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
     VIEWS: " ".join(field.name for field in fields(ViewConfig)),
     CHOICE: "labels fold seeds tune validation",
 }
+SHORT_FLAGS = {"value_range": "range"}  # where Python's own names forbid the word
 GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}
 
 
@@ -52,7 +53,9 @@ def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
     for field in fields(config):
         if field.name not in skip:
             text = _with_default(help_of.get(field.name, ""), field.default)
-            shown = Parameter(help=text, negative="", group=GROUP_OF_FIELD[field.name])
+            flag = "--" + SHORT_FLAGS.get(field.name, field.name).replace("_", "-")
+            group = GROUP_OF_FIELD[field.name]
+            shown = Parameter(name=flag, help=text, negative="", group=group)
             optional.append((field.name, Annotated[hints[field.name] | None, shown], None))
     # cyclopts does not open a class of the module `types`, where make_dataclass would put it
     return make_dataclass(f"{config.__name__}Flags", optional, namespace={"__module__": __name__})

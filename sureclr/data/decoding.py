@@ -6,7 +6,10 @@ floating-point values are scaled (not clipped), and the centre square is resized
 imports neither torch nor the rest of the package, so that worker processes start at once.
 """
 
+import hashlib
+import io
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,45 +45,164 @@ DRAFT = 2
 ORIENTATION = 0x0112  # the EXIF tag; values from 5 exchange width and height
 
 
-def decode(file: str, size: int | None, channels: int | None) -> NDArray[np.uint8] | str:
-    """Read an image file.
+@dataclass(frozen=True)
+class FileRef:
+    """Where the bytes of one picture are.
 
-    Pillow refuses decompression bombs (more than 179 million pixels).
+    Attributes:
+        path: of the file.
+        offset: the first byte of the picture's file inside it (a member of a tar archive).
+        length: its number of bytes; None: to the end.
+        page: the page or frame, from 0.
+        data: the bytes themselves, where they do not come from a file of their own; `path` is then
+            a name for messages.
+    """
+
+    path: str
+    offset: int = 0
+    length: int | None = None
+    page: int = 0
+    data: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What is made of every file of a source.
+
+    Attributes:
+        size: side in pixels of the centre square; None: the whole picture at its own size.
+        channels: 1 (grey), 3 (RGB) or another number of bands; None: the picture's own.
+        whole_side: shorter side in pixels of the whole picture that is kept beside the square, and
+            is never larger than the picture's own; None: none is kept.
+        value_range: what becomes 0 and 255 in images of more than 8 bits; None: a range that fits
+            the picture alone.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    whole_side: int | None = None
+    value_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedPicture:
+    """One picture.
+
+    Attributes:
+        square: (c, size, size) uint8, the centre square; the whole picture where no size is asked
+            for.
+        whole: (c, h, w) uint8, the whole picture, reduced to `Decoding.whole_side`; None if not
+            asked for.
+        content: sha256 of the picture's content, which does not depend on the size that is asked
+            for, on the file's name or on its metadata.
+        filled: values that were NaN, infinite or nodata and were replaced.
+        complaints: lines that decoders wrote to stderr.
+    """
+
+    square: NDArray[np.uint8]
+    whole: NDArray[np.uint8] | None
+    content: str
+    filled: int = 0
+    complaints: int = 0
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a file's header says of a picture.
+
+    Attributes:
+        width: of the upright picture in pixels.
+        height: of the upright picture in pixels.
+        bands: channels without alpha: 1 for grey, 3 for colour and palettes, else the number of
+            bands.
+        wide: whether values have more than 8 bits.
+        pages: pages or frames in the file.
+    """
+
+    width: int
+    height: int
+    bands: int
+    wide: bool
+    pages: int = 1
+
+
+def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | str:
+    """Decode a picture completely.
 
     Args:
-        file: the path.
-        size: side in pixels of the centre square; None: the whole picture at its own size.
-        channels: 1 for grey, 3 for RGB; None: grey stays grey, all else becomes RGB.
+        source: where the picture is.
+        wanted: what to make of it.
 
     Returns:
-        The pixels (channels, height, width); or, for a file that cannot be read, the reason in
-        words. A bad file never raises.
+        The picture; or, for one that cannot be read, the reason in words. A bad file never raises.
     """
     try:
-        with warnings.catch_warnings(), Path(file).open("rb") as stream:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as image:
-                if size is not None:  # JPEG only; for other formats `draft` does nothing
-                    image.draft(None, (DRAFT * size, DRAFT * size))
-                return picture_pixels(image, size, channels)
+            data = file_bytes(source)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.seek(source.page)
+                whole = None
+                if wanted.whole_side is not None:
+                    picture = picture_pixels(image, None, wanted.channels)
+                    side = min(picture.shape[1:])
+                    scale = min(1.0, wanted.whole_side / side)
+                    new = [max(1, round(scale * length)) for length in picture.shape[:0:-1]]
+                    layers = [
+                        Image.fromarray(band).resize(new, Image.Resampling.BILINEAR)
+                        for band in picture
+                    ]
+                    whole = np.stack([np.asarray(layer) for layer in layers])
+                square = picture_pixels(image, wanted.size, wanted.channels)
+        return DecodedPicture(square, whole, hashlib.sha256(data).hexdigest())
     except Exception as error:
         return reason_in_words(error)
 
 
-def picture_size(file: str) -> tuple[int, int] | str:
-    """Read the width and height of the upright picture from a file's header, in pixels.
+def file_bytes(source: FileRef) -> bytes:
+    """Return the bytes of a picture's file."""
+    if source.data is not None:
+        return source.data
+    with Path(source.path).open("rb") as stream:
+        stream.seek(source.offset)
+        return stream.read(-1 if source.length is None else source.length)
 
-    Args:
-        file: the path.
+
+def inspect(source: FileRef) -> PictureFacts | str:
+    """Read what a file's header says of its picture, without decoding it.
 
     Returns:
-        Width and height; or, for a file that cannot be read, the reason in words.
+        The facts; or, for a file that cannot be read, the reason in words.
     """
     try:
-        with warnings.catch_warnings(), Path(file).open("rb") as stream:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(stream, formats=FORMATS) as image:
-                return upright_size(image)
+            with Image.open(io.BytesIO(file_bytes(source)), formats=FORMATS) as image:
+                width, height = upright_size(image)
+                bands = 1 if image.mode in ("1", "L", *WIDE_MODES) else 3
+                pages = getattr(image, "n_frames", 1)
+                return PictureFacts(width, height, bands, image.mode in WIDE_MODES, pages)
+    except Exception as error:
+        return reason_in_words(error)
+
+
+def sample_values(source: FileRef, count: int = 4096) -> NDArray[np.float64] | str:
+    """Return some values of a picture of more than 8 bits, from which its source's range is found.
+
+    Args:
+        source: where the picture is.
+        count: values at most, evenly spread over the picture.
+
+    Returns:
+        (m,) finite values; or the reason why the file cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(file_bytes(source)), formats=FORMATS) as image:
+                values = np.asarray(image, dtype=np.float64).reshape(-1)
+        values = values[np.isfinite(values)]
+        return values[:: max(1, len(values) // count)][:count]
     except Exception as error:
         return reason_in_words(error)
 

@@ -19,6 +19,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from sureclr.data.decoding import Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, writing_atomically
@@ -83,9 +84,10 @@ def cached_pixels(
                 f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
                 " again."
             )
-        paths = [os.path.join(folder, file) for file in files]
+        refs = [FileRef(os.path.join(folder, file)) for file in files]
+        wanted = Decoding(size, channels)
         plan = Manifest(str(folder), listing, "", [0, channels, size, size], "", list(files), {})
-        manifest = _build(path, plan, decode_files(paths, size, channels, progress))
+        manifest = _build(path, plan, decode_files(refs, wanted, progress))
     return _map_file(path.parent / manifest.pixels, manifest.shape), manifest, path
 
 
@@ -141,8 +143,8 @@ def _write_pixels(
             bad[name] = result
             continue
         good.append(name)
-        file.write(result.tobytes())
-        checksum.update(result.tobytes())
+        file.write(result.square.tobytes())
+        checksum.update(result.square.tobytes())
     checksum.update(_fingerprint(good, bad).encode())
     return good, bad, checksum.hexdigest()
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors
 
@@ -43,6 +44,13 @@ class ImageSet:
             defines (STL-10 has 10); or None.
         note: what a reader of results should know, such as how the split was made and which files
             could not be read.
+        pictures: n whole pictures from which views are cropped, where `images` are their centre
+            squares or smaller copies; None: views are cropped from `images`.
+        contents: n digests of the images' content (sha256, hexadecimal): two images have the same
+            one if they are exact duplicates; None: not computed.
+        shares: (n, k) float32, the share of each class in the labels of an image that several
+            people labelled differently; a row of zeros where there is none; None: no image has
+            one. `labels` then holds the class of the largest share.
     """
 
     name: str
@@ -53,6 +61,9 @@ class ImageSet:
     paths: Sequence[str]
     folds: Tensor | None = None
     note: str = ""
+    pictures: Pictures | None = None
+    contents: Sequence[str] | None = None
+    shares: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check every column.
@@ -143,7 +154,24 @@ class ImageSet:
             split=self.split[index],
             paths=[self.paths[i] for i in index],
             folds=_follow(self.folds, index, len(self)),
+            pictures=None if self.pictures is None else self.pictures.select(index),
+            contents=None if self.contents is None else [self.contents[i] for i in index],
+            shares=None if self.shares is None else self.shares[torch.from_numpy(index)],
         )
+
+    def for_views(self, rows: Indices) -> "Tensor | Pictures":
+        """Return the images from which the views of some rows are cropped.
+
+        Args:
+            rows: (m,) rows, in the wanted order.
+
+        Returns:
+            (m, c, h, w) uint8, or m whole pictures; `views.two_views` takes both.
+        """
+        index = torch.as_tensor(rows)
+        if self.pictures is not None:
+            return self.pictures.select(index)
+        return self.images[index.to(self.images.device)]
 
 
 def digest_of_pixels(images: ImageSet) -> str:

@@ -6,32 +6,28 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import repeat
 from multiprocessing import get_context
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sureclr.data import decoding
+from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, Progress, report_progress
 
 POOL_FROM = 256  # fewer images are decoded in this process: starting others would take longer
 FILES_AT_ONCE = 16  # handed to a worker at a time
 
-Decoded = NDArray[np.uint8] | str  # pixels, or the reason why a file cannot be read
+Decoded = DecodedPicture | str  # or the reason why a file cannot be read
 
 
 def decode_files(
-    files: Sequence[str],
-    size: int | None,
-    channels: int | None,
+    files: Sequence[FileRef],
+    wanted: Decoding,
     progress: Progress = SILENT,
     pool_from: int = POOL_FROM,
 ) -> Iterator[Decoded]:
     """Yield the result of `decoding.decode` for each file, in order.
 
     Args:
-        files: the paths.
-        size: side in pixels of the centre square; None: the whole picture.
-        channels: 1, 3 or None; see `decoding.decode`.
+        files: where the pictures are.
+        wanted: what to make of each.
         progress: what to report each file to.
         pool_from: the number of files from which on other processes help.
 
@@ -39,9 +35,9 @@ def decode_files(
         UserError: one of these processes died.
     """
     results = (
-        _in_processes(files, size, channels)
+        _in_processes(files, wanted)
         if len(files) >= pool_from
-        else (decoding.decode(file, size, channels) for file in files)
+        else (decoding.decode(file, wanted) for file in files)
     )
     with report_progress(progress, "Decoding images", len(files)) as update:
         for done, result in enumerate(results, 1):
@@ -49,15 +45,11 @@ def decode_files(
             update(done)
 
 
-def _in_processes(
-    files: Sequence[str], size: int | None, channels: int | None
-) -> Iterator[Decoded]:
+def _in_processes(files: Sequence[FileRef], wanted: Decoding) -> Iterator[Decoded]:
     # New processes ("spawn"): a fork of a process with torch's threads can hang
     pool = ProcessPoolExecutor(mp_context=get_context("spawn"))
     try:
-        yield from pool.map(
-            decoding.decode, files, repeat(size), repeat(channels), chunksize=FILES_AT_ONCE
-        )
+        yield from pool.map(decoding.decode, files, repeat(wanted), chunksize=FILES_AT_ONCE)
     except BrokenProcessPool as error:
         raise UserError(
             "a process that decodes images died: if memory ran out, close other programs; "

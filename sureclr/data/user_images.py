@@ -14,8 +14,10 @@ from torch import Tensor
 
 from sureclr.data.decoding import (
     ENDINGS,
+    Decoding,
+    FileRef,
+    inspect,
     picture_pixels,
-    picture_size,
     reason_in_words,
     upright_size,
 )
@@ -238,9 +240,10 @@ def _from_files(
     files: list[str], size: int | None, channels: int | None, progress: Progress
 ) -> tuple[Tensor, str]:
     """The pixels (n, c, h, w) of image files, and a note."""
-    sizes = set() if size is not None else {picture_size(file) for file in files}
-    side, note = _side(size, {found for found in sizes if not isinstance(found, str)})
-    decoded = list(decode_files(files, side, channels, progress))
+    refs = [FileRef(file) for file in files]
+    facts = [] if size is not None else [inspect(ref) for ref in refs]
+    side, note = _side(size, {(f.width, f.height) for f in facts if not isinstance(f, str)})
+    decoded = list(decode_files(refs, Decoding(side, channels), progress))
     bad = {f: result for f, result in zip(files, decoded, strict=True) if isinstance(result, str)}
     if bad:
         more = ", ..." if len(bad) > BAD_FILES_NAMED else ""
@@ -248,7 +251,7 @@ def _from_files(
             f"{len(bad)} of {len(files)} image files cannot be read: {named_reasons(bad)}{more};"
             " leave them out."
         )
-    return _joined([result for result in decoded if not isinstance(result, str)]), note
+    return _joined([result.square for result in decoded if not isinstance(result, str)]), note
 
 
 def _side(size: int | None, sizes: set[tuple[int, int]]) -> tuple[int | None, str]:
