@@ -217,6 +217,7 @@ def picture_pixels(image: Image.Image, size: int | None, channels: int | None) -
             plugins raise anything.
     """
     with guarded(False):
+        image.load()
         return pictures(of_image(image), Decoding(size, channels))[0]
 
 

@@ -89,6 +89,11 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
     if is_jpeg and isinstance(stream, io.BytesIO):
         content = jpeg_content(stream.getvalue(), orientation(image))
     memory = _decoder_memory(image, full)
+    if image.format == "PNG" and "exif" not in image.info:  # it may come after the pixels
+        place = stream.tell()
+        for data, _ in _chunks(stream, (b"eXIf",)):
+            image.info["exif"] = b"Exif\0\0" + data
+        stream.seek(place)
     if image.format == "PNG" and PNG_16.fullmatch(str(image.tile[0].args if image.tile else "")):
         return _png_16(image, stream, page, pages, memory)
     raster = of_image(image, memory, stream if image.format == "PNG" else None)
@@ -176,7 +181,9 @@ def number(text: object) -> float | None:
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation; 1, as the picture is stored, where the EXIF block is damaged."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        # Pillow's method for PNG would decode the picture, and an exception would be lost here
+        exif = Image.Image.getexif(image) if image.format == "PNG" else image.getexif()
+        value = exif.get(ORIENTATION, 1)
     except Exception:
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
