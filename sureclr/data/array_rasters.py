@@ -18,7 +18,7 @@ from sureclr.data.pillow_rasters import (
     number,
     open_pillow,
 )
-from sureclr.data.rasters import MEMORY, MIB, Raster, Strip, Unreadable, bands_of, slices
+from sureclr.data.rasters import MEMORY, MIB, Raster, Strip, Unreadable, Values, bands_of, slices
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
@@ -29,6 +29,9 @@ DEFLATE = (8, 32946)  # compressions of TIFF that have a checksum, which libtiff
 # Planes of colour for each photometric interpretation of TIFF that Pillow knows
 COLOUR_PLANES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
 ONLY_PILLOW = (3, 5, 6, 8)  # palettes, CMYK, YCbCr and Lab have to be converted
+# Pillow holds a whole page in memory; tifffile reads a larger one, a row of tiles at a time, if its
+# values are colours as they stand
+LARGE, ROW_BY_ROW = MEMORY // 2, (1, 2)
 SMALLER, MASK = 1, 4  # bits of the tag that tells what a page is beside the full picture
 
 
@@ -60,9 +63,13 @@ def open_tiff(stream: IO[bytes], page: int) -> Raster:
             image = None
     if image is not None and _is_for_pillow(image):
         raster = open_pillow(stream, numbers[page], None)
-        checked = _checked(raster, image, stream)
-        return replace(checked, pages=len(numbers))
-    return replace(_tiff_bands(stream, numbers[page], image), pages=len(numbers))
+        tags: Any = getattr(image, "tag_v2", {})
+        if raster.memory < LARGE or tags.get(262) not in ROW_BY_ROW:
+            return replace(_checked(raster, image, stream), pages=len(numbers))
+        bands = _tiff_bands(stream, numbers[page], None, True)
+    else:
+        bands = _tiff_bands(stream, numbers[page], image, image is not None)
+    return replace(bands, pages=len(numbers))
 
 
 def _pages(stream: IO[bytes]) -> list[int]:
@@ -131,14 +138,17 @@ def _check_deflate(data: bytes) -> None:
         raise Unreadable("its pixels are damaged (a checksum is wrong)") from None
 
 
-def _tiff_bands(stream: IO[bytes], number_of_page: int, image: Image.Image | None) -> Raster:
+def _tiff_bands(
+    stream: IO[bytes], number_of_page: int, image: Image.Image | None, known: bool
+) -> Raster:
     """A page of TIFF as tifffile reads it.
 
     Args:
         stream: the file.
         number_of_page: from 0.
         image: the same page in Pillow, which is decoded as well, so that what Pillow refuses as
-            damaged is refused here too; None if Pillow does not know such pages.
+            damaged is refused here too; None if it is too large or Pillow does not know such pages.
+        known: whether Pillow knows such pages.
     """
     from tifffile import TiffFile
 
@@ -154,7 +164,7 @@ def _tiff_bands(stream: IO[bytes], number_of_page: int, image: Image.Image | Non
         raise Unreadable("it is no picture of two dimensions")
     if kind.name not in KINDS or page.bitspersample != kind.itemsize * 8:
         raise Unreadable(f"values of the type {kind.name} in a TIFF file are not read here")
-    if image is None and kind == np.uint8 and bands in (1, 3):
+    if not known and kind == np.uint8 and bands in (1, 3):
         raise Unreadable("Pillow does not know this kind of TIFF")
     if bands > MOST_BANDS:
         raise Unreadable(f"it has {bands_of(bands)}; at most {MOST_BANDS} are read")
@@ -186,7 +196,7 @@ def _tiff_bands(stream: IO[bytes], number_of_page: int, image: Image.Image | Non
     )
 
 
-def _tiff_blocks(stream: IO[bytes], page: "TiffPage", segment_height: int) -> Iterator[Strip]:
+def _tiff_blocks(stream: IO[bytes], page: "TiffPage", segment_height: int) -> Iterator[Values]:
     """The rows of a page, as many at a time as its strips or tiles are high."""
     separate, _, height, width, together = page.shaped
     down = ceil(height / segment_height)
@@ -212,9 +222,10 @@ def _tiff_blocks(stream: IO[bytes], page: "TiffPage", segment_height: int) -> It
             except ValueError as error:
                 if "imagecodecs" not in str(error):
                     raise
+                name = getattr(page.compression, "name", page.compression)
                 raise Unreadable(
-                    f"TIFF with many or wide bands in the compression {page.compression.name}"
-                    " needs the extra bands: install sureclr[bands]"
+                    f"many or wide bands in TIFF's compression {name} need the extra bands:"
+                    " install sureclr[bands]"
                 ) from None
             if values is None:
                 raise Unreadable("some of its strips or tiles are empty")
@@ -309,7 +320,7 @@ def open_dicom(stream: IO[bytes], page: int) -> Raster:
     """
     try:
         from pydicom import dcmread
-        from pydicom.pixels import pixel_array
+        from pydicom.pixels.utils import pixel_array
     except ImportError:
         raise Unreadable("DICOM needs the extra dicom: install sureclr[dicom]") from None
     length = stream.seek(0, 2)

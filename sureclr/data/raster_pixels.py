@@ -85,8 +85,8 @@ def pictures(
     # A picture that comes whole is turned first, a larger one at the end, when it is small
     turn = TURNS.get(raster.orientation)
     turns_first = turn if rows >= raster.height else None
-    turns_last = None if turns_first else turn
-    if turns_last:
+    turns_last = turn if turns_first is None else None
+    if turns_last is not None:
         targets = [_stored(box, new, raster) for box, new in targets]
     reductions = [_Reduction(box, new) for box, new in targets]
     top = filled = 0
@@ -96,7 +96,7 @@ def pictures(
         layers, more = _layers(strip, raster, black, white)
         layers = _recoloured(layers, channels)
         filled, height = filled + more, layers[0].height
-        if turns_first:
+        if turns_first is not None:
             layers = [layer.transpose(turns_first) for layer in layers]
         for reduction in reductions:
             reduction.add(layers, top)
@@ -104,7 +104,9 @@ def pictures(
     results = []
     for reduction in reductions:
         layers = reduction.finish()
-        results.append(_pixels([x.transpose(turns_last) for x in layers] if turns_last else layers))
+        if turns_last is not None:
+            layers = [layer.transpose(turns_last) for layer in layers]
+        results.append(_pixels(layers))
     content = raster.content or digest.hexdigest()
     return results[0], results[1] if len(results) > 1 else None, content, filled
 
