@@ -80,6 +80,10 @@ class Pictures:
         here = self.values.device
         if device.type == here.type and device.index in (None, here.index):
             return self
+        return self._gathered(device)
+
+    def _gathered(self, device: torch.device) -> "Pictures":
+        """A copy on a device in which only these pictures are stored, each once."""
         rows, place = self._stored()
         start, length = self.start[rows], self.length[rows]
         end = length.cumsum(0)
@@ -103,7 +107,8 @@ class Pictures:
         length = self.length[rows] // self.channels * channels
         parts = [recolour(self[row][None], channels).flatten() for row in rows.tolist()]
         start = (length.cumsum(0) - length)[place]
-        return replace(self, values=torch.cat(parts), start=start, channels=channels)
+        values = torch.cat(parts) if parts else self.values[:0]
+        return replace(self, values=values, start=start, channels=channels)
 
     def _stored(self) -> tuple[Tensor, Tensor]:
         """A row of each stored picture, by its place, and the number of each row's picture."""
