@@ -148,6 +148,9 @@ class ReadOptions:
     allow_unreadable: bool = False
 
 
+READ_OPTIONS = ReadOptions()
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides what a pretraining run learns.
@@ -180,9 +183,10 @@ class PretrainConfig:
 
     encoder: str = "resnet18"
     """Network that is trained: small (quick on a CPU) or the name of any timm model."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layers of the encoder: imagenet; or cifar (3x3 convolution, stride 1, no pooling) for
-    images of about 32 pixels.
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"
+    """First layers of the encoder: imagenet; cifar (3x3 convolution, stride 1, no pooling), which
+    suits images of about 32 pixels; or auto, which is cifar for images of at most 40 pixels where
+    the encoder has such a stem and starts from random weights, else imagenet.
     """
     init: Literal["random", "timm"] = "random"
     """First weights of the encoder: random, or timm (the pretrained ones of the timm model)."""

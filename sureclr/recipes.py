@@ -46,6 +46,7 @@ def fashion_mnist() -> PretrainConfig:
     return PretrainConfig(
         "fashion-mnist",
         encoder="small",
+        stem="imagenet",
         epochs=6,
         batch_size=128,
         learning_rate=2e-3,

@@ -79,8 +79,9 @@ def draw_views(
     rows = _some_rows(images, count)
     import torch
 
+    seeds, side = torch.arange(len(rows)) + seed * count, images.images.shape[-1]
     try:
-        augmented_pairs(images.images[rows], config, torch.arange(len(rows)) + seed * count, out)
+        augmented_pairs(images.for_views(rows), config, seeds, out, side)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); give another --out."

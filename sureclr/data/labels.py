@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.label_request import FORMS, LabelRequest
+from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError, unknown
 from sureclr.files import digest_of_bytes
 
@@ -47,6 +48,10 @@ class Labelled:
     def pixels(self, index: Tensor | slice) -> Tensor:
         """Return the pixels (m, c, h, w) uint8 of some labels, on the device of the images."""
         return self.images.images[self.rows[index].to(self.images.images.device)]
+
+    def for_views(self, index: Tensor | slice) -> Tensor | Pictures:
+        """Return the images from which views of some labels are cropped, see `ImageSet`."""
+        return self.images.for_views(self.rows[index])
 
     @property
     def digest(self) -> str:

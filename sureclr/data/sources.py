@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.downloads import downloading
 from sureclr.data.folder import read_folder
 from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
@@ -93,6 +94,7 @@ def load_images(
     channels: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
+    options: ReadOptions = READ_OPTIONS,
 ) -> ImageSet:
     """Read the images of a data source.
 
@@ -105,10 +107,13 @@ def load_images(
         channels: 1 (grey) or 3 (RGB); None: the data set's own, and 3 for a folder.
         seed: of the random test split of a folder that has no test images of its own.
         progress: what to report to while the images of a folder are decoded.
+        options: how files become pixels; `size` and `channels` come before its own.
 
     Raises:
         UserError: the name is unknown, or files are missing and cannot be downloaded, or damaged.
     """
+    size = options.size if size is None else size
+    channels = options.channels if channels is None else channels
     check_shape(size, channels)
     if source.startswith("folder:") and source != FOLDER:
         path = Path(source.removeprefix("folder:"))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.decoding import (
     ENDINGS,
     Decoding,
@@ -60,6 +61,7 @@ def as_image_set(
     name: str = "images",
     labels: Sequence[Label] | None = None,
     progress: Progress = SILENT,
+    options: ReadOptions = READ_OPTIONS,
 ) -> ImageSet:
     """Turn what a user has in hand into an ImageSet.
 
@@ -84,6 +86,7 @@ def as_image_set(
         labels: one an image: class numbers from 0 (-1 or None: not known), or class names. A class
             without a name is named by its number.
         progress: what to report to while files are decoded and data sets are read.
+        options: how files become pixels; `size` and `channels` come before its own.
 
     Returns:
         The images. Their split is "train" where they do not have one of their own.
@@ -91,6 +94,8 @@ def as_image_set(
     Raises:
         UserError: the images or their labels cannot be used; the sentence says what to change.
     """
+    size = options.size if size is None else size
+    channels = options.channels if channels is None else channels
     check_shape(size, channels)
     if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # an array of paths or images
         images = images.tolist()
