@@ -216,9 +216,23 @@ def picture_pixels(image: Image.Image, size: int | None, channels: int | None) -
         Exception: the image is still to be read from its file, and the file is damaged. Pillow's
             plugins raise anything.
     """
+    return decode_image(image, Decoding(size, channels)).square
+
+
+def decode_image(image: Image.Image, wanted: Decoding = Decoding()) -> DecodedPicture:
+    """Decode an image of Pillow, whatever its mode, as `decode` does for a file.
+
+    Args:
+        image: an image; it does not change, except that it is loaded.
+        wanted: what to make of it.
+
+    Raises:
+        Exception: as `picture_pixels`.
+    """
     with guarded(False):
         image.load()
-        return pictures(of_image(image), Decoding(size, channels))[0]
+        square, whole, content, filled = pictures(of_image(image), wanted)
+    return DecodedPicture(square, whole, content, filled)
 
 
 def reason_in_words(error: Exception) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sureclr.data.image_report import ImageReport
 from sureclr.data.pictures import MOST_BANDS, Pictures
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors
@@ -53,6 +54,7 @@ class ImageSet:
         shares: (n, k) float32, the share of each class in the labels of an image that several
             people labelled differently; a row of zeros where there is none; None: no image has
             one. `labels` then holds the class of the largest share.
+        report: what was understood of the source that the images come from; None: not known.
     """
 
     name: str
@@ -66,6 +68,7 @@ class ImageSet:
     pictures: Pictures | None = None
     contents: Sequence[str] | None = None
     shares: Tensor | None = None
+    report: ImageReport | None = None
 
     def __post_init__(self) -> None:
         """Check every column.

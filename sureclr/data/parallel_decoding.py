@@ -71,14 +71,14 @@ def _in_processes(
     The workers ignore SIGINT, which a terminal sends to them too, so that this process alone
     decides when to stop. It then kills them: they write nothing that could be left half done.
     """
-    batches = [files[i : i + FILES_AT_ONCE] for i in range(0, len(files), FILES_AT_ONCE)]
+    batches = range(0, len(files), FILES_AT_ONCE)  # the first file of each
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(cores or 1, 60)  # Windows cannot wait for more
     workers: list[_Worker] = []
     try:
         for _ in range(min(count, len(batches))):
             workers.append(_started())
-        yield from _in_order(workers, batches, wanted)
+        yield from _in_order(workers, files, wanted)
     except (EOFError, OSError) as error:
         raise UserError(
             "a process that decodes images died: if memory ran out, close other programs; "
@@ -93,15 +93,18 @@ def _in_processes(
 
 
 def _in_order(
-    workers: list[_Worker], batches: list[Sequence[FileRef]], wanted: Decoding
+    workers: list[_Worker], files: Sequence[FileRef], wanted: Decoding
 ) -> Iterator[list[Decoded]]:
+    """Yield batches in order. Files are taken from the sequence only when a worker needs them."""
+    batches = range(0, len(files), FILES_AT_ONCE)  # the first file of each
     ready: dict[int, list[Decoded]] = {}  # by number of the batch
     waiting, idle, first = deque(range(len(batches))), [worker.pipe for worker in workers], 0
     busy: list[Connection] = []
     while first < len(batches):
         while idle and waiting and waiting[0] < first + BATCHES_AHEAD * len(workers):
             pipe, number = idle.pop(), waiting.popleft()
-            pipe.send((number, decoding.decode, batches[number], wanted))
+            batch = files[batches[number] : batches[number] + FILES_AT_ONCE]
+            pipe.send((number, decoding.decode, batch, wanted))
             busy.append(pipe)
         finished = wait(busy, timeout=POLL)
         for pipe in [pipe for pipe in busy if pipe in finished]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.folder import held_out
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.labels import label_lines
 from sureclr.data.sources import is_source, load_images
+from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
@@ -91,8 +91,9 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
     """Hold out images for testing where none are, so that given images can be evaluated."""
     if "test" in images.split or not (images.labels != UNLABELLED).any():
         return images
-    test = held_out(images.labels.numpy(), seed) & (images.labels.numpy() != UNLABELLED)
-    note = f"test split: a random 20 % of each class, seed {seed}"
+    contents = images.contents or contents_of(images.images)
+    test = held_out_by_content(contents, seed) & (images.labels.numpy() != UNLABELLED)
+    note = f"Splits: a hash of each image's content holds out 20 % for testing, seed {seed}"
     return replace(
         images,
         split=np.where(test, "test", images.split),
