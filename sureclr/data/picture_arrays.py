@@ -1,20 +1,39 @@
 """Pictures in memory, of any sizes, as squares and as whole pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sureclr.config import ReadOptions
-from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
+from sureclr.data.decoding import (
+    DecodedPicture,
+    Decoding,
+    FileRef,
+    decode_image,
+    reason_in_words,
+    upright_size,
+)
 from sureclr.data.parallel_decoding import decode_files
 from sureclr.data.pictures import Pictures
-from sureclr.data.survey import few_levels, fitting_range, fitting_size, look_at
+from sureclr.data.survey import (
+    SAMPLED_IMAGES,
+    Survey,
+    few_levels,
+    fitting_range,
+    fitting_size,
+    look_at,
+    with_values,
+)
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, Progress
+
+SAMPLED_VALUES = 4096  # of an image, for the value range
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +109,23 @@ def joined(pictures: Sequence[DecodedPicture], note: str = "") -> PictureArrays:
     return PictureArrays(squares, whole, note, contents)
 
 
+def _survey_of(images: Sequence[Image.Image], options: ReadOptions) -> Survey:
+    """Return a survey of images of Pillow; their value range is found as that of files is."""
+    wide = [image for image in images if _is_wide(image)]
+    chosen = wide[:: max(1, len(wide) // SAMPLED_IMAGES)] if options.value_range is None else []
+    samples = []
+    for image in chosen:
+        values = np.asarray(image, dtype=np.float64).reshape(-1)
+        values = values[np.isfinite(values)]
+        samples.append(values[:: max(1, len(values) // SAMPLED_VALUES)])
+    return with_values([], samples)
+
+
+def _is_wide(image: Image.Image) -> bool:
+    """Return whether an image of Pillow has values of more than 8 bits."""
+    return image.mode.startswith(("I", "F"))
+
+
 def decoded_arrays(
     files: Sequence[FileRef], options: ReadOptions, progress: Progress = SILENT
 ) -> tuple[PictureArrays | None, dict[int, str]]:
@@ -116,3 +152,37 @@ def decoded_arrays(
     good = [result for result in decoded if isinstance(result, DecodedPicture)]
     warning = few_levels(found, value_range) if value_range else ""
     return replace(joined(good, note), value_range=value_range, warning=warning), {}
+
+
+def decoded_images(pictures: Iterable[Image.Image], options: ReadOptions) -> PictureArrays:
+    """Return the pixels of images of Pillow.
+
+    Raises:
+        UserError: there are none, or one cannot be read.
+    """
+    pictures = iter(pictures)
+    first = next(pictures, None)
+    if first is None:
+        raise UserError("there are no images; use at least one.")
+    pictures = chain([first], pictures)
+    side, note, found = options.size, "", None
+    if options.size is None or _is_wide(first):  # all are needed at once, for one size and range
+        pictures = list(pictures)
+        side, note = side_of([upright_size(picture) for picture in pictures], options)
+        found = _survey_of(pictures, options)
+    whole = None if side is None else whole_side(side, options)
+    value_range = options.value_range or (fitting_range(found) if found else None)
+    wanted = Decoding(side, options.channels, whole, value_range)
+    decoded = []
+    for i, picture in enumerate(pictures):
+        try:
+            decoded.append(decode_image(picture, wanted))
+        except Exception as error:  # Pillow's plugins raise anything
+            raise UserError(
+                f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
+            ) from error
+    arrays = joined(decoded, note)
+    if found is None or not len(found.values) or value_range is None:
+        return arrays
+    warning = few_levels(found, value_range)
+    return replace(arrays, value_range=value_range, warning=warning)

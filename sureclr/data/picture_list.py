@@ -22,7 +22,7 @@ from sureclr.data.survey import (
     fitting_range,
     fitting_size,
     found_sizes,
-    survey,
+    surveyed,
 )
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, Progress
@@ -89,7 +89,7 @@ def read_pictures(
     Raises:
         UserError: no picture can be read, too many cannot, or the cache cannot be written.
     """
-    found = survey(pictures.listing, progress)
+    found = surveyed(pictures.listing, progress)
     _check_strict(options, pictures, dict(_bad_in(pictures.listing.names, found.facts)))
     pictures, facts, pages = _with_pages(pictures, found.facts, options)
     readable = [fact for fact in facts if not isinstance(fact, str)]

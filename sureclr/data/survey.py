@@ -49,7 +49,7 @@ class Survey:
         return [facts for facts in self.facts if not isinstance(facts, str)]
 
 
-def survey(listing: Listing, progress: Progress = SILENT) -> Survey:
+def surveyed(listing: Listing, progress: Progress = SILENT) -> Survey:
     """Look at every file of a source. What was found is kept in the cache.
 
     Raises:
@@ -84,16 +84,23 @@ def look_at(files: Sequence[FileRef], progress: Progress = SILENT) -> Survey:
     wide = [row for row, fact in enumerate(facts) if not isinstance(fact, str) and fact.wide]
     chosen = np.unique(np.linspace(0, len(wide) - 1, min(len(wide), SAMPLED_IMAGES)).astype(int))
     samples = [sample_values(files[wide[row]]) for row in chosen] if wide else []
-    pooled = [sample for sample in samples if not isinstance(sample, str) and len(sample)]
-    if not pooled:
+    return with_values(facts, [sample for sample in samples if not isinstance(sample, str)])
+
+
+def with_values(facts: list[PictureFacts | str], samples: Sequence[NDArray[np.float64]]) -> Survey:
+    """Return a survey of pictures of which some values are known.
+
+    Args:
+        facts: of the pictures.
+        samples: values of each of some pictures of more than 8 bits.
+    """
+    if not any(len(sample) for sample in samples):
         return Survey(facts, np.empty(0), 0.0, 0.0)
-    values = np.concatenate(pooled)
+    values = np.concatenate(samples)
     low, high = np.percentile(values, PERCENTILES, method="nearest")
     distinct = np.unique(values)
-    thinned = distinct[
-        np.linspace(0, len(distinct) - 1, min(len(distinct), KEPT_VALUES)).astype(int)
-    ]
-    return Survey(facts, thinned, float(low), float(high))
+    kept = np.linspace(0, len(distinct) - 1, min(len(distinct), KEPT_VALUES)).astype(int)
+    return Survey(facts, distinct[kept], float(low), float(high))
 
 
 def fitting_size(sides: Sequence[int]) -> int:

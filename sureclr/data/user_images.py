@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
@@ -15,12 +15,8 @@ from torch import Tensor
 
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.decoding import (
-    Decoding,
     FileRef,
-    decode_image,
     readable_endings,
-    reason_in_words,
-    upright_size,
 )
 from sureclr.data.folder import read_folder, with_given
 from sureclr.data.image_report import NAMED_FILES, inert, named_reasons
@@ -28,9 +24,7 @@ from sureclr.data.image_set import ImageSet, check_shape, convert, recolour
 from sureclr.data.picture_arrays import (
     PictureArrays,
     decoded_arrays,
-    joined,
-    side_of,
-    whole_side,
+    decoded_images,
 )
 from sureclr.data.picture_list import short_report
 from sureclr.data.sources import SOURCES, is_source, load_images
@@ -112,13 +106,13 @@ def as_image_set(
     split, classes, paths = "train", None, None
     all_labels: object = labels
     if isinstance(images, np.ndarray | Tensor):
-        arrays = PictureArrays(_stacked(images))
+        arrays = PictureArrays(_stacked(images, options.channels))
     elif isinstance(images, list | tuple) and images and all(map(_is_path, images)):
         paths = [os.fspath(image) for image in images]
         arrays = _from_files(paths, options, progress)
     elif isinstance(images, list | tuple):
         pictures = (_picture(image, f"image {i}") for i, image in enumerate(images))
-        arrays = _from_pictures(pictures, options)
+        arrays = decoded_images(pictures, options)
     elif _is_map_dataset(images):
         split, classes = _own_split(images), _own_classes(images)
         arrays, own_labels = _from_dataset(images, options, progress)
@@ -230,8 +224,8 @@ def _as_uint8(array: NDArray[Any] | Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
-    """An array of n images as (n, c, h, w)."""
+def _stacked(array: NDArray[Any] | Tensor, channels: int | None = None) -> Tensor:
+    """An array of n images as (n, c, h, w); for more bands than 3, `channels` says how many."""
     pixels = _as_uint8(array)
     shape = tuple(pixels.shape)
     if 0 in shape:
@@ -239,7 +233,7 @@ def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
     if pixels.ndim == 3 and shape[2] not in (1, 3):
         return pixels.unsqueeze(1).contiguous()
     if pixels.ndim == 4:
-        return _channels_first(pixels).contiguous()
+        return _channels_first(pixels, channels).contiguous()
     is_one = pixels.ndim in (2, 3)
     remedy = "for one image, add a first axis: images[None]" if is_one else "reshape it"
     raise UserError(
@@ -248,10 +242,11 @@ def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
     )
 
 
-def _channels_first(pixels: Tensor) -> Tensor:
+def _channels_first(pixels: Tensor, channels: int | None = None) -> Tensor:
     """Images (..., c, h, w) or (..., h, w, c) as (..., c, h, w)."""
     shape = tuple(pixels.shape[-3:])
-    first, last = shape[0] in (1, 3), shape[2] in (1, 3)
+    allowed = (1, 3) if channels in (None, 1, 3) else (channels,)
+    first, last = shape[0] in allowed, shape[2] in allowed
     if first and last:
         raise UserError(
             f"images of shape {shape} could be (c, h, w) or (h, w, c); make an ImageSet, whose"
@@ -260,8 +255,9 @@ def _channels_first(pixels: Tensor) -> Tensor:
     if not first and not last:
         alpha = ", without transparency" if 4 in (shape[0], shape[2]) else ""
         raise UserError(
-            f"images must have 1 or 3 channels{alpha}, as the first or the last axis; these have"
-            f" the shape {shape}."
+            f"images must have {' or '.join(map(str, allowed))} channels{alpha}, as the first or"
+            f" the last axis; these have the shape {shape} (channels= names another number of"
+            " bands)."
         )
     return pixels if first else pixels.movedim(-1, -3)
 
@@ -312,28 +308,6 @@ def _picture(image: object, what: str) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_pictures(pictures: Iterable[Image.Image], options: ReadOptions) -> PictureArrays:
-    """The pixels of pictures."""
-    if options.size is None:  # all are needed at once, to know whether they have one size
-        pictures = list(pictures)
-        side, note = side_of([upright_size(picture) for picture in pictures], options)
-    else:
-        side, note = options.size, ""
-    whole = None if side is None else whole_side(side, options)
-    wanted = Decoding(side, options.channels, whole, options.value_range)
-    decoded = []
-    for i, picture in enumerate(pictures):
-        try:
-            decoded.append(decode_image(picture, wanted))
-        except Exception as error:  # Pillow's plugins raise anything
-            raise UserError(
-                f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
-            ) from error
-    if not decoded:
-        raise UserError("there are no images; use at least one.")
-    return joined(decoded, note)
-
-
 def _is_map_dataset(images: object) -> TypeGuard[MapDataset]:
     has_items = hasattr(images, "__len__") and hasattr(images, "__getitem__")
     return has_items and not isinstance(images, Mapping | str | bytes | bytearray)
@@ -353,7 +327,7 @@ def _from_dataset(
                 yield _picture(image, f"image {i} of the data set")
                 update(i + 1)
 
-    arrays = _from_pictures(pictures(), options)
+    arrays = decoded_images(pictures(), options)
     return arrays, None if all(label is None for label in labels) else labels
 
 
