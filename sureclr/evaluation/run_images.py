@@ -33,8 +33,8 @@ def load_run_images(
     Args:
         run: the trained run.
         data: the name of a data source, or anything that `as_image_set` takes; None means the
-            images that the run was trained on. Images without a test split of their own get one: a
-            random 20 % of each class, by the run's seed, and `note` says so.
+            images that the run was trained on. Images without a test split of their own get one:
+            about 20 %, by a hash of their content and the run's seed, and `note` says so.
         labels: one for each image, or the path of a CSV file with the header path,label.
         root: the folder of downloaded data sets.
         progress: what to report to.
@@ -56,9 +56,16 @@ def load_run_images(
             channels=run.channels,
             seed=run.config.seed,
             progress=progress,
+            options=run.config.read_options,
         )
     else:
-        images = as_image_set(source, size=run.size, channels=run.channels, progress=progress)
+        images = as_image_set(
+            source,
+            size=run.size,
+            channels=run.channels,
+            progress=progress,
+            options=run.config.read_options,
+        )
     if isinstance(labels, str | Path):
         images = _from_csv(images, Path(labels))
     elif labels is not None:

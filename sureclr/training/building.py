@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import findable
 from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.embedding import as_float, evaluating
@@ -95,14 +96,16 @@ def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
 
 
 def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> PretrainConfig:
-    """Return the configuration that records the user's own encoder and loss.
+    """Return the configuration that records the source, and the user's own encoder and loss.
 
-    A registered loss is recorded by its name and options, so that it can be built again. An
-    encoder, and any other loss, is recorded as "custom:" and the name of its class.
+    The source is recorded with an absolute path, so that it is found from any folder. A registered
+    loss is recorded by its name and options, so that it can be built again. An encoder, and any
+    other loss, is recorded as "custom:" and the name of its class.
 
     Raises:
         UserError: an argument has the wrong type.
     """
+    config = replace(config, source=findable(config.source))
     if encoder is not None:
         if not isinstance(encoder, nn.Module):
             raise UserError(

@@ -72,7 +72,10 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         progress: gets a sentence if the stem was chosen and is not the usual one.
     """
     _, channels, _, size = images.images.shape
-    resolved = with_stem(replace(config, size=size, channels=channels), size)
+    found = None if images.report is None else images.report.value_range
+    value_range = found if config.value_range is None else config.value_range
+    decided = replace(config, size=size, channels=channels, value_range=value_range)
+    resolved = with_stem(decided, size)
     if config.stem == "auto" and resolved.stem == "cifar":
         progress.message(
             f"the images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"

@@ -78,6 +78,8 @@ def pretrain(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
     directory.prepare(resume, overwrite)
+    if training.report is not None:
+        directory.save_image_report(training.report.to_json())
     run_training(trainer, directory, progress, resume=resume, track=track)
     return Run(
         directory,

@@ -75,7 +75,8 @@ class Run:
             images: anything that `sureclr.as_image_set` takes.
             progress: gets the number of embedded images.
         """
-        fitting = as_image_set(images, size=self.size, channels=self.channels)
+        options = self.config.read_options
+        fitting = as_image_set(images, size=self.size, channels=self.channels, options=options)
         dimension = self.kernel_dimension
         return embed(self.model, fitting, kernel_dimension=dimension, progress=progress)
 
