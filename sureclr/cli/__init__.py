@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _show_any_name() -> None:
-    """Let both streams show names that are not UTF-8: as their bytes, so that they can be pasted."""
+    """Let both streams show names that are not UTF-8 as their bytes, which can be pasted."""
     codecs.register_error("sureclr.show", _bytes_or_escapes)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

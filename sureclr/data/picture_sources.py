@@ -355,7 +355,7 @@ class _Table:
         self.file = file
         try:
             if file.suffix == ".parquet":
-                self._parquet: Any = parquet.ParquetFile(file)
+                self._parquet: Any = parquet.ParquetFile(_opened(file))
                 self.schema = self._parquet.schema_arrow
                 self._length = self._parquet.metadata.num_rows
                 groups = range(self._parquet.num_row_groups)
@@ -364,11 +364,10 @@ class _Table:
                 self._group = -1
                 self._rows: Any = None
                 return
-            mapped = pa.memory_map(str(file))
             try:
-                self._arrow: Any = ipc.open_file(mapped).read_all()
+                self._arrow: Any = ipc.open_file(_opened(file)).read_all()
             except pa.ArrowInvalid:
-                self._arrow = ipc.open_stream(mapped).read_all()
+                self._arrow = ipc.open_stream(_opened(file)).read_all()
             self._parquet, self.schema = None, self._arrow.schema
             self._length = self._arrow.num_rows
         except (OSError, pa.ArrowException) as error:
@@ -401,6 +400,16 @@ class _Table:
             found += self._rows.slice(start - first, stop - start).to_pylist()
             start = stop
         return found
+
+
+def _opened(file: Path) -> Any:
+    """A mapped file; an open one where its name is not UTF-8, which pyarrow cannot write."""
+    import pyarrow as pa
+
+    try:
+        return pa.memory_map(str(file))
+    except UnicodeEncodeError:
+        return file.open("rb")
 
 
 def _image_column(table: "_Table") -> str:

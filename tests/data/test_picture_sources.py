@@ -232,9 +232,10 @@ def test_parquet_gives_the_images_of_a_folder(
 @pytest.mark.parametrize("new", [ipc.new_file, ipc.new_stream])
 def test_arrow_files_and_streams(tmp_path: Path, folder: ImageSet, new: Any) -> None:
     made = table(range(30), "struct", "words")
-    with new(str(tmp_path / "a.arrow"), made.schema) as writer:
+    odd = tmp_path / os.fsdecode(b"\xff.arrow")
+    with odd.open("wb") as stream, new(stream, made.schema) as writer:
         writer.write_table(made, max_chunksize=7)
-    assert_same(load_images(f"parquet:{tmp_path}/a.arrow", size=8), folder)
+    assert_same(load_images(f"parquet:{odd}", size=8), folder)
 
 
 def test_files_named_like_splits_and_plain_numbers(tmp_path: Path) -> None:
