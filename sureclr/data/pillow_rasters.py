@@ -295,8 +295,9 @@ def _chunks(stream: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if kind in kinds:
             data, seen = stream.read(length), True
-            stored = int.from_bytes(stream.read(4), "big")
-            yield data, (zlib.crc32(data, zlib.crc32(kind)) ^ stored).bit_count()
+            stored, computed = stream.read(4), zlib.crc32(data, zlib.crc32(kind))
+            bits = (computed ^ int.from_bytes(stored, "big")).bit_count()
+            yield data, bits if len(stored) == 4 else 1  # the file may end here
         elif seen and len(kinds) == 1:  # Pillow stops at the first other chunk as well
             return
         else:

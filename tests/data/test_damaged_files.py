@@ -133,8 +133,9 @@ def png_pixels(data: bytes) -> tuple[list[bytes], bool]:
         length, kind = struct.unpack(">I4s", data[place : place + 8])
         if kind == b"IDAT":
             parts.append(data[place + 8 : place + 8 + length])
-            (stored,) = struct.unpack(">I", data[place + 8 + length :][:4])
-            right &= (stored ^ zlib.crc32(kind + parts[-1])).bit_count() <= 8
+            stored = data[place + 8 + length :][:4]
+            wrong = int.from_bytes(stored, "big") ^ zlib.crc32(kind + parts[-1])
+            right &= len(stored) < 4 or wrong.bit_count() <= 8
         elif parts:
             break
         place += 12 + length
