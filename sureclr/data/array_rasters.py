@@ -3,7 +3,6 @@
 This module imports neither torch nor the rest of the package, except its neighbours for decoding.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
@@ -14,17 +13,29 @@ from PIL import Image, UnidentifiedImageError
 
 from sureclr.data.pillow_rasters import (
     NODATA,
-    WIDE_MODES,
     number,
     open_pillow,
 )
-from sureclr.data.rasters import MEMORY, MIB, Raster, Strip, Unreadable, Values, bands_of, slices
+from sureclr.data.rasters import (
+    DAMAGED,
+    MEMORY,
+    MIB,
+    Raster,
+    Strip,
+    Unreadable,
+    Values,
+    bands_of,
+    inflates,
+    slices,
+)
 
 if TYPE_CHECKING:
     from tifffile import TiffPage
 
 MOST_BANDS = 32
-KINDS = frozenset(["uint8", "uint16", "uint32", "int16", "int32", "float16", "float32", "float64"])
+KINDS = frozenset(
+    ["uint8", "int8", "uint16", "uint32", "int16", "int32", "float16", "float32", "float64"]
+)
 DEFLATE = (8, 32946)  # compressions of TIFF that have a checksum, which libtiff does not look at
 # Planes of colour for each photometric interpretation of TIFF that Pillow knows
 COLOUR_PLANES = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}
@@ -99,12 +110,13 @@ def _is_for_pillow(image: Image.Image) -> bool:
     photometric = tags.get(262, 0)
     if photometric in ONLY_PILLOW:
         return True
+    signed = tags.get(339, (1,))[0] == 2
     if planes == 1:
-        # Pillow's 32-bit integers are signed
-        return not (bits == 32 and tags.get(339, (1,))[0] == 1 and image.mode in WIDE_MODES)
+        # Pillow's 32-bit integers are signed, and its 8-bit integers are not
+        return not (signed if bits <= 8 else bits == 32 and not signed and image.mode == "I")
     colour = COLOUR_PLANES.get(photometric, 0)
     has_alpha = planes == colour + 1 and tuple(tags.get(338, ()))[:1] in ((1,), (2,))
-    return bits <= 8 and (planes == colour or has_alpha)
+    return bits <= 8 and not signed and (planes == colour or has_alpha)
 
 
 def _checked(raster: Raster, image: Image.Image, stream: IO[bytes]) -> Raster:
@@ -128,14 +140,9 @@ def _checked(raster: Raster, image: Image.Image, stream: IO[bytes]) -> Raster:
 
 
 def _check_deflate(data: bytes) -> None:
-    """Raise Unreadable if the sum at the end of a deflated strip is wrong."""
-    inflate = zlib.decompressobj()
-    try:
-        while data and not inflate.eof:
-            inflate.decompress(data, MIB)
-            data = inflate.unconsumed_tail
-    except zlib.error:
-        raise Unreadable("its pixels are damaged (a checksum is wrong)") from None
+    """Raise Unreadable if the sum at the end of a deflated strip is missing or wrong."""
+    if not inflates([data]):
+        raise Unreadable(DAMAGED)
 
 
 def _tiff_bands(
@@ -164,7 +171,8 @@ def _tiff_bands(
         raise Unreadable("it is no picture of two dimensions")
     if kind.name not in KINDS or page.bitspersample != kind.itemsize * 8:
         raise Unreadable(f"values of the type {kind.name} in a TIFF file are not read here")
-    if not known and kind == np.uint8 and bands in (1, 3):
+    is_plain = kind == np.uint8 and bands in (1, 3)
+    if not known and is_plain and page.photometric != 1:  # 1: bands that are not called colours
         raise Unreadable("Pillow does not know this kind of TIFF")
     if bands > MOST_BANDS:
         raise Unreadable(f"it has {bands_of(bands)}; at most {MOST_BANDS} are read")

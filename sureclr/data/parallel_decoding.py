@@ -5,7 +5,7 @@ import signal
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -19,6 +19,7 @@ POOL_FROM = 256  # fewer images are decoded in this process: starting others wou
 FILES_AT_ONCE = 16  # handed to a worker at a time
 # Handed out for each worker beyond what is yielded: results wait in memory for those before them
 BATCHES_AHEAD = 4
+IGNORED = (signal.SIGINT, signal.SIGTERM)  # by the workers: their parent decides
 POLL = 0.2  # seconds; a signal's handler runs at least this often
 
 Decoded = DecodedPicture | str  # or the reason why a file cannot be read
@@ -68,8 +69,8 @@ def _in_processes(
 ) -> Generator[list[Decoded], None, None]:
     """Yield the results of all batches in order, and an empty list at least every `POLL` seconds.
 
-    The workers ignore SIGINT, which a terminal sends to them too, so that this process alone
-    decides when to stop. It then kills them: they write nothing that could be left half done.
+    The workers ignore SIGINT and SIGTERM, which a terminal sends to them too, so that this process
+    alone decides when to stop. It then kills them: they write nothing that could stay half done.
     """
     batches = range(0, len(files), FILES_AT_ONCE)  # the first file of each
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -120,25 +121,28 @@ def _in_order(
 
 
 def _started() -> _Worker:
-    """Start a worker that never sees a SIGINT, not even while it starts."""
+    """Start a worker that never sees SIGINT and SIGTERM, not even while it starts."""
     # A new process ("spawn"): a fork of a process with torch's threads can hang
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs,), daemon=True)
-    blocked = hasattr(signal, "pthread_sigmask")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]) if blocked else set()
-    try:
-        process.start()  # it inherits what is blocked
-    finally:
-        if blocked:
+    if hasattr(signal, "pthread_sigmask"):
+        resource_tracker.ensure_running()  # which else is started below, and unblocks the signals
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        try:
+            process.start()  # it inherits what is blocked
+        finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
 def _work(pipe: Connection) -> None:
     """What a worker does until its parent has gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for ignored in IGNORED:
+        signal.signal(ignored, signal.SIG_IGN)
     try:
         while True:
             number, decode, files, wanted = pipe.recv()

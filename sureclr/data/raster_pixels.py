@@ -4,6 +4,7 @@ This module imports neither torch nor the rest of the package, except its neighb
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ TURNS = {  # what undoes each EXIF orientation
 AT_ONCE = 4 * MIB  # pictures of more pixels are converted strip by strip
 STRIP = MIB  # values in a strip, about
 
+Convert = Callable[[Values], NDArray[np.uint8]]
 Layers = list[Image.Image]  # one of mode "RGB", or one "L" a band
 
 
@@ -78,7 +80,7 @@ def pictures(
     targets = _targets(raster, wanted)
     rows = strip_rows(raster)
     check_memory(raster, _working_memory(raster, rows, channels, targets))
-    black, white = _range(raster, wanted.value_range, rows)
+    convert = _converter(raster, *_range(raster, wanted.value_range, rows))
     digest = hashlib.sha256(
         f"{raster.width} {raster.height} {raster.bands} {raster.kind} {raster.orientation}".encode()
     )
@@ -93,7 +95,7 @@ def pictures(
     for strip in raster.strips(rows):
         if not raster.content:
             digest.update(_raw(strip))
-        layers, more = _layers(strip, raster, black, white)
+        layers, more = _layers(strip, raster, convert)
         layers = _recoloured(layers, channels)
         filled, height = filled + more, layers[0].height
         if turns_first is not None:
@@ -218,20 +220,30 @@ def _range(raster: Raster, wanted: tuple[float, float] | None, rows: int) -> tup
     return (0.0, fitting[0]) if fitting and low >= 0 else (low, max(high, low + 1))
 
 
-def _layers(strip: Strip, raster: Raster, black: float, white: float) -> tuple[Layers, int]:
+def _converter(raster: Raster, black: float, white: float) -> Convert:
+    """A function that makes 8 bits of stored values: black becomes 0 and white 255."""
+
+    def convert(values: Values) -> NDArray[np.uint8]:
+        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite
+            numbers = (measured(values, raster) - black) * 255 / (white - black)
+        np.nan_to_num(numbers, copy=False)
+        return np.rint(np.clip(numbers, 0, 255, out=numbers), out=numbers).astype(np.uint8)
+
+    if raster.kind.kind not in "iu" or raster.kind.itemsize != 2:
+        return convert
+    kind = raster.kind.newbyteorder("=")
+    table = convert(np.arange(1 << 16, dtype=np.uint16).view(kind))  # of every value
+    return lambda values: table[values.astype(kind, copy=False).view(np.uint16)]
+
+
+def _layers(strip: Strip, raster: Raster, convert: Convert) -> tuple[Layers, int]:
     """A strip as 8-bit images, and how many of its values were filled with black."""
     if isinstance(strip, Image.Image):
         return [strip], 0
     bands = strip[..., : raster.bands]
     holes = unmeasured(bands, raster)
     filled = int(np.count_nonzero(holes))
-    if raster.wide:
-        with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite
-            numbers = (measured(bands, raster) - black) * (255 / (white - black))
-        np.nan_to_num(numbers, copy=False)
-        pixels = np.rint(np.clip(numbers, 0, 255, out=numbers), out=numbers).astype(np.uint8)
-    else:
-        pixels = np.array(bands) if filled or raster.alpha else bands
+    pixels = convert(bands) if raster.wide else np.array(bands)
     if raster.inverted:
         pixels = 255 - pixels
     if filled:

@@ -4,7 +4,8 @@ A `Raster` gives strips of rows, so that a large picture is converted with littl
 module imports neither torch nor the rest of the package.
 """
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ MIB = 1 << 20
 EIGHT_BITS: np.dtype[Any] = np.dtype(np.uint8)
 # A worker's memory in bytes, and the part of it that Python and its libraries take
 MEMORY, INTERPRETER = 512 * MIB, 72 * MIB
+
+DAMAGED = "its pixels are damaged (a checksum is wrong)"
 
 Values = NDArray[Any]  # (rows, w, planes), as stored
 Strip = Image.Image | Values  # an image is 8-bit "L" or "RGB", without transparency
@@ -117,3 +120,16 @@ def slices(values: Values) -> Callable[[int], Iterator[Strip]]:
 def bands_of(count: int) -> str:
     """Return a number of bands in words."""
     return f"{count} band" + "s" * (count != 1)
+
+
+def inflates(parts: Iterable[bytes]) -> bool:
+    """Return whether deflated data is complete and fits the sum at its own end."""
+    inflate = zlib.decompressobj()
+    try:
+        for data in parts:
+            while data and not inflate.eof:
+                inflate.decompress(data, MIB)
+                data = inflate.unconsumed_tail
+    except zlib.error:
+        return False
+    return inflate.eof

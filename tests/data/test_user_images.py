@@ -221,7 +221,7 @@ def test_a_picture_of_any_mode_is_what_its_file_would_be(
     MODES[mode].save(tmp_path / "a.tif")
     mine = as_image_set([MODES[mode]], size=size)
     assert torch.equal(mine.images, as_image_set([tmp_path / "a.tif"], size=size).images)
-    assert mine.images.shape[1] == (1 if mode in ("1", "I;16", "F", "L") else 3)
+    assert mine.images.shape[1] == (1 if mode in ("1", "I;16", "F", "L", "LA") else 3)
 
 
 def test_a_palette_gives_colours_and_not_indices() -> None:
