@@ -148,7 +148,7 @@ def test_crops_of_oblong_pictures_are_distributed_as_torchvisions(sides: tuple[i
     assert stats.ks_2samp(*area).pvalue > P_MIN
 
 
-@pytest.mark.parametrize("sides", [(1, 100), (100, 1), (3, 700), (427, 640)])
+@pytest.mark.parametrize("sides", [(1, 100), (100, 1), (3, 700), (100, 105)])
 def test_the_central_crop_is_torchvisions(sides: tuple[int, int]) -> None:
     """The whole area at an aspect that does not fit: every try fails."""
     config = ViewConfig(crop_area=(1, 1), crop_aspect=(1, 1.1))
