@@ -162,7 +162,7 @@ def inspect(source: FileRef) -> PictureFacts | str:
     """
     try:
         with _opened(source) as stream, guarded(_may_write(stream)):
-            raster = _raster(stream, source, None, None)
+            raster = _raster(stream, source, None, None, header_only=True)
             width, height = raster.upright_size
             return PictureFacts(width, height, raster.bands, raster.wide, raster.pages)
     except Exception as error:
@@ -301,7 +301,13 @@ def _may_write(stream: IO[bytes]) -> bool:
     return start not in SILENT_MAGIC
 
 
-def _raster(stream: IO[bytes], source: FileRef, enough: int | None, wanted: int | None) -> Raster:
+def _raster(
+    stream: IO[bytes],
+    source: FileRef,
+    enough: int | None,
+    wanted: int | None,
+    header_only: bool = False,
+) -> Raster:
     """The picture of a file in the form in which it is stored."""
     start = stream.read(132)
     stream.seek(0)
@@ -314,7 +320,7 @@ def _raster(stream: IO[bytes], source: FileRef, enough: int | None, wanted: int 
             raise Unreadable(f"it has no page {source.page + 1}")
         return open_npy(stream, wanted)
     try:
-        return open_pillow(stream, source.page, enough)
+        return open_pillow(stream, source.page, enough, header_only)
     except UnidentifiedImageError:
         if start[4:8] != b"ftyp" or start[8:12] in (b"avif", b"avis"):
             raise

@@ -56,7 +56,9 @@ DECODER_BYTES = {
 PNG_16 = re.compile(r"(RGB|RGBA|LA);16B")  # Pillow keeps only the high byte of these
 
 
-def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
+def open_pillow(
+    stream: IO[bytes], page: int, enough: int | None, header_only: bool = False
+) -> Raster:
     """Open a picture; nothing but its header is decoded yet.
 
     Args:
@@ -64,11 +66,13 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
         page: from 0.
         enough: shorter side in pixels that suffices for what is to be made of it, so that a JPEG
             may be reduced while it is decoded; None: it must stay whole.
+        header_only: whether the sum of its content is not needed; for a JPEG it takes reading the
+            whole file.
 
     Raises:
         Exception: it cannot be read. Pillow's plugins raise anything.
     """
-    if stream.read(2) == b"\xff\xd8":
+    if stream.read(2) == b"\xff\xd8" and not header_only:
         length = stream.seek(0, io.SEEK_END)
         if length > MEMORY // 2:
             raise Unreadable(f"its file has {length >> 20:,} MiB; reduce the picture")
