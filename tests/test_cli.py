@@ -96,12 +96,13 @@ def test_every_key_of_the_configuration_is_a_flag_with_its_default(
 ) -> None:
     from dataclasses import fields
 
+    from sureclr.cli.flags import SHORT_FLAGS
     from sureclr.config import PretrainConfig, ViewConfig
 
     main(["pretrain", "--help"])
     text = capsys.readouterr().out
     flags = [
-        f"--{f.name.replace('_', '-')}"
+        f"--{SHORT_FLAGS.get(f.name, f.name).replace('_', '-')}"
         for f in fields(PretrainConfig)
         if f.name not in ("source", "views")
     ]

@@ -60,9 +60,10 @@ def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
     for field in fields(config):
         if field.name not in skip:
             text = _with_default(help_of.get(field.name, ""), field.default)
-            flag = "--" + SHORT_FLAGS.get(field.name, field.name).replace("_", "-")
+            # Only these have a name of their own: with one, a flag loses the prefix of its class
+            name = f"--{SHORT_FLAGS[field.name]}" if field.name in SHORT_FLAGS else None
             group = GROUP_OF_FIELD[field.name]
-            shown = Parameter(name=flag, help=text, negative="", group=group)
+            shown = Parameter(help=text, negative="", group=group, name=name)
             optional.append((field.name, Annotated[hints[field.name] | None, shown], None))
     # cyclopts does not open a class of the module `types`, where make_dataclass would put it
     return make_dataclass(f"{config.__name__}Flags", optional, namespace={"__module__": __name__})

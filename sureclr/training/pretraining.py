@@ -122,6 +122,7 @@ def check_pretraining(
     Raises:
         UserError: as `pretrain`.
     """
+    config = recorded(config, None, None)
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
         if resume:
