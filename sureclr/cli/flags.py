@@ -1,5 +1,6 @@
 """Flags made from a configuration's fields, and how flags, a file and a recipe become one."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
@@ -93,6 +94,20 @@ NO_CONFIG, NO_VIEWS, NO_IMAGES = ConfigFlags(), ViewFlags(), ImageFlags()
 def given_flags(values: Any) -> dict[str, Any]:
     """Return the flags that are on the command line."""
     return {name: value for name, value in vars(values).items() if value is not None}
+
+
+def as_words(given: Mapping[str, Any]) -> str:
+    """Return flags as they are typed, each after a blank.
+
+    >>> as_words({"size": 32, "value_range": (0.0, 5.5), "strict": True})
+    ' --size 32 --range 0.0 5.5 --strict'
+    """
+    words = []
+    for name, value in given.items():
+        words.append("--" + SHORT_FLAGS.get(name, name).replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def resolve(
