@@ -55,6 +55,7 @@ def test_a_folder_under_any_name_is_found_from_anywhere(
     assert "32 images (24 train, 8 test), 2 classes" in said and "folders Train/, Test/" in said
     report = json.loads((tmp_path / "run" / "images.json").read_text())
     assert report["source"] == f"folder:{folder}" and report["splits"] == {"train": 24, "test": 8}
+    assert sureclr.load(tmp_path / "run", "cpu").config.source == f"folder:{folder}"
     monkeypatch.chdir("/")
     capsys.readouterr()
     main(["knn", str(tmp_path / "run"), "--device", "cpu", "--json"])
