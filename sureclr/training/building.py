@@ -105,7 +105,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     Raises:
         UserError: an argument has the wrong type.
     """
-    config = replace(config, source=findable(config.source))
+    if findable(config.source) != config.source:
+        config = replace(config, source=findable(config.source))
     if encoder is not None:
         if not isinstance(encoder, nn.Module):
             raise UserError(

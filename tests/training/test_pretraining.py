@@ -98,6 +98,7 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
     assert {path.name for path in unbroken.iterdir()} == {
         "config.yaml",
         "environment.json",
+        "images.json",
         "metrics.jsonl",
         "checkpoints",
         "snapshots",
@@ -221,7 +222,9 @@ def test_losses_that_sample_draw_anew_in_each_step_and_run(tmp_path: Path) -> No
 
 def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
     train(tmp_path / "run", encoder="small", epochs=2, progress=(progress := Messages()))
-    assert len(progress.texts) == 1 and progress.texts[0].startswith("after epoch 2: alignment")
+    first, last = progress.texts
+    assert first == "images: 48 images (48 train), no labels."
+    assert last.startswith("after epoch 2: alignment")
 
 
 # --- Broken off and resumed -----------------------------------------------------------

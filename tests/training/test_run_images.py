@@ -266,7 +266,7 @@ def test_what_the_images_decide_is_recorded_and_said(tmp_path: Path) -> None:
     )
     stored = from_dict(read_yaml(run.path / "config.yaml"))
     assert (stored.size, stored.channels, stored.stem) == (12, 3, "cifar")
-    assert "12 pixels" in progress.texts[0] and "stem=cifar" in progress.texts[0]
+    assert "12 pixels" in progress.texts[1] and "stem=cifar" in progress.texts[1]
     assert not any("stem" in text for text in progress.texts[1:])
     assert load(run.path, "cpu").encoder.backbone.stem[0].stride == (1, 1)
     progress.texts.clear()
@@ -302,7 +302,7 @@ def test_a_run_of_before_keeps_its_open_fields_and_its_stem() -> None:
 def test_a_dry_run_resolves_as_the_run_does(tmp_path: Path) -> None:
     config = replace(CONFIG, source="digits", stem="auto")
     check_pretraining(config, device="cpu", progress=(progress := Messages()))
-    assert "8 pixels" in progress.texts[0]
+    assert "8 pixels" in progress.texts[1]
     with pytest.raises(UserError, match="ResNet family"):
         check_pretraining(
             replace(config, encoder="convnext_atto", stem="cifar"), device="cpu", progress=SILENT
