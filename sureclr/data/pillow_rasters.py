@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -85,9 +86,6 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
     full = image.size
     if is_jpeg and enough is not None:
         image.draft(None, (DRAFT * enough, DRAFT * enough))
-    content = ""
-    if is_jpeg and isinstance(stream, io.BytesIO):
-        content = jpeg_content(stream.getvalue(), orientation(image))
     memory = _decoder_memory(image, full)
     if image.format == "PNG" and "exif" not in image.info:  # it may come after the pixels
         place = stream.tell()
@@ -97,7 +95,10 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
     if image.format == "PNG" and PNG_16.fullmatch(str(image.tile[0].args if image.tile else "")):
         return _png_16(image, stream, page, pages, memory)
     raster = of_image(image, memory, stream if image.format == "PNG" else None)
-    return replace(raster, full=full, pages=pages, content=content)
+    if is_jpeg and isinstance(stream, io.BytesIO):
+        content = partial(jpeg_content, stream.getvalue(), raster.orientation)
+        raster = replace(raster, content=content)
+    return replace(raster, full=full, pages=pages)
 
 
 def page_count(image: Image.Image) -> int:
@@ -306,7 +307,7 @@ def _chunks(stream: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes
 
 # --- JPEG -------------------------------------------------------------------------------
 
-MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 END, SCAN, START = 0xD9, 0xDA, 0xD8
 
 
