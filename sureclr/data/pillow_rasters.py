@@ -78,9 +78,15 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
     stream.seek(0)
     image = Image.open(stream, formats=FORMATS)
     is_jpeg = image.format in ("JPEG", "MPO")
-    pages = 1 if is_jpeg else page_count(image)
+    pages = 1
+    if not is_jpeg and image.format != "TIFF":  # `open_tiff` counts its pages
+        try:
+            pages = int(getattr(image, "n_frames", 1))
+        except Exception:  # a later frame is damaged; the image then stands somewhere in the file
+            stream.seek(0)
+            image = Image.open(stream, formats=FORMATS)
     if page:
-        if page >= pages:
+        if page >= pages and image.format != "TIFF":
             raise Unreadable(f"it has no page {page + 1}")
         image.seek(page)
     full = image.size
@@ -101,14 +107,6 @@ def open_pillow(stream: IO[bytes], page: int, enough: int | None) -> Raster:
     return replace(raster, full=full, pages=pages)
 
 
-def page_count(image: Image.Image) -> int:
-    """Return the number of pages or frames; 1 where a damaged file does not tell."""
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:
-        return 1
-
-
 def open_heif(stream: IO[bytes], page: int) -> Raster:
     """Open a HEIC or HEIF picture.
 
@@ -120,7 +118,7 @@ def open_heif(stream: IO[bytes], page: int) -> Raster:
     except ImportError:
         raise Unreadable("HEIC needs the extra heif: install sureclr[heif]") from None
     image = HeifImageFile(stream)
-    pages = page_count(image)
+    pages = image.n_frames
     if page >= pages:
         raise Unreadable(f"it has no page {page + 1}")
     first = image.tell()  # the primary image, which need not be stored first

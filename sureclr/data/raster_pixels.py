@@ -204,7 +204,8 @@ def _range(raster: Raster, wanted: tuple[float, float] | None, rows: int) -> tup
     if not raster.wide:
         return 0.0, 255.0
     if wanted is not None:
-        return float(wanted[0]), float(wanted[1])
+        low, high = map(float, wanted)
+        return low, high if high > low else low + 1  # a source of one value only
     low, high = np.inf, -np.inf
     for strip in raster.strips(rows):
         stored = np.asarray(strip)[..., : raster.bands]
