@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from sureclr.data.array_rasters import open_dicom, open_npy, open_tiff
 from sureclr.data.decoder_guard import Complaints, guarded
 from sureclr.data.pillow_rasters import FORMATS, of_image, open_heif, open_pillow
-from sureclr.data.raster_pixels import measured, pictures, strip_rows, unmeasured
+from sureclr.data.raster_pixels import measured, square_and_whole, strip_rows, unmeasured
 from sureclr.data.rasters import Raster, Unreadable, check_memory
 
 # ".jpg", ...: the endings of the files that a folder's images have
@@ -149,7 +149,7 @@ def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | s
         with _opened(source) as stream:
             with guarded(_may_write(stream), complaints):
                 raster = _raster(stream, source, enough, wanted.channels)
-                square, whole, content, filled = pictures(raster, wanted)
+                square, whole, content, filled = square_and_whole(raster, wanted)
             return DecodedPicture(square, whole, content, filled, complaints.count)
     except Exception as error:
         reason = reason_in_words(error)
@@ -223,7 +223,7 @@ def picture_pixels(image: Image.Image, size: int | None, channels: int | None) -
     """
     with guarded(False):
         image.load()
-        return pictures(of_image(image), Decoding(size, channels))[0]
+        return square_and_whole(of_image(image), Decoding(size, channels))[0]
 
 
 def reason_in_words(error: Exception) -> str:

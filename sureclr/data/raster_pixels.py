@@ -69,7 +69,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def pictures(
+def square_and_whole(
     raster: Raster, wanted: "Decoding"
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, str, int]:
     """The square, the whole picture, the content's sum and the number of filled values."""
