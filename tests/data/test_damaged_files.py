@@ -271,6 +271,18 @@ def pillow_png_with_exif(exif: bytes) -> bytes:
     return data[:33] + chunk + struct.pack(">I", zlib.crc32(b"eXIf" + exif)) + data[33:]
 
 
+def test_half_a_png_under_right_sums_is_refused() -> None:
+    """Only Pillow's own decoder can tell; looking for EXIF first must not lose what it says."""
+    pixels = zlib.compress(scene().tobytes())[:-300]
+    rubbish = pixels[:400] + bytes(200) + pixels[600:]
+    start = FILES["PNG"][:33]
+    chunk = struct.pack(">I", len(rubbish)) + b"IDAT" + rubbish
+    chunk += struct.pack(">I", zlib.crc32(b"IDAT" + rubbish))
+    data = start + chunk + FILES["PNG"][-12:]
+    assert not pillow_reads(data)
+    assert isinstance(decoding.decode(FileRef("a", data=data), WANTED), str)
+
+
 def test_settings_of_the_users_program_do_not_matter_and_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -673,19 +673,20 @@ def test_the_whole_picture_is_never_enlarged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("kind", "is_tall"), [(np.uint8, True), (np.uint16, False)])
 def test_strips_give_what_the_whole_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, kind: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, kind: Any, is_tall: bool
 ) -> None:
     """A large picture is converted strip by strip and turned at the end."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    values = np.add.outer(np.arange(61) * 3, np.arange(84)).astype(kind)
+    values = np.add.outer(np.arange(61), np.arange(84) * 2).astype(kind)
+    values = np.ascontiguousarray(values.T) if is_tall else values
     file = saved(tmp_path / "a.png", Image.fromarray(values), exif=exif)
     wanted = {"size": 17, "whole_side": 30, "value_range": (0, 300)}
     expected = decoded(file, **wanted)
     monkeypatch.setattr(raster_pixels, "AT_ONCE", 100)
-    monkeypatch.setattr(raster_pixels, "STRIP", 7 * 84)
+    monkeypatch.setattr(raster_pixels, "STRIP", 7 * values.shape[1])
     result = decoded(file, **wanted)
     assert result.content == expected.content
     assert result.whole is not None and expected.whole is not None
