@@ -267,7 +267,7 @@ def test_what_the_images_decide_is_recorded_and_said(tmp_path: Path) -> None:
     stored = from_dict(read_yaml(run.path / "config.yaml"))
     assert (stored.size, stored.channels, stored.stem) == (12, 3, "cifar")
     assert "12 pixels" in progress.texts[1] and "stem=cifar" in progress.texts[1]
-    assert not any("stem" in text for text in progress.texts[1:])
+    assert not any("stem" in text for text in progress.texts[2:])
     assert load(run.path, "cpu").encoder.backbone.stem[0].stride == (1, 1)
     progress.texts.clear()
     assert as_resolved(replace(config, stem="imagenet"), bright_sides(), progress).size == 8
