@@ -86,8 +86,8 @@ class ClassNumbers:
         majority_baseline: accuracy on the test images of always naming it.
         classes: those with a labelled image, in the order of the images' classes.
         confusion: a row for each class of `classes`, a column for each class that is named, in the
-            same order; entries count test images. None where there are more than 200 classes (50 for
-            fine-tuning).
+            same order; entries count test images. None where there are more than 200 classes, or
+            more than 50 for fine-tuning.
         top_confusions: the commonest mistakes, at most 20, the commonest first.
         only_test: classes that have test images and no training image.
         only_train: classes that have training images and no test image.
