@@ -135,7 +135,7 @@ class Session:
             )
         return images
 
-    @property
+    @cached_property
     def catalogue(self) -> ImageSet:
         """The images with labels, splits and paths, but without pixels where they are gone.
 
@@ -146,7 +146,14 @@ class Session:
             UserError: the images cannot be read and there is no stored table of them, or the
                 labels do not fit.
         """
-        return self._read[0]
+        images, reason = self._read
+        if reason:
+            self.progress.message(
+                f"The images of this run cannot be read ({reason.rstrip('.')}). The stored table"
+                " embeddings.parquet is used instead, and what needs pixels is left out, such as"
+                " the baselines; name the images' new place with data=folder:PATH."
+            )
+        return images
 
     @cached_property
     def _read(self) -> tuple[ImageSet, str]:
@@ -158,13 +165,8 @@ class Session:
             if self._data is not None or not is_source(run.source) or stored_table(run) is None:
                 raise
             reason = str(error)
-        images = load_run_images(run, images_without_pixels(run), labels, root, self.progress)
-        self.progress.message(
-            f"The images of this run cannot be read ({reason.rstrip('.')}). The numbers come from"
-            " the stored table embeddings.parquet, and what needs pixels is left out, such as the"
-            " baselines; name the images' new place with data=folder:PATH."
-        )
-        return images, reason
+        listed = images_without_pixels(run)
+        return load_run_images(run, listed, labels, root, self.progress), reason
 
     @cached_property
     def digest(self) -> str:
@@ -188,7 +190,7 @@ class Session:
         Raises:
             UserError: the images cannot be read, and there is no stored table of them.
         """
-        images, reason = self._read
+        images, reason = self.catalogue, self._read[1]
         table = embed_run_images(
             self.run, images, self.digest, own=self.own, progress=self.progress
         )

@@ -389,7 +389,8 @@ def wilson_interval(
     rate, shrink = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low = 0.0 if successes == 0 else max(0.0, middle - half)  # exactly, whatever the rounding
+    return low, 1.0 if successes == trials else min(1.0, middle + half)
 
 
 def _finite(values: Tensor) -> Tensor:

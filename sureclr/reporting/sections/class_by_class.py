@@ -29,14 +29,15 @@ def draw_classes(key: str, what: str, numbers: ClassNumbers) -> list[Block]:
     )
     rows = [_class_row(each) for each in numbers.worst]
     blocks: list[Block] = [Table(f"{key}.classes", caption, captions.CLASS_COLUMNS, rows)]
-    blocks += confusion_figure(f"{key}.confusion", what, numbers)
-    for text, names in (
-        (captions.ONLY_TEST, numbers.only_test),
-        (captions.ONLY_TRAIN, numbers.only_train),
-    ):
-        if names:
-            blocks.append(Note(text.format(classes=", ".join(names)), missing=True))
-    return blocks
+    return [*blocks, *confusion_figure(f"{key}.confusion", what, numbers)]
+
+
+def classes_of_one_split(numbers: ClassNumbers) -> list[Block]:
+    """Return a sentence for the classes that only the test images have, and one for the others."""
+    found = ((captions.ONLY_TEST, numbers.only_test), (captions.ONLY_TRAIN, numbers.only_train))
+    return [
+        Note(text.format(classes=", ".join(names)), missing=True) for text, names in found if names
+    ]
 
 
 def _class_row(score: ClassScore) -> list[str]:
@@ -66,7 +67,10 @@ def confusion_figure(key: str, what: str, numbers: ClassNumbers) -> list[Block]:
     shown = [place[each.name] for each in numbers.worst[:SHOWN]]
     # classes without test images may be named all the same, so they keep their columns
     columns = shown + [place[name] for name in numbers.only_train][: SHOWN - len(shown)]
-    shares = [[numbers.confusion[i][j] / numbers.classes[i].n_test for j in columns] for i in shown]
+    shares = [
+        [numbers.confusion[i][j] / max(numbers.classes[i].n_test, 1) for j in columns]
+        for i in shown
+    ]
     number_of = {i: str(position + 1) for position, i in enumerate(columns)}
     names = [f"{number_of[i]} {numbers.classes[i].name}" for i in shown]
     chart = matrix("What is taken for what", names, list(number_of.values()), shares)
@@ -110,5 +114,8 @@ def _finetuning(key: str, result: FinetuningResult) -> list[Block]:
     blocks: list[Block] = [Figure(key, caption, [("", chart)])]
     if (numbers := result.by_class) is not None:
         what = captions.FINETUNED_CLASSES.format(labels=labels, seed=result.weights.seed)
-        blocks += draw_classes(f"{key}.per_seed", what, numbers)
+        blocks += [
+            *draw_classes(f"{key}.per_seed", what, numbers),
+            *classes_of_one_split(numbers),
+        ]
     return blocks

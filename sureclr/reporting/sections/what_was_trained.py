@@ -20,7 +20,11 @@ from sureclr.reporting.blocks import (
 from sureclr.reporting.captions import Caption
 from sureclr.reporting.charts import Row, Series, dots, legend, lines
 from sureclr.reporting.run_files import RunFiles
-from sureclr.reporting.sections.class_by_class import draw_classes, draw_finetuning
+from sureclr.reporting.sections.class_by_class import (
+    classes_of_one_split,
+    draw_classes,
+    draw_finetuning,
+)
 from sureclr.reporting.svg import DASH, Axis, Chart, number_text
 
 DRAWN_STEPS = 400  # points of a curve at most: of longer ones, every k-th step is drawn
@@ -109,6 +113,7 @@ def _accuracies(key: str, title: str, result: LinearResult | KnnResult, caption:
 def _classes(run: RunFiles) -> list[Block]:
     """The numbers of each class, of the linear probe and of the nearest neighbours."""
     blocks: list[Block] = []
+    notes: list[Block] = []  # the same of both
     for name, title in PROBES:
         if name not in run.results:
             continue
@@ -117,7 +122,8 @@ def _classes(run: RunFiles) -> list[Block]:
             blocks.append(Note(captions.NO_CLASSES.format(name=name, run=run.path), missing=True))
         else:
             blocks += draw_classes(f"{name}.by_class", title.capitalize(), numbers)
-    return blocks
+            notes = classes_of_one_split(numbers)
+    return notes + blocks
 
 
 def _network_parts(result: LinearResult) -> list[Block]:
