@@ -965,7 +965,7 @@ def read_results(run: Path) -> Results:
         return _parse_results(run, content)
     except (SchemaError, OverflowError) as error:
         raise UserError(
-            f"{path} does not have the form of schema {SCHEMA} ({error}); move it away and evaluate"
+            f"{path} does not have the form of schema {schema} ({error}); move it away and evaluate"
             " the run again."
         ) from error
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -71,7 +71,7 @@ class Experiment:
             test_sha256=self.test.digest,
             labels_differing=labelled.differing,
             finetune=finetune,
-            scratch=replace(scratch, by_class=None),
+            scratch=scratch,
             linear=self.probe(labelled, draw.seed),
         )
         return result, model

@@ -45,7 +45,7 @@ class TrainedScore:
         balanced_accuracy: mean accuracy of the classes that have test images; None in a file of
             schema 1, as the next.
         macro_f1: mean F1 of the classes that have test images or are given to one.
-        by_class: class by class; None in a file of schema 1, and for the network from scratch.
+        by_class: class by class; None in a file of schema 1.
     """
 
     accuracy: float
