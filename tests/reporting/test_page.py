@@ -22,6 +22,15 @@ from PIL import Image
 
 from sureclr.data.sources import load_images
 from sureclr.evaluation.results import Comparison, Results
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.results import (
+    FinetuningResult,
+    ProbeScore,
+    SavedWeights,
+    SeedResult,
+    TrainedScore,
+)
+from sureclr.finetuning.summary import summarise
 from sureclr.reporting.page import write_page
 from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files
@@ -507,3 +516,33 @@ def test_the_page_needs_no_model_code(run: Path, tmp_path: Path) -> None:
         page.write_page(rendering.render([run_files.read_run_files(run)]), out)
     assert page.write_page is not write_page, "the module was not imported anew"
     assert out.read_bytes() == (run / "report.html").read_bytes()
+
+
+def finetuned(accuracy: float, scratch: float) -> FinetuningResult:
+    """One seed whose fine-tuned classifier has the classes of the example's vote."""
+    numbers = example_run.by_class(("cat", "dog"))
+    of = {"balanced_accuracy": 0.41, "macro_f1": 0.42}
+    first, second = (
+        TrainedScore(value, 0.1, 1, None, (), 1.0, 1.0, **of, by_class=numbers)
+        for value in (accuracy, scratch)
+    )
+    seed = SeedResult(0, None, 20, 4, 280, "a", "b", 0, first, second, ProbeScore(0.5, 0.1, **of))
+    return summarise([seed], FinetuneConfig(), 1, SavedWeights("finetuned/x", "0", 0))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.336, 0.572), "worse than the network from scratch, outside both intervals"),
+        ((0.572, 0.336), "better than the network from scratch, outside both intervals"),
+        ((0.57, 0.55), "not found to differ from the network from scratch"),
+    ],
+)
+def test_fine_tuning_is_drawn_with_its_verdict_and_its_classes(
+    files: RunFiles, accuracies: tuple[float, float], words: str
+) -> None:
+    """Case F11, on the page."""
+    page = page_with(files, {"finetune:10%": finetuned(*accuracies)}, images=None)
+    assert f"The fine-tuned network is {words}" in Page(page).text
+    assert {"finetune:10%", "finetune:10%.per_seed.classes"} <= Page(page).blocks.keys()
+    assert {row[0] for row in rows_of(page, "finetune:10%.per_seed.classes")} == {"cat", "dog"}
