@@ -284,8 +284,8 @@ def test_knn_and_linear_beside_their_baselines(
     main(["knn", str(own)])
     *text, last = capsys.readouterr().out.strip().splitlines()
     assert (
-        "raw pixels" in text[-1]
-        and "untrained encoder" in text[-1]
+        "raw pixels" in text[0]
+        and "untrained encoder" in text[0]
         and last.startswith("next: sureclr")
     )
 

@@ -53,6 +53,21 @@ class Labelled:
         """Return the images from which views of some labels are cropped, see `ImageSet`."""
         return self.images.for_views(self.rows[index])
 
+    def with_own_classes(self) -> "Labelled":
+        """Return the same labels in images that have no other classes than these labels.
+
+        A classifier that learns from them has no output for a class without a label.
+        """
+        known = self.target.unique()
+        place = torch.full((len(self.images.classes) + 1,), UNLABELLED)  # the last is UNLABELLED's
+        place[known] = torch.arange(len(known))
+        classes = tuple(self.images.classes[k] for k in known.tolist())
+        shares = None if self.images.shares is None else self.images.shares[:, known]
+        images = replace(
+            self.images, labels=place[self.images.labels], classes=classes, shares=shares
+        )
+        return replace(self, images=images, target=place[self.target])
+
     @property
     def digest(self) -> str:
         """The sha256 of the images' paths and class names, which does not depend on their order."""
@@ -89,8 +104,8 @@ def choose_labels(
             image a class.
 
     Raises:
-        UserError: there are too few labels for the classes, more are wanted than there are, the
-            fold does not exist, or the file is wrong.
+        UserError: there are too few labels for the classes that have some, more are wanted than
+            there are, the fold does not exist, or the file is wrong.
     """
     if request.file is not None:
         if fold is not None:
@@ -105,7 +120,7 @@ def choose_labels(
             f"{images.name} has no labelled training image; put the images into one sub-folder a"
             " class, or use a label file (a CSV file path,label)."
         )
-    _check_classes(images, pool.target, f"{images.name} has no labelled training image")
+    _check_classes(pool.target, f"{images.name} has no labelled training image")
     return pool[_balanced(pool.target, _how_many(request, pool), seed)]
 
 
@@ -184,14 +199,8 @@ def balanced_counts(available: Sequence[int], total: int, order: Sequence[int]) 
     return counts
 
 
-def _check_classes(images: ImageSet, target: Tensor, subject: str) -> None:
-    """UserError if a class of which the set has images is not among the targets."""
-    known = set(images.labels[images.labels != UNLABELLED].unique().tolist())
-    if missing := [images.classes[k] for k in sorted(known - set(target.tolist()))]:
-        shown = ", ".join(missing[:5]) + (
-            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        )
-        raise UserError(f"{subject} of class {shown}; label at least one of each class.")
+def _check_classes(target: Tensor, subject: str) -> None:
+    """UserError if there is only one class; a class without a label is left out, and named."""
     if len(target.unique()) < 2:
         raise UserError(
             f"{subject} of a second class: all labels are of one class; label images of at least"
@@ -233,7 +242,7 @@ def read_labels(file: Path, images: ImageSet) -> Labelled:
         )
     rows = torch.tensor(sorted(seen))
     target = torch.tensor([numbers[seen[row][1]] for row in rows.tolist()])
-    _check_classes(images, target, f"{file} has no image")
+    _check_classes(target, f"{file} has no image")
     known = images.labels[rows]
     return Labelled(images, rows, target, int(((known != target) & (known != UNLABELLED)).sum()))
 

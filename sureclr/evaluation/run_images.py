@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
@@ -106,6 +107,50 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
         split=np.where(test, "test", images.split),
         note="; ".join(filter(None, [images.note, note])),
     )
+
+
+def stored_table(run: Run) -> Embeddings | None:
+    """Return the table in the run folder, or None where there is none of the run's weights.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.path / "embeddings.parquet"
+    try:
+        table = Embeddings.read(path) if path.exists() else None
+    except UserError as error:
+        raise UserError(
+            f"neither the images of this run nor their stored table {path} can be read; name the"
+            " images' new place with data=folder:PATH."
+        ) from error
+    if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} images "):
+        return None
+    return table
+
+
+def stored_digest(run: Run) -> str:
+    """Return `digest_of_pixels` of the images that the stored table was made of, or ""."""
+    try:
+        table = stored_table(run)
+    except UserError:
+        return ""
+    return "" if table is None else table.origin.split(" images ")[1]
+
+
+def images_without_pixels(run: Run) -> ImageSet:
+    """Return what the stored table says of its images: labels, classes, splits and paths.
+
+    The pixels lie on torch's meta device: they have a shape, and reading one is an error.
+
+    Raises:
+        UserError: there is no table of these weights, or it is damaged.
+    """
+    table = stored_table(run)
+    if table is None:
+        raise UserError(f"{run.path} has no table of the embeddings of its images; evaluate it.")
+    shape = (len(table), run.channels, run.size, run.size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
+    return ImageSet(run.source, pixels, table.labels, table.classes, table.split, table.paths)
 
 
 def embed_run_images(

@@ -177,24 +177,21 @@ def test_one_label_is_a_count() -> None:
     assert of("1").count == 1
 
 
-@pytest.mark.parametrize(
-    ("absent", "words"), [(5, "class b, c, d, e, f; "), (6, "class b, c, d, e, f and 1 more; ")]
-)
-def test_up_to_five_missing_classes_are_named(absent: int, words: str, tmp_path: Path) -> None:
-    n = absent + 1
-    images = ImageSet(
-        "made",
-        torch.zeros(n, 1, 1, 1, dtype=torch.uint8),
-        torch.arange(n),
-        tuple("abcdefg"[:n]),
-        np.full(n, "train"),
-        [f"{i}.png" for i in range(n)],
-    )
-    with pytest.raises(UserError, match=words):
-        read_labels(written(tmp_path, "0.png,a"), images)
+def test_a_class_without_a_label_is_left_out_of_the_classes_to_learn() -> None:
+    """Case F10: a class that only test images have used to stop the choice of labels."""
+    images = a_set((20, 8, 0))
+    chosen = choose_labels(images, of("50%"))
+    learned = chosen.with_own_classes()
+    assert set(chosen.target.tolist()) == {0, 1} and learned.images.classes == CLASSES[:2]
+    names = [images.classes[k] for k in chosen.target]
+    assert [learned.images.classes[k] for k in learned.target] == names
+    of_rows = [learned.images.labels[row] for row in learned.rows]
+    assert torch.equal(torch.stack(of_rows), learned.target)
+    cows = images.labels == 2
+    assert bool((learned.images.labels[cows] == -1).all())
 
 
-def test_a_set_without_labels_or_without_a_class_says_so() -> None:
+def test_a_set_without_labels_says_so() -> None:
     images = a_set()
     with pytest.raises(UserError, match="no labelled training image; put the images"):
         choose_labels(
@@ -204,8 +201,6 @@ def test_a_set_without_labels_or_without_a_class_says_so() -> None:
             ),
             of("10%"),
         )
-    with pytest.raises(UserError, match="made has no labelled training image of class cow"):
-        choose_labels(a_set((20, 8, 0)), of("50%"))
 
 
 def test_the_digest_is_of_images_and_labels_in_any_order() -> None:
@@ -264,7 +259,6 @@ def test_a_file_wins_and_where_it_differs_is_counted(tmp_path: Path) -> None:
             "line 5: 002.png is labelled cow here and ant in line 2; keep the right one",
         ),
         ((*GOOD, "037.png,ant"), "line 5: 037.png is a test image"),
-        (GOOD[:2], "has no image of class cow; label at least one"),
         ((*GOOD, "003.png"), "line 5: there are 1 fields, and the header has 2"),
         ((*GOOD, "021.png,bee, wild"), "line 5: there are 3 fields.*double quotes"),
         ((*GOOD, "003.png,"), "line 5: there is no label; fill it in"),
