@@ -19,7 +19,13 @@ from sureclr.training.trainer import Trainer
 
 
 def run_training(
-    trainer: Trainer, directory: RunDir, progress: Progress, *, resume: bool, track: str | None
+    trainer: Trainer,
+    directory: RunDir,
+    progress: Progress,
+    *,
+    resume: bool,
+    track: str | None,
+    accept_changes: bool = False,
 ) -> None:
     """Take all steps that a run still has to take, and write its folder.
 
@@ -29,17 +35,22 @@ def run_training(
         progress: gets the number of steps done with their numbers, and messages.
         resume: whether to continue the run that the folder holds.
         track: tensorboard, wandb or None.
+        accept_changes: whether a resumed run may have another configuration or other images.
 
     Raises:
-        UserError: training diverged, the run to resume has another configuration, or another
-            process is writing to the folder.
+        UserError: training diverged, the run to resume has another configuration or other images,
+            another process is writing to the folder, or its disk is full.
         Stopped: SIGINT or SIGTERM, after a checkpoint.
     """
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
         stop = stack.enter_context(stop_on_signals())
+        directory.check_space(trainer.checkpoint_bytes())
+        if resume:
+            resume_run(directory, trainer, progress, accept_changes=accept_changes)
+        else:
+            begin_run(directory, trainer)
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
-        resume_run(directory, trainer) if resume else begin_run(directory, trainer)
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
@@ -75,6 +86,7 @@ def _take_steps(
         if stop or complete or trainer.is_due(trainer.config.checkpoint_every):
             trainer.check_weights()
             directory.save_checkpoint(trainer.done, *trainer.state())
+            trainer.saved_step = trainer.done
         stop.check(saved)
 
 

@@ -13,6 +13,7 @@ from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
+from sureclr.files import LARGEST_JSON, read_file
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
@@ -157,8 +158,8 @@ class Run:
 def _accuracies(results: Path) -> list[tuple[str, str]]:
     """Return the accuracies in results.json in words; nothing where the file has another form."""
     try:
-        content = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_file(results, LARGEST_JSON))
+    except (OSError, ValueError, RecursionError):
         return []
     rows = []
     for name, title in (("linear", "linear probe"), ("knn", "nearest neighbours")):
@@ -259,7 +260,15 @@ def _restored(
         mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
         network = None if encoder is None else own_network(encoder, (channels, size, size))
         named = replace(config, init="random")  # the weights come from the checkpoint
-        model, objective = build(named, channels, mean, std, network=network, loss=deepcopy(loss))
+        model, objective = build(
+            named,
+            channels,
+            mean,
+            std,
+            network=network,
+            loss=deepcopy(loss),
+            weights=parts["model"],
+        )
         model.load_state_dict(parts["model"])
         objective.load_state_dict(parts["objective"])
     except (KeyError, RuntimeError) as error:
