@@ -345,6 +345,7 @@ class RunDir:
         draft = self.checkpoints / f".draft-{os.getpid()}"
         replaced = self.checkpoints / f".replaced-{final.name}"
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             make_folder(self.checkpoints)
             remove(draft)
             draft.mkdir()

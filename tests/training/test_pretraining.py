@@ -102,6 +102,7 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
         "checkpoints",
         "snapshots",
         "encoder.safetensors",
+        "training_images.parquet",
         "lock",
     }
     assert from_dict(read_yaml(unbroken / "config.yaml")) == CONFIG
@@ -336,9 +337,9 @@ def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
 
 def test_resuming_with_another_configuration_names_the_key(unbroken: Path) -> None:
     before = (unbroken / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="learning_rate differs.*0.01.*0.5"):
+    with pytest.raises(UserError, match="learning_rate was 0.01 and is now 0.5"):
         train(unbroken, resume=True, learning_rate=0.5)
-    with pytest.raises(UserError, match="strength"):
+    with pytest.raises(UserError, match="views.strength was 0.5 and is now 0.7"):
         train(unbroken, resume=True, views=replace(CONFIG.views, strength=0.7))
     assert (unbroken / "metrics.jsonl").read_bytes() == before
 

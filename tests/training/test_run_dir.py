@@ -241,6 +241,7 @@ def test_overwrite_removes_our_files_alone(run: RunDir) -> None:
     run.prepare(resume=False, overwrite=True)
     assert sorted(path.name for path in run.path.iterdir()) == [
         "checkpoints",
+        "config.yaml",  # until the new run replaces it, so that a kill leaves something to start
         "lock",
         "mine",
         "my notes.txt",
@@ -266,11 +267,8 @@ def test_half_a_line_is_passed_over_and_dropped(run: RunDir) -> None:
     assert [line["step"] for line in run.lines()] == [1, 2, 3]
     run.forget_after(2)
     run.log({"step": 3, "loss": 1.0})
-    assert [json.loads(text) for text in run.metrics.read_text().splitlines()] == [
-        {"step": 1, "loss": 0.1},
-        {"step": 2, "loss": 0.2},
-        {"step": 3, "loss": 1.0},
-    ]
+    written = [json.loads(text) for text in run.metrics.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in written] == [(1, 0.1), (2, 0.2), (3, 1.0)]
 
 
 @pytest.mark.parametrize(
