@@ -33,6 +33,9 @@ class WriteError(UserError, OSError):
     """A file could not be written; the sentence names it, the bytes needed and the bytes free.
 
     It is an `OSError` too, with the number and the text of the system's own error.
+
+    Attributes:
+        failure: the sentence without what to do.
     """
 
     def __init__(self, path: Path, error: OSError, needed: int) -> None:
@@ -50,13 +53,13 @@ class WriteError(UserError, OSError):
             free = free_bytes(path.parent)
             space = "" if free is None else f" and {free:,} are free"
             reason += f": at least {needed:,} bytes are needed{space}"
-        self._sentence = f"{path} could not be written ({reason})"
+        self.failure = f"{path} could not be written ({reason})"
 
     def __str__(self) -> str:
         """Return the sentence."""
         if self.errno in OF_SPACE:
-            return f"{self._sentence}; free some space there, and run the same command again."
-        return f"{self._sentence}; make its folder writable, or choose another place."
+            return f"{self.failure}; free some space there, and run the same command again."
+        return f"{self.failure}; make its folder writable, or choose another place."
 
 
 def free_bytes(folder: Path) -> int | None:

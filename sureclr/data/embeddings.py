@@ -121,8 +121,8 @@ class Embeddings:
         """Write the table as Parquet, one row an image.
 
         Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
-        file is replaced atomically. The values have Parquet's own checksums, and the names of the
-        columns and the metadata have a sha256, so that `read` refuses a file with a changed byte.
+        file is replaced atomically. The values have Parquet's own checksums, and the number of
+        rows, the names of the columns and the metadata have a sha256, so that `read` refuses a file with a changed byte.
 
         Raises:
             OSError: the file cannot be written.
@@ -150,7 +150,7 @@ class Embeddings:
             "kernel_dimension": json.dumps(self.kernel_dimension),
             "origin": json.dumps(self.origin),
         }
-        about["sha256"] = _digest_of_description(columns, about)
+        about["sha256"] = _digest_of_description(len(self), columns, about)
         with writing_atomically(path) as file:
             table = pa.table(columns).replace_schema_metadata(about)
             parquet.write_table(table, file, write_page_checksum=True)
@@ -181,7 +181,7 @@ def _from_table(table: "Table") -> Embeddings:
     metadata = table.schema.metadata or {}
     words = {name.decode(): value.decode() for name, value in metadata.items()}
     expected = words.pop("sha256", None)  # tables of older versions have none
-    if expected not in (None, _digest_of_description(table.column_names, words)):
+    if expected not in (None, _digest_of_description(len(table), table.column_names, words)):
         raise ValueError("its description does not match its checksum")
     about = {name: json.loads(words[name]) for name in ("classes", "kernel_dimension", "origin")}
     text = {name: table[name].to_pylist() for name in ("split", "path")}
@@ -206,9 +206,9 @@ def _from_table(table: "Table") -> Embeddings:
     )
 
 
-def _digest_of_description(columns: Iterable[str], about: Mapping[str, str]) -> str:
+def _digest_of_description(rows: int, columns: Iterable[str], about: Mapping[str, str]) -> str:
     """The sha256 of what the checksums of the values leave out."""
-    return digest_of_bytes(json.dumps([list(columns), sorted(about.items())]).encode())
+    return digest_of_bytes(json.dumps([rows, list(columns), sorted(about.items())]).encode())
 
 
 def _lists(rows: Tensor) -> "FixedSizeListArray":

@@ -75,7 +75,7 @@ class ImageRecord:
         """Return what differs in the images `now`, one sentence without a full stop for each kind.
 
         >>> ImageRecord(["a", "b"], bytes(32)).differences(ImageRecord(["a"], bytes(16)))
-        ['1 image was removed: b']
+        ['1 training image was removed: b']
         """
         if self.digest == now.digest:
             return []
@@ -86,7 +86,7 @@ class ImageRecord:
             "replaced by other pixels": [n for n in new if n in old and new[n] != old[n]],
         }
         found = [_sentence(names, kind) for kind, names in kinds.items() if names]
-        return found or ["the same images come in another order"]
+        return found or ["the same training images come in another order"]
 
     @property
     def _rows(self) -> list[bytes]:
@@ -135,8 +135,8 @@ def _sentence(names: list[str], kind: str) -> str:
     """Say which images differ.
 
     >>> _sentence(["a", "b", "c", "d"], "added")
-    '4 images were added: a, b, c and 1 more'
+    '4 training images were added: a, b, c and 1 more'
     """
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    images = "1 image was" if len(names) == 1 else f"{len(names)} images were"
+    images = "1 training image was" if len(names) == 1 else f"{len(names)} training images were"
     return f"{images} {kind}: {', '.join(names[:NAMED])}{more}"

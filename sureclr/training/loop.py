@@ -3,6 +3,8 @@
 import time
 from contextlib import ExitStack
 
+from sureclr.errors import UserError
+from sureclr.files import WriteError
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training.monitor import Monitor, collapse_warning, monitor_text
@@ -55,9 +57,20 @@ def run_training(
         progress.begin("Training", trainer.steps, trainer.done)
         try:
             _take_steps(trainer, directory, monitor, stop, progress, tracker)
+            write_encoder(directory, trainer)
+        except WriteError as error:
+            raise _not_written(error, trainer, directory) from error
         finally:
             progress.finish()
-        write_encoder(directory, trainer)
+
+
+def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
+    """Return a sentence that says what is kept, and how to go on."""
+    kept = "nothing is" if trainer.saved_step is None else f"step {trainer.saved_step} is"
+    return UserError(
+        f"{error.failure}; of the weights, {kept} saved: make room there, and continue with"
+        f" resume=True, out={str(directory.path)!r}"
+    )
 
 
 def _take_steps(
