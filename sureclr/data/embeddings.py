@@ -122,7 +122,8 @@ class Embeddings:
 
         Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
         file is replaced atomically. The values have Parquet's own checksums, and the number of
-        rows, the names of the columns and the metadata have a sha256, so that `read` refuses a file with a changed byte.
+        rows, the names of the columns and the metadata have a sha256, so that `read` refuses a file
+        with a changed byte.
 
         Raises:
             OSError: the file cannot be written.

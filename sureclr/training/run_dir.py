@@ -261,17 +261,17 @@ class RunDir:
         Raises:
             UserError: the file is a pipe or a device, or cannot be read.
         """
-        lines, total, damaged = [], 0, 0
-        for text in self._raw_lines():
-            total += 1
-            line = _line(text)
-            if line is not None:
-                lines.append(line)
-            elif text.endswith(b"\n"):
-                damaged += 1
+        texts = [text for text in self._raw_lines() if text.endswith(b"\n") or _line(text)]
+        found = [_line(text) for text in texts]
+        new = any(entry is not None and entry[1] for entry in found)  # then all have a checksum
+        lines = [line for line, checked in filter(None, found) if checked or not new]
+        damaged = len(found) - len(lines)
         if damaged:
-            words = "line is damaged and was" if damaged == 1 else "lines are damaged and were"
-            print(f"{damaged} of {total} {words} skipped in {self.metrics}", file=sys.stderr)
+            verbs = "is damaged and was" if damaged == 1 else "are damaged and were"
+            print(
+                f"{damaged} of {len(found)} lines of {self.metrics} {verbs} skipped",
+                file=sys.stderr,
+            )
         return lines
 
     def _raw_lines(self) -> Iterator[bytes]:
@@ -569,8 +569,8 @@ def _as_line(line: dict[str, Any]) -> bytes:
     return text[:-1] + f', "crc32": {zlib.crc32(text)}}}\n'.encode()
 
 
-def _line(text: bytes) -> dict[str, Any] | None:
-    """The numbers of a line of metrics.jsonl, or None if it is damaged.
+def _line(text: bytes) -> tuple[dict[str, Any], bool] | None:
+    """The numbers of a line of metrics.jsonl and whether it has a checksum; None: it is damaged.
 
     Lines of older versions have no checksum.
     """
@@ -584,7 +584,8 @@ def _line(text: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or type(line.get("step")) is not int:
         return None
-    return line if all(type(value) in (int, float) for value in line.values()) else None
+    numbers = all(type(value) in (int, float) for value in line.values())
+    return (line, checked is not None) if numbers else None
 
 
 def _hold(handle: int) -> None:
