@@ -21,7 +21,13 @@ from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.files import write_atomically
-from sureclr.training.run_dir import OURS, RunDir, default_name
+from sureclr.training.run_dir import (
+    OURS,
+    RunDir,
+    checked_safetensors,
+    default_name,
+    read_checked_safetensors,
+)
 
 PARTS = {"model": {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}, "optimizer": {}}
 
@@ -177,7 +183,8 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_no_writer(run: RunDir) -> 
     )
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match="another process is writing"), run.lock():
+        held = rf"another process is writing to .* \(process {holder.pid} on .*, since 20"
+        with pytest.raises(UserError, match=held), run.lock():
             pass
         with pytest.raises(UserError, match="another process is writing"):
             run.prepare(resume=False, overwrite=True)
@@ -442,19 +449,6 @@ def test_a_checkpoint_with_a_pipe_is_damaged(run: RunDir) -> None:
         assert run.load_checkpoint().numbers["step"] == 1
 
 
-def test_a_locked_run_says_who_holds_it(run: RunDir) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=rf"\(process {holder.pid} on .*, since 20"), run.lock():
-            pass
-    finally:
-        holder.kill()
-        holder.wait()
-
-
 # --- Begun and not yet a run, and drafts ----------------------------------------------
 
 
@@ -607,6 +601,26 @@ def test_the_initial_state_comes_back_or_is_refused(run: RunDir) -> None:
     run.initial.write_bytes(data[:-1])
     with pytest.raises(UserError, match="missing or damaged"):
         run.load_initial()
+
+
+def test_a_changed_bit_in_weights_or_snapshot_is_noticed(tmp_path: Path) -> None:
+    """R5: encoder.safetensors and the snapshots: refused, or the same content."""
+    tensors = {"a": torch.arange(6.0).view(2, 3), "n": torch.tensor(3)}
+    about, path = {"epoch": 2, "knn": 0.25}, tmp_path / "x.safetensors"
+    data = checked_safetensors(tensors, "numbers", about)
+    refused = 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
+        try:
+            found, numbers = read_checked_safetensors(path, "numbers")
+        except ValueError:
+            refused += 1
+            continue
+        assert numbers.items() >= about.items(), place
+        assert all(torch.equal(found[k], tensors[k]) for k in tensors), place
+    assert refused > 0.8 * len(data)
+    path.write_bytes(data)
+    assert read_checked_safetensors(path, "numbers")[1] == about
 
 
 def test_tied_weights_can_be_saved(run: RunDir) -> None:
