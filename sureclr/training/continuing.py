@@ -10,7 +10,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.files import LARGEST_JSON, read_file
 from sureclr.training.image_record import ImageRecord, check_recorded_images
-from sureclr.training.run_dir import RunDir
+from sureclr.training.run_dir import RunDir, check_numbers
 
 # Fields whose None means "choose what fits"; a run goes on with what was chosen when it began.
 CHOSEN = ("size", "channels", "value_range", "stem", "micro_batch")
@@ -31,6 +31,7 @@ def recorded_configuration(directory: RunDir) -> PretrainConfig:
     numbers = directory.newest_numbers()
     if numbers is None:
         return from_dict(read_yaml(directory.config))
+    check_numbers(directory.path, numbers)
     return from_dict(numbers["configuration"])
 
 

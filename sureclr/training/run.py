@@ -20,7 +20,7 @@ from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
 from sureclr.training.building import build, is_own, own_network, recorded
 from sureclr.training.devices import choose_device, seeded
-from sureclr.training.run_dir import Checkpoint, RunDir
+from sureclr.training.run_dir import Checkpoint, RunDir, check_numbers
 
 REPR_PATH = 40  # characters of a path in a run's one-line description
 
@@ -206,6 +206,7 @@ def load(
     config = from_dict(read_yaml(directory.config))
     _check_own(directory.path, config, encoder, loss)
     checkpoint = directory.load_checkpoint()
+    check_numbers(directory.path, checkpoint.numbers)
     if names := differing(from_dict(checkpoint.numbers["configuration"]), config):
         raise UserError(
             f"the checkpoint in {path} was made with another {', '.join(names)} than its"

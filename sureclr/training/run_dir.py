@@ -30,6 +30,7 @@ from sureclr.files import (
     WriteError,
     free_bytes,
     make_folder,
+    open_file,
     read_file,
     remove,
     sync_folder,
@@ -542,13 +543,44 @@ def verified(path: Path) -> dict[str, bytes] | None:
         manifest = dict(json.loads(manifest_data))
         if any(Path(name).name != name for name in manifest):  # it must not lead elsewhere
             return None
+        if not all(_has_the_right_size(path / name) for name in manifest):
+            return None
         files = {name: read_file(path / name) for name in manifest}
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     intact = all(
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
     return {**files, "manifest.json": manifest_data} if intact and "state.json" in files else None
+
+
+def check_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Raise a `UserError` unless a checkpoint describes itself as `Trainer.state` does."""
+    kinds = {"step": int, "size": int, "channels": int, "source": str, "configuration": dict}
+    for name, kind in kinds.items():
+        value = numbers.get(name)
+        if type(value) is not kind or (kind is int and value < 0):
+            raise UserError(
+                f"the checkpoint of the run in {path} was not written by SureCLR ({name} is"
+                f" {value!r:.40}); start the run again with overwrite=True."
+            )
+
+
+def _has_the_right_size(path: Path) -> bool:
+    """Return whether a file has the size that its own header says; JSON must be short.
+
+    It is looked at before the file is read: a huge one would take all memory.
+    """
+    with open_file(path, None if path.suffix == ".safetensors" else LARGEST_JSON) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix != ".safetensors":
+            return True
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, LARGEST_JSON):
+            return False
+        header = dict(json.loads(file.read(length)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
 
 
 def recorded_step(path: Path) -> int | None:
