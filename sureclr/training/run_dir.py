@@ -40,6 +40,7 @@ from sureclr.files import (
 
 KEPT_CHECKPOINTS = 2
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
+LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
 LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
 LONGEST_HOLDER = 1 << 10  # bytes of what the lock says of its holder
 CHECKED_LINE = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}')
@@ -279,14 +280,14 @@ class RunDir:
         """Yield the lines of metrics.jsonl with their ends; an endless one in pieces."""
         if not os.path.lexists(self.metrics):
             return
-        if not self.metrics.is_file():
-            raise UserError(f"{self.metrics} is no regular file; move it away.")
         try:
-            with self.metrics.open("rb") as file:
+            with open_file(self.metrics, LARGEST_METRICS) as file:
                 while text := file.readline(LONGEST_LINE):
                     yield text
         except OSError as error:
-            raise UserError(f"{self.metrics} cannot be read ({error.strerror}).") from error
+            raise UserError(
+                f"{self.metrics} cannot be read ({error.strerror}); move it away."
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run will write again."""
@@ -559,7 +560,7 @@ def check_numbers(path: Path, numbers: dict[str, Any]) -> None:
     kinds = {"step": int, "size": int, "channels": int, "source": str, "configuration": dict}
     for name, kind in kinds.items():
         value = numbers.get(name)
-        if type(value) is not kind or (kind is int and value < 0):
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
             raise UserError(
                 f"the checkpoint of the run in {path} was not written by SureCLR ({name} is"
                 f" {value!r:.40}); start the run again with overwrite=True."

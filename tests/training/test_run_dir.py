@@ -433,7 +433,7 @@ def test_a_pipe_is_refused_and_not_waited_for(run: RunDir, name: str) -> None:
         with pytest.raises(UserError, match="lock is a pipe"), run.lock():
             pass
     else:
-        with pytest.raises(UserError, match="no regular file"):
+        with pytest.raises(UserError, match="a pipe or a device and not a file"):
             run.lines()
         with pytest.raises(UserError, match="could not be written"):
             run.log({"step": 1})
