@@ -90,7 +90,8 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "again budget data device human known labels out overwrite resume root seed strategy track"
+    "accept_changes again budget data device human known labels out overwrite resume root seed"
+    " strategy track"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.config import PretrainConfig
 from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
+from sureclr.training.continuing import (
+    completed,
+    configuration_changes,
+    recorded_configuration,
+    refuse_changes,
+)
 from sureclr.training.devices import choose_device
-from sureclr.training.images import as_begun, as_resolved, training_images
+from sureclr.training.images import as_resolved, training_images
 from sureclr.training.loop import run_training
-from sureclr.training.records import check_same_configuration
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
 from sureclr.training.setup import fitting_trainer, new_trainer
@@ -29,6 +34,7 @@ def pretrain(
     loss: Objective | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     track: str | None = None,
@@ -48,6 +54,8 @@ def pretrain(
         loss: a loss object instead of the one that `config.loss` names. It is copied as well.
         out: the run folder; None: runs/SOURCE-LOSS-ENCODER-DATE.
         resume: continue the run in `out` exactly where it stopped.
+        accept_changes: continue it although the configuration or the images are others than its
+            checkpoint recorded. The changes are stored in the next checkpoints.
         overwrite: replace the run in `out`.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb, which then also gets the numbers.
@@ -69,7 +77,7 @@ def pretrain(
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
     if resume:
-        config = as_begun(config, from_dict(read_yaml(directory.config)))
+        config = _continued(directory, config, accept_changes)
     training = training_images(config, images, root, chosen, progress)
     if not resume:
         config = as_resolved(config, training, progress)
@@ -80,7 +88,9 @@ def pretrain(
     directory.prepare(resume, overwrite)
     if training.report is not None:
         directory.save_image_report(training.report.to_json())
-    run_training(trainer, directory, progress, resume=resume, track=track)
+    run_training(
+        trainer, directory, progress, resume=resume, track=track, accept_changes=accept_changes
+    )
     return Run(
         directory,
         trainer.config,
@@ -98,6 +108,7 @@ def check_pretraining(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     overwrite: bool = False,
     device: str = "auto",
     track: str | None = None,
@@ -113,6 +124,7 @@ def check_pretraining(
         config: as for `pretrain`, like the other arguments.
         out: the run folder.
         resume: whether the run in `out` would be continued.
+        accept_changes: whether it would be continued with another configuration.
         overwrite: whether it would be replaced.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb.
@@ -126,11 +138,24 @@ def check_pretraining(
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
         if resume:
-            config = as_begun(config, from_dict(read_yaml(RunDir(Path(out)).config)))
-            check_same_configuration(RunDir(Path(out)), config)
+            config = _continued(RunDir(Path(out)), config, accept_changes)
     check_tracker(track)
     choose_device(device)
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
     images = training_images(config, None, root, on_cpu, progress)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
+
+
+def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) -> PretrainConfig:
+    """Return the configuration with which a run goes on, before images are read.
+
+    Raises:
+        UserError: it differs from the recorded one, and that is not accepted.
+    """
+    before = recorded_configuration(directory)
+    config = completed(config, before)
+    changes = configuration_changes(directory, before, config)
+    if not accept_changes:
+        refuse_changes(directory, changes)
+    return config

@@ -31,7 +31,8 @@ from sureclr.reporting.figures import augmented_pairs
 from sureclr.reporting.pictures import data_uri, sheets
 from sureclr.stopping import Stopped
 from sureclr.training.building import with_stem
-from sureclr.training.images import as_begun, as_resolved, training_images
+from sureclr.training.continuing import completed
+from sureclr.training.images import as_resolved, training_images
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import check_pretraining, pretrain
 from sureclr.training.run import load
@@ -293,10 +294,10 @@ def test_a_run_is_resumed_with_the_options_with_which_it_began(tmp_path: Path) -
 
 def test_a_run_of_before_keeps_its_open_fields_and_its_stem() -> None:
     before = PretrainConfig("digits", stem="imagenet")
-    assert as_begun(PretrainConfig("digits"), before) == before
+    assert completed(PretrainConfig("digits"), before) == before
     decided = PretrainConfig("digits", size=8, channels=1, stem="cifar", micro_batch=64)
-    assert as_begun(PretrainConfig("digits"), decided) == decided
-    assert as_begun(PretrainConfig("digits", size=12), decided).size == 12
+    assert completed(PretrainConfig("digits"), decided) == decided
+    assert completed(PretrainConfig("digits", size=12), decided).size == 12
 
 
 def test_a_dry_run_resolves_as_the_run_does(tmp_path: Path) -> None:
