@@ -231,12 +231,15 @@ def _unreadable(answers: "Predictions") -> list[str]:
     if not answers.errors:
         return []
     first = list(answers.errors.items())[:FILES_SHOWN]
-    more = f", and {len(answers.errors) - len(first):,} more" if len(answers.errors) > 5 else ""
+    count = len(answers.errors)
+    more = f", and {count - len(first):,} more" if count > len(first) else ""
     names = ", ".join(f"{quoted(_shown(name))} ({reason})" for name, reason in first)
-    return [
-        f"{len(answers.errors):,} files could not be read and have a row with an error in the"
-        f" table: {names}{more}."
-    ]
+    files = (
+        "1 file could not be read and has"
+        if count == 1
+        else f"{count:,} files could not be read and have"
+    )
+    return [f"{files} a row with an error in the table: {names}{more}."]
 
 
 def _shown(name: str) -> str:

@@ -406,7 +406,9 @@ class _Source:
             whole = session.images
         else:
             whole = load_run_images(session.run, images, None, root, session.progress)
-        return _Source(session, images, root, len(whole), {}, [whole.note], whole)
+        report: Any = getattr(whole, "report", None)
+        refused = {} if report is None else dict(report.refused)
+        return _Source(session, images, root, len(whole), refused, [whole.note], whole)
 
     def parts(self) -> Iterator[Part]:
         """Yield the images.

@@ -274,6 +274,13 @@ def test_knn_answers_as_the_vote_and_its_probabilities_are_shares() -> None:
         assert int(p[i].argmax()) == voted
         hits += voted == int(test.labels[i])
     assert fitted.facts.accuracy == hits / len(test) and fitted.facts.n_held_out == len(train)
+    alone = 0
+    for i in range(len(train)):
+        share = np.zeros(3)
+        for cosine, j in brute(train.features[i], train.features, i)[:20]:
+            share[int(train.labels[j])] += np.exp(cosine / 0.1)
+        alone += int(share.argmax()) == int(train.labels[i])
+    assert fitted.facts.held_out_accuracy == alone / len(train)
 
 
 # --- Familiarity ----------------------------------------------------------------------
@@ -340,6 +347,15 @@ def test_an_image_that_was_learned_from_is_said_so_and_does_not_find_itself(plac
     assert answers.learned_from.tolist() == learned.tolist() and answers.paths == own.paths
     for row in answers.rows():
         assert row["path"] not in (row["nearest_1"], row["nearest_2"], row["nearest_3"])
+    train_rows = np.flatnonzero(own.split == "train")
+    test_rows = own.features[torch.from_numpy(own.split == "test")]
+    gallery = own.features[torch.from_numpy(train_rows)]
+    reference = [brute(row, gallery, -1)[0][0] for row in test_rows]
+    for position in (0, 20, 50):
+        score = brute(gallery[position], gallery, position)[0][0]
+        p = (1 + sum(r <= score for r in reference)) / (len(reference) + 1)
+        found = float(answers.familiar[train_rows[position]])
+        assert abs(found - p) < 1.5 / (len(reference) + 1)
     test = [row for row in answers.rows() if not row["learned_from"]]
     right = sum(row["label"] == row["own_label"] for row in test)
     assert answers.accuracy is not None and answers.accuracy.n == len(test)
