@@ -588,7 +588,7 @@ def test_an_unknown_command_names_all_commands_and_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = failed(["pretian"], capsys)
-    assert "did you mean pretrain?" in line
+    assert "did you mean pretrain" in line
     commands = "demo evaluate finetune knn label-next linear list predict pretrain report"
     commands += " uncertainty views"
     assert all(command in line for command in commands.split())

@@ -21,7 +21,7 @@ from sureclr.cli.shared import (
 from sureclr.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from sureclr.evaluation.prediction import Predictions
+    from sureclr.evaluation.prediction_table import Predictions
     from sureclr.finetuning.store import Finetuned
 
 CLASSES_SHOWN = 20  # lines of the counts that are printed
@@ -90,8 +90,8 @@ def predict(
     Each row names the three labelled images that are most similar. Images that are unlike the
     training data keep their class and are marked.
     """
-    from sureclr.evaluation.prediction import check_out
     from sureclr.evaluation.prediction import predict as predict_images
+    from sureclr.evaluation.prediction_table import check_out
 
     check_out(out, overwrite=overwrite)
     images = list(source) if len(source) > 1 else source[0] if source else None

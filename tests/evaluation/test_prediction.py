@@ -22,7 +22,7 @@ from torch import Tensor
 import sureclr
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation import classifiers, prediction
+from sureclr.evaluation import classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
     ONE_FOLD_FROM,
     calibration_loss,
@@ -32,7 +32,8 @@ from sureclr.evaluation.classifiers import (
     linear_classifier,
     neighbours_without,
 )
-from sureclr.evaluation.prediction import Predictions, conformal_p, predict
+from sureclr.evaluation.prediction import conformal_p, predict
+from sureclr.evaluation.prediction_table import Predictions
 from sureclr.evaluation.probes import linear_probe
 from sureclr.maths.neighbours import vote
 from sureclr.progress import SILENT, SilentProgress
@@ -369,8 +370,9 @@ def test_an_image_that_was_learned_from_is_said_so_and_does_not_find_itself(plac
 def test_the_answers_do_not_depend_on_how_many_are_made_at_once(
     place: Path, trained: Path, answers: Predictions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("IMAGES_AT_ONCE", "FILES_AT_ONCE", "ROWS_AT_ONCE"):
+    for name in ("IMAGES_AT_ONCE", "FILES_AT_ONCE"):
         monkeypatch.setattr(prediction, name, 7)
+    monkeypatch.setattr(prediction_table, "ROWS_AT_ONCE", 7)
     files = [trained / "new" / path for path in answers.paths]
     for source in (trained / "new", files):
         some = predict(place / "run", source, **QUIET)
