@@ -10,6 +10,8 @@ import pytest
 from dirty_folder import FORMATS, DirtyFolder, make_dirty_folder, needs_pictures
 from PIL import Image
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # Pillow warns of damaged TIFF files
+
 PICTURES = {ending for ending, _ in FORMATS.values()} | {".jpeg"}
 
 
