@@ -170,7 +170,7 @@ class _Source:
             yield self.whole.select(rows), None if table is None else table.select(rows)
 
     def _parts_of_files(self) -> Iterator[Part]:
-        run, progress = self.session.run, self.session.progress
+        run, progress = self.session.run, _WithoutMessages(self.session.progress)
         for start in range(0, len(self.images), FILES_AT_ONCE):
             files = self.images[start : start + FILES_AT_ONCE]
             try:
@@ -197,6 +197,16 @@ class _Source:
                 f"none of the {len(self.images)} files can be read as an image: {name} ({reason});"
                 " give image files, a folder or a data source."
             )
+
+
+class _WithoutMessages:
+    """Passes reports on to another progress, but no sentences: a list of files is many sources."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.begin, self.update, self.finish = progress.begin, progress.update, progress.finish
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
 
 
 def _file_list(images: Any) -> list[str] | None:
