@@ -172,8 +172,6 @@ def _text(answers: "Predictions", out: Path) -> str:
     )
     lines += [_unfamiliar(answers), *_accuracies(answers), *_learned_from(answers)]
     lines += _unreadable(answers)
-    if answers.note:
-        lines.append(f"About the images: {answers.note}.")
     return "\n".join([*lines, f"All answers are in {out}, one row an image."])
 
 
@@ -207,7 +205,7 @@ def _accuracies(answers: "Predictions") -> list[str]:
         )
     else:
         lines.append("Its accuracy is not known: no labelled image could be held out.")
-    if own is not None:
+    if own is not None and (own.accuracy, own.n) != (facts.accuracy, facts.n_test):
         low, high = own.interval
         strange = f", of which {own.n_unknown:,} are of other classes" if own.n_unknown else ""
         lines.append(
