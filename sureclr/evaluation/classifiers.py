@@ -37,8 +37,8 @@ ONE_FOLD_FROM = 5000  # labels: from here on one fifth is held out once, which i
 LEAST_HELD_OUT = 20  # images from which a temperature is fitted
 MOST_HELD_OUT = 5000  # images on which kNN and a fine-tuned network are calibrated
 VOTE_TEMPERATURE = 0.1  # of the neighbours' weights, as in neighbour_vote
-# Share that each class has besides its votes. Of .001, .01, .03, .1 and .3 it had the least loss and
-# calibration error with 50 to 5,000 labels (CIFAR-10, one run of 2 epochs, 2,000 test images)
+# Share that each class has besides its votes. Of .001, .01, .03, .1 and .3 it had the least loss
+# and calibration error with 50 to 5,000 labels (CIFAR-10, 2 epochs, 2,000 test images)
 VOTE_FLOOR = 0.03
 LOW, HIGH = 1e-2, 1e2  # between which T is sought
 
