@@ -200,10 +200,7 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         UserError: there are no labelled images, or only one class.
     """
     train, test = _checked(learning_images(table), source), table.labelled("test")
-    asked = test if len(test) else train  # `linear_probe` wants some rows to answer
-    probe = linear_probe(
-        train.features, train.labels, asked.features, asked.labels, seed=seed, allow_missing=True
-    )
+    probe = linear_probe(train.features, train.labels, train.features, train.labels, seed=seed)
     logits, target = [], []
     target_of = torch.searchsorted(probe.classes, train.labels)
     fold = _folds(train.labels, seed)
@@ -226,15 +223,28 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         if len(train) >= ONE_FOLD_FROM
         else "the labelled images, each held out once (cross-validation in five parts)",
     )
+    scores = test.features.double() @ probe.weight + probe.bias
+    answers = probe.classes[scores.argmax(1)]
     facts = ClassifierFacts(
-        "linear", _names(table, probe.classes), len(train), **_tested(probe, test), **calibration
+        "linear",
+        _names(table, probe.classes),
+        len(train),
+        **_tested(answers, test.labels),
+        **calibration,
     )
     return torch.cat([probe.weight, probe.bias[None]]), facts
 
 
-def _tested(probe: Any, test: Embeddings) -> dict[str, Any]:
-    accuracy, interval = (probe.accuracy, probe.interval) if len(test) else (None, None)
-    return {"n_test": len(test), "accuracy": accuracy, "interval": interval}
+def _tested(answers: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Return three fields of `ClassifierFacts`: what is known from test images.
+
+    Args:
+        answers: (m,) what the classifier answered.
+        labels: (m,) the true classes, in the same numbers; one that it does not know is an error.
+    """
+    m, right = len(labels), int((answers == labels).sum())
+    accuracy, interval = (right / m, wilson_interval(right, m)) if m else (None, None)
+    return {"n_test": m, "accuracy": accuracy, "interval": interval}
 
 
 def _folds(labels: Tensor, seed: int) -> Tensor:
@@ -311,11 +321,7 @@ def knn_classifier(table: Embeddings, source: str) -> FittedClassifier:
         target[some],
         "labelled images that did not vote on themselves",
     )
-    tested: dict[str, Any] = {"n_test": len(test), "accuracy": None, "interval": None}
-    if len(test):
-        right = int((present[logits(None, test).argmax(1)] == test.labels).sum())
-        interval = wilson_interval(right, len(test))
-        tested |= {"accuracy": right / len(test), "interval": interval}
+    tested = _tested(present[logits(None, test).argmax(1)], test.labels)
     facts = ClassifierFacts("knn", _names(table, present), len(train), **tested, **calibration)
     return FittedClassifier(logits, facts)
 
@@ -354,15 +360,12 @@ def network_classifier(
     test = images.select(rows)
     some = spread_rows(len(test))
     test = test.select(some)
-    tested: dict[str, Any] = {"n_test": len(test), "accuracy": None, "interval": None}
     scores, target = torch.empty(0, len(network.classes)), torch.empty(0, dtype=torch.int64)
     if len(test):
         column = {c: k for k, c in enumerate(network.classes)}
         columns = torch.tensor([column.get(c, -1) for c in images.classes], dtype=torch.int64)
         scores, target = logits(test, table), columns[test.labels]
-        right = int((scores.argmax(1) == target).sum())
-        interval = wilson_interval(right, len(test))
-        tested |= {"accuracy": right / len(test), "interval": interval}
+    tested = _tested(scores.argmax(1), target)
     calibration = _calibrated(scores, target, "labelled test images")
     record = getattr(network, "record", None)
     learned = int(getattr(record, "n_labels", 0))

@@ -45,6 +45,7 @@ UNFAMILIAR = 0.01  # p-value at or below which an image is marked
 IMAGES_AT_ONCE = 4096  # embedded and answered together
 FILES_AT_ONCE = 1024  # of a list of files, decoded together
 SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
+SAME = 1e-5  # difference of features, relative to their length, that is rounding
 CLASSIFIERS = ("linear", "knn")
 
 
@@ -325,15 +326,17 @@ class _Answering:
 
     Attributes:
         labelled: the images that the classifier learned from, with their embeddings.
-        row_of: digest of an image's pixels -> its row among the images that are not of test.
-        labelled_row: (n,) their rows in `labelled`, -1 where an image has no label.
+        row_of: digest of an image's pixels -> its row among the images that are not of test; None
+            where these have no pixels any more.
+        labelled_row: (n + 1,) their rows in `labelled`; -1 where an image has no label, and at the
+            end for an image that is none of them.
     """
 
     session: Session
     fitted: FittedClassifier
     comparison: Familiarity
     labelled: Embeddings
-    row_of: dict[bytes, int]
+    row_of: dict[bytes, int] | None
     labelled_row: Tensor
 
     @staticmethod
@@ -342,20 +345,23 @@ class _Answering:
         others = torch.from_numpy((table.split != "test").nonzero()[0])
         has_label = table.labels[others] >= 0
         labelled_row = torch.where(has_label, has_label.long().cumsum(0) - 1, -1)
+        labelled_row = torch.cat([labelled_row, torch.tensor([-1])])
         row_of: dict[bytes, int] = {}
-        for row, index in enumerate(others.tolist()):
+        without_pixels = images.images.device.type == "meta"
+        for row, index in enumerate([] if without_pixels else others.tolist()):
             digest = _digest(images.images[index])
             if digest not in row_of or labelled_row[row_of[digest]] < 0:
                 row_of[digest] = row  # of equal images, one with a label counts
-        return _Answering(session, fitted, comparison, learning_images(table), row_of, labelled_row)
+        known = None if without_pixels else row_of
+        return _Answering(session, fitted, comparison, learning_images(table), known, labelled_row)
 
     def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
         """Return the columns of `Predictions` for some images."""
         table = self.session.run.embed(images) if table is None else table
         probabilities = self.fitted.probabilities(images, table)
         best, order = probabilities.topk(min(2, probabilities.shape[1]), dim=1)
-        own = torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
-        own_labelled = torch.where(own >= 0, self.labelled_row[own], -1)
+        own = self._own(images, table.features)
+        own_labelled = self.labelled_row[own]
         cosine, nearest = neighbours_without(
             table.features, own_labelled, self.labelled.features, NEIGHBOURS
         )
@@ -376,6 +382,19 @@ class _Answering:
                 None if k == UNLABELLED else images.classes[k] for k in images.labels.tolist()
             ],
         }
+
+    def _own(self, images: ImageSet, features: Tensor) -> Tensor:
+        """Return which training image each image is itself, (q,) int64; -1 where it is none.
+
+        Without the pixels of the training images, an image is one of them if its features are the
+        same up to rounding.
+        """
+        if self.row_of is not None:
+            return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
+        others = self.comparison.features
+        _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
+        distance = (features - others[rows[:, 0]]).norm(dim=1)
+        return torch.where(distance <= SAME * features.norm(dim=1), rows[:, 0], -1)
 
 
 def _digest(pixels: Tensor) -> bytes:

@@ -7,6 +7,7 @@ and pyarrow.
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -381,6 +382,26 @@ def test_the_answers_do_not_depend_on_how_many_are_made_at_once(
         assert torch.equal(some.label, answers.label) and torch.equal(some.nearest, answers.nearest)
         assert torch.allclose(some.probability, answers.probability, atol=1e-5)
         assert len(list(some.rows())) == 30
+
+
+def test_without_the_pixels_of_the_training_images_their_features_tell(
+    place: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the images are gone and the run's table is left."""
+    run = sureclr.load(place / "run", "cpu")
+    files = [
+        trained / "photos" / "train" / "dark" / "000.png",
+        trained / "new" / "dark" / "000.png",
+    ]
+    wanted = list(predict(run, files, **QUIET).rows())
+    answering = prediction._Answering.of
+
+    def without_pixels(session: Any, fitted: Any, comparison: Any) -> Any:
+        return replace(answering(session, fitted, comparison), row_of=None)
+
+    monkeypatch.setattr(prediction._Answering, "of", staticmethod(without_pixels))
+    assert list(predict(run, files, **QUIET).rows()) == wanted
+    assert [row["learned_from"] for row in wanted] == [True, False]
 
 
 def test_own_labels_count_only_where_names_match(place: Path, trained: Path) -> None:
