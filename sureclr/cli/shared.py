@@ -30,6 +30,7 @@ START = Group("Start", sort_key=1)
 TRAIN = Group("Train", sort_key=2)
 EVALUATE = Group("Evaluate a run", sort_key=3)
 LABEL = Group("Use few labels", sort_key=4)
+USE = Group("Use a run", sort_key=5)
 
 OUTPUT = Group("Output and machine", sort_key=90)
 
@@ -90,8 +91,8 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "accept_changes again budget data device human known labels out overwrite resume root seed"
-    " strategy track"
+    "accept_changes again budget classifier data device human known labels out overwrite resume"
+    " root seed strategy track unfamiliar"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(

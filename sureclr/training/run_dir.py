@@ -51,6 +51,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
     "map.parquet",
     "report.html",
     "finetuned",
+    "classifiers",
 )
 OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that it stays a run
     "images.json",
