@@ -241,7 +241,7 @@ def _unreadable(answers: "Predictions") -> list[str]:
 
 
 def _shown(name: str) -> str:
-    from sureclr.data.folder import inert
+    from sureclr.data.image_report import inert
 
     return inert(name)
 
