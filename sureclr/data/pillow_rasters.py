@@ -121,7 +121,8 @@ def open_heif(stream: IO[bytes], page: int) -> Raster:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise Unreadable("HEIC needs the extra heif: install sureclr[heif]") from None
-    image = HeifImageFile(stream)
+    opener: Any = HeifImageFile  # it has no types
+    image = opener(stream)
     pages = image.n_frames
     if page >= pages:
         raise Unreadable(f"it has no page {page + 1}")
@@ -230,16 +231,18 @@ def _decoder_memory(image: Image.Image, full: tuple[int, int]) -> int:
 
 def _png_16(image: Image.Image, stream: IO[bytes], page: int, pages: int, memory: int) -> Raster:
     """A PNG of 16 bits a channel; Pillow unpacks one byte of each, so it is decoded twice."""
-    unpacked = str(image.tile[0].args)
+    tiles: Any = getattr(image, "tile", ())
+    unpacked = str(tiles[0].args)
     planes = len(unpacked) - len(";16B")
 
     def part(rawmode: str) -> Image.Image:
         stream.seek(0)
-        again = Image.open(stream, formats=("PNG",))
+        again: Any = Image.open(stream, formats=("PNG",))
         again.seek(page)
-        again.tile = [tile._replace(args=rawmode) for tile in again.tile]  # type: ignore[attr-defined]
+        again.tile = [tile._replace(args=rawmode) for tile in again.tile]
         again.load()
-        return again
+        half: Image.Image = again
+        return half
 
     def strips(rows: int) -> Iterator[Strip]:
         image.load()

@@ -178,15 +178,13 @@ def _raw(strip: Strip) -> bytes:
 
 def unmeasured(values: Values, raster: Raster) -> NDArray[np.bool_]:
     """Where stored values are not finite or mean "not measured"."""
-    none = np.zeros(values.shape, dtype=np.bool_)
-    if values.dtype.kind == "f":
-        none = ~np.isfinite(values)
+    is_float = values.dtype.kind == "f"
+    holes: NDArray[np.bool_] = ~np.isfinite(values) if is_float else np.zeros(values.shape, bool)
     if raster.nodata is None or np.isnan(raster.nodata):
-        return none
-    if values.dtype.kind == "f":  # GDAL may write fewer digits than the value has
-        with np.errstate(over="ignore"):
-            return none | (values == values.dtype.type(raster.nodata))
-    return none | (values == raster.nodata)
+        return holes
+    with np.errstate(over="ignore"):  # GDAL may write fewer digits than the value has
+        holes |= values == (values.dtype.type(raster.nodata) if is_float else raster.nodata)
+    return holes
 
 
 def measured(values: Values, raster: Raster) -> NDArray[np.float64]:
@@ -260,7 +258,8 @@ def _composited(pixels: NDArray[np.uint8], alpha: Values, premultiplied: bool) -
     most = np.iinfo(alpha.dtype).max if alpha.dtype.kind in "ui" else 1.0
     opaque = np.clip(alpha.astype(np.float32) / most, 0, 1)
     colour = pixels if premultiplied else pixels * opaque
-    return np.rint(np.minimum(colour + 255 * (1 - opaque), 255)).astype(np.uint8)
+    on_paper: NDArray[np.float32] = np.minimum(colour + 255 * (1 - opaque), 255)
+    return np.rint(on_paper).astype(np.uint8)
 
 
 def _recoloured(layers: Layers, channels: int) -> Layers:
