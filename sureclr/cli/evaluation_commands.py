@@ -64,7 +64,11 @@ def uncertainty(
     human: Annotated[
         Path | None,
         Parameter(
-            help="CIFAR-10H's probabilities (.npy, 10,000 x 10): compare with people, on CIFAR-10."
+            help=(
+                "What people said of the test images: an array of a row an image and a column a"
+                " class (.npy, as CIFAR-10H's), or a file with several labels for an image."
+                " Default: that in --labels, where it has several for an image."
+            )
         ),
     ] = None,
     options: Options = NO_OPTIONS,
@@ -87,7 +91,7 @@ def _evaluate(
         run,
         which,
         options.data,
-        options.labels,
+        options.label_file,
         device=options.device,
         root=options.root,
         progress=CommandProgress(),
@@ -195,6 +199,11 @@ def _ood(name: str, result: "OodResult") -> str:
         f"  {kind:42s}" + "".join(f"{_number(images.auroc[score]):>22s}" for score in scores)
         for kind, images in measured.items()
     ]
+    if people := result.human_agreement:
+        shown = "  ".join(f"{score} {_number(value)}" for score, value in people.spearman.items())
+        rows.append(
+            f"  rank correlation with the agreement of people ({people.n:,} images): {shown}"
+        )
     return "\n".join(rows)
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
+from sureclr.data.label_request import LabelFile
+from sureclr.data.labels import why_not_tested
 from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
@@ -33,14 +35,17 @@ from sureclr.evaluation.results import (
 from sureclr.evaluation.run_images import (
     Labels,
     embed_run_images,
-    load_run_images,
+    label_images,
+    read_run_images,
 )
 from sureclr.evaluation.similarity import compare_runs
+from sureclr.files import digest_of_bytes
 from sureclr.progress import ConsoleProgress, Progress, Stoppable
 from sureclr.stopping import stop_on_signals
 from sureclr.training.run import Run, load
 from sureclr.version import __version__
 
+TESTED = ("knn", "linear")  # evaluations that need labelled test images
 SAVED = "finished results are in results.json; run the same command again to go on"
 
 
@@ -51,10 +56,11 @@ class Session:
         run: a run folder, a `Run`, or the `Results` of one.
         data: other images, for transfer: the name of a data source, or anything that
             `as_image_set` takes; None means the images that the run was trained on.
-        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        labels: of the images: one for each, or a file of labels (its path, or a `LabelFile` that
+            names its columns).
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
-        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        human: what people said of the test images, see `foreign_images.read_human_shares`.
         progress: what to report to; None reports on stderr.
 
     Attributes:
@@ -76,7 +82,9 @@ class Session:
         """Load the run; nothing is locked yet."""
         self.run = run if isinstance(run, Run) else load(run_path(run), device)
         self.progress: Progress = progress or ConsoleProgress()
-        self._data, self._labels, self._root, self._human = data, labels, root, human
+        self._data, self._root, self._human = data, root, human
+        is_file = isinstance(labels, str | Path | LabelFile)
+        self._labels = LabelFile.of(labels) if is_file else labels  # type: ignore[arg-type]
         self._held = ExitStack()
 
     def __enter__(self) -> "Session":
@@ -122,12 +130,29 @@ class Session:
         Raises:
             UserError: they cannot be read, or the labels do not fit.
         """
-        return load_run_images(self.run, self._data, self._labels, self._root, self.progress)
+        return label_images(self.source_images, self._labels, self.run, self.progress)
+
+    @cached_property
+    def source_images(self) -> ImageSet:
+        """The images as their source has them; read when first asked for.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return read_run_images(self.run, self._data, self._root, self.progress)
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the images, without their labels."""
-        return digest_of_pixels(self.images)
+        """The digest of the images as their source has them, without their labels."""
+        return digest_of_pixels(self.source_images)
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """The digest of the labels, and of the splits where the labels changed these."""
+        digest, splits = digest_of_labels(self.images), self.images.split.tolist()
+        if splits == self.source_images.split.tolist():
+            return digest
+        return digest_of_bytes(digest.encode(), " ".join(splits).encode())
 
     @cached_property
     def inputs(self) -> EvaluationInputs:
@@ -159,13 +184,20 @@ class Session:
         return Provenance(
             checkpoint=self.run.checkpoint,
             images=self.digest,
-            labels=digest_of_labels(self.images),
+            labels=self.labels_digest,
             other_checkpoint=other_checkpoint,
             version=__version__,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            options={} if self._human is None else {"human": str(self._human)},
+            options=self._options(),
         )
+
+    def _options(self) -> dict[str, str]:
+        """What the user gave beside the images."""
+        options = {} if self._human is None else {"human": str(self._human)}
+        if isinstance(self._labels, LabelFile):
+            options["labels"] = str(self._labels.path)
+        return options
 
     def evaluate(self, name: str, *, again: bool = False) -> Any:
         """Return a result: the stored one if it is of the same origin, else a new one, and save it.
@@ -178,6 +210,9 @@ class Session:
             UserError: an unknown name, or the evaluation cannot be made of these images.
         """
         evaluation = EVALUATIONS[name]
+        is_file = isinstance(self._labels, LabelFile)
+        if is_file and name in TESTED and (why := why_not_tested(self.images)):
+            raise UserError(f"{name} needs labelled test images: {why}")
         if name == "geometry" and self._data is None:  # its map is a file of its own
             again = again or not (self.run.path / "map.parquet").exists()
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
@@ -193,6 +228,10 @@ class Session:
         if key in stored and not again:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
+            file = made.options.get("labels")
+            if file and self._labels is None and not self.images.labelled:
+                self.progress.message(f"The stored result {key} is of the labels in {file}.")
+                wanted = replace(wanted, labels=made.labels)
             if has_options and made.same_origin(replace(wanted, options=made.options)):
                 return stored[key]
             self.progress.message(
@@ -240,11 +279,15 @@ def evaluate(
             sensitivity, explanation); None means all that can be made.
         data: other images, for transfer: the name of a data source, or paths, a folder, PIL images,
             an array, a map-style data set of (image, label); None means the run's own images.
-        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        labels: of the images: one for each, or a file of labels (its path, or a `LabelFile` that
+            names its columns). A part of the labels in a file is held out for testing where they
+            leave no test image with a label.
         again: make results anew even where stored ones are of the same weights, images and labels.
         device: auto, cuda, mps or cpu.
         root: the folder of downloaded data sets.
-        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        human: what people said of the test images: an array of a row an image and a column a class
+            (.npy, as CIFAR-10H's), or a file of labels with several for an image. Labels with
+            several for an image in `labels` serve as well.
         progress: what to report to; None reports on stderr.
 
     Returns:

@@ -33,7 +33,7 @@ class Experiment:
     Attributes:
         run: the trained run.
         config: the settings.
-        test: labelled test images.
+        test: labelled test images; there may be none.
         progress: reports every training; may raise to stop.
     """
 
@@ -50,14 +50,18 @@ class Experiment:
             rates: learning rates to search.
 
         Returns:
-            The result, and the fine-tuned classifier.
+            The result, and the fine-tuned classifier. Without test images the network from scratch
+            and the probe, which are there to be compared, are not trained.
         """
         labelled = draw.labelled
         generator = torch.Generator().manual_seed(draw.seed)
         out = stratified_split(labelled.target, self.config.validation, generator)
         train, held_out = labelled[~out], labelled[out]
         finetune, model = self.run_arm("finetune", train, held_out, draw.seed, rates["finetune"])
-        scratch, _ = self.run_arm("scratch", train, held_out, draw.seed, rates["scratch"])
+        scratch = linear = None
+        if len(self.test):
+            scratch, _ = self.run_arm("scratch", train, held_out, draw.seed, rates["scratch"])
+            linear = self.probe(labelled, draw.seed)
         result = SeedResult(
             seed=draw.seed,
             fold=draw.fold,
@@ -69,7 +73,7 @@ class Experiment:
             labels_differing=labelled.differing,
             finetune=finetune,
             scratch=scratch,
-            linear=self.probe(labelled, draw.seed),
+            linear=linear,
         )
         return result, model
 
@@ -81,8 +85,10 @@ class Experiment:
         fits = self.search(arm, train, held_out, seed, rates)
         best = best_fit(fits)
         task = f"Seed {seed}, {ARMS[arm]}: test"
-        with report_progress(self.progress, task, len(self.test)) as update:
-            accuracy = score_on(best.model, self.test, update).accuracy
+        accuracy = None
+        if len(self.test):
+            with report_progress(self.progress, task, len(self.test)) as update:
+                accuracy = score_on(best.model, self.test, update).accuracy
         score = TrainedScore(
             accuracy=accuracy,
             learning_rate=best.learning_rate,
@@ -95,7 +101,8 @@ class Experiment:
         held_out_accuracy = "" if best.validation is None else f"{best.validation:.4f} held-out, "
         self.progress.message(
             f"Seed {seed}, {ARMS[arm]}: learning rate {best.learning_rate:g}, epoch {best.epoch};"
-            f" accuracy {held_out_accuracy}{accuracy:.4f} test"
+            f" accuracy {held_out_accuracy}"
+            + ("not tested" if accuracy is None else f"{accuracy:.4f} test")
         )
         return score, best.model
 
@@ -132,6 +139,7 @@ class Experiment:
             self._test_features,
             self.test.target,
             seed=seed,
+            allow_missing=True,
         )
         return ProbeScore(probe.accuracy, probe.strength)
 
