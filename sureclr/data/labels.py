@@ -20,8 +20,8 @@ from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes
 from sureclr.progress import SILENT, Progress
 
-TESTED = 0.25  # share of the labels in a file that is held out for testing
-MOST_TESTED = 0.4  # of the labels of a class
+TESTED = 0.25  # share of the labels in a file that is held out for testing, more or less:
+LEAST_TESTED, MOST_TESTED = 0.2, 1 / 3  # of the labels of each class
 LEAST_LABELS = 20  # in all, so that a part of them can be held out
 LEAST_OF_CLASS = 5  # labels of a class of which some can be held out
 
@@ -326,7 +326,8 @@ def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT
         if len(rows) < LEAST_OF_CLASS:
             continue
         below = sum(share[int(row)] < TESTED for row in rows)
-        count = min(max(below, 2), max(2, int(MOST_TESTED * len(rows))))
+        least, most = (max(2, round(part * len(rows))) for part in (LEAST_TESTED, MOST_TESTED))
+        count = min(max(below, least), most)
         free = sorted(rows[~test[rows]], key=lambda row: share[int(row)])
         chosen[free[: max(0, count - int(test[rows].sum()))]] = True
     copies = {names[row] for row in np.flatnonzero(chosen)}
