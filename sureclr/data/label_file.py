@@ -181,8 +181,8 @@ def _decoded(data: bytes, path: Path) -> tuple[str, str]:
                     " is damaged further on; save it again."
                 ) from error
     encodings = ["utf-8", *FALLBACKS]
-    if b"\0" in data[:1000]:  # UTF-16 without a mark: every other byte of plain letters is 0
-        even, odd = data[:1000:2].count(0), data[1:1000:2].count(0)
+    even, odd = data[:1000:2].count(0), data[1:1000:2].count(0)
+    if max(even, odd) > len(data[:1000]) / 8:  # UTF-16 without a mark: plain letters have a 0
         encodings = ["utf-16-be" if even > odd else "utf-16-le"]
     for encoding in encodings:
         try:
