@@ -7,7 +7,7 @@ null, because JSON has no NaN.
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -43,7 +43,8 @@ def from_json(record: type[Record], value: Any, where: str = "") -> Record:
         where: the place of the value, for the error message.
 
     Raises:
-        SchemaError: a key is missing or unknown, or a value has another type.
+        SchemaError: a key is missing or unknown, or a value has another type. A key whose field has
+            a default may be missing, because older files lack it.
     """
     if not isinstance(value, dict):
         raise SchemaError(f"{where or record.__name__} is {value!r:.40} where an object belongs")
@@ -51,10 +52,14 @@ def from_json(record: type[Record], value: Any, where: str = "") -> Record:
     for key in value:
         if key not in hints:
             raise SchemaError(f"{where}.{key} is not known".lstrip("."))
-    for key in hints:
+    for key in _required(record):  # type: ignore[arg-type]  # a class is hashable
         if key not in value:
             raise SchemaError(f"{where}.{key} is missing".lstrip("."))
-    values = {key: _parsed(hints[key], value[key], f"{where}.{key}".lstrip(".")) for key in hints}
+    values = {
+        key: _parsed(hints[key], value[key], f"{where}.{key}".lstrip("."))
+        for key in hints
+        if key in value
+    }
     return record(**values)
 
 
@@ -63,6 +68,16 @@ def _hints(record: type[Any]) -> dict[str, Any]:
     """Each field's type; cached, because a result holds hundreds of small records."""
     hints = get_type_hints(record)
     return {field.name: hints[field.name] for field in fields(record)}
+
+
+@cache
+def _required(record: type[Any]) -> tuple[str, ...]:
+    """The names of the fields without a default."""
+    return tuple(
+        field.name
+        for field in fields(record)
+        if field.default is MISSING and field.default_factory is MISSING
+    )
 
 
 def _parsed(hint: Any, value: Any, where: str) -> Any:

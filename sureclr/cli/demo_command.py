@@ -45,6 +45,7 @@ def demo(
 def _demo_text(path: Path, results: "Results") -> str:
     """Return what the demo's numbers mean."""
     linear = results["linear"]
+    assert linear.baselines is not None  # the images were read for the training
     low, high = linear.interval
     return f"""
 The encoder was trained on 1,000 images of digits, without labels. A linear classifier was then

@@ -1,6 +1,6 @@
 """evaluate, knn, linear and uncertainty: numbers of a trained run, and their summary in words."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,8 @@ from sureclr.cli.shared import (
 
 if TYPE_CHECKING:
     from sureclr.evaluation.results import (
+        ClassNumbers,
+        ClassScore,
         CorruptionResult,
         ExplanationResult,
         GeometryResult,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
         SensitivityResult,
         UncertaintyResult,
     )
+
+WORST = 5  # classes that are printed
 
 
 @app.command(group=EVALUATE)
@@ -119,7 +123,7 @@ def summaries(results: Mapping[str, Any]) -> list[str]:
     """Return the results in words, one text for each; those of other packages by name alone."""
     words: dict[str, Callable[[str, Any], str]] = {
         "linear": _linear,
-        "knn": _accuracy,
+        "knn": _knn,
         "uncertainty": _uncertainty,
         "ood": _ood,
         "learning": _learning,
@@ -136,11 +140,75 @@ def _other(name: str, result: Any) -> str:
 
 def _accuracy(name: str, result: "KnnResult | LinearResult") -> str:
     low, high = result.interval
+    baselines = result.baselines
     return (
         f"{name:7s} accuracy {result.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f},"
-        f" {result.n_test:,} test images)  raw pixels {result.baselines.raw_pixels:.4f}"
-        f"  untrained encoder {result.baselines.untrained:.4f}"
+        f" {result.n_test:,} test images)"
+    ) + (
+        ""
+        if baselines is None
+        else f"  raw pixels {baselines.raw_pixels:.4f}  untrained encoder {baselines.untrained:.4f}"
     )
+
+
+def _class_rows(result: "KnnResult | LinearResult") -> list[str]:
+    """The numbers in which every class counts the same, the majority, and the worst classes."""
+    numbers = result.by_class
+    if numbers is None:
+        return []
+    low, high = result.interval
+    rows = [
+        f"  balanced accuracy {numbers.balanced_accuracy:.4f}, macro F1 {numbers.macro_f1:.4f};"
+        f" always naming the commonest class ({numbers.majority_class}) reaches"
+        f" {numbers.majority_baseline:.4f}"
+    ]
+    if low <= numbers.majority_baseline:
+        how = "worse than" if high < numbers.majority_baseline else "not clearly better than"
+        rows.append(
+            f"  The accuracy of {result.accuracy:.4f} is {how} always naming that one class."
+        )
+    return rows + worst_classes(numbers)
+
+
+def worst_classes(numbers: "ClassNumbers") -> list[str]:
+    """Return lines that name the classes of one split alone, and the worst five classes."""
+    rows = []
+    if numbers.only_test:
+        count = sum(each.n_test for each in numbers.classes if each.name in numbers.only_test)
+        rows.append(
+            f"  Without a training image, and so counted as wrong: {_listed(numbers.only_test)}"
+            f" ({count:,} {_images(count)})"
+        )
+    if numbers.only_train:
+        rows.append(f"  Without a test image, and so not tested: {_listed(numbers.only_train)}")
+    worst = [each for each in numbers.worst if each.accuracy != 1][:WORST]
+    if worst:
+        width = min(32, max(len(each.name) for each in worst))
+        rows.append("  The classes with the lowest accuracy:")
+        rows += [f"    {each.name:{width}s}  {_class_text(each)}" for each in worst]
+    return rows
+
+
+def _class_text(score: "ClassScore") -> str:
+    assert score.accuracy is not None and score.interval is not None  # it has test images
+    low, high = score.interval
+    text = (
+        f"{score.accuracy:.3f}  ({low:.3f} to {high:.3f}, {score.n_test:,} {_images(score.n_test)})"
+    )
+    return text + f"  {score.mistaken:,} taken for {score.taken_for}" * bool(score.taken_for)
+
+
+def _images(count: int) -> str:
+    return "test image" if count == 1 else "test images"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first ten names."""
+    return ", ".join(names[:10]) + f" and {len(names) - 10} more" * (len(names) > 10)
+
+
+def _knn(name: str, result: "KnnResult") -> str:
+    return "\n".join([_accuracy(name, result), *_class_rows(result)])
 
 
 def _linear(name: str, result: "LinearResult") -> str:
@@ -153,7 +221,7 @@ def _linear(name: str, result: "LinearResult") -> str:
     if result.blocks:
         blocks = "  ".join(f"{block.name} {block.accuracy:.4f}" for block in result.blocks)
         rows.append(f"  after each block, averaged over positions: {blocks}")
-    return "\n".join(rows)
+    return "\n".join(rows + _class_rows(result))
 
 
 def _uncertainty(name: str, result: "UncertaintyResult") -> str:

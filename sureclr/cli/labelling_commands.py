@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from sureclr.cli.evaluation_commands import worst_classes
 from sureclr.cli.flags import CHOICE, TRAINING, given_flags, optional_flags
 from sureclr.cli.shared import (
     LABEL,
@@ -19,7 +20,7 @@ from sureclr.cli.shared import (
     Root,
     RunFolder,
     app,
-    label_file,
+    file_of_labels,
     print_answer,
     quoted,
 )
@@ -84,12 +85,12 @@ def label_next(
     from sureclr.evaluation.label_choice import label_next as choose_images
     from sureclr.evaluation.session import Session
 
-    file = label_file(known, image_column, label_column)
+    file = file_of_labels(known, image_column, label_column)
     if out.exists():
         raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
     with Session(run, data, device=device, root=root, progress=CommandProgress()) as session:
         table = session.inputs.table
-        labelled, note = labelled_already(session.images, file, session.progress)
+        labelled, note = labelled_already(session.catalogue, file, session.progress)
         name = strategy or DEFAULT
         choice = choose_images(table, labelled, budget, name, seed)
     rows = _rows(table, choice.rows.tolist(), choice.reasons)
@@ -249,6 +250,18 @@ def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
         else f"{gain.verdict} than from scratch, outside both intervals"
     )
     rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {verdict}")
+    if (means := result.class_means) is not None:
+        balanced, f1 = means.baseline_balanced_accuracy, means.baseline_macro_f1
+        rows += [
+            f"  balanced accuracy: fine-tuned {means.balanced_accuracy:.4f}, from scratch"
+            f" {balanced.scratch:.4f}, linear probe {balanced.linear:.4f}",
+            f"  macro F1: fine-tuned {means.macro_f1:.4f}, from scratch {f1.scratch:.4f}, linear"
+            f" probe {f1.linear:.4f}",
+            f"  always naming the commonest class ({means.majority_class}) reaches"
+            f" {means.majority_baseline:.4f}",
+        ]
+    if (numbers := result.by_class) is not None and (worst := worst_classes(numbers)):
+        rows += [f"The saved classifier, of seed {result.weights.seed}, class by class:", *worst]
     if result.weights is not None:
         rows.append(f"The classifier is {run / result.weights.file}.")
     return "\n".join(rows)

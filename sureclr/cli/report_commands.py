@@ -16,7 +16,7 @@ from sureclr.cli.shared import (
     Root,
     RunFolder,
     app,
-    label_file,
+    file_of_labels,
     print_answer,
 )
 
@@ -61,7 +61,7 @@ def report(
         run,
         other,
         evaluate=evaluate,
-        labels=label_file(labels, image_column, label_column),
+        labels=file_of_labels(labels, image_column, label_column),
         out=out,
         device=device,
         root=root,

@@ -105,7 +105,7 @@ class EvaluationOptions:
     @property
     def label_file(self) -> LabelFile | None:
         """The file of labels with its columns, or None."""
-        return label_file(self.labels, self.image_column, self.label_column)
+        return file_of_labels(self.labels, self.image_column, self.label_column)
 
 
 Options = Annotated[EvaluationOptions, Parameter(name="*")]
@@ -128,7 +128,7 @@ NAMES = frozenset(
 )
 
 
-def label_file(
+def file_of_labels(
     path: Path | None, image_column: str | None, label_column: str | None
 ) -> LabelFile | None:
     """Return the file of labels that the flags name, or None.

@@ -57,6 +57,19 @@ class Labelled:
         """Return the pixels (m, c, h, w) uint8 of some labels, on the device of the images."""
         return self.images.images[self.rows[index].to(self.images.images.device)]
 
+    def with_own_classes(self) -> "Labelled":
+        """Return the same labels in images that have no other classes than these labels.
+
+        A classifier that learns from them has no output for a class without a label.
+        """
+        known = self.target.unique()
+        place = torch.full((len(self.images.classes) + 1,), UNLABELLED)  # the last is UNLABELLED's
+        place[known] = torch.arange(len(known))
+        classes = tuple(self.images.classes[k] for k in known.tolist())
+        labels = place[self.images.labels]
+        images = replace(self.images, labels=labels, classes=classes, shares=None)
+        return replace(self, images=images, target=place[self.target])
+
     @property
     def digest(self) -> str:
         """The sha256 of the images' paths and class names, which does not depend on their order."""
@@ -93,8 +106,8 @@ def choose_labels(
             image a class.
 
     Raises:
-        UserError: there are too few labels for the classes, more are wanted than there are, or the
-            fold does not exist.
+        UserError: there are too few labels for the classes that have some, more are wanted than
+            there are, or the fold does not exist.
     """
     pool = labelled_rows(images, "train", None if fold is None else _fold(images, fold))
     if len(pool) == 0:
@@ -102,7 +115,7 @@ def choose_labels(
             f"{images.name} has no labelled training image; put the images into one sub-folder a"
             " class, or use a label file (path and label, one image a line)."
         )
-    _check_classes(images, pool.target, f"{images.name} has no labelled training image")
+    _check_classes(pool.target, f"{images.name} has no labelled training image")
     return pool[_balanced(pool.target, _how_many(request, pool), seed)]
 
 
@@ -181,14 +194,8 @@ def balanced_counts(available: Sequence[int], total: int, order: Sequence[int]) 
     return counts
 
 
-def _check_classes(images: ImageSet, target: Tensor, subject: str) -> None:
-    """UserError if a class of which the set has images is not among the targets."""
-    known = set(images.labels[images.labels != UNLABELLED].unique().tolist())
-    if missing := [images.classes[k] for k in sorted(known - set(target.tolist()))]:
-        shown = ", ".join(missing[:5]) + (
-            f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        )
-        raise UserError(f"{subject} of class {shown}; label at least one of each class.")
+def _check_classes(target: Tensor, subject: str) -> None:
+    """UserError if there is only one class; a class without a label is left out, and named."""
     if len(target.unique()) < 2:
         raise UserError(
             f"{subject} of a second class: all labels are of one class; label images of at least"

@@ -44,21 +44,13 @@ class ProbeCache:
     probes: dict[str, ProbeResult] = field(default_factory=dict)
 
     def __call__(
-        self,
-        train_x: Tensor,
-        train_y: Tensor,
-        test_x: Tensor,
-        test_y: Tensor,
-        *,
-        allow_missing: bool = False,
+        self, train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor
     ) -> ProbeResult:
         """Return `linear_probe` of these rows."""
-        check_rows(train_x, train_y, test_x, test_y, allow_missing)
+        check_rows(train_x, train_y, test_x, test_y)
         key = digest_of_tensors(train_x, train_y, test_x, test_y)
         if key not in self.probes:
-            self.probes[key] = self.fit(
-                train_x, train_y, test_x, test_y, allow_missing=allow_missing
-            )
+            self.probes[key] = self.fit(train_x, train_y, test_x, test_y)
         return self.probes[key]
 
 
@@ -68,21 +60,39 @@ class EvaluationInputs:
 
     Attributes:
         run: the trained run.
-        images: at the run's size and channels.
+        catalogue: the images at the run's size and channels, with their labels, splits and paths;
+            without pixels (on torch's meta device) where `no_pixels` says why. `images` are the
+            same images where they have pixels.
         table: their embeddings by the run.
         progress: reports how far the work is; it may raise to stop.
         root: folder of the data sets, for out-of-distribution images.
         human: file of what people said of the test images, if the user has one.
         probes: the linear probes that were fitted so far.
+        no_pixels: why the images cannot be read, so that only their stored table is there, or "".
     """
 
     run: Run
-    images: ImageSet
+    catalogue: ImageSet
     table: Embeddings
     progress: Progress = SILENT
     root: Path | None = None
     human: Path | None = None
     probes: ProbeCache = field(default_factory=ProbeCache)
+    no_pixels: str = ""
+
+    @property
+    def images(self) -> ImageSet:
+        """The images with their pixels.
+
+        Raises:
+            UserError: they cannot be read, and only their stored table is there.
+        """
+        if self.no_pixels:
+            raise UserError(
+                "it needs the pixels of the images, which cannot be read; name the images' new"
+                " place with data=folder:PATH."
+            )
+        return self.catalogue
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embed images that fit the run."""
@@ -105,10 +115,10 @@ class EvaluationInputs:
 
         Results that name rows of embeddings.parquet can be about no others.
         """
-        if self.images.name != self.run.source:
+        if self.catalogue.name != self.run.source:
             raise UserError(
                 f"{evaluation} can only be evaluated on the training data ({self.run.source}), not"
-                f" on {self.images.name}; leave out data=."
+                f" on {self.catalogue.name}; leave out data=."
             )
 
     @cached_property

@@ -3,7 +3,7 @@
 No training is needed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import BaselineIntervals, Baselines, Interval, KnnResult
-from sureclr.evaluation.tables import labelled_split
+from sureclr.evaluation.tables import class_numbers, labelled_split
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k, vote
 
@@ -46,17 +46,30 @@ class NeighbourVote:
 def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     """Measure kNN accuracy of the features, the raw pixels and the untrained encoder's features.
 
+    The last two are absent where the images cannot be read.
+
     Raises:
         UserError: there are no labelled training or no labelled test images.
     """
-    tables = (inputs.table, inputs.raw, inputs.untrained)
-    features, raw, untrained = (vote_on_table(table, inputs.images.name) for table in tables)
-    return KnnResult(
+    table, name = inputs.table, inputs.catalogue.name
+    features = vote_on_table(table, name)
+    train, test = table.labelled("train"), table.labelled("test")
+    result = KnnResult(
         accuracy=features.accuracy,
         interval=features.interval,
         k=features.k,
         n_train=features.n_train,
         n_test=len(features.predictions),
+        baselines=None,
+        baseline_intervals=None,
+        by_class=class_numbers(train.labels, test.labels, features.predictions, table.classes),
+        no_pixels=inputs.no_pixels,
+    )
+    if inputs.no_pixels:
+        return result
+    raw, untrained = (vote_on_table(each, name) for each in (inputs.raw, inputs.untrained))
+    return replace(
+        result,
         baselines=Baselines(raw.accuracy, untrained.accuracy),
         baseline_intervals=BaselineIntervals(raw.interval, untrained.interval),
     )

@@ -25,7 +25,7 @@ from sureclr.evaluation.results import (
     LinearResult,
     PosteriorProbe,
 )
-from sureclr.evaluation.tables import finite_or_none, labelled_split
+from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_split
 from sureclr.maths.logistic import (
     ROWS_AT_ONCE,
     logistic_regression,
@@ -112,12 +112,12 @@ def linear_probe(
     validation: float = 0.2,
     tolerance: float = 1e-4,
     max_iterations: int = 500,
-    allow_missing: bool = False,
 ) -> ProbeResult:
     """Fit a linear probe and evaluate it once on the test rows.
 
     The strength of the penalty is chosen on a stratified split of the training rows; then the probe
-    is fitted on all of them.
+    is fitted on all of them. Test rows of a class without a training row count as wrong, because
+    the probe cannot name it.
 
     Args:
         train_x: (n, f), any type of numbers, on the device that does the work.
@@ -130,16 +130,14 @@ def linear_probe(
         validation: share of each class that is held out, between 0 and 1.
         tolerance: on the norm of the gradient, relative to its start.
         max_iterations: of L-BFGS, in each fit.
-        allow_missing: whether test rows of classes without a training row count as wrong, instead
-            of being an error.
 
     Raises:
-        UserError: a row has no label or features that are not finite, there is only one class, a
-            test class has no training row, or a strength is not above 0.
+        UserError: a row has no label or features that are not finite, there is only one class, or
+            a strength is not above 0.
     """
     train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
-    check_rows(train_x, train_y, test_x, test_y, allow_missing)
+    check_rows(train_x, train_y, test_x, test_y)
     if not strengths or min(strengths) <= 0:
         raise UserError(
             "a linear probe needs one or more strengths of its penalty, each above 0, not"
@@ -247,9 +245,7 @@ def choose_strength(strengths: tuple[float, ...], accuracies: tuple[float, ...])
     return max(zip(accuracies, strengths, strict=True))[1]
 
 
-def check_rows(
-    train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor, allow_missing: bool
-) -> None:
+def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> None:
     """Raise a UserError that names the rule which the rows or labels break.
 
     Args:
@@ -257,7 +253,6 @@ def check_rows(
         train_y: (n,) labels.
         test_x: (m, f) features.
         test_y: (m,) labels.
-        allow_missing: whether test rows may have classes without a training row.
     """
     for name, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
         if len(x) != len(y) or len(y) == 0:
@@ -281,12 +276,6 @@ def check_rows(
             f"all labelled training images belong to one class (label {int(train_y[0])}); label"
             " images of at least two classes."
         )
-    missing = sorted(set(test_y.tolist()) - set(train_y.tolist()))
-    if missing and not allow_missing:
-        raise UserError(
-            f"test rows have classes without a training row: {missing}; label training images of"
-            " these classes or drop them."
-        )
 
 
 # --- The evaluation -------------------------------------------------------------------
@@ -295,20 +284,32 @@ def check_rows(
 def evaluate_linear(inputs: "EvaluationInputs") -> LinearResult:
     """Fit linear probes on the features, on the head's output and on each block of the encoder.
 
-    The baselines are the raw pixels and the untrained encoder. The head's output is u = rho mu,
-    whose linear read-out is averaged over the posterior (theory 1), or the direction where the loss
-    has no radius.
+    The baselines are the raw pixels and the untrained encoder; they and the blocks are absent where
+    the images cannot be read. The head's output is u = rho mu, whose linear read-out is averaged
+    over the posterior (theory 1), or the direction where the loss has no radius.
 
     Raises:
         UserError: there are no labelled training or test images, or only one class.
     """
-    tables = (inputs.table, inputs.raw, inputs.untrained, head_output(inputs.table))
-    name, fit = inputs.images.name, inputs.probes
-    features, raw, untrained, head = (probe_table(table, name, fit) for table in tables)
-    of = "direction" if inputs.table.radius is None else "u"
-    return LinearResult(
+    table, name, fit = inputs.table, inputs.catalogue.name, inputs.probes
+    features, head = (probe_table(each, name, fit) for each in (table, head_output(table)))
+    train, test = table.labelled("train"), table.labelled("test")
+    result = LinearResult(
         **features.numbers(),
-        posterior_mean=PosteriorProbe(**head.numbers(), of=of),
+        posterior_mean=PosteriorProbe(
+            **head.numbers(), of="direction" if table.radius is None else "u"
+        ),
+        blocks=(),
+        baselines=None,
+        baseline_intervals=None,
+        by_class=class_numbers(train.labels, test.labels, features.predictions, table.classes),
+        no_pixels=inputs.no_pixels,
+    )
+    if inputs.no_pixels:
+        return result
+    raw, untrained = (probe_table(each, name, fit) for each in (inputs.raw, inputs.untrained))
+    return replace(
+        result,
         blocks=probe_blocks(inputs),
         baselines=Baselines(raw.accuracy, untrained.accuracy),
         baseline_intervals=BaselineIntervals(raw.interval, untrained.interval),

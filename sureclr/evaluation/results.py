@@ -21,12 +21,96 @@ from sureclr.schema import SchemaError, from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 1  # of results.json: raise it whenever a field below changes
+SCHEMA = 2  # of results.json: raise it whenever a field below changes
+READABLE = (1, 2)  # schemas that are read: the keys that schema 1 lacks have defaults below
 
 Interval = tuple[float, float]
 Number = float | None
 ByScore = dict[str, Number]  # a number for each score
 Heatmap = tuple[tuple[float, ...], ...]  # rows of numbers, one for each cell of an image
+
+
+# --- linear, knn and fine-tuning, class by class --------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well one class is recognised on the labelled test images.
+
+    Attributes:
+        name: of the class.
+        n_train: its labelled training images.
+        n_test: its labelled test images.
+        accuracy: share of its test images that are given this class, also called recall; None
+            where it has no test image.
+        interval: Wilson's; None where it has no test image.
+        precision: share of the test images that are given this class which are of it; None where
+            no test image is given this class.
+        f1: harmonic mean of accuracy and precision, 0 if one of them is 0 or missing; None where
+            the class has no test image and no test image is given it.
+        taken_for: the class that its test images are most often mistaken for; "" where none is.
+        mistaken: number of its test images that are taken for that class.
+    """
+
+    name: str
+    n_train: int
+    n_test: int
+    accuracy: Number
+    interval: Interval | None
+    precision: Number
+    f1: Number
+    taken_for: str
+    mistaken: int
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many test images of the class `truth` are given the class `predicted`."""
+
+    truth: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True)
+class ClassNumbers:
+    """A classifier class by class, on all labelled test images.
+
+    A class that only the test images have cannot be named, so its images count as mistakes in every
+    number here and in the accuracy.
+
+    Attributes:
+        balanced_accuracy: mean accuracy of the classes that have test images.
+        macro_f1: mean F1 of the classes that have test images or are given to one.
+        majority_class: the commonest class of the training images (the first of equals).
+        majority_baseline: accuracy on the test images of always naming it.
+        classes: those with a labelled image, in the order of the images' classes.
+        confusion: a row for each class of `classes`, a column for each class that is named, in the
+            same order; entries count test images. None where there are more than 200 classes, or
+            more than 50 for fine-tuning.
+        top_confusions: the commonest mistakes, at most 20, the commonest first.
+        only_test: classes that have test images and no training image.
+        only_train: classes that have training images and no test image.
+    """
+
+    balanced_accuracy: float
+    macro_f1: float
+    majority_class: str
+    majority_baseline: float
+    classes: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+    top_confusions: tuple[Confusion, ...]
+    only_test: tuple[str, ...]
+    only_train: tuple[str, ...]
+
+    @property
+    def worst(self) -> tuple[ClassScore, ...]:
+        """The classes with test images, the lowest accuracy first, larger classes first of equals.
+
+        A class whose accuracy is known of more images is the more certain problem.
+        """
+        tested = [each for each in self.classes if each.accuracy is not None]
+        return tuple(sorted(tested, key=lambda each: (each.accuracy or 0.0, -each.n_test)))
 
 
 # --- linear and knn -------------------------------------------------------------------
@@ -89,25 +173,50 @@ class BlockProbe(ProbeScore):
 
 @dataclass(frozen=True)
 class LinearResult(ProbeScore):
-    """Linear evaluation: a probe on the frozen features, on the head's output and on each block."""
+    """Linear evaluation: a probe on the frozen features, on the head's output and on each block.
+
+    Attributes:
+        posterior_mean: the probe on the head's output.
+        blocks: empty where the images could not be read.
+        baselines: None where the images could not be read.
+        baseline_intervals: of them, or None.
+        by_class: the probe on the features, class by class; None in a file of schema 1.
+        no_pixels: why there are no baselines and no blocks, or "".
+    """
 
     posterior_mean: PosteriorProbe
     blocks: tuple[BlockProbe, ...]
-    baselines: Baselines
-    baseline_intervals: BaselineIntervals
+    baselines: Baselines | None
+    baseline_intervals: BaselineIntervals | None
+    by_class: ClassNumbers | None = None
+    no_pixels: str = ""
 
 
 @dataclass(frozen=True)
 class KnnResult:
-    """Accuracy of a weighted vote of the k nearest training images."""
+    """Accuracy of a weighted vote of the k nearest training images.
+
+    Attributes:
+        accuracy: share of the labelled test images whose class wins the vote.
+        interval: Wilson's.
+        k: number of voters.
+        n_train: labelled training images.
+        n_test: labelled test images.
+        baselines: None where the images could not be read.
+        baseline_intervals: of them, or None.
+        by_class: the vote on the features, class by class; None in a file of schema 1.
+        no_pixels: why there are no baselines, or "".
+    """
 
     accuracy: float
     interval: Interval
     k: int
     n_train: int
     n_test: int
-    baselines: Baselines
-    baseline_intervals: BaselineIntervals
+    baselines: Baselines | None
+    baseline_intervals: BaselineIntervals | None
+    by_class: ClassNumbers | None = None
+    no_pixels: str = ""
 
 
 # --- uncertainty ----------------------------------------------------------------------
@@ -816,6 +925,7 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
     read_results(run)  # never write over a file that this version does not understand
     path = run / "results.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": SCHEMA}
+    content["schema"] = SCHEMA
     content[name] = entry_to_json(result, provenance)
     try:
         write_atomically(path, json_bytes(content))
@@ -846,16 +956,16 @@ def read_results(run: Path) -> Results:
             f"{path} is damaged ({error}); move it away and evaluate the run again."
         ) from error
     schema = content.pop("schema", None)
-    if type(schema) is not int or schema != SCHEMA:
+    if type(schema) is not int or schema not in READABLE:
         raise UserError(
-            f"{path} was written by another version of SureCLR (this one reads schema {SCHEMA});"
-            " move it away and evaluate the run again."
+            f"{path} was written by another version of SureCLR (this one reads schemas up to"
+            f" {SCHEMA}); move it away and evaluate the run again."
         )
     try:
         return _parse_results(run, content)
     except (SchemaError, OverflowError) as error:
         raise UserError(
-            f"{path} does not have the form of schema {SCHEMA} ({error}); move it away and evaluate"
+            f"{path} does not have the form of schema {schema} ({error}); move it away and evaluate"
             " the run again."
         ) from error
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.folder import held_out
-from sureclr.data.image_set import UNLABELLED, ImageSet
+from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
 from sureclr.data.label_request import LabelFile
-from sureclr.data.labels import hold_out_labels, with_file_labels
+from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
 from sureclr.data.sources import is_source, load_images
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
+from sureclr.files import digest_of_bytes
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
@@ -77,6 +79,25 @@ def read_run_images(
     return as_image_set(source, size=run.size, channels=run.channels, progress=progress)
 
 
+def label_file_of(labels: Labels | None) -> LabelFile | None:
+    """Return the file of labels that the user gave, or None where the labels are something else."""
+    return LabelFile.of(labels) if isinstance(labels, str | Path | LabelFile) else None
+
+
+def check_tested(evaluation: str, images: ImageSet) -> None:
+    """Raise a UserError if labels of a file were too few to hold some of them out."""
+    if why := why_not_tested(images):
+        raise UserError(f"{evaluation} needs labelled test images: {why}")
+
+
+def digest_of_given_labels(images: ImageSet, source: ImageSet) -> str:
+    """Return the digest of labels, and of the splits where they are not those of the source."""
+    digest, splits = digest_of_labels(images), images.split.tolist()
+    if splits == source.split.tolist():
+        return digest
+    return digest_of_bytes(digest.encode(), " ".join(splits).encode())
+
+
 def label_images(
     images: ImageSet, labels: Labels | None, run: Run, progress: Progress = SILENT
 ) -> ImageSet:
@@ -95,8 +116,8 @@ def label_images(
     Raises:
         UserError: the labels cannot be used.
     """
-    if isinstance(labels, str | Path | LabelFile):
-        images = with_file_labels(images, LabelFile.of(labels), progress)
+    if (file := label_file_of(labels)) is not None:
+        images = with_file_labels(images, file, progress)
         return hold_out_labels(images, run.config.seed, progress)
     if labels is not None:
         targets, classes = encode_labels(labels, images.classes or None, len(images))
@@ -115,6 +136,44 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
         split=np.where(test, "test", images.split),
         note="; ".join(filter(None, [images.note, note])),
     )
+
+
+def stored_table(run: Run) -> Embeddings | None:
+    """Return the table in the run folder, or None where there is none of the run's weights.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = run.path / "embeddings.parquet"
+    table = Embeddings.read(path) if path.exists() else None
+    if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} images "):
+        return None
+    return table
+
+
+def stored_digest(run: Run) -> str:
+    """Return `digest_of_pixels` of the images that the stored table was made of, or ""."""
+    try:
+        table = stored_table(run)
+    except UserError:
+        return ""
+    return "" if table is None else table.origin.split(" images ")[1]
+
+
+def images_without_pixels(run: Run) -> ImageSet:
+    """Return what the stored table says of its images: labels, classes, splits and paths.
+
+    The pixels lie on torch's meta device: they have a shape, and reading one is an error.
+
+    Raises:
+        UserError: there is no table of these weights, or it is damaged.
+    """
+    table = stored_table(run)
+    if table is None:
+        raise UserError(f"{run.path} has no table of the embeddings of its images; evaluate it.")
+    shape = (len(table), run.channels, run.size, run.size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
+    return ImageSet(run.source, pixels, table.labels, table.classes, table.split, table.paths)
 
 
 def embed_run_images(

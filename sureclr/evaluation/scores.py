@@ -56,7 +56,7 @@ class Reference:
             return Reference(table.select(table.split != "test"), None)
         return Reference(
             train,
-            fit(train.features, train.labels, test.features, test.labels, allow_missing=True),
+            fit(train.features, train.labels, test.features, test.labels),
             fit,
         )
 

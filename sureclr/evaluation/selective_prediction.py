@@ -25,9 +25,7 @@ def calibrate_probes(table: Embeddings, reference: Reference) -> dict[str, Probe
     probes = {"features": reference.probe}
     if table.radius is not None:
         u, u_test = train.posterior.mean, test.posterior.mean
-        probes["posterior_mean"] = reference.fit(
-            u, train.labels, u_test, test.labels, allow_missing=True
-        )
+        probes["posterior_mean"] = reference.fit(u, train.labels, u_test, test.labels)
     return {
         name: ProbeCalibration(
             probe.accuracy,

@@ -6,6 +6,9 @@
 A `Session` holds the run's lock and the stop flag, reads the images and embeds them once, and keeps
 every result in `results.json` with its provenance. A stored result is used again only if it was
 made of the same checkpoint, images and labels.
+
+Where the run's own images are gone (a folder was moved, a disk is not there), what needs no pixels
+works from the stored table embeddings.parquet, if the same checkpoint made it.
 """
 
 import time
@@ -17,9 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
-from sureclr.data.label_request import LabelFile
-from sureclr.data.labels import why_not_tested
+from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
@@ -34,12 +35,17 @@ from sureclr.evaluation.results import (
 )
 from sureclr.evaluation.run_images import (
     Labels,
+    check_tested,
+    digest_of_given_labels,
     embed_run_images,
+    images_without_pixels,
+    label_file_of,
     label_images,
     read_run_images,
+    stored_digest,
+    stored_table,
 )
-from sureclr.evaluation.similarity import compare_runs
-from sureclr.files import digest_of_bytes
+from sureclr.evaluation.similarity import compare_runs, compare_tables
 from sureclr.progress import ConsoleProgress, Progress, Stoppable
 from sureclr.stopping import stop_on_signals
 from sureclr.training.run import Run, load
@@ -83,8 +89,7 @@ class Session:
         self.run = run if isinstance(run, Run) else load(run_path(run), device)
         self.progress: Progress = progress or ConsoleProgress()
         self._data, self._root, self._human = data, root, human
-        is_file = isinstance(labels, str | Path | LabelFile)
-        self._labels = LabelFile.of(labels) if is_file else labels  # type: ignore[arg-type]
+        self._labels = labels if (file := label_file_of(labels)) is None else file
         self._held = ExitStack()
 
     def __enter__(self) -> "Session":
@@ -125,48 +130,95 @@ class Session:
 
     @cached_property
     def images(self) -> ImageSet:
-        """The images with their labels, at the run's size; read when first asked for.
+        """The images with pixels and labels, at the run's size; read when first asked for.
 
         Raises:
             UserError: they cannot be read, or the labels do not fit.
         """
-        return label_images(self.source_images, self._labels, self.run, self.progress)
+        images, reason = self._read
+        if reason:
+            raise UserError(
+                f"{reason.rstrip('.')}; name the images' new place with data=folder:PATH."
+            )
+        return images
 
     @cached_property
-    def source_images(self) -> ImageSet:
-        """The images as their source has them; read when first asked for.
+    def catalogue(self) -> ImageSet:
+        """The images with labels, splits and paths, but without pixels where they are gone.
+
+        Without pixels, `catalogue.images` lies on torch's meta device, so that using it is an
+        error and never a wrong number.
 
         Raises:
-            UserError: they cannot be read.
+            UserError: the images cannot be read and there is no stored table of them, or the
+                labels do not fit.
         """
-        return read_run_images(self.run, self._data, self._root, self.progress)
+        images, reason = self._read
+        if reason:
+            self.progress.message(
+                f"The images of this run cannot be read ({reason.rstrip('.')}). The stored table"
+                " embeddings.parquet is used instead, and what needs pixels is left out, such as"
+                " the baselines; name the images' new place with data=folder:PATH."
+            )
+        return images
+
+    @cached_property
+    def _read(self) -> tuple[ImageSet, str]:
+        """The images with their labels, and why their pixels cannot be read or ""."""
+        images, reason = self._source
+        return label_images(images, self._labels, self.run, self.progress), reason
+
+    @cached_property
+    def _source(self) -> tuple[ImageSet, str]:
+        """The images as their source has them, and why their pixels cannot be read or ""."""
+        run = self.run
+        try:
+            return read_run_images(run, self._data, self._root, self.progress), ""
+        except UserError as error:
+            if self._data is not None or not is_source(run.source) or stored_table(run) is None:
+                raise
+            reason = str(error)
+        return images_without_pixels(run), reason
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the images as their source has them, without their labels."""
-        return digest_of_pixels(self.source_images)
+        """The digest of the images as their source has them, without their labels.
+
+        It is the stored table's if the images are gone.
+        """
+        images, reason = self._source
+        return stored_digest(self.run) if reason else digest_of_pixels(images)
+
+    @cached_property
+    def own(self) -> bool:
+        """Whether these are the images that the run was trained on.
+
+        Images given as data= are, where the stored table was made of the same pixels, paths and
+        splits: the folder was moved.
+        """
+        return self._data is None or stored_digest(self.run) == self.digest
 
     @cached_property
     def labels_digest(self) -> str:
         """The digest of the labels, and of the splits where the labels changed these."""
-        digest, splits = digest_of_labels(self.images), self.images.split.tolist()
-        if splits == self.source_images.split.tolist():
-            return digest
-        return digest_of_bytes(digest.encode(), " ".join(splits).encode())
+        return digest_of_given_labels(self._read[0], self._source[0])
 
     @cached_property
     def inputs(self) -> EvaluationInputs:
         """What every evaluation reads; made when first asked for.
 
         Raises:
-            UserError: the images cannot be read.
+            UserError: the images cannot be read, and there is no stored table of them.
         """
-        own = self._data is None
+        images, reason = self.catalogue, self._read[1]
         table = embed_run_images(
-            self.run, self.images, self.digest, own=own, progress=self.progress
+            self.run, self._source[0], self.digest, own=self.own, progress=self.progress
         )
+        table = replace(table, labels=images.labels, classes=images.classes, split=images.split)
+        if self.own:
+            images = replace(images, name=self.run.source)
         return EvaluationInputs(
-            self.run, self.images, table, self.progress, self._root, self._human
+            self.run, images, table, self.progress, self._root, self._human, no_pixels=reason
         )
 
     def key(self, name: str) -> str:
@@ -174,7 +226,7 @@ class Session:
 
         Images that have no name of their own are named by the start of their digest.
         """
-        if self._data is None:
+        if self.own:
             return name
         images = self.images.name
         return f"{name}:{images}" if is_source(images) else f"{name}:{images}-{self.digest[:8]}"
@@ -195,8 +247,8 @@ class Session:
     def _options(self) -> dict[str, str]:
         """What the user gave beside the images."""
         options = {} if self._human is None else {"human": str(self._human)}
-        if isinstance(self._labels, LabelFile):
-            options["labels"] = str(self._labels.path)
+        if (file := label_file_of(self._labels)) is not None:
+            options["labels"] = str(file.path)
         return options
 
     def evaluate(self, name: str, *, again: bool = False) -> Any:
@@ -210,10 +262,9 @@ class Session:
             UserError: an unknown name, or the evaluation cannot be made of these images.
         """
         evaluation = EVALUATIONS[name]
-        is_file = isinstance(self._labels, LabelFile)
-        if is_file and name in TESTED and (why := why_not_tested(self.images)):
-            raise UserError(f"{name} needs labelled test images: {why}")
-        if name == "geometry" and self._data is None:  # its map is a file of its own
+        if name in TESTED and label_file_of(self._labels) is not None:
+            check_tested(name, self._read[0])
+        if name == "geometry" and self.own:  # its map is a file of its own
             again = again or not (self.run.path / "map.parquet").exists()
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
@@ -222,22 +273,34 @@ class Session:
     ) -> Any:
         """Return the stored result if it is of the same origin, else make and save a new one.
 
-        A stored result may have been made with more options than are asked for now.
+        A stored result may have been made with more options than are asked for now. Where the
+        images are gone, a stored result that was made with their pixels is kept; where they are
+        back, one that was made without them is made anew.
         """
         stored = read_results(self.run.path)
-        if key in stored and not again:
+        if key in stored:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
             file = made.options.get("labels")
-            if file and self._labels is None and not self.images.labelled:
+            if file and self._labels is None and not self._read[0].labelled and not again:
                 self.progress.message(f"The stored result {key} is of the labels in {file}.")
                 wanted = replace(wanted, labels=made.labels)
-            if has_options and made.same_origin(replace(wanted, options=made.options)):
+            same = has_options and made.same_origin(replace(wanted, options=made.options))
+            lacks_pixels = bool(getattr(stored[key], "no_pixels", ""))
+            gone = bool(self._read[1])
+            if same and gone and again and _is_whole(stored[key]):
+                self.progress.message(
+                    f"The stored result {key} was made of the same weights, images and labels with"
+                    " the pixels at hand; it is kept."
+                )
                 return stored[key]
-            self.progress.message(
-                f"The stored result {key} was made of other weights, images or labels; it is made"
-                " anew."
-            )
+            if same and not again and (gone or not lacks_pixels):
+                return stored[key]
+            if not again and not same:
+                self.progress.message(
+                    f"The stored result {key} was made of other weights, images or labels; it is"
+                    " made anew."
+                )
         began = time.monotonic()
         self.progress.begin(f"Evaluating {key}", 1)
         try:
@@ -247,6 +310,11 @@ class Session:
         provenance = self.provenance(time.monotonic() - began, other_checkpoint)
         save_result(self.run.path, key, result, provenance)
         return result
+
+
+def _is_whole(result: Any) -> bool:
+    """Whether a result of knn or linear has all that can be made of images with pixels."""
+    return getattr(result, "no_pixels", None) == "" and result.by_class is not None
 
 
 def _names(which: str | Iterable[str] | None) -> list[str]:
@@ -305,7 +373,7 @@ def evaluate(
     ) as session:
         for name in names:
             EVALUATIONS[name]  # a misspelt name is an error before any work
-        session.images  # noqa: B018  (images that cannot be read are one error, not one each)
+        session.catalogue  # noqa: B018  (images that cannot be read are one error, not one each)
         for name in names:
             try:
                 entries[name] = session.evaluate(name, again=again)
@@ -364,6 +432,9 @@ def compare(
 
 def _comparison(first: Session, second: Session) -> Comparison:
     ours, theirs = first.inputs, second.inputs
+    if ours.no_pixels:  # the blocks of the encoders are not compared
+        names = (first.run.path.name, second.run.path.name)
+        return compare_tables(ours.table, theirs.table, names, progress=second.progress)
     return compare_runs(
         first.run, second.run, ours.images, ours.table, theirs.table, second.progress
     )

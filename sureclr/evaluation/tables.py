@@ -1,14 +1,18 @@
 """What several evaluations compute from a table of embeddings alone, without a model."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.results import Number
+from sureclr.evaluation.results import ClassNumbers, ClassScore, Confusion, Number
 from sureclr.maths.losses import measured_dimension
+from sureclr.maths.metrics import ClassCounts, count_classes, wilson_interval
+
+MATRIX = 200  # classes up to which the whole confusion matrix is kept
+TOP = 20  # commonest confusions that are kept
 
 
 def labelled_split(
@@ -34,6 +38,76 @@ def labelled_split(
             " data=."
         )
     return train, test
+
+
+def class_numbers(
+    train_labels: Tensor,
+    test_labels: Tensor,
+    predictions: Tensor,
+    classes: Sequence[str],
+    matrix: int = MATRIX,
+) -> ClassNumbers:
+    """Return what a classifier did class by class.
+
+    Args:
+        train_labels: (n,) int64 indices into `classes`, what the classifier learned from.
+        test_labels: (m,) int64, m at least 1.
+        predictions: (m,) int64, the classes that it named.
+        classes: names of all classes; those without a labelled image are left out.
+        matrix: classes up to which the confusion matrix is a part of the numbers.
+    """
+    trained = train_labels.cpu().bincount(minlength=len(classes))
+    counts = count_classes(test_labels, predictions, len(classes))
+    common = int(trained.argmax())
+    only_test, only_train = (trained == 0) & (counts.rows > 0), (trained > 0) & (counts.rows == 0)
+    present = ((trained > 0) | (counts.rows > 0)).nonzero()[:, 0].tolist()
+    return ClassNumbers(
+        balanced_accuracy=counts.balanced_accuracy,
+        macro_f1=counts.macro_f1,
+        majority_class=classes[common],
+        majority_baseline=int(counts.rows[common]) / len(test_labels),
+        classes=tuple(_class_score(k, classes, trained, counts) for k in present),
+        confusion=_confusion_matrix(counts, present) if len(present) <= matrix else None,
+        top_confusions=tuple(
+            Confusion(classes[truth], classes[named], count)
+            for (truth, named), count in zip(
+                counts.mistakes[:TOP].tolist(), counts.mistaken[:TOP].tolist(), strict=True
+            )
+        ),
+        only_test=tuple(classes[k] for k in only_test.nonzero()[:, 0].tolist()),
+        only_train=tuple(classes[k] for k in only_train.nonzero()[:, 0].tolist()),
+    )
+
+
+def _class_score(
+    k: int, classes: Sequence[str], trained: Tensor, counts: ClassCounts
+) -> ClassScore:
+    rows = int(counts.rows[k])
+    own = (counts.mistakes[:, 0] == k).nonzero()[:, 0][:1].tolist()  # the commonest comes first
+    return ClassScore(
+        name=classes[k],
+        n_train=int(trained[k]),
+        n_test=rows,
+        accuracy=finite_or_none(counts.recall[k]),
+        interval=wilson_interval(int(counts.right[k]), rows) if rows else None,
+        precision=finite_or_none(counts.precision[k]),
+        f1=finite_or_none(counts.f1[k]),
+        taken_for=classes[int(counts.mistakes[own[0], 1])] if own else "",
+        mistaken=int(counts.mistaken[own[0]]) if own else 0,
+    )
+
+
+def _confusion_matrix(counts: ClassCounts, present: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Rows are true classes, columns are named ones, of those that are present."""
+    place = {k: i for i, k in enumerate(present)}
+    cells = [[0] * len(present) for _ in present]
+    for k, i in place.items():
+        cells[i][i] = int(counts.right[k])
+    for (truth, named), count in zip(
+        counts.mistakes.tolist(), counts.mistaken.tolist(), strict=True
+    ):
+        cells[place[truth]][place[named]] = count
+    return tuple(map(tuple, cells))
 
 
 def evidence_dimension(table: Embeddings, views: int = 1) -> float:

@@ -63,7 +63,7 @@ def evaluate_learning(inputs: "EvaluationInputs") -> LearningResult:
     objective = inputs.run.objective
     return describe_snapshots(
         inputs.run.directory.snapshots,
-        inputs.images,
+        inputs.catalogue,
         float(getattr(objective, "temperature", SPLIT_TEMPERATURE)),
         getattr(objective, "softening", "off"),
         inputs.progress,

@@ -14,15 +14,17 @@ from sureclr.config import ViewConfig
 from sureclr.data.labels import Labelled
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import linear_probe, stratified_split
+from sureclr.evaluation.tables import class_numbers
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.draws import Draw
 from sureclr.finetuning.results import Attempt, ProbeScore, SeedResult, TrainedScore
-from sureclr.finetuning.train import Classifier, Fit, Training, fit, score_on
+from sureclr.finetuning.train import Classifier, Fit, Training, fit, predict_labelled
 from sureclr.progress import SILENT, Progress, report_progress
 from sureclr.training.run import Run
 
 Arm = Literal["finetune", "scratch"]
 ARMS: dict[Arm, str] = {"finetune": "fine-tuned", "scratch": "from scratch"}
+MATRIX = 50  # classes up to which the confusion matrix of a seed is kept
 Rates = Mapping[Arm, Sequence[float]]  # the learning rates to search
 
 
@@ -56,7 +58,8 @@ class Experiment:
         labelled = draw.labelled
         generator = torch.Generator().manual_seed(draw.seed)
         out = stratified_split(labelled.target, self.config.validation, generator)
-        train, held_out = labelled[~out], labelled[out]
+        learned = labelled.with_own_classes()
+        train, held_out = learned[~out], learned[out]
         finetune, model = self.run_arm("finetune", train, held_out, draw.seed, rates["finetune"])
         scratch = linear = None
         if len(self.test):
@@ -80,15 +83,28 @@ class Experiment:
     def run_arm(
         self, arm: Arm, train: Labelled, held_out: Labelled, seed: int, rates: Sequence[float]
     ) -> tuple[TrainedScore, Classifier]:
-        """Search the learning rate, then test the chosen network once."""
+        """Search the learning rate, then test the chosen network once.
+
+        Test images of a class that `train` does not have count as wrong.
+        """
         began, cpu_began = time.monotonic(), time.process_time()
         fits = self.search(arm, train, held_out, seed, rates)
         best = best_fit(fits)
         task = f"Seed {seed}, {ARMS[arm]}: test"
-        accuracy = None
+        accuracy = by_class = None
         if len(self.test):
             with report_progress(self.progress, task, len(self.test)) as update:
-                accuracy = score_on(best.model, self.test, update).accuracy
+                outputs = predict_labelled(best.model, self.test, update)
+            names = self.test.images.classes
+            class_of = torch.tensor([names.index(name) for name in train.images.classes])
+            by_class = class_numbers(
+                class_of[torch.cat([train.target, held_out.target])],
+                self.test.target,
+                class_of[outputs],
+                names,
+                matrix=MATRIX,
+            )
+            accuracy = int((class_of[outputs] == self.test.target).sum()) / len(self.test)
         score = TrainedScore(
             accuracy=accuracy,
             learning_rate=best.learning_rate,
@@ -97,6 +113,9 @@ class Experiment:
             tried=tuple(Attempt(f.learning_rate, f.epoch, f.validation) for f in fits),
             seconds=time.monotonic() - began,
             cpu_seconds=time.process_time() - cpu_began,
+            balanced_accuracy=None if by_class is None else by_class.balanced_accuracy,
+            macro_f1=None if by_class is None else by_class.macro_f1,
+            by_class=by_class,
         )
         held_out_accuracy = "" if best.validation is None else f"{best.validation:.4f} held-out, "
         self.progress.message(
@@ -139,9 +158,13 @@ class Experiment:
             self._test_features,
             self.test.target,
             seed=seed,
-            allow_missing=True,
         )
-        return ProbeScore(probe.accuracy, probe.strength)
+        by_class = class_numbers(
+            labelled.target, self.test.target, probe.predictions, labelled.images.classes
+        )
+        return ProbeScore(
+            probe.accuracy, probe.strength, by_class.balanced_accuracy, by_class.macro_f1
+        )
 
     @cached_property
     def _test_features(self) -> Tensor:

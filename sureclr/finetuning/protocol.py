@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from sureclr.data.labels import Labelled
 from sureclr.data.user_images import as_image_set
 from sureclr.finetuning.config import FinetuneConfig
-from sureclr.finetuning.draws import label_draws, test_images_of
+from sureclr.finetuning.draws import Draw, label_draws, test_images_of
 from sureclr.finetuning.entries import (
     finished_seeds,
     provenance_of,
@@ -65,11 +66,7 @@ def run_finetuning(
     key, origin = result_key(config, data), provenance_of(run, images, config)
     saved = None if again else read_entry(run, key)
     finished = [] if saved is None else finished_seeds(*saved, origin, draws, test)
-    if finished:
-        progress.message(
-            f"{len(finished)} of {len(draws)} seeds are finished already and are read from"
-            " results.json."
-        )
+    _report_start(progress, finished, draws, test)
     seconds, weights = (
         (saved[1].seconds, saved[0].weights) if saved is not None and finished else (0.0, None)
     )
@@ -79,11 +76,33 @@ def run_finetuning(
         seed, model = experiment.run_seed(draw, _rates(config, finished))
         finished.append(seed)
         if weights is None or _best(finished) is seed:
-            weights = save_finetuned(run, key, model, images.classes, seed)
+            classes = draw.labelled.with_own_classes().images.classes
+            weights = save_finetuned(run, key, model, classes, seed)
         result = summarise(finished, config, len(draws), weights, why_not)
         save_entry(run, key, result, origin, seconds + time.monotonic() - began)
     assert weights is not None  # there is at least one seed
     return summarise(finished, config, len(draws), weights, why_not)
+
+
+def _report_start(
+    progress: Progress, finished: Sequence[SeedResult], draws: Sequence[Draw], test: Labelled
+) -> None:
+    """Report finished seeds, and classes without a label."""
+    labelled = draws[0].labelled
+    unknown = set(test.target.tolist()) - set(labelled.target.tolist())
+    if unknown:
+        count = sum(k in unknown for k in test.target.tolist())
+        names = ", ".join(test.images.classes[k] for k in sorted(unknown)[:10])
+        more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
+        progress.message(
+            f"No label to learn from is of class {names}{more}; the classifiers cannot name it, and"
+            f" its {count:,} test images count as wrong."
+        )
+    if finished:
+        progress.message(
+            f"{len(finished)} of {len(draws)} seeds are finished already and are read from"
+            " results.json."
+        )
 
 
 def _rates(config: FinetuneConfig, finished: Sequence[SeedResult]) -> Rates:

@@ -7,12 +7,10 @@ features of the pretrained encoder). All three have the same labels.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-from sureclr.evaluation.results import RESULT_TYPES, Interval, Number
+from sureclr.evaluation.results import RESULT_TYPES, ClassNumbers, Interval, Number
 from sureclr.finetuning.config import FinetuneConfig
-
-Verdict = Literal["better", "worse", "no difference found"]
+from sureclr.maths.metrics import Verdict
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,10 @@ class TrainedScore:
         tried: every training of the search.
         seconds: wall-clock time of search and test.
         cpu_seconds: processor time of the same.
+        balanced_accuracy: mean accuracy of the classes that have test images; None in a file of
+            schema 1, as the next.
+        macro_f1: mean F1 of the classes that have test images or are given to one.
+        by_class: class by class; None in a file of schema 1.
     """
 
     accuracy: Number
@@ -53,14 +55,26 @@ class TrainedScore:
     tried: tuple[Attempt, ...]
     seconds: float
     cpu_seconds: float
+    balanced_accuracy: Number = None
+    macro_f1: Number = None
+    by_class: ClassNumbers | None = None
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """A linear probe on the frozen features: its accuracy and the strength of its penalty."""
+    """A linear probe on the frozen features.
+
+    Attributes:
+        accuracy: share of the test images whose class it names.
+        strength: of its penalty.
+        balanced_accuracy: as of a `TrainedScore`.
+        macro_f1: as of a `TrainedScore`.
+    """
 
     accuracy: float
     strength: float
+    balanced_accuracy: Number = None
+    macro_f1: Number = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,7 @@ class SeedResult:
 
 @dataclass(frozen=True)
 class Rivals:
-    """Mean accuracy over seeds of what fine-tuning is compared with."""
+    """Mean over seeds of what fine-tuning is compared with."""
 
     scratch: float
     linear: float
@@ -136,6 +150,27 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class ClassMeans:
+    """Means over seeds of numbers in which every class weighs the same.
+
+    Attributes:
+        balanced_accuracy: of the fine-tuned network.
+        macro_f1: of the fine-tuned network.
+        baseline_balanced_accuracy: of its rivals.
+        baseline_macro_f1: of its rivals.
+        majority_class: the commonest class of the first seed's labels.
+        majority_baseline: accuracy of always naming the commonest class of a seed's labels.
+    """
+
+    balanced_accuracy: float
+    macro_f1: float
+    baseline_balanced_accuracy: Rivals
+    baseline_macro_f1: Rivals
+    majority_class: str
+    majority_baseline: float
+
+
+@dataclass(frozen=True)
 class SavedWeights:
     """The file in the run folder with the best classifier, its sha256, and the seed it is of."""
 
@@ -167,6 +202,7 @@ class FinetuningResult:
         configuration: all settings.
         per_seed: what each seed chose and reached.
         not_tested: why there is no test image, as a sentence; "" where there are some.
+        class_means: None where a seed is of a file of schema 1.
     """
 
     accuracy: Number
@@ -186,6 +222,13 @@ class FinetuningResult:
     configuration: FinetuneConfig
     per_seed: tuple[SeedResult, ...]
     not_tested: str = ""
+    class_means: ClassMeans | None = None
+
+    @property
+    def by_class(self) -> ClassNumbers | None:
+        """The saved classifier class by class: that of the seed in `weights`."""
+        seeds = [seed for seed in self.per_seed if seed.seed == self.weights.seed]
+        return seeds[0].finetune.by_class if seeds else None
 
 
 RESULT_TYPES["finetune"] = FinetuningResult

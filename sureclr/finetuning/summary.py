@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from sureclr.evaluation.results import Interval
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.results import (
+    ClassMeans,
     FinetuningResult,
     Gain,
     RivalAccuracies,
@@ -14,9 +15,8 @@ from sureclr.finetuning.results import (
     Rivals,
     SavedWeights,
     SeedResult,
-    Verdict,
 )
-from sureclr.maths.metrics import wilson_interval
+from sureclr.maths.metrics import Verdict, verdict, wilson_interval
 
 
 def summarise(
@@ -67,6 +67,29 @@ def summarise(
         configuration=config,
         per_seed=tuple(per_seed),
         not_tested=not_tested,
+        class_means=_class_means(per_seed),
+    )
+
+
+def _class_means(per_seed: Sequence[SeedResult]) -> ClassMeans | None:
+    """None where a seed lacks the numbers, as those of older files."""
+    classes = [seed.finetune.by_class for seed in per_seed if seed.finetune.by_class is not None]
+    if len(classes) < len(per_seed):
+        return None
+
+    def over_seeds(arm: str, name: str) -> float:
+        return mean([float(getattr(getattr(seed, arm), name)) for seed in per_seed])
+
+    balanced, f1 = "balanced_accuracy", "macro_f1"
+    return ClassMeans(
+        balanced_accuracy=over_seeds("finetune", balanced),
+        macro_f1=over_seeds("finetune", f1),
+        baseline_balanced_accuracy=Rivals(
+            over_seeds("scratch", balanced), over_seeds("linear", balanced)
+        ),
+        baseline_macro_f1=Rivals(over_seeds("scratch", f1), over_seeds("linear", f1)),
+        majority_class=classes[0].majority_class,
+        majority_baseline=mean(each.majority_baseline for each in classes),
     )
 
 
@@ -98,20 +121,6 @@ def _gain(finetuned: Sequence[float], scratch: Sequence[float], verdict: Verdict
         outside_both_intervals=verdict != "no difference found",
         verdict=verdict,
     )
-
-
-def verdict(interval: Interval, other: Interval) -> Verdict:
-    """Say whether what has the first interval is better or worse than what has the other.
-
-    A difference counts as found where the intervals do not overlap, which asks for more than a test
-    of the difference at the same level.
-
-    >>> verdict((0.284, 0.392), (0.515, 0.627))
-    'worse'
-    """
-    if interval[0] > other[1]:
-        return "better"
-    return "worse" if interval[1] < other[0] else "no difference found"
 
 
 def accuracy_interval(accuracies: Sequence[float], n_test: int) -> Interval:

@@ -110,6 +110,22 @@ def score_on(model: Classifier, labelled: Labelled, update: Update = SILENT.upda
     return Score(correct / len(labelled), cross_entropy / len(labelled))
 
 
+def predict_labelled(
+    model: Classifier, labelled: Labelled, update: Update = SILENT.update
+) -> Tensor:
+    """Return the outputs with the largest logit, (n,) int64 on the CPU, of whole images.
+
+    The model is in evaluation mode and float32, as in `score_on`, and is left in its own mode.
+    """
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(labelled), EVALUATION_BATCH):
+            pixels = labelled.pixels(slice(start, start + EVALUATION_BATCH))
+            parts.append(model(as_float(pixels.to(model.device))).float().argmax(1).cpu())
+            update(min(start + EVALUATION_BATCH, len(labelled)))
+    return torch.cat(parts)
+
+
 @dataclass(frozen=True)
 class Fit:
     """The best epoch of one training.

@@ -277,6 +277,96 @@ def monotone_map(score: Tensor, outcome: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda new: torch.from_numpy(model.predict(new.cpu().double().numpy())).to(new.device)
 
 
+@dataclass(frozen=True)
+class ClassCounts:
+    """How a classifier did on the rows of each of K classes. A share without rows is NaN.
+
+    Attributes:
+        rows: (K,) int64, rows of the class.
+        named: (K,) int64, rows that are given the class.
+        right: (K,) int64, rows of the class that are given it.
+        mistakes: (p, 2) int64, the pairs of a true and another, predicted class that occur, the
+            commonest first.
+        mistaken: (p,) int64, how many rows each pair has.
+    """
+
+    rows: Tensor
+    named: Tensor
+    right: Tensor
+    mistakes: Tensor
+    mistaken: Tensor
+
+    @property
+    def recall(self) -> Tensor:
+        """(K,) float64, the share of a class's rows that are given it: its accuracy."""
+        return self.right.double() / self.rows
+
+    @property
+    def precision(self) -> Tensor:
+        """(K,) float64, the share of the rows given a class that are of it."""
+        return self.right.double() / self.named
+
+    @property
+    def f1(self) -> Tensor:
+        """(K,) float64, the harmonic mean of recall and precision; 0 where one of them is NaN."""
+        return 2 * self.right.double() / (self.rows + self.named)
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean recall of the classes that have rows."""
+        return float(self.recall[self.rows > 0].mean())
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 of the classes that have rows or are given to one."""
+        return float(self.f1[(self.rows + self.named) > 0].mean())
+
+
+def count_classes(truth: Tensor, predicted: Tensor, classes: int) -> ClassCounts:
+    """Count how often rows of each class are given each class.
+
+    Args:
+        truth: (n,) int64 in 0..classes - 1.
+        predicted: (n,) int64 in 0..classes - 1.
+        classes: K. No K x K table is made, so there may be many.
+
+    Raises:
+        ValueError: there are no rows, or a class lies outside 0..classes - 1.
+    """
+    truth, predicted = truth.cpu().long(), predicted.cpu().long()
+    both = torch.cat([truth, predicted])
+    if len(truth) == 0 or not 0 <= int(both.min()) <= int(both.max()) < classes:
+        raise ValueError(f"counting needs rows, and classes in 0..{classes - 1}")
+    pairs, count = (classes * truth + predicted).unique(return_counts=True)
+    pairs = torch.stack([pairs // classes, pairs % classes], 1)
+    wrong = pairs[:, 0] != pairs[:, 1]
+    order = count[wrong].argsort(descending=True, stable=True)
+    return ClassCounts(
+        rows=truth.bincount(minlength=classes),
+        named=predicted.bincount(minlength=classes),
+        right=truth[truth == predicted].bincount(minlength=classes),
+        mistakes=pairs[wrong][order],
+        mistaken=count[wrong][order],
+    )
+
+
+Verdict = Literal["better", "worse", "no difference found"]
+
+
+def verdict(interval: tuple[float, float], other: tuple[float, float]) -> Verdict:
+    """Say whether what has the first interval is better or worse than what has the other.
+
+    A difference counts as found where the intervals do not overlap, which asks for more than a test
+    of the difference at the same level.
+
+    >>> verdict((0.284, 0.392), (0.515, 0.627))
+    'worse'
+    """
+    if interval[0] > other[1]:
+        return "better"
+    return "worse" if interval[1] < other[0] else "no difference found"
+
+
 def wilson_interval(
     successes: int, trials: int, z: float = 1.959963984540054
 ) -> tuple[float, float]:
@@ -299,7 +389,8 @@ def wilson_interval(
     rate, shrink = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low = 0.0 if successes == 0 else max(0.0, middle - half)  # exactly, whatever the rounding
+    return low, 1.0 if successes == trials else min(1.0, middle + half)
 
 
 def _finite(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from sureclr.maths.metrics import verdict
 from sureclr.reporting import captions
 from sureclr.reporting.captions import Caption
 from sureclr.reporting.pictures import data_uri
@@ -93,6 +94,17 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Table:
+    """A table under a caption: names of the columns, and rows of text."""
+
+    key: str
+    caption: Caption
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
 class Map:
     """The interactive map: its data as JSON, and its sheets of images."""
 
@@ -106,7 +118,7 @@ class Map:
     kind: str = "map"
 
 
-Block = Figure | Note | Tiles | Gallery | Facts | Map
+Block = Figure | Note | Tiles | Gallery | Facts | Table | Map
 
 
 @dataclass(frozen=True)
@@ -159,6 +171,11 @@ def label_of(run: RunFiles, row: int) -> str:
     return run.table.classes[int(run.table.labels[row])]
 
 
-def interval_text(span: tuple[float, float]) -> str:
+def interval_text(span: tuple[float, float], text: str = captions.INTERVAL) -> str:
     """Return an interval in words."""
-    return captions.INTERVAL.format(low=number_text(span[0]), high=number_text(span[1]))
+    return text.format(low=number_text(span[0]), high=number_text(span[1]))
+
+
+def verdict_text(rival: str, interval: tuple[float, float], other: tuple[float, float]) -> str:
+    """Return in words whether what has the first interval is better or worse than the rival."""
+    return captions.VERDICTS[verdict(interval, other)].format(rival=rival)

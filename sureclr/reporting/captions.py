@@ -36,6 +36,12 @@ STALE_RESULT = (
     "the stored result was made of other weights than those in the run folder; evaluate it again."
 )
 INTERVAL = "95 % interval {low} to {high}"
+SPAN = "{low} to {high}"
+VERDICTS = {
+    "better": "better than {rival}, outside both intervals",
+    "worse": "worse than {rival}, outside both intervals",
+    "no difference found": "not found to differ from {rival}, because the intervals overlap",
+}
 
 # --- What was trained, and how good it is ---------------------------------------------
 
@@ -59,6 +65,62 @@ KNN = Caption(
     " images). The distance of the trained encoder to the other two points is what contrastive"
     " training has added. Bars are 95 % intervals.",
 )
+ACCURACY_VERDICT = " The trained encoder is {pixels}; it is {untrained}."
+MAJORITY = "commonest class"
+NO_PIXELS = (
+    " The raw pixels and the untrained encoder are missing, because the images could not be read"
+    " when this was evaluated."
+)
+CLASSES = Caption(
+    "{what}: each class",
+    "The classes with the lowest accuracy are at the top. Accuracy is the share of the test images"
+    " of a class that are recognised; precision is the share of the images given this class that"
+    " are of it. The mean accuracy of the classes (balanced accuracy) is {balanced}, and the mean"
+    " F1 of the classes (macro F1) is {f1}. Always naming {majority}, the commonest class of the"
+    " training images, would give an accuracy of {baseline}.",
+)
+CLASS_COLUMNS = (
+    "class",
+    "accuracy",
+    "95 % interval",
+    "test images",
+    "training images",
+    "precision",
+    "F1",
+    "most often taken for",
+)
+TAKEN_FOR = "{name} ({count:,})"
+NO_CLASSES = (
+    "The numbers of each class are missing, because an earlier version of SureCLR made this result."
+    " Run `sureclr {name} {run}`."
+)
+ONLY_TEST = (
+    "These classes have test images and no training image, so their test images count as wrong:"
+    " {classes}."
+)
+ONLY_TRAIN = (
+    "These classes have training images and no test image, so they could not be tested: {classes}."
+)
+CONFUSION = Caption(
+    "{what}: what is taken for what",
+    "Each row is a true class, and the columns, with the numbers of the rows, are the classes that"
+    " were named. A number is the share of the test images of the row. A classifier without"
+    " mistakes has 1 on the diagonal and 0 elsewhere.",
+)
+CONFUSION_WORST = " Only the {n} classes with the lowest accuracy are shown."
+CONFUSION_UNTESTED = " Classes without test images have a column and no row: {classes}."
+FINETUNED = Caption(
+    "Fine-tuning with few labels ({labels}), against the same network from scratch",
+    "The pretrained encoder was trained on with {n_labels:,} labels, the same network was trained"
+    " from scratch with them, and a linear probe was fitted to the frozen features (repetitions:"
+    " {seeds}; test images: {n_test:,}). The fine-tuned network is {verdict}. Bars are intervals"
+    " ({interval_of}).",
+)
+FINETUNED_UNTESTED = (
+    "Fine-tuning with few labels ({labels}): the classifier was trained and saved, and not tested:"
+    " {why}"
+)
+FINETUNED_CLASSES = "Fine-tuned ({labels}, seed {seed})"
 BLOCKS = Caption(
     "Where the classes become linearly separable",
     "The same linear probe was fitted to the output of each block of the encoder, averaged over"
@@ -332,6 +394,7 @@ BOTH_ACCURACIES = Caption(
     "The chart shows the accuracy of both runs with 95 % intervals. Where the intervals overlap"
     " widely, the test set is too small to tell which run is better.",
 )
+BOTH_VERDICT = "By the {title}, {first} is {verdict}."
 NOT_COMPARED = "The representations are not compared: {why}"
 NO_TABLES_TO_COMPARE = (
     "one of the runs has no embeddings.parquet; run `sureclr evaluate` on both first."

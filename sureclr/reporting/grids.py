@@ -18,6 +18,7 @@ from sureclr.reporting.svg import (
 )
 
 Picture = tuple[str, Sequence[Values]]  # a data: URI (or ""), and the rows of its heat map
+WIDE = 10  # columns of a matrix up to which its cells are wide
 
 
 def matrix(
@@ -29,7 +30,7 @@ def matrix(
     text: str = "",
 ) -> Chart:
     """Draw a grid of numbers in [0, 1], written in their cells; a stronger colour is more."""
-    cell, left, top = 44.0, 110.0, 30.0
+    cell, left, top = 44.0 if len(columns) <= WIDE else 30.0, 110.0, 30.0
     width, height = left + cell * len(columns) + 8, top + cell * len(rows) + 8
     parts = [
         text_element(left + cell * (j + 0.5), top - 9, shortened(name, 7), "tick")

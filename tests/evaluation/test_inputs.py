@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.errors import UserError
 from sureclr.evaluation.inputs import EvaluationInputs, ProbeCache, evaluation_inputs
 from sureclr.evaluation.neighbour_vote import vote_on_table
 from sureclr.evaluation.probes import ProbeResult, evaluate_linear, linear_probe, probe_blocks
@@ -115,9 +114,9 @@ def test_the_same_probe_is_fitted_once_for_all_evaluations(
 ) -> None:
     fitted: list[tuple[int, ...]] = []
 
-    def counted(train_x: torch.Tensor, *rest: torch.Tensor, allow_missing: bool) -> ProbeResult:
+    def counted(train_x: torch.Tensor, *rest: torch.Tensor) -> ProbeResult:
         fitted.append(tuple(train_x.shape))
-        return linear_probe(train_x, *rest, allow_missing=allow_missing)
+        return linear_probe(train_x, *rest)
 
     fresh = evaluation_inputs(made.run, made.images)
     fresh.probes = ProbeCache(counted)
@@ -145,9 +144,7 @@ def test_a_remembered_probe_is_that_of_the_same_numbers_alone(made: EvaluationIn
     )
     assert probes(rows[0].double(), rows[1], rows[2].double(), rows[3]) is not first
     fewer = (rows[0][rows[1] > 0], rows[1][rows[1] > 0], *rows[2:])
-    probes(*fewer, allow_missing=True)
-    with pytest.raises(UserError, match="without a training row"):
-        probes(*fewer)
+    assert probes(*fewer) is probes(*fewer) is not first
 
 
 @pytest.mark.parametrize(

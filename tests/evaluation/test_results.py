@@ -56,6 +56,20 @@ def test_saving_one_result_leaves_the_others(tmp_path: Path) -> None:
     assert results["mine"] == {"a": [1, 2]}
 
 
+def test_a_file_of_schema_1_is_read_and_becomes_one_of_the_present_schema(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    path = tmp_path / "results.json"
+    old = json.loads(path.read_text()) | {"schema": 1}
+    for key in ("by_class", "no_pixels"):
+        del old["knn"][key]
+    path.write_text(json.dumps(old))
+    assert read_results(tmp_path)["knn"] == KNN and KNN.by_class is None
+    save_result(tmp_path, "linear-of-mine", {"a": 1}, MADE)
+    content = json.loads(path.read_text())
+    assert content["schema"] == SCHEMA > 1 and content["knn"] == old["knn"]
+    assert read_results(tmp_path)["knn"] == KNN
+
+
 @pytest.mark.parametrize(
     ("content", "word"),
     [

@@ -22,9 +22,16 @@ from few_labels import (
     timeless,
     tune,
 )
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+)
 from torch import Tensor
 
 from sureclr.config import ViewConfig
+from sureclr.data.image_set import ImageSet
 from sureclr.data.label_request import LabelRequest
 from sureclr.data.labels import choose_labels, labelled_rows, read_labels
 from sureclr.errors import UserError
@@ -423,3 +430,52 @@ def test_seeds_of_another_checkpoint_are_trained_again(run: Run) -> None:
     assert not recorder.tasks
     tune(replace(run, checkpoint="of later weights"), ONE_TRAINING, progress=recorder)
     assert recorder.tasks
+
+
+# --- Class by class -------------------------------------------------------------------
+
+
+def without_training_labels(k: int) -> ImageSet:
+    """IMAGES in which only test images are of class k."""
+    labels = IMAGES.labels.clone()
+    labels[torch.from_numpy(IMAGES.split == "train") & (labels == k)] = -1
+    return replace(IMAGES, labels=labels)
+
+
+def test_a_class_that_only_test_images_have_is_left_out_named_and_counted_as_wrong(
+    run: Run,
+) -> None:
+    """Case F10: fine-tuning refused it."""
+    images, recorder = without_training_labels(1), Recorder()
+    result = tune(run, ONE_TRAINING, images, progress=recorder)
+    assert result.n_test == 30 and result.accuracy <= 20 / 30
+    assert result.by_class is not None and result.by_class.only_test == ("bee",)
+    assert [each.accuracy for each in result.by_class.classes if each.name == "bee"] == [0.0]
+    assert [text for text in recorder.messages if "class bee" in text and "10 test images" in text]
+    saved = load_finetuned(run.path, "18", "cpu")
+    assert saved.classes == ("ant", "cow")
+    named = [saved.classes[k] for k in saved.probabilities(images.test).argmax(1)]
+    truth = [images.classes[k] for k in images.test.labels]
+    assert result.accuracy == accuracy_score(truth, named)
+
+
+def test_numbers_per_class_are_those_of_the_saved_classifier(run: Run) -> None:
+    result = tune(run, ONE_RATE)
+    saved = load_finetuned(run.path, "18", "cpu")
+    truth, named = IMAGES.test.labels, saved.probabilities(IMAGES.test).argmax(1)
+    found, means = result.by_class, result.class_means
+    assert found is not None and means is not None
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, named))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, named, average="macro"))
+    assert found.confusion == tuple(map(tuple, confusion_matrix(truth, named).tolist()))
+    assert [each.n_train for each in found.classes] == [6, 6, 6]
+    for arm, mean in (
+        ("finetune", means.balanced_accuracy),
+        ("scratch", means.baseline_balanced_accuracy.scratch),
+        ("linear", means.baseline_balanced_accuracy.linear),
+    ):
+        scores = [getattr(seed, arm) for seed in result.per_seed]
+        assert mean == pytest.approx(np.mean([score.balanced_accuracy for score in scores]))
+        # every class has ten test images, so the balanced accuracy is the accuracy
+        assert all(score.balanced_accuracy == pytest.approx(score.accuracy) for score in scores)
+    assert means.majority_baseline == pytest.approx(1 / 3)

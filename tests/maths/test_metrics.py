@@ -9,7 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 from torch.nn.functional import normalize
 
 from sureclr.maths import metrics
@@ -283,3 +290,47 @@ def test_wilson_of_no_and_of_all_successes_stays_inside(trials: int) -> None:
 def test_wilson_needs_a_rate(successes: int, trials: int) -> None:
     with pytest.raises(ValueError, match="rate"):
         metrics.wilson_interval(successes, trials)
+
+
+# Classes
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=40),
+    more=st.integers(0, 3),
+)
+def test_numbers_per_class_are_those_of_scikit_learn(
+    rows: list[tuple[int, int]], more: int
+) -> None:
+    """Classes may be absent from the truth, from the predictions, or from both."""
+    truth, named = ([row[i] for row in rows] for i in (0, 1))
+    labels = list(range(6 + more))
+    found = metrics.count_classes(torch.tensor(truth), torch.tensor(named), 6 + more)
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(truth, named))
+    assert found.macro_f1 == pytest.approx(f1_score(truth, named, average="macro", zero_division=0))
+    for ours, theirs in (
+        (found.recall, recall_score),
+        (found.precision, precision_score),
+        (found.f1, f1_score),
+    ):
+        wanted = theirs(truth, named, labels=labels, average=None, zero_division=np.nan)
+        assert ours.tolist() == pytest.approx(wanted.tolist(), nan_ok=True)
+    table = torch.zeros(6 + more, 6 + more, dtype=torch.int64) + found.right.diag()
+    table[found.mistakes[:, 0], found.mistakes[:, 1]] += found.mistaken
+    assert table.tolist() == confusion_matrix(truth, named, labels=labels).tolist()
+    assert found.mistaken.tolist() == sorted(found.mistaken.tolist(), reverse=True)
+
+
+def test_counting_needs_rows_and_classes_that_exist() -> None:
+    one = torch.tensor([1])
+    for truth, named in ((one[:0], one[:0]), (one, one + 1), (one - 2, one)):
+        with pytest.raises(ValueError, match="classes in 0..1"):
+            metrics.count_classes(truth, named, 2)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 12), (0, 3), (12, 12), (7, 7)])
+def test_wilsons_interval_ends_exactly_at_0_and_1(successes: int, trials: int) -> None:
+    low, high = metrics.wilson_interval(successes, trials)
+    assert (low == 0.0) == (successes == 0) and (high == 1.0) == (successes == trials)

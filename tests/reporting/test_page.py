@@ -22,6 +22,15 @@ from PIL import Image
 
 from sureclr.data.sources import load_images
 from sureclr.evaluation.results import Comparison, Results
+from sureclr.finetuning.config import FinetuneConfig
+from sureclr.finetuning.results import (
+    FinetuningResult,
+    ProbeScore,
+    SavedWeights,
+    SeedResult,
+    TrainedScore,
+)
+from sureclr.finetuning.summary import summarise
 from sureclr.reporting.page import write_page
 from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files
@@ -224,6 +233,9 @@ def test_landmarks_headings_and_text_alternatives(run: Path) -> None:
 
 CHANGES: list[tuple[str, tuple[Any, ...], float]] = [
     ("knn", ("accuracy",), 0.314),
+    ("knn", ("by_class", "classes", 1, "precision"), 0.313),
+    ("linear", ("by_class", "macro_f1"), 0.315),
+    ("linear", ("by_class", "majority_baseline"), 0.316),
     ("linear", ("interval", 0), 0.123),
     ("linear", ("blocks", 0, "accuracy"), 0.234),
     ("learning", ("alignment", 0), 1.777),
@@ -289,6 +301,80 @@ def test_a_changed_comparison_shows_in_its_place(
     assert f"{value:.3f}".replace("-", "\u2212") in after[key]
 
 
+def rows_of(page: str, key: str) -> list[list[str]]:
+    """The cells of the table in a block."""
+    block = page[page.index(f'data-key="{key}"') :]
+    body = block[block.index("<tbody>") : block.index("</tbody>")]
+    return [
+        [re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)]
+        for row in re.findall("<tr>(.*?)</tr>", body)
+    ]
+
+
+def test_classes_are_listed_with_the_lowest_accuracy_first(files: RunFiles) -> None:
+    names = tuple(f"class {i}" for i in range(30))
+    result = example_run.linear(names)
+    assert result.by_class is not None and result.by_class.confusion is not None
+    page = page_with(files, {"linear": result}, images=None)
+    rows = rows_of(page, "linear.by_class.classes")
+    accuracies = [float(row[1]) for row in rows]
+    assert len(rows) == 30 and accuracies == sorted(accuracies) and accuracies[0] < accuracies[-1]
+    by_name = {each.name: each for each in result.by_class.classes}
+    for name, accuracy, _, n_test, n_train, _, _, taken_for in rows:
+        score = by_name[name]
+        assert (f"{score.accuracy:.3f}", str(score.n_test)) == (accuracy, n_test)
+        assert n_train == str(score.n_train) and taken_for.startswith(score.taken_for or "\u2013")
+    assert "Only the 20 classes with the lowest accuracy are shown." in page
+    cells = rows_of(page, "linear.by_class.confusion")
+    assert [row[0] for row in cells] == [f"{i + 1} {rows[i][0]}" for i in range(20)]
+    order = [list(by_name).index(row[0]) for row in rows[:20]]
+    for row, i in zip(cells, order, strict=True):
+        counts = result.by_class.confusion[i]
+        assert [float(cell) for cell in row[1:]] == pytest.approx(
+            [counts[j] / sum(counts) for j in order], abs=5e-4
+        )
+    assert "count as wrong: class 0." in Page(page).text
+
+
+def test_numbers_per_class_of_an_older_file_are_asked_for(files: RunFiles) -> None:
+    text = Page(page_with(files, {"knn": replace(example_run.knn(), by_class=None)})).text
+    assert "numbers of each class are missing" in text and "sureclr knn" in text
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "interval", "words"),
+    [
+        (0.3, (0.25, 0.35), "is worse than the raw pixels, outside both intervals"),
+        (0.9, (0.85, 0.95), "is better than the raw pixels, outside both intervals"),
+        (0.7, (0.65, 0.75), "is not found to differ from the raw pixels"),
+    ],
+)
+def test_the_verdict_against_the_baselines_is_two_sided(
+    files: RunFiles, accuracy: float, interval: tuple[float, float], words: str
+) -> None:
+    """Case F11's kind: what is worse is called worse."""
+    result = replace(example_run.knn(), accuracy=accuracy, interval=interval)
+    assert words in Page(page_with(files, {"knn": result})).text
+
+
+def test_the_verdict_between_two_runs_is_two_sided(files: RunFiles) -> None:
+    def entries(accuracy: float) -> Results:
+        interval = (accuracy - 0.05, accuracy + 0.05)
+        made = replace(example_run.knn(), accuracy=accuracy, interval=interval)
+        return Results(files.path, {"knn": made})
+
+    for first, second, words in (
+        (0.3, 0.6, "b is better than a, outside both intervals"),
+        (0.6, 0.3, "b is worse than a, outside both intervals"),
+        (0.6, 0.62, "b is not found to differ from a"),
+    ):
+        runs = [
+            replace(files, path=Path(name), results=entries(value), images=None, places=None)
+            for name, value in (("a", first), ("b", second))
+        ]
+        assert f"By the nearest neighbours, {words}" in Page(render(runs, "not compared")).text
+
+
 def test_the_information_of_an_image_is_shown_in_nats(files: RunFiles) -> None:
     text = Page(page_with(files, files.results.entries, images=None)).text
     assert "An image at the median tells 6.400 nats about its latent point" in text
@@ -343,7 +429,8 @@ NULLABLE = list(nullable())
 
 
 def test_many_numbers_may_be_missing() -> None:
-    names = {"uncertainty", "ood", "learning", "geometry", "sensitivity", "explanation"}
+    names = {"knn", "linear", "uncertainty", "ood", "learning", "geometry", "sensitivity"}
+    names.add("explanation")
     assert len(NULLABLE) > 50 and {name for name, _ in NULLABLE} == names
 
 
@@ -429,3 +516,33 @@ def test_the_page_needs_no_model_code(run: Path, tmp_path: Path) -> None:
         page.write_page(rendering.render([run_files.read_run_files(run)]), out)
     assert page.write_page is not write_page, "the module was not imported anew"
     assert out.read_bytes() == (run / "report.html").read_bytes()
+
+
+def finetuned(accuracy: float, scratch: float) -> FinetuningResult:
+    """One seed whose fine-tuned classifier has the classes of the example's vote."""
+    numbers = example_run.by_class(("cat", "dog"))
+    of = {"balanced_accuracy": 0.41, "macro_f1": 0.42}
+    first, second = (
+        TrainedScore(value, 0.1, 1, None, (), 1.0, 1.0, **of, by_class=numbers)
+        for value in (accuracy, scratch)
+    )
+    seed = SeedResult(0, None, 20, 4, 280, "a", "b", 0, first, second, ProbeScore(0.5, 0.1, **of))
+    return summarise([seed], FinetuneConfig(), 1, SavedWeights("finetuned/x", "0", 0))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.336, 0.572), "worse than the network from scratch, outside both intervals"),
+        ((0.572, 0.336), "better than the network from scratch, outside both intervals"),
+        ((0.57, 0.55), "not found to differ from the network from scratch"),
+    ],
+)
+def test_fine_tuning_is_drawn_with_its_verdict_and_its_classes(
+    files: RunFiles, accuracies: tuple[float, float], words: str
+) -> None:
+    """Case F11, on the page."""
+    page = page_with(files, {"finetune:10%": finetuned(*accuracies)}, images=None)
+    assert f"The fine-tuned network is {words}" in Page(page).text
+    assert {"finetune:10%", "finetune:10%.per_seed.classes"} <= Page(page).blocks.keys()
+    assert {row[0] for row in rows_of(page, "finetune:10%.per_seed.classes")} == {"cat", "dog"}

@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from sureclr.evaluation.results import Comparison
 from sureclr.reporting import captions
-from sureclr.reporting.blocks import Block, Facts, Figure, Note, Tiles
+from sureclr.reporting.blocks import Block, Facts, Figure, Note, Tiles, verdict_text
 from sureclr.reporting.charts import Row, dots, legend
 from sureclr.reporting.grids import matrix
 from sureclr.reporting.run_files import RunFiles
@@ -52,7 +52,17 @@ def both_accuracies(a: RunFiles, b: RunFiles) -> list[Block]:
         return []
     chart = dots("Accuracy of both runs", rows, Axis("accuracy"))
     names = legend([(a.name, 0), (b.name, 1)])
-    return [Figure("knn linear", captions.BOTH_ACCURACIES, [("", chart)], names)]
+    verdicts = [
+        captions.BOTH_VERDICT.format(
+            title=title,
+            first=b.name,
+            verdict=verdict_text(a.name, b.results[name].interval, a.results[name].interval),
+        )
+        for name, title in PROBES
+        if name in a.results and name in b.results
+    ]
+    figure = Figure("knn linear", captions.BOTH_ACCURACIES, [("", chart)], names)
+    return [figure, *map(Note, verdicts)]
 
 
 def _similarity(a: RunFiles, b: RunFiles, comparison: Comparison) -> list[Block]:

@@ -5,12 +5,26 @@ from dataclasses import fields
 from typing import Any
 
 from sureclr.config import PretrainConfig, ViewConfig
-from sureclr.evaluation.results import KnnResult, LinearResult, ProbeScore
+from sureclr.evaluation.results import ClassNumbers, KnnResult, LinearResult, ProbeScore
 from sureclr.reporting import captions
-from sureclr.reporting.blocks import Block, Facts, Figure, Note, Tiles, interval_text, result_blocks
+from sureclr.reporting.blocks import (
+    Block,
+    Facts,
+    Figure,
+    Note,
+    Tiles,
+    interval_text,
+    result_blocks,
+    verdict_text,
+)
 from sureclr.reporting.captions import Caption
 from sureclr.reporting.charts import Row, Series, dots, legend, lines
 from sureclr.reporting.run_files import RunFiles
+from sureclr.reporting.sections.class_by_class import (
+    classes_of_one_split,
+    draw_classes,
+    draw_finetuning,
+)
 from sureclr.reporting.svg import DASH, Axis, Chart, number_text
 
 DRAWN_STEPS = 400  # points of a curve at most: of longer ones, every k-th step is drawn
@@ -39,6 +53,8 @@ def draw_training(run: RunFiles) -> list[Block]:
         *result_blocks(run, "linear", _linear),
         *result_blocks(run, "knn", _knn),
         *(_network_parts(run.results["linear"]) if "linear" in run.results else []),
+        *_classes(run),
+        *draw_finetuning(run),
         curves(run),
         configuration(run),
     ]
@@ -77,14 +93,37 @@ def _knn(run: RunFiles, result: KnnResult) -> list[Block]:
 def _accuracies(key: str, title: str, result: LinearResult | KnnResult, caption: Caption) -> Figure:
     """The trained encoder and both baselines."""
     accuracies, intervals = result.baselines, result.baseline_intervals
-    points = (
-        ("trained encoder", TRAINED, result.accuracy, result.interval),
-        ("raw pixels", RAW, accuracies.raw_pixels, intervals.raw_pixels),
-        ("untrained encoder", UNTRAINED, accuracies.untrained, intervals.untrained),
-    )
+    points = [("trained encoder", TRAINED, result.accuracy, result.interval)]
+    more = captions.NO_PIXELS
+    if accuracies is not None and intervals is not None:
+        points.append(("raw pixels", RAW, accuracies.raw_pixels, intervals.raw_pixels))
+        points.append(("untrained encoder", UNTRAINED, accuracies.untrained, intervals.untrained))
+        more = captions.ACCURACY_VERDICT.format(
+            pixels=verdict_text("the raw pixels", result.interval, intervals.raw_pixels),
+            untrained=verdict_text("the untrained encoder", result.interval, intervals.untrained),
+        )
     rows = [Row(point[0], [point]) for point in points]
-    chart = dots(f"{title}: accuracy", rows, Axis("accuracy on test images"))
-    return Figure(key, caption, [("", chart)], half=True)
+    numbers = result.by_class
+    majority = [] if numbers is None else [(numbers.majority_baseline, captions.MAJORITY)]
+    axis = Axis("accuracy on test images")
+    chart = dots(f"{title}: accuracy", rows, axis, references=majority)
+    return Figure(key, Caption(caption.title, caption.text + more), [("", chart)], half=True)
+
+
+def _classes(run: RunFiles) -> list[Block]:
+    """The numbers of each class, of the linear probe and of the nearest neighbours."""
+    blocks: list[Block] = []
+    notes: list[Block] = []  # the same of both
+    for name, title in PROBES:
+        if name not in run.results:
+            continue
+        numbers: ClassNumbers | None = run.results[name].by_class
+        if numbers is None:
+            blocks.append(Note(captions.NO_CLASSES.format(name=name, run=run.path), missing=True))
+        else:
+            blocks += draw_classes(f"{name}.by_class", title.capitalize(), numbers)
+            notes = classes_of_one_split(numbers)
+    return notes + blocks
 
 
 def _network_parts(result: LinearResult) -> list[Block]:
