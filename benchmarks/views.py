@@ -5,6 +5,12 @@ to float32 in [0, 1]; tests/data/test_views.py checks that the operations are eq
 parameters. One process with one thread runs the routes in turn. The numbers are views per second of
 CPU time, medians over the rounds without the first one. The floor is the conversion from uint8 to
 float32 alone. kornia and lightly take part if they are installed.
+
+With `--photographs` the images are scikit-learn's two photographs of 640 x 427 pixels instead, the
+views have 96 pixels, and ours are cropped from the photographs, from copies that a folder's cache
+holds (shorter side 192 pixels), and, as before, from centre squares of 96 pixels. Beside
+the speed it prints how sharp crops alone are, relative to those of torchvision from PIL pictures:
+the mean squared Laplacian and the mean squared gradient, each with its standard error.
 """
 
 import argparse
@@ -14,14 +20,17 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import sureclr.compat  # noqa: F401
 from sureclr.config import ViewConfig
-from sureclr.data.views import two_views
+from sureclr.data.image_set import resize
+from sureclr.data.pictures import Pictures
+from sureclr.data.views import one_view, two_views
 
-Route = Callable[[Tensor], Any]
+Route = Callable[[Any], Any]
 # Channels, size in pixels, number of images
 SETTINGS = {
     "32 px colour": (3, 32, 512),
@@ -30,6 +39,7 @@ SETTINGS = {
 }
 PER_IMAGE = 32  # images a round for the routes that take them one by one
 CONFIG = ViewConfig()
+PHOTOGRAPH_SIZE, CROPS = 96, 2000  # side of the views in pixels; crops whose sharpness is measured
 
 
 def transforms(module: Any, size: int, last: list[Any]) -> Any:
@@ -146,14 +156,116 @@ def race(channels: int, size: int, n: int, rounds: int) -> dict[str, float]:
     return {name: median(values[1:]) for name, values in speeds.items()}
 
 
+def photographs(n: int) -> Tensor:
+    """Return scikit-learn's two photographs in turn, (n, 3, 427, 640) uint8."""
+    from sklearn.datasets import load_sample_images
+
+    both = torch.from_numpy(np.stack(load_sample_images().images))
+    return both.permute(0, 3, 1, 2)[torch.arange(n) % 2].contiguous()
+
+
+def shrunk(images: Tensor, shorter: int) -> Pictures:
+    """Return copies whose shorter side has so many pixels, as a folder's cache holds them."""
+    height, width = images.shape[2:]
+    scale = shorter / min(height, width)
+    sides = round(height * scale), round(width * scale)
+    small = torch.nn.functional.interpolate(
+        images.float(), sides, mode="bilinear", antialias=True, align_corners=False
+    )
+    return Pictures.of_array(small.round().clamp(0, 255).byte())
+
+
+def race_photographs(rounds: int, n: int = 64) -> dict[str, float]:
+    """Measure the routes of views of photographs in turn; medians as in `race`."""
+    images, size = photographs(n), PHOTOGRAPH_SIZE
+
+    def ours(pictures: Tensor | Pictures) -> Tensor:
+        return two_views(pictures, torch.randint(2**62, (n,)), CONFIG, size)
+
+    peers = torchvision_routes(size)
+    entrants: dict[str, tuple[Route, Any, bool]] = {
+        "ours, whole photographs": (ours, Pictures.of_array(images), True),
+        "ours, copies of 192 px": (ours, shrunk(images, 2 * size), True),
+        "ours, squares of 96 px": (ours, resize(images, size), True),
+        **{name: (route, images, False) for name, route in peers.items()},
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in entrants}
+    for _ in range(rounds + 1):
+        for name, (route, given, whole) in entrants.items():
+            speeds[name].append(views_per_second(route, given, whole))
+    return {name: median(values[1:]) for name, values in speeds.items()}
+
+
+def sharpness(crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean squared Laplacian and the mean squared gradient of each crop, (n,) each."""
+    inside = crops[..., 1:-1, 1:-1]
+    across = crops[..., 1:-1, 2:] + crops[..., 1:-1, :-2] - 2 * inside
+    down = crops[..., 2:, 1:-1] + crops[..., :-2, 1:-1] - 2 * inside
+    laplacian = (across + down).square().mean((1, 2, 3))
+    gradient = [crops.diff(dim=dim).square().mean((1, 2, 3)) for dim in (2, 3)]
+    return laplacian, gradient[0] + gradient[1]
+
+
+def compare_sharpness(n: int = CROPS) -> dict[str, tuple[float, float, float, float]]:
+    """Return how sharp crops are, relative to torchvision's from PIL pictures.
+
+    Returns:
+        Of each route: the ratio of squared Laplacians, its standard error, and the same two numbers
+        of squared gradients.
+    """
+    from torchvision.transforms import functional as F
+    from torchvision.transforms import transforms as v1
+
+    images, size = photographs(2), PHOTOGRAPH_SIZE
+    rows, seeds = torch.arange(n) % 2, torch.arange(n)
+    config = ViewConfig(flip=0, jitter_p=0, grey_p=0, blur_p=0)
+    crop = v1.RandomResizedCrop(size, CONFIG.crop_area, CONFIG.crop_aspect, antialias=True)
+    torch.manual_seed(0)
+    pil = [F.to_pil_image(image) for image in images]
+    theirs = sharpness(torch.stack([F.to_tensor(crop(pil[row])) for row in rows.tolist()]))
+    ratios = {}
+    for name, pictures in (
+        ("whole photographs", Pictures.of_array(images)),
+        ("copies of 192 px", shrunk(images, 2 * size)),
+        ("copies of 288 px", shrunk(images, 3 * size)),
+        ("copies of 384 px", shrunk(images, 4 * size)),
+        ("squares of 96 px", Pictures.of_array(resize(images, size))),
+    ):
+        ours = sharpness(one_view(pictures.select(rows), seeds, 0, config, size))
+        numbers: list[float] = []
+        for mine, other in zip(ours, theirs, strict=True):
+            ratio = float(mine.mean() / other.mean())
+            errors = [float(t.std() / t.mean()) / n**0.5 for t in (mine, other)]
+            numbers += [ratio, ratio * (errors[0] ** 2 + errors[1] ** 2) ** 0.5]
+        ratios[name] = (numbers[0], numbers[1], numbers[2], numbers[3])
+    return ratios
+
+
+def print_photographs(rounds: int) -> None:
+    """Print speed and sharpness of views of photographs."""
+    medians = race_photographs(rounds)
+    base = medians["torchvision v1, PIL"]
+    print("photographs of 640 x 427 px to 96 px: views per CPU second, times torchvision v1 on PIL")
+    for route, speed in medians.items():
+        print(f"  {route:26} {speed:10,.0f}  {speed / base:6.2f}x")
+    print(f"sharpness of {CROPS:,} crops, times torchvision's: squared Laplacian, squared gradient")
+    for name, (laplacian, error, gradient, other_error) in compare_sharpness().items():
+        print(f"  {name:26} {laplacian:.3f} +- {error:.3f}   {gradient:.3f} +- {other_error:.3f}")
+
+
 def main() -> None:
     """Print the speed of every route in every setting."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--photographs", action="store_true", help="speed and sharpness of photos")
+    given = parser.parse_args()
+    rounds = given.rounds
     torch.set_num_threads(1)
+    if given.photographs:
+        print_photographs(rounds)
+        return
     for name, (channels, size, n) in SETTINGS.items():
         medians = race(channels, size, n, rounds)
         base = medians["torchvision v1, PIL"]

@@ -119,6 +119,8 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 
 Pages = Literal["first", "all"]
+# Of "folder:PATH" and the other forms of a source of picture files
+PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,9 @@ class ReadOptions:
     allow_unreadable: bool = False
 
 
+READ_OPTIONS = ReadOptions()
+
+
 @dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides what a pretraining run learns.
@@ -157,7 +162,7 @@ class PretrainConfig:
 
     source: str
     """Images to train on: digits, fashion-mnist, cifar10, cifar100, stl10, or folder:PATH for your
-    own.
+    own (`sureclr list` names other forms).
     """
     size: int | None = None
     """Side of the images in pixels. Default: that of the data set. For your own pictures it is 96,
@@ -177,12 +182,17 @@ class PretrainConfig:
     """Shorter side of the stored pictures from which views are cropped, as a multiple of the size.
     A larger one gives sharper small crops and needs more disk.
     """
+    strict: bool = False
+    """Stop at an image file that cannot be read. Default: leave it out, and say so."""
+    allow_unreadable: bool = False
+    """Go on where more than a tenth of the image files cannot be read."""
 
     encoder: str = "resnet18"
     """Network that is trained: small (quick on a CPU) or the name of any timm model."""
-    stem: Literal["imagenet", "cifar"] = "imagenet"
-    """First layers of the encoder: imagenet; or cifar (3x3 convolution, stride 1, no pooling) for
-    images of about 32 pixels.
+    stem: Literal["auto", "imagenet", "cifar"] = "auto"
+    """First layers of the encoder: imagenet; cifar (3x3 convolution, stride 1, no pooling), which
+    suits images of about 32 pixels; or auto, which is cifar for images of at most 40 pixels where
+    the encoder has such a stem and starts from random weights, else imagenet.
     """
     init: Literal["random", "timm"] = "random"
     """First weights of the encoder: random, or timm (the pretrained ones of the timm model)."""
@@ -372,6 +382,8 @@ class PretrainConfig:
             value_range=self.value_range,
             pages=self.pages,
             cache_scale=self.cache_scale,
+            strict=self.strict,
+            allow_unreadable=self.allow_unreadable,
         )
 
     def objective_options(self) -> dict[str, Any]:
@@ -503,7 +515,7 @@ def _as_type(hint: object, value: object, key: str) -> object:
             )
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        if choice in (int, str, NoneType) and type(value) is choice:
+        if choice in (int, str, bool, NoneType) and type(value) is choice:
             return value
     raise UserError(
         f"configuration key {key} must be {' or '.join(map(_in_words, choices))}; got {value!r}."

@@ -8,7 +8,7 @@ epochs=500)`.
 from collections.abc import Callable
 from dataclasses import replace
 
-from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.config import PICTURE_SOURCES, PretrainConfig, ViewConfig
 from sureclr.errors import unknown
 
 
@@ -46,6 +46,7 @@ def fashion_mnist() -> PretrainConfig:
     return PretrainConfig(
         "fashion-mnist",
         encoder="small",
+        stem="imagenet",
         epochs=6,
         batch_size=128,
         learning_rate=2e-3,
@@ -146,4 +147,4 @@ def recipe(name: str) -> PretrainConfig:
 
 def recipe_for(source: str) -> str:
     """Return the name of the recipe from which a data source starts."""
-    return "folder" if source.startswith("folder:") else source
+    return "folder" if source.partition(":")[0] in PICTURE_SOURCES else source

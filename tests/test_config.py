@@ -127,7 +127,7 @@ def test_missing_keys_take_their_defaults(tmp_path: Path) -> None:
         ("source: digits\nlearning_rate: fast", "learning_rate must be float; got 'fast'"),
         ("source: digits\nlearning_rate: [1]", "learning_rate must be float"),
         ("source: digits\nlearning_rate: true", "learning_rate must be float; got True"),
-        ("source: digits\nstem: cifra", "stem must be one of imagenet, cifar; got 'cifra'"),
+        ("source: digits\nstem: cifra", "stem must be one of auto, imagenet, cifar; got 'cifra'"),
         (
             "source: digits\nkernel_dimension: wide",
             "kernel_dimension must be float or measured or nothing; got 'wide'",
@@ -312,5 +312,5 @@ def test_defaults_are_those_of_the_mission() -> None:
     assert (config.optimizer, config.learning_rate, config.weight_decay) == ("adam", 1e-3, 1e-6)
     assert (config.projection_layers, config.projection_dim) == (2, 128)
     assert (config.epochs, config.batch_size, config.warmup_epochs) == (200, 512, 10)
-    assert (config.loss, config.encoder, config.stem) == ("sure", "resnet18", "imagenet")
+    assert (config.loss, config.encoder, config.stem) == ("sure", "resnet18", "auto")
     assert (config.monitor_every, config.snapshot_every, config.checkpoint_every) == (5, 10, 10)

@@ -28,6 +28,7 @@ IMAGES = torch.randint(
 CONFIG = PretrainConfig(
     "mine",
     encoder=f"small-{WIDTH}",
+    stem="imagenet",
     projection_dim=8,
     projection_hidden=16,
     epochs=4,

@@ -1,5 +1,7 @@
 """The command line. No other package depends on it; torch is imported only when a command runs."""
 
+import codecs
+import io
 import sys
 from typing import NoReturn
 
@@ -14,6 +16,7 @@ from sureclr.cli import (  # noqa: F401  (each module adds its commands to the a
     training_commands,
 )
 from sureclr.cli.shared import app, with_flags
+from sureclr.data.image_report import inert
 from sureclr.errors import UserError, unknown
 from sureclr.stopping import Stopped
 
@@ -30,10 +33,11 @@ def main(words: list[str] | None = None) -> None:
     Exit codes: 0 it is done; 2 the user can mend it; 130 or 143 a signal stopped it and its state
     is saved; 1 it is a bug of ours.
     """
+    _show_any_name()
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
-        _fail(with_flags(str(error)), 2)
+        _fail(inert(with_flags(str(error))), 2)
     except CycloptsError as error:
         _fail(_usage_error(error), 2)
     except Stopped as stopped:
@@ -47,6 +51,21 @@ def main(words: list[str] | None = None) -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail(NO_MEMORY, 2)
+
+
+def _show_any_name() -> None:
+    """Let both streams show names that are not UTF-8 as their bytes, which can be pasted."""
+    codecs.register_error("sureclr.show", _bytes_or_escapes)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="sureclr.show")
+
+
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -8,7 +8,14 @@ from typing import Annotated, Any, get_type_hints
 from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
-from sureclr.config import PretrainConfig, ViewConfig, from_dict, read_yaml, view_values
+from sureclr.config import (
+    PretrainConfig,
+    ReadOptions,
+    ViewConfig,
+    from_dict,
+    read_yaml,
+    view_values,
+)
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES, recipe, recipe_for
 
@@ -21,7 +28,7 @@ VIEWS = Group("Views (SimCLR's augmentations)", sort_key=60)
 CHOICE = Group("Labels, repetitions and tests", sort_key=10)
 
 FIELDS_OF_GROUP: Mapping[Group, str] = {
-    DATA: "size channels value_range pages cache_scale",
+    DATA: "size channels value_range pages cache_scale strict allow_unreadable",
     NETWORK: "encoder stem init projection_dim projection_layers projection_hidden",
     LOSS: (
         "loss temperature certainty_weight kernel_dimension empirical_prior softening samples"
@@ -71,7 +78,15 @@ def _with_default(text: str, default: Any) -> str:
 
 ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views"))
 ViewFlags: Any = optional_flags(ViewConfig)
-NO_CONFIG, NO_VIEWS = ConfigFlags(), ViewFlags()
+ImageFlags: Any = optional_flags(
+    PretrainConfig,
+    skip=tuple(
+        field.name
+        for field in fields(PretrainConfig)
+        if field.name not in {option.name for option in fields(ReadOptions)}
+    ),
+)
+NO_CONFIG, NO_VIEWS, NO_IMAGES = ConfigFlags(), ViewFlags(), ImageFlags()
 
 
 def given_flags(values: Any) -> dict[str, Any]:

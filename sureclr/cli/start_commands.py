@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sureclr.cli.flags import NO_VIEWS, ViewFlags, given_flags, resolve
+from sureclr.cli.flags import NO_IMAGES, NO_VIEWS, ImageFlags, ViewFlags, given_flags, resolve
 from sureclr.cli.shared import (
     START,
     CommandProgress,
@@ -60,12 +60,9 @@ def draw_views(
     out: Annotated[Path, Parameter(help="The PNG file to write.")] = Path("views.png"),
     count: Annotated[int, Parameter(help="How many images to show.")] = 8,
     seed: Annotated[int, Parameter(help="Another seed draws other views.")] = 0,
-    size: Annotated[
-        int | None,
-        Parameter(help="Side of the images in pixels. Default: the data set's own; a folder: 96."),
-    ] = None,
     root: Root = None,
     json: Json = False,
+    reading: Annotated[ImageFlags, Parameter(name="*")] = NO_IMAGES,
     given: Annotated[ViewFlags, Parameter(name="*")] = NO_VIEWS,
 ) -> None:
     """Draw some images, each next to two of its augmented views."""
@@ -74,13 +71,15 @@ def draw_views(
 
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
-    config = resolve(source, None, None, {}, given_flags(given)).views
-    images = load_images(source, root=root, size=size, progress=CommandProgress()).pretraining
+    config = resolve(source, None, None, given_flags(reading), given_flags(given))
+    progress, options = CommandProgress(), config.read_options
+    images = load_images(source, root=root, progress=progress, options=options).pretraining
     rows = _some_rows(images, count)
     import torch
 
+    seeds, side = torch.arange(len(rows)) + seed * count, images.images.shape[-1]
     try:
-        augmented_pairs(images.images[rows], config, torch.arange(len(rows)) + seed * count, out)
+        augmented_pairs(images.for_views(rows), config.views, seeds, out, side)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); give another --out."

@@ -1,8 +1,10 @@
 """The colour operations of SimCLR's augmentation, each with one factor an image.
 
 At the same factor each equals torchvision's to 1e-5. Everywhere: x is (n, c, h, w) float32 in
-[0, 1] with c = 3 (red, green, blue) or 1 (grey), and `factor` is (n,). A grey image has neither hue
-nor saturation: `jitter` leaves both out for it, as torchvision does.
+[0, 1] with c = 3 (red, green, blue), 1 (grey) or any other number of bands, and `factor` is (n,).
+Only an image of three bands has hue and saturation: `jitter` leaves both out for any other, as
+torchvision does for grey ones. What a luma is in colour is the mean of all bands in the contrast of
+images with neither one nor three.
 """
 
 from torch import Tensor, maximum, minimum, stack
@@ -23,7 +25,8 @@ def grey(x: Tensor) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    return x if x.shape[1] == 1 else grey(x)
+    """The luma of colours; the image itself where it has another number of bands."""
+    return grey(x) if x.shape[1] == 3 else x
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -38,7 +41,10 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend the image with its mean luma (the mean over its pixels)."""
+    """Blend the image with its mean luma (the mean over its pixels).
+
+    An image that has neither one nor three bands is blended with the mean over pixels and bands.
+    """
     return _blend(x, _luma(x).mean(dim=(1, 2, 3), keepdim=True), factor)
 
 

@@ -1,48 +1,48 @@
 """How an image file, or an image of Pillow, becomes pixels.
 
-Whatever Pillow opens becomes 8-bit grey or RGB: the EXIF orientation is applied, an animation gives
-its first frame, palettes and CMYK become RGB, transparent parts become white, 16-bit and
-floating-point values are scaled (not clipped), and the centre square is resized. This module
-imports neither torch nor the rest of the package, so that worker processes start at once.
+Whatever is read becomes 8-bit grey, RGB or bands: a picture is decoded completely, palettes and
+CMYK become RGB, transparent parts become white, values of more than 8 bits are scaled (not
+clipped), the EXIF orientation is applied, and the centre square is resized. A damaged picture gives
+a reason and never pixels, and a picture that needs more than 512 MiB is refused. This module and
+those that it imports import neither torch nor the rest of the package, so that worker processes
+start at once.
 """
 
-import hashlib
+import importlib.util
 import io
-import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from math import ceil
+from types import MappingProxyType
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-Image.init()  # makes Pillow load its plugins; some builds lack some
-# Not every format of Pillow: EPS would run Ghostscript on a stranger's file; HDF5 and GRIB are not
-# pictures. JPEG opens MPO too.
-SAFE = (
-    "AVIF",
-    "BMP",
-    "DIB",
-    "GIF",
-    "ICO",
-    "JPEG",
-    "JPEG2000",
-    "PCX",
-    "PNG",
-    "PPM",
-    "QOI",
-    "SGI",
-    "TGA",
-    "TIFF",
-    "WEBP",
-)
-FORMATS = tuple(form for form in SAFE if form in Image.OPEN)
+from sureclr.data.array_rasters import open_dicom, open_npy, open_tiff
+from sureclr.data.decoder_guard import guarded
+from sureclr.data.pillow_rasters import FORMATS, of_image, open_heif, open_pillow
+from sureclr.data.raster_pixels import measured, pictures, strip_rows, unmeasured
+from sureclr.data.rasters import Raster, Unreadable, check_memory
+
 # ".jpg", ...: the endings of the files that a folder's images have
-ENDINGS = frozenset(ending for ending, form in Image.EXTENSION.items() if form in (*FORMATS, "MPO"))
-WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
-# A JPEG is decoded at a power-of-two reduction that keeps at least this many times the wanted side
-DRAFT = 2
-ORIENTATION = 0x0112  # the EXIF tag; values from 5 exchange width and height
+ENDINGS = frozenset(
+    [ending for ending, form in Image.EXTENSION.items() if form in (*FORMATS, "MPO")] + [".npy"]
+)
+# ".heic", ...: the endings of images that need an extra of the package, and which
+OPTIONAL_ENDINGS: Mapping[str, str] = MappingProxyType(
+    {".heic": "heif", ".heif": "heif", ".hif": "heif", ".dcm": "dicom"}
+)
+EXTRA_MODULES = {"heif": "pillow_heif", "dicom": "pydicom"}  # what an extra installs
+SILENT_MAGIC = (
+    b"\xff\xd8",
+    b"\x89P",
+    b"GI",
+    b"BM",
+    b"\x93N",
+)  # their decoders never write to stderr
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,12 @@ class PictureFacts:
     pages: int = 1
 
 
+def readable_endings() -> frozenset[str]:
+    """Return the endings of all files that can be read here: `ENDINGS` and installed extras'."""
+    extras = {e for e, module in EXTRA_MODULES.items() if importlib.util.find_spec(module)}
+    return ENDINGS | {ending for ending, extra in OPTIONAL_ENDINGS.items() if extra in extras}
+
+
 def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | str:
     """Decode a picture completely.
 
@@ -136,36 +142,16 @@ def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | s
     Returns:
         The picture; or, for one that cannot be read, the reason in words. A bad file never raises.
     """
+    sides = [side for side in (wanted.size, wanted.whole_side) if side is not None]
+    enough = max(sides) if wanted.size is not None else None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = file_bytes(source)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                image.seek(source.page)
-                whole = None
-                if wanted.whole_side is not None:
-                    picture = picture_pixels(image, None, wanted.channels)
-                    side = min(picture.shape[1:])
-                    scale = min(1.0, wanted.whole_side / side)
-                    new = [max(1, round(scale * length)) for length in picture.shape[:0:-1]]
-                    layers = [
-                        Image.fromarray(band).resize(new, Image.Resampling.BILINEAR)
-                        for band in picture
-                    ]
-                    whole = np.stack([np.asarray(layer) for layer in layers])
-                square = picture_pixels(image, wanted.size, wanted.channels)
-        return DecodedPicture(square, whole, hashlib.sha256(data).hexdigest())
+        with _opened(source) as stream:
+            with guarded(_may_write(stream)) as complaints:
+                raster = _raster(stream, source, enough, wanted.channels)
+                square, whole, content, filled = pictures(raster, wanted)
+            return DecodedPicture(square, whole, content, filled, complaints.count)
     except Exception as error:
         return reason_in_words(error)
-
-
-def file_bytes(source: FileRef) -> bytes:
-    """Return the bytes of a picture's file."""
-    if source.data is not None:
-        return source.data
-    with Path(source.path).open("rb") as stream:
-        stream.seek(source.offset)
-        return stream.read(-1 if source.length is None else source.length)
 
 
 def inspect(source: FileRef) -> PictureFacts | str:
@@ -175,13 +161,10 @@ def inspect(source: FileRef) -> PictureFacts | str:
         The facts; or, for a file that cannot be read, the reason in words.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(file_bytes(source)), formats=FORMATS) as image:
-                width, height = upright_size(image)
-                bands = 1 if image.mode in ("1", "L", *WIDE_MODES) else 3
-                pages = getattr(image, "n_frames", 1)
-                return PictureFacts(width, height, bands, image.mode in WIDE_MODES, pages)
+        with _opened(source) as stream, guarded(_may_write(stream)):
+            raster = _raster(stream, source, None, None, header_only=True)
+            width, height = raster.upright_size
+            return PictureFacts(width, height, raster.bands, raster.wide, raster.pages)
     except Exception as error:
         return reason_in_words(error)
 
@@ -191,36 +174,38 @@ def sample_values(source: FileRef, count: int = 4096) -> NDArray[np.float64] | s
 
     Args:
         source: where the picture is.
-        count: values at most, evenly spread over the picture.
+        count: values at most, at random places that are the same in every call.
 
     Returns:
-        (m,) finite values; or the reason why the file cannot be read.
+        (m,) finite values, without those that mean "not measured"; or the reason why the file
+        cannot be read.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(file_bytes(source)), formats=FORMATS) as image:
-                values = np.asarray(image, dtype=np.float64).reshape(-1)
-        values = values[np.isfinite(values)]
-        return values[:: max(1, len(values) // count)][:count]
+        with _opened(source) as stream, guarded(_may_write(stream)):
+            raster = _raster(stream, source, None, None)
+            check_memory(raster)
+            total, parts = raster.width * raster.height * raster.bands, []
+            generator = np.random.default_rng(0)
+            for strip in raster.strips(strip_rows(raster)):
+                values = np.atleast_3d(np.asarray(strip))[..., : raster.bands].reshape(-1)
+                some = min(len(values), ceil(count * len(values) / total))
+                values = values[generator.integers(0, len(values), some)]
+                parts.append(measured(values[~unmeasured(values, raster)], raster))
+        return generator.permutation(np.concatenate(parts))[:count]
     except Exception as error:
         return reason_in_words(error)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height in pixels after the EXIF orientation was applied."""
-    try:
-        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-    except Exception:  # a damaged EXIF block; the picture is then used as it is stored
-        turned = False
-    return (image.height, image.width) if turned else image.size
+    return of_image(image).upright_size
 
 
 def picture_pixels(image: Image.Image, size: int | None, channels: int | None) -> NDArray[np.uint8]:
     """Return the pixels of an image of Pillow, whatever its mode.
 
     Args:
-        image: an image; it does not change.
+        image: an image; it does not change, except that it is loaded.
         size: side in pixels of the centre square; None: the whole picture at its own size.
         channels: 1 for grey, 3 for RGB; None: grey stays grey, all else becomes RGB.
 
@@ -231,80 +216,113 @@ def picture_pixels(image: Image.Image, size: int | None, channels: int | None) -
         Exception: the image is still to be read from its file, and the file is damaged. Pillow's
             plugins raise anything.
     """
-    picture = eight_bits(_upright(image))
-    if channels is not None:
-        picture = picture.convert("L" if channels == 1 else "RGB")
-    if size is not None:
-        picture = centre_square(picture, size)
-    pixels = np.asarray(picture, dtype=np.uint8)  # (h, w) or (h, w, 3)
-    return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
+    return decode_image(image, Decoding(size, channels)).square
+
+
+def decode_image(image: Image.Image, wanted: Decoding = Decoding()) -> DecodedPicture:
+    """Decode an image of Pillow, whatever its mode, as `decode` does for a file.
+
+    Args:
+        image: an image; it does not change, except that it is loaded.
+        wanted: what to make of it.
+
+    Raises:
+        Exception: as `picture_pixels`.
+    """
+    with guarded(False):
+        image.load()
+        square, whole, content, filled = pictures(of_image(image), wanted)
+    return DecodedPicture(square, whole, content, filled)
 
 
 def reason_in_words(error: Exception) -> str:
     """Return why a picture cannot be read, without its path."""
     if isinstance(error, UnidentifiedImageError):  # its text repeats the path
         return "no image format that is known here"
+    if isinstance(error, MemoryError):
+        return "there is too little memory for it"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF orientation says; as it is stored where the EXIF block is damaged."""
+# --- From bytes to a raster -------------------------------------------------------------
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, such as a member of a tar archive."""
+
+    def __init__(self, stream: IO[bytes], start: int, length: int) -> None:
+        self._stream, self._start, self._length, self._at = stream, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        if base + offset < 0:
+            raise ValueError("a negative place in a file")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._stream.seek(self._start + self._at)
+        data = self._stream.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+@contextmanager
+def _opened(source: FileRef) -> Iterator[IO[bytes]]:
+    if source.data is not None:
+        yield io.BytesIO(source.data)
+        return
+    with open(source.path, "rb") as stream:
+        length = stream.seek(0, io.SEEK_END)
+        if source.offset == 0 and source.length in (None, length):
+            stream.seek(0)
+            yield stream
+            return
+        rest = max(0, length - source.offset)
+        window = _Window(
+            stream, source.offset, min(rest, rest if source.length is None else source.length)
+        )
+        yield io.BufferedReader(window)
+
+
+def _may_write(stream: IO[bytes]) -> bool:
+    """Whether a decoder of this file may write to stderr."""
+    start = stream.read(2)
+    stream.seek(0)
+    return start not in SILENT_MAGIC
+
+
+def _raster(
+    stream: IO[bytes],
+    source: FileRef,
+    enough: int | None,
+    wanted: int | None,
+    header_only: bool = False,
+) -> Raster:
+    """The picture of a file in the form in which it is stored."""
+    start = stream.read(132)
+    stream.seek(0)
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return open_tiff(stream, source.page)
+    if start[128:] == b"DICM":
+        return open_dicom(stream, source.page)
+    if start[:6] == b"\x93NUMPY":
+        if source.page:
+            raise Unreadable(f"it has no page {source.page + 1}")
+        return open_npy(stream, wanted)
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged pixels raise again as soon as they are read
-        return image
-
-
-def centre_square(image: Image.Image, size: int) -> Image.Image:
-    """Return the largest centred square, resized with Pillow's antialiased bilinear filter.
-
-    `image_set.resize` does the same for tensors, up to rounding.
-
-    Args:
-        image: of any size.
-        size: side of the result in pixels.
-    """
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    # Not resize(box=...), which mixes in pixels from outside the box
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.BILINEAR)
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as "L" or "RGB", with white where it is transparent."""
-    if image.mode in WIDE_MODES:
-        return Image.fromarray(scaled(np.asarray(image), image.mode))
-    if image.has_transparency_data:
-        return _on_white(image.convert("RGBA"))
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def scaled(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
-    """Scale grey values of more than 8 bits to 0..255, linearly.
-
-    Black is 0, and white does not depend on the picture where possible: 65535 for 16-bit and 32-bit
-    integers (Pillow's 16-bit PGM), and for floats the first of 1, 255 and 65535 that is not
-    exceeded. Values that are negative or larger are scaled from their minimum to their maximum.
-
-    Args:
-        values: of any shape.
-        mode: Pillow's name of their type; "F" is float.
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    numbers = values.astype(np.float64)
-    low, high = numbers.min(), numbers.max()
-    if not np.isfinite(low + high):
-        raise ValueError("it has values that are not finite")
-    fitting = [scale for scale in ((1, 255, 65535) if mode == "F" else (65535,)) if high <= scale]
-    black, white = (0, fitting[0]) if fitting and low >= 0 else (low, max(high, low + 1))
-    return np.rint((numbers - black) * (255 / (white - black))).astype(np.uint8)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    paper = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(paper, image).convert("RGB")
+        return open_pillow(stream, source.page, enough, header_only)
+    except UnidentifiedImageError:
+        if start[4:8] != b"ftyp" or start[8:12] in (b"avif", b"avis"):
+            raise
+        stream.seek(0)
+        return open_heif(stream, source.page)

@@ -1,94 +1,192 @@
-"""The pixels of a folder's images as one memory-mapped array that is decoded only once.
+"""The pixels of a source's pictures as memory-mapped arrays that are decoded only once.
 
 The cache lies in $SURECLR_CACHE, else in ~/.cache/sureclr/folders, never in the user's folder. The
-manifest NAME.json describes the pixel file NAME-*.bin, in which the images stand one after another.
-Both are written atomically, and a checksum in the manifest finds damage.
+manifest NAME.json describes two pixel files: NAME-*.bin holds the centre squares one after another,
+and NAME-*.whole.bin the whole pictures, from which views are cropped. All are written atomically,
+and checksums in the manifest find damage. NAME-survey.json holds what the headers of the files say.
 """
 
+import glob
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from sureclr.data.decoding import Decoding, FileRef
+from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
+from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, writing_atomically
 from sureclr.progress import SILENT, Progress
 
-VERSION = (
-    1  # of decoding and of the files: raise it when either changes, and all caches are rebuilt
-)
+# Of decoding and of the files: raise it when either changes, and all caches are made anew
+VERSION = 2
 READ_BYTES = 1 << 20  # read at a time for the checksum
+SPOKEN_BYTES = 10**9  # a cache of more is announced
+SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs
 
-Stamps = Mapping[str, tuple[int, int]]  # path below the folder -> (last change in ns, bytes)
+
+class ChosenFiles(Sequence[FileRef]):
+    """Some of a sequence of picture files, which are made only when they are asked for.
+
+    Args:
+        files: all of them.
+        rows: (row of the file, its page from 0) of each that is chosen.
+    """
+
+    def __init__(self, files: Sequence[FileRef], rows: Sequence[tuple[int, int]]) -> None:
+        """Keep both."""
+        self._files, self._rows = files, rows
+
+    def __len__(self) -> int:
+        """The number of chosen files."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> FileRef: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[FileRef]: ...
+
+    def __getitem__(self, index: int | slice) -> FileRef | list[FileRef]:
+        """Return one file, or some of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row, page = self._rows[index]
+        return replace(self._files[row], page=page)
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The picture files of a source, before any of them is decoded.
+
+    Attributes:
+        where: what identifies the source: the absolute path of its folder.
+        names: n names of the pictures.
+        files: n places of their bytes.
+        stamps: n tuples that change when the file changes, such as its times and its length.
+    """
+
+    where: str
+    names: Sequence[str]
+    files: Sequence[FileRef]
+    stamps: Sequence[tuple[int | str, ...]]
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the version and of all names and stamps."""
+        return _fingerprint(VERSION, list(self.names), list(self.stamps))
+
+    def cache_file(self, *options: object, suffix: str = "") -> Path:
+        """Return the path of a cached file that belongs to this source and these options."""
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.where).name).strip("-")[:40] or "folder"
+        return cache_root() / f"{slug}-{_fingerprint(self.where, *options)[:16]}{suffix}.json"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a pixel file holds: one row for each file of the listing that is not in `bad`, in order.
+    """What the pixel files hold: a row for each name of the listing that is not in `bad`, in order.
 
     Attributes:
-        folder: path of the user's folder.
-        listing: sha256 of the version and of all file names, times and lengths.
-        pixels: name of the pixel file beside the manifest.
-        shape: (n, c, h, w) of the pixels.
-        sha256: of the pixels, followed by `names` and `bad`.
-        names: paths of the images below the folder.
-        bad: path below the folder -> the reason why the file cannot be read.
+        folder: what identifies the source.
+        listing: `Listing.digest`.
+        pixels: name of the file of squares beside the manifest.
+        shape: (n, c, h, w) of the squares.
+        sha256: of the squares, followed by all that the manifest says of the rows.
+        whole: name of the file of whole pictures; "" if all of them equal their squares.
+        whole_sha256: of the whole pictures.
+        names: of the pictures.
+        bad: name -> the reason why the picture cannot be read.
+        contents: n digests of the pictures' content.
+        heights: n heights in pixels of the whole pictures.
+        widths: n widths in pixels of the whole pictures.
+        filled: name -> values of this picture that were replaced.
+        complaints: name -> lines that decoders wrote about this file.
     """
 
     folder: str
     listing: str
     pixels: str
     shape: list[int]
-    sha256: str
-    names: list[str]
-    bad: dict[str, str]
+    sha256: str = ""
+    whole: str = ""
+    whole_sha256: str = ""
+    names: list[str] = field(default_factory=list)
+    bad: dict[str, str] = field(default_factory=dict)
+    contents: list[str] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    filled: dict[str, int] = field(default_factory=dict)
+    complaints: dict[str, int] = field(default_factory=dict)
+
+    def rows_digest(self) -> bytes:
+        """Return a digest of what is said of the rows."""
+        columns = (self.names, self.bad, self.contents, self.heights, self.widths)
+        return _fingerprint(*columns, self.filled, self.complaints).encode()
 
 
-def cached_pixels(
-    folder: Path, files: Stamps, size: int, channels: int, progress: Progress = SILENT
-) -> tuple[NDArray[np.uint8], Manifest, Path]:
-    """Return the pixels of a folder's images; decode them only where there is no intact cache.
+@dataclass(frozen=True, eq=False)
+class CachedPictures:
+    """The decoded pictures of a source.
+
+    Attributes:
+        squares: (n, c, h, w) uint8, memory-mapped; changes stay in this process.
+        pictures: n whole pictures, memory-mapped; None if all of them equal their squares.
+        manifest: what is known of the rows.
+    """
+
+    squares: NDArray[np.uint8]
+    pictures: Pictures | None
+    manifest: Manifest
+
+
+def cached_pictures(
+    listing: Listing, wanted: Decoding, expected_bytes: int, progress: Progress = SILENT
+) -> CachedPictures:
+    """Return the decoded pictures of a source; decode them only where there is no intact cache.
 
     Args:
-        folder: the user's folder.
-        files: its image files.
-        size: side in pixels of the centre square.
-        channels: 1 or 3.
+        listing: the picture files.
+        wanted: what to make of each; it has a size and channels.
+        expected_bytes: of the pixels, for the check that there is room.
         progress: what to report to while files are decoded.
 
-    Returns:
-        The pixels (n, c, h, w), memory-mapped (changes stay in this process); the manifest; and
-        its path.
-
     Raises:
-        UserError: the cache cannot be written.
+        UserError: the cache cannot be written, or there is no room for it.
     """
-    name = f"{_slug(folder.name)}-{_fingerprint(str(folder), size, channels)[:16]}"
-    path, listing = cache_root() / f"{name}.json", _fingerprint(VERSION, list(files.items()))
-    manifest = _read_manifest(path, listing)
-    if manifest is None or not _is_intact(path.parent / manifest.pixels, manifest):
-        if manifest is not None:
+    options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
+    path, digest = listing.cache_file(*options), listing.digest
+    manifest = _read_manifest(path)
+    intact = False
+    if manifest is not None and manifest.listing != digest:
+        progress.message(_changes(manifest, listing))
+    elif manifest is not None:
+        intact = _is_intact(path.parent, manifest)
+        if not intact:
             progress.message(
                 f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
                 " again."
             )
-        refs = [FileRef(os.path.join(folder, file)) for file in files]
-        wanted = Decoding(size, channels)
-        plan = Manifest(str(folder), listing, "", [0, channels, size, size], "", list(files), {})
-        manifest = _build(path, plan, decode_files(refs, wanted, progress))
-    return _map_file(path.parent / manifest.pixels, manifest.shape), manifest, path
+    if manifest is None or not intact:
+        _check_room(path.parent, expected_bytes, progress)
+        shape = [0, wanted.channels or 3, wanted.size or 0, wanted.size or 0]
+        plan = Manifest(listing.where, digest, "", shape)
+        decoded = decode_files(listing.files, wanted, progress)
+        manifest = _build(path, plan, zip(listing.names, decoded, strict=True))
+    squares = _map_file(path.parent / manifest.pixels, manifest.shape)
+    return CachedPictures(squares, _map_pictures(path.parent, manifest), manifest)
 
 
 def cache_root() -> Path:
@@ -98,90 +196,249 @@ def cache_root() -> Path:
     ).expanduser()
 
 
-def _build(path: Path, plan: Manifest, decoded: Iterable[Decoded]) -> Manifest:
-    """Write the pixel file and then its manifest, and delete the folder's older pixel files.
+def kept_json(file: Path, digest: str, make: Callable[[], Any]) -> Any:
+    """Return a value that is kept in the cache; make it where it is missing, damaged or old.
+
+    Args:
+        file: in the cache.
+        digest: of all that the value depends on.
+        make: a function of no arguments that returns JSON.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    try:
+        kept = json.loads(file.read_bytes())
+        if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
+            return kept["value"]
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    value = make()
+    with _writing_to(file.parent), writing_atomically(file) as stream:
+        stream.write(
+            json.dumps({"digest": digest, "sha256": _fingerprint(value), "value": value}).encode()
+        )
+    return value
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache of images {folder} cannot be written ({error.strerror or error}); set"
+            " SURECLR_CACHE to a folder with room."
+        ) from error
+
+
+def _check_room(folder: Path, needed: int, progress: Progress) -> None:
+    """Say how much disk the cache takes; UserError if there is not so much."""
+    present = next((place for place in (folder, *folder.parents) if place.is_dir()), None)
+    free = shutil.disk_usage(present).free if present else needed + SPARE_BYTES
+    if needed + SPARE_BYTES > free:
+        raise UserError(
+            f"the cache of decoded images in {folder} needs {_gigabytes(needed)}, and only"
+            f" {_gigabytes(free)} are free; set SURECLR_CACHE to a folder with room, or use a"
+            " smaller cache_scale or size."
+        )
+    if needed >= SPOKEN_BYTES:
+        progress.message(
+            f"The cache of decoded images takes {_gigabytes(needed)} in {folder}"
+            f" ({_gigabytes(free)} are free); a smaller cache_scale needs less."
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
+
+
+def _changes(manifest: Manifest, listing: Listing) -> str:
+    """One sentence about a source that is not as it was when it was decoded."""
+    before, now = {*manifest.names, *manifest.bad}, set(listing.names)
+    parts = [
+        f"{len(names):,} {word}"
+        for names, word in ((now - before, "new"), (before - now, "missing"))
+        if names
+    ]
+    what = f" ({' and '.join(parts)})" if parts else ""
+    return f"The image files are not those that were decoded before{what}; they are decoded again."
+
+
+def _build(path: Path, plan: Manifest, decoded: Iterable[tuple[str, Decoded]]) -> Manifest:
+    """Write the pixel files and then their manifest, and delete what is out of date.
 
     Args:
         path: of the manifest.
-        plan: the manifest with all names, before it is known which files can be read.
-        decoded: what became of each name.
+        plan: the manifest before any file is decoded.
+        decoded: the name of each picture, and what became of it.
     """
     pixels = path.with_name(f"{path.stem}-{plan.listing[:16]}.bin")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with writing_atomically(pixels) as file:
-            good, bad, checksum = _write_pixels(file, plan.names, decoded)
-        shape = [len(good), *plan.shape[1:]]
+    whole = pixels.with_suffix(".whole.bin")
+    with _writing_to(path.parent):
+        with writing_atomically(pixels) as squares, writing_atomically(whole) as wholes:
+            manifest = _write_pixels(squares, wholes, plan, decoded)
+        if not manifest.whole_sha256:
+            whole.unlink()
         manifest = replace(
-            plan, pixels=pixels.name, shape=shape, sha256=checksum, names=good, bad=bad
+            manifest, pixels=pixels.name, whole=whole.name if manifest.whole_sha256 else ""
         )
         with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
             file.write(json_bytes(asdict(manifest)))
-        for old in set(path.parent.glob(f"{path.stem}-*.bin")) - {pixels}:
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the cache of images {path.parent} cannot be written ({error.strerror or error}); set"
-            " SURECLR_CACHE to a folder with room."
-        ) from error
+        _delete_old(path, manifest)
     return manifest
 
 
 def _write_pixels(
-    file: IO[bytes], names: list[str], decoded: Iterable[Decoded]
-) -> tuple[list[str], dict[str, str], str]:
-    """Write pixels as they arrive.
+    squares: IO[bytes], wholes: IO[bytes], plan: Manifest, decoded: Iterable[tuple[str, Decoded]]
+) -> Manifest:
+    """Write pixels as they arrive; return the manifest without the names of the files.
 
-    Returns:
-        The names that became rows, the others with their reasons, and the checksum.
+    Whole pictures are written from the first one on that differs from its square; those before it
+    are then copied.
     """
-    good: list[str] = []
-    bad: dict[str, str] = {}
-    checksum = hashlib.sha256()
-    for name, result in zip(names, decoded, strict=True):
+    rows = Manifest(plan.folder, plan.listing, "", plan.shape)
+    checksum, whole_checksum, differ = hashlib.sha256(), hashlib.sha256(), False
+    for name, result in decoded:
         if isinstance(result, str):
-            bad[name] = result
+            rows.bad[name] = result
             continue
-        good.append(name)
-        file.write(result.square.tobytes())
-        checksum.update(result.square.tobytes())
-    checksum.update(_fingerprint(good, bad).encode())
-    return good, bad, checksum.hexdigest()
+        _note(rows, name, result)
+        square = result.square.tobytes()
+        whole = result.square if result.whole is None else result.whole
+        if not differ and not np.array_equal(whole, result.square):
+            differ = True
+            squares.flush()
+            with open(squares.name, "rb") as earlier:
+                for block in iter(partial(earlier.read, READ_BYTES), b""):
+                    wholes.write(block)
+                    whole_checksum.update(block)
+        squares.write(square)
+        checksum.update(square)
+        if differ:
+            wholes.write(whole.tobytes())
+            whole_checksum.update(whole.tobytes())
+    checksum.update(rows.rows_digest())
+    return replace(
+        rows,
+        shape=[len(rows.names), *plan.shape[1:]],
+        sha256=checksum.hexdigest(),
+        whole_sha256=whole_checksum.hexdigest() if differ else "",
+    )
 
 
-def _read_manifest(path: Path, listing: str) -> Manifest | None:
-    """The manifest; None if it is missing, damaged, or of another listing."""
+def _note(rows: Manifest, name: str, picture: DecodedPicture) -> None:
+    """Add a row to the manifest."""
+    height, width = (picture.square if picture.whole is None else picture.whole).shape[1:]
+    rows.names.append(name)
+    rows.contents.append(picture.content)
+    rows.heights.append(height)
+    rows.widths.append(width)
+    if picture.filled:
+        rows.filled[name] = picture.filled
+    if picture.complaints:
+        rows.complaints[name] = picture.complaints
+
+
+def _delete_old(path: Path, manifest: Manifest) -> None:
+    """Delete pixel files of this source that no command can use any more."""
+    kept = {manifest.pixels, manifest.whole}
+    for old in path.parent.glob(f"{glob.escape(path.stem)}-*.bin"):
+        if old.name not in kept:
+            old.unlink(missing_ok=True)
+    slug = path.stem.rsplit("-", 1)[0]
+    for other in path.parent.glob(f"{glob.escape(slug)}-{'[0-9a-f]' * 16}.json"):
+        try:
+            facts = json.loads(other.read_bytes())
+            stale = facts["folder"] == manifest.folder and facts["listing"] != manifest.listing
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+        if stale:
+            for old in (other, *other.parent.glob(f"{glob.escape(other.stem)}-*.bin")):
+                old.unlink(missing_ok=True)
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    """The manifest; None if it is missing or damaged."""
     try:
-        manifest = Manifest(**json.loads(path.read_bytes()))
-        return manifest if manifest.listing == listing else None
+        return Manifest(**json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _is_intact(file: Path, manifest: Manifest) -> bool:
-    """Whether the pixel file has the length and the checksum that the manifest says."""
+def _is_intact(folder: Path, manifest: Manifest) -> bool:
+    """Whether the pixel files have the lengths and checksums that the manifest says."""
     try:
-        if file.stat().st_size != prod(manifest.shape):
+        squares = folder / manifest.pixels
+        end = manifest.rows_digest()
+        if not _has_checksum(squares, prod(manifest.shape), end, manifest.sha256):
             return False
-        checksum = hashlib.sha256()
-        with file.open("rb") as stream:
-            for block in iter(partial(stream.read, READ_BYTES), b""):
-                checksum.update(block)
-        checksum.update(_fingerprint(manifest.names, manifest.bad).encode())
-        return checksum.hexdigest() == manifest.sha256
-    except (OSError, TypeError):
+        if not manifest.whole:
+            return True
+        areas = zip(manifest.heights, manifest.widths, strict=True)
+        length = manifest.shape[1] * sum(height * width for height, width in areas)
+        return _has_checksum(folder / manifest.whole, length, b"", manifest.whole_sha256)
+    except (OSError, TypeError, ValueError):
         return False
 
 
-def _map_file(file: Path, shape: list[int]) -> NDArray[np.uint8]:
+def _has_checksum(file: Path, length: int, end: bytes, sha256: str) -> bool:
+    if file.stat().st_size != length:
+        return False
+    checksum = hashlib.sha256()
+    with file.open("rb") as stream:
+        for block in iter(partial(stream.read, READ_BYTES), b""):
+            checksum.update(block)
+    checksum.update(end)
+    return checksum.hexdigest() == sha256
+
+
+def _map_file(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
     if not prod(shape):
         return np.empty(shape, np.uint8)  # nothing could be read, and an empty file has no map
     return np.memmap(file, np.uint8, mode="c", shape=tuple(shape))
 
 
-def _slug(name: str) -> str:
-    """A part of a file name that is safe everywhere, by which a person recognises the folder."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40] or "folder"
+def _map_pictures(folder: Path, manifest: Manifest) -> Pictures | None:
+    if not manifest.whole:
+        return None
+    height, width = torch.tensor(manifest.heights), torch.tensor(manifest.widths)
+    channels = manifest.shape[1]
+    lengths = channels * height * width
+    values = _map_file(folder / manifest.whole, [int(lengths.sum())])
+    start = lengths.cumsum(0) - lengths
+    return Pictures(torch.from_numpy(values), start, height, width, channels)
+
+
+def whole_bytes(sizes: Iterable[tuple[int, int]], wanted: Decoding) -> int:
+    """Return the bytes of the squares and the whole pictures of a source.
+
+    Args:
+        sizes: width and height in pixels of each picture in its file.
+        wanted: what is made of each.
+    """
+    side, limit = wanted.size or 0, wanted.whole_side or 0
+    total = 0
+    for width, height in sizes:
+        scale = min(1.0, limit / min(width, height))
+        total += side * side + round(scale * width) * round(scale * height)
+    return total * (wanted.channels or 3)
+
+
+def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Return the time of the last change in ns, that of the last change of status, and the length.
+
+    The second one changes also where a program sets the first one back. A missing file has zeros.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return (0, 0, 0)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _fingerprint(*facts: object) -> str:

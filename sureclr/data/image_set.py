@@ -6,6 +6,7 @@ Every data source is read as an ImageSet.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sureclr.data.pictures import Pictures
+from sureclr.data.image_report import ImageReport
+from sureclr.data.pictures import MOST_BANDS, Pictures
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors
 
@@ -34,8 +36,9 @@ class ImageSet:
 
     Attributes:
         name: the source of the images, as the user wrote it.
-        images: (n, c, h, w) uint8, from 0 (black) to 255; c is 1 (grey) or 3 (RGB). In memory or
-            memory-mapped.
+        images: (n, c, h, w) uint8, from 0 (black) to 255; c is 1 (grey), 3 (RGB), or any other
+            number of bands up to 32. In memory or memory-mapped. Evaluations and embeddings see
+            these.
         labels: (n,) int64, an index into `classes`, or -1 where the class is not known.
         classes: names of the classes; empty where nothing is labelled.
         split: (n,) of "train", "test" and "unlabelled" (may be trained on, and has no labels).
@@ -51,6 +54,7 @@ class ImageSet:
         shares: (n, k) float32, the share of each class in the labels of an image that several
             people labelled differently; a row of zeros where there is none; None: no image has
             one. `labels` then holds the class of the largest share.
+        report: what was understood of the source that the images come from; None: not known.
     """
 
     name: str
@@ -64,6 +68,7 @@ class ImageSet:
     pictures: Pictures | None = None
     contents: Sequence[str] | None = None
     shares: Tensor | None = None
+    report: ImageReport | None = None
 
     def __post_init__(self) -> None:
         """Check every column.
@@ -72,6 +77,7 @@ class ImageSet:
             UserError: a column has another type or length, or values out of range.
         """
         _check_images(self.name, self.images)
+        _check_pictures(self.name, self.pictures, self.images)
         _check_labels(self.name, self.labels, len(self), len(self.classes))
         strange = sorted(set(np.unique(self.split).tolist()) - set(SPLITS))
         if strange:
@@ -159,6 +165,18 @@ class ImageSet:
             shares=None if self.shares is None else self.shares[torch.from_numpy(index)],
         )
 
+    def with_pixels(self, pixels: Tensor, **changes: Any) -> "ImageSet":
+        """Return the same images with other pixels, as after a corruption.
+
+        Whole pictures and digests of the content are left out, since they are those of the old
+        pixels.
+
+        Args:
+            pixels: (n, c, h, w) uint8.
+            changes: other columns that change.
+        """
+        return replace(self, images=pixels, **{"pictures": None, "contents": None, **changes})
+
     def for_views(self, rows: Indices) -> "Tensor | Pictures":
         """Return the images from which the views of some rows are cropped.
 
@@ -200,24 +218,56 @@ def convert(
 ) -> ImageSet:
     """Return the same images at another size or with other channels, as a run needs them.
 
+    Images that lose a part of theirs, because they are larger or not square, stay as the `pictures`
+    of the result, from which views are cropped. No pixels are copied for this if the channels stay.
+
     Args:
-        images: the ImageSet; returned itself if nothing is to change.
+        images: the ImageSet; returned itself if nothing is to change. New squares are made from its
+            whole pictures where it has them.
         size: side in pixels of the centre square, see `resize`; None: the shorter side.
-        channels: 1 or 3, see `recolour`; None: the present number.
+        channels: of the result, see `recolour`; None: the present number.
         images_at_once: number of images that are converted together; it limits the memory and does
             not change the result.
 
     Raises:
-        UserError: a size below 1, or other channels than 1 and 3.
+        UserError: a size below 1, or channels that cannot be made from the present ones.
     """
-    side = min(images.images.shape[2:]) if size is None else size
+    height, width = images.images.shape[2:]
+    side = min(height, width) if size is None else size
     depth = images.images.shape[1] if channels is None else channels
-    pixels = images.images
-    if (depth, side, side) == tuple(pixels.shape[1:]):
+    if (depth, side, side) == (images.images.shape[1], height, width):
         return images
     check_shape(side, depth)
-    parts = [recolour(resize(part, side), depth) for part in pixels.split(images_at_once)]
-    return replace(images, images=torch.cat(parts))
+    small = (
+        images.images if (side, side) == (height, width) else _squares(images, side, images_at_once)
+    )
+    pictures = images.pictures
+    if pictures is None and (max(height, width) > side or height != width):
+        pictures = Pictures.of_array(_recoloured(images.images, depth, images_at_once))
+    elif pictures is not None and pictures.channels != depth:
+        pictures = pictures.recoloured(depth, recolour)
+    return replace(images, images=_recoloured(small, depth, images_at_once), pictures=pictures)
+
+
+def _squares(images: ImageSet, side: int, images_at_once: int) -> Tensor:
+    """(n, c, side, side): the centre squares of the whole pictures, or of the images."""
+    pictures = images.pictures
+    parts = (
+        [resize(part, side) for part in images.images.split(images_at_once)]
+        if pictures is None
+        else [resize(pictures[row][None], side) for row in range(len(pictures))]
+    )
+    return (
+        torch.cat(parts)
+        if parts
+        else images.images.new_empty(0, images.images.shape[1], side, side)
+    )
+
+
+def _recoloured(pixels: Tensor, channels: int, images_at_once: int) -> Tensor:
+    if pixels.shape[1] == channels:
+        return pixels
+    return torch.cat([recolour(part, channels) for part in pixels.split(images_at_once)])
 
 
 def check_shape(size: int | None, channels: int | None) -> None:
@@ -229,15 +279,21 @@ def check_shape(size: int | None, channels: int | None) -> None:
     """
     if size is not None and size < 1:
         raise UserError(f"size must be at least 1 pixel, not {size}.")
-    if channels not in (None, 1, 3):
-        raise UserError(f"channels must be 1 (grey) or 3 (RGB), not {channels}.")
+    if channels is not None and not 1 <= channels <= MOST_BANDS:
+        raise UserError(
+            f"channels must be 1 (grey), 3 (RGB), or another number of bands up to {MOST_BANDS},"
+            f" not {channels}."
+        )
 
 
 def resize(pixels: Tensor, size: int) -> Tensor:
     """Resize the largest centred square of each image.
 
-    The filter is bilinear and antialiased (the triangle grows with the shrink factor), as Pillow's
-    BILINEAR; values are rounded to the nearest integer.
+    It is what torchvision's Resize(size) and CenterCrop(size) show of a picture, in the order
+    CenterCrop(shorter side), Resize(size): the result lies exactly in the middle, whereas the other
+    order rounds its place to whole pixels of the result. The filter is bilinear and antialiased
+    (the triangle grows with the shrink factor), as Pillow's BILINEAR; values are rounded to the
+    nearest integer.
 
     Args:
         pixels: (n, c, h, w) uint8.
@@ -263,18 +319,32 @@ def recolour(pixels: Tensor, channels: int) -> Tensor:
 
     Args:
         pixels: (n, c, h, w) uint8.
-        channels: 1 or 3.
+        channels: c, or one of 1 and 3 where c is the other.
 
     Returns:
-        (n, channels, h, w) uint8, rounded.
+        (n, channels, h, w) uint8, rounded; the pixels themselves if nothing changes.
+
+    Raises:
+        UserError: there is no rule for these two numbers.
     """
-    if pixels.shape[1] == channels:
+    present = pixels.shape[1]
+    if present == channels:
         return pixels
-    if pixels.shape[1] == 1:
+    if {present, channels} != {1, 3}:
+        raise UserError(
+            f"images with {_bands(present)} cannot become images with {_bands(channels)}; only grey"
+            " (1) and RGB (3) turn into each other. Use images with the same bands, or"
+            f" channels={present}."
+        )
+    if present == 1:
         return pixels.expand(-1, channels, -1, -1).contiguous()
     weights = torch.tensor(LUMA, dtype=torch.int32, device=pixels.device).view(1, 3, 1, 1)
     luma = (pixels.int() * weights).sum(1, keepdim=True, dtype=torch.int32)
     return ((luma + 0x8000) >> 16).to(torch.uint8)
+
+
+def _bands(count: int) -> str:
+    return "1 band" if count == 1 else f"{count} bands"
 
 
 def _check_images(name: str, images: Tensor) -> None:
@@ -284,10 +354,18 @@ def _check_images(name: str, images: Tensor) -> None:
             f"{name}: images must be uint8 (n, c, h, w), not {form}; scale them to 0..255 and"
             " convert them."
         )
-    if images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
+    if not 1 <= images.shape[1] <= MOST_BANDS or 0 in images.shape[2:]:
         raise UserError(
-            f"{name}: images (n, c, h, w) must have c = 1 or 3 channels and some pixels, not"
-            f" {form}; convert them."
+            f"{name}: images (n, c, h, w) must have c = 1 to {MOST_BANDS} channels and some pixels,"
+            f" not {form}; convert them."
+        )
+
+
+def _check_pictures(name: str, pictures: Pictures | None, images: Tensor) -> None:
+    if pictures is not None and (len(pictures), pictures.channels) != tuple(images.shape[:2]):
+        raise UserError(
+            f"{name}: there are {len(pictures)} whole pictures of {pictures.channels} channels for"
+            f" {images.shape[0]} images of {images.shape[1]}; each image needs its own."
         )
 
 

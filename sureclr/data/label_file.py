@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.data.decoding import ENDINGS
-from sureclr.data.folder import inert
+from sureclr.data.image_report import inert
 from sureclr.data.label_request import FORMS, LabelFile
 from sureclr.errors import UserError, unknown
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.decoding import ENDINGS
-from sureclr.data.folder import inert
+from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet
 from sureclr.data.label_file import FALLBACKS, LabelRow, read_label_rows
 from sureclr.data.label_request import LabelFile
@@ -123,6 +123,7 @@ class ImageIndex:
                 yield inert(word)
                 if self.encoding in FALLBACKS:
                     yield inert(os.fsdecode(word.encode(self.encoding, "replace")))
+                yield inert(_unescaped(word))
                 if word.startswith("~"):
                     yield inert(os.path.expanduser(word))
                 if word.lower().startswith("file:"):
@@ -271,9 +272,9 @@ def labels_in_file(file: LabelFile, images: ImageSet) -> FileLabels:
         votes.setdefault(found.row, Counter()).update(row.votes)
     if read.rows and not votes:
         raise UserError(
-            f"none of the {len(read.rows):,} images in {path} is among the images of {images.name}:"
-            f" the file has names such as {inert(read.rows[0].image)!r}, and the images have names"
-            f" such as {images.paths[0]!r}; write these, or choose the column with image_column."
+            f"{path} names no image of {images.name}: the file has names such as"
+            f" {inert(read.rows[0].image)!r}, and the images have names such as"
+            f" {images.paths[0]!r}; write these, or choose the column with image_column."
         )
     messages += _messages(path, images, unknown_names, guessed, blank, len(read.rows))
     labelled = {row: count for row, count in sorted(votes.items()) if count}
@@ -291,8 +292,9 @@ def labels_in_file(file: LabelFile, images: ImageSet) -> FileLabels:
     soft = int((shares.amax(1) < 1).sum()) if len(shares) else 0
     if soft:
         messages.append(
-            f"{path}: {soft:,} of {len(rows):,} labelled images have more than one label; the class"
-            " with the largest share is taken, and the shares are kept as human uncertainty."
+            f"{path}: {soft:,} of the {counted(len(rows), 'labelled image')} have more than one"
+            " label; the class with the largest share is taken, and the shares are kept as human"
+            " uncertainty."
         )
     return FileLabels(
         rows, shares.argmax(1), shares.float() if soft else None, classes, own, messages
@@ -334,21 +336,21 @@ def _messages(
     messages = []
     if blank:
         messages.append(
-            f"{path}: {blank:,} of {rows:,} rows have no label and are left unlabelled."
+            f"{path}: {blank:,} of {counted(rows, 'row')} have no label and are left unlabelled."
         )
     if unknown_names:
         names = list(dict.fromkeys(unknown_names))
         shown = ", ".join(repr(inert(name)) for name in names[:NAMED])
         more = ", ..." if len(names) > NAMED else ""
         messages.append(
-            f"{path}: {len(names):,} images are not among those of {images.name} and are ignored:"
-            f" {shown}{more}."
+            f"{path}: {counted(len(names), 'name')} in it {'is' if len(names) == 1 else 'are'} not"
+            f" among the images of {images.name} and ignored: {shown}{more}."
         )
     if guessed:
         name, row = guessed[0]
         messages.append(
-            f"{path}: {len(guessed):,} rows name their image by the last part of its path; for"
-            f" example {inert(name)!r} is {images.paths[row]!r}."
+            f"{path}: the path of the image is not whole in {counted(len(guessed), 'row')}; for"
+            f" example {inert(name)!r} is taken for {images.paths[row]!r}."
         )
     return messages
 
@@ -378,7 +380,7 @@ def _classes(
         if negative:
             count = sum(any(n in negative for n in votes) for votes in labelled.values())
             messages.append(
-                f"{path}: {count:,} labels are negative numbers, which stand for an unknown class."
+                f"{path}: negative numbers stand for an unknown class ({counted(count, 'image')})."
             )
     present = [name for name in names if meant[name] is not None]
     own = _own_classes(present, images.classes)
@@ -398,7 +400,7 @@ def _classes(
         new = sorted({str(meant[name]) for name in left})
         if new:
             messages.append(
-                f"{path}: {len(new)} classes are not among those of {images.name} and are added:"
+                f"{path}: these labels are no classes of {images.name} and are added to them:"
                 f" {', '.join(new[:5])}{', ...' if len(new) > 5 else ''}."
             )
         return {**meant, **own}, (*images.classes, *new), True
@@ -451,7 +453,7 @@ def _own_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]
 def _unescaped(word: str) -> str:
     """A word in which the escapes of `inert` are letters again."""
     return re.sub(
-        r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U([0-9a-f]{8})",
+        r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})|\\U(00(?:0[0-9a-f]|10)[0-9a-f]{4})",
         lambda match: chr(int(next(filter(None, match.groups())), 16)),
         word,
     )

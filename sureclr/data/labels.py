@@ -16,6 +16,7 @@ from torch import Tensor
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.label_matching import labels_in_file
 from sureclr.data.label_request import LabelFile, LabelRequest
+from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes
 from sureclr.progress import SILENT, Progress
@@ -56,6 +57,10 @@ class Labelled:
     def pixels(self, index: Tensor | slice) -> Tensor:
         """Return the pixels (m, c, h, w) uint8 of some labels, on the device of the images."""
         return self.images.images[self.rows[index].to(self.images.images.device)]
+
+    def for_views(self, index: Tensor | slice) -> Tensor | Pictures:
+        """Return the images from which views of some labels are cropped, see `ImageSet`."""
+        return self.images.for_views(self.rows[index])
 
     def with_own_classes(self) -> "Labelled":
         """Return the same labels in images that have no other classes than these labels.
@@ -305,9 +310,9 @@ def with_file_labels(images: ImageSet, file: LabelFile, progress: Progress = SIL
 def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT) -> ImageSet:
     """Make test images of a quarter of the labelled training images, where there are too few.
 
-    An image is held out by a hash of its content (where that is known, else of its path) and the
-    seed, in each class: so more labels hardly ever move an image from one side to the other, and
-    copies of an image stay on one side. Classes with fewer than five labels are trained on alone.
+    An image is held out by a hash of its path and the seed, in each class: so more labels hardly
+    ever move an image from one side to the other. Copies of an image (where `contents` is known)
+    stay on one side. Classes with fewer than five labels are trained on alone.
     Nothing is held out where the set has labelled test images enough, or fewer than twenty labels,
     or fewer than two classes with five.
 
@@ -325,7 +330,7 @@ def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT
         return images
     if _missing_labels(images, train | test):
         return images
-    names = np.array(images.paths if images.contents is None else images.contents, dtype=object)
+    names = _names_of_contents(images)
     share = {int(row): _hash_share(names[row], seed) for row in np.flatnonzero(train | test)}
     chosen = test.copy()
     for k in range(len(images.classes)):
@@ -346,7 +351,7 @@ def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT
     ]
     progress.message(
         f"{int((train & ~chosen).sum()):,} of the {total:,} labels are for training, and"
-        f" {int(chosen.sum()):,} are held out for testing (chosen by a hash of each image, seed"
+        f" {int(chosen.sum()):,} are held out for testing (chosen by a hash of the path, seed"
         f" {seed})."
     )
     if rare:
@@ -362,6 +367,16 @@ def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT
             "; "
         ),
     )
+
+
+def _names_of_contents(images: ImageSet) -> NDArray[np.object_]:
+    """For each image the path of the first image with the same content."""
+    if images.contents is None:
+        return np.array(images.paths, dtype=object)
+    first: dict[str, str] = {}
+    for content, path in zip(images.contents, images.paths, strict=True):
+        first.setdefault(content, path)
+    return np.array([first[content] for content in images.contents], dtype=object)
 
 
 def why_not_tested(images: ImageSet) -> str:

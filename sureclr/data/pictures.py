@@ -1,12 +1,15 @@
 """Whole pictures of different sizes, from which views are cropped."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+MOST_BANDS = 32  # of an image
+BYTES_AT_ONCE = 2**28  # that move to a device in one step
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +51,74 @@ class Pictures:
         length = self.channels * height * width
         return self.values[start : start + length].view(self.channels, height, width)
 
-    def select(self, rows: Sequence[int] | NDArray[np.generic] | Tensor) -> "Pictures":
+    @property
+    def length(self) -> Tensor:
+        """Return the number of values of each picture, (n,) int64."""
+        return self.channels * self.height * self.width
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the pixels; a picture that several rows share counts once."""
+        return int(self.length[self._stored()[0]].sum())
+
+    def select(self, rows: Sequence[int] | NDArray[np.generic] | Tensor | slice) -> "Pictures":
         """Return some of the pictures.
 
         Args:
-            rows: (m,) integers.
+            rows: (m,) integers, or a slice.
         """
-        index = torch.as_tensor(rows).cpu().long()
+        index = rows if isinstance(rows, slice) else torch.as_tensor(rows).cpu().long()
         return replace(
             self, start=self.start[index], height=self.height[index], width=self.width[index]
         )
 
     def to(self, device: torch.device) -> "Pictures":
-        """Return the pictures with their pixels on a device."""
-        return replace(self, values=self.values.to(device))
+        """Return the pictures with their pixels on a device, and no pixels of other pictures.
+
+        They are returned as they are if their pixels are on the device already.
+        """
+        here = self.values.device
+        if device.type == here.type and device.index in (None, here.index):
+            return self
+        return self._gathered(device)
+
+    def _gathered(self, device: torch.device) -> "Pictures":
+        """A copy on a device in which only these pictures are stored, each once."""
+        rows, place = self._stored()
+        start, length = self.start[rows], self.length[rows]
+        end = length.cumsum(0)
+        values = torch.empty(int(length.sum()), dtype=torch.uint8, device=device)
+        blocks = (end - 1) // BYTES_AT_ONCE
+        for block in blocks.unique().tolist():
+            some = blocks == block
+            moved = self._joined(start[some], length[some]).to(device)
+            last = int(end[some][-1])
+            values[last - len(moved) : last] = moved
+        return replace(self, values=values, start=(end - length)[place])
+
+    def recoloured(self, channels: int, recolour: Callable[[Tensor, int], Tensor]) -> "Pictures":
+        """Return copies of the pictures with another number of channels.
+
+        Args:
+            channels: of the copies.
+            recolour: maps (1, c, h, w) uint8 and the number to (1, channels, h, w).
+        """
+        rows, place = self._stored()
+        length = self.length[rows] // self.channels * channels
+        parts = [recolour(self[row][None], channels).flatten() for row in rows.tolist()]
+        start = (length.cumsum(0) - length)[place]
+        values = torch.cat(parts) if parts else self.values[:0]
+        return replace(self, values=values, start=start, channels=channels)
+
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        """A row of each stored picture, by its place, and the number of each row's picture."""
+        _, rows, place = np.unique(self.start.numpy(), return_index=True, return_inverse=True)
+        return torch.from_numpy(rows), torch.from_numpy(place)
+
+    def _joined(self, start: Tensor, length: Tensor) -> Tensor:
+        """The values of stored pictures, one after the other; a copy unless they lie so already."""
+        first, end = int(start[0]), int(start[-1] + length[-1])
+        if end - first == int(length.sum()):
+            return self.values[first:end]
+        pairs = zip(start.tolist(), length.tolist(), strict=True)
+        return torch.cat([self.values[at : at + count] for at, count in pairs])

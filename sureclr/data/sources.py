@@ -17,9 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.downloads import downloading
-from sureclr.data.folder import read_folder
+from sureclr.data.folder import absolute, list_folders, with_given
 from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
+from sureclr.data.picture_list import PictureList, read_pictures, short_report
+from sureclr.data.picture_sources import (
+    list_of_files,
+    list_parquet,
+    list_saved_dataset,
+    list_shards,
+)
 from sureclr.errors import UserError, unknown
 from sureclr.progress import SILENT, Progress
 from sureclr.registry import Registry
@@ -72,10 +80,11 @@ def register_source(name: str, about: str) -> Callable[[Reader], Reader]:
         def read_flowers(root: Path) -> ImageSet:
             return as_image_set(root / "flowers", size=64)
     """
-    if name.startswith("folder:"):
+    kind, colon, _ = name.partition(":")
+    if colon and kind in FILE_SOURCES:
         raise UserError(
-            f"a data source cannot be named {name!r}, because folder: starts the path of a folder;"
-            " use another name."
+            f"a data source cannot be named {name!r}, because {kind}: starts the path of picture"
+            " files; use another name."
         )
 
     def add(read: Reader) -> Reader:
@@ -93,27 +102,43 @@ def load_images(
     channels: int | None = None,
     seed: int = 0,
     progress: Progress = SILENT,
+    options: ReadOptions = READ_OPTIONS,
 ) -> ImageSet:
-    """Read the images of a data source.
+    """Read the images of a data source, and report in sentences what was understood of them.
 
     Args:
-        source: a name in `SOURCES`, or "folder:PATH" for your own images (see `read_folder`).
+        source: a name in `SOURCES`, or "folder:PATH" for your own images (see `read_folder`), or
+            another form that `FILE_SOURCES` names.
         root: the folder in which data sets lie, or into which they are downloaded; None:
             $SURECLR_DATA, else ~/.cache/sureclr/data.
-        size: side in pixels of the centre square, see `image_set.resize`; None: the data set's own
-            size, and 96 for a folder.
-        channels: 1 (grey) or 3 (RGB); None: the data set's own, and 3 for a folder.
-        seed: of the random test split of a folder that has no test images of its own.
-        progress: what to report to while the images of a folder are decoded.
+        size: side in pixels of the centre square, see `image_set.resize`, in place of
+            `options.size`; None: the data set's own size, and for picture files 96, or less where
+            most of them are smaller.
+        channels: 1 to 32, in place of `options.channels`; None: the data set's own, and for picture
+            files 3, unless all of them have another number of bands.
+        seed: of the random test split of picture files that have no test images of their own.
+        progress: what to report to while images are decoded; gets the sentences of the report.
+        options: how picture files become pixels.
 
     Raises:
         UserError: the name is unknown, or files are missing and cannot be downloaded, or damaged.
     """
-    check_shape(size, channels)
-    if source.startswith("folder:") and source != FOLDER:
-        path = Path(source.removeprefix("folder:"))
-        return read_folder(path, size=size, channels=channels, seed=seed, progress=progress)
-    if source not in SOURCES or source == FOLDER:
+    options = with_given(options, size, channels)
+    check_shape(options.size, options.channels)
+    kind, _, place = source.partition(":")
+    if kind in FILE_SOURCES and source not in SOURCES:
+        pictures = FILE_SOURCES[kind](place)
+        return read_pictures(pictures, options, seed=seed, progress=progress)
+    images = convert(_named(source, root), options.size, options.channels)
+    report = short_report(images)
+    for sentence in report.sentences():
+        progress.message(sentence)
+    return replace(images, report=report)
+
+
+def _named(source: str, root: Path | None) -> ImageSet:
+    """The images of a data set that has a name, as it gives them."""
+    if source not in SOURCES or source.partition(":")[0] in FILE_SOURCES:
         raise _unknown_source(source)
     entry = SOURCES[source]
     if not isinstance(entry, Source):
@@ -121,12 +146,34 @@ def load_images(
             f"the data source {source!r} of another package is not registered under this name; its"
             f' module must use @register_source("{source}", about=...).'
         )
-    return convert(entry.read(root or data_root()), size, channels)
+    return entry.read(root or data_root())
 
 
 def is_source(name: str) -> bool:
     """Whether `load_images` knows a source of that name."""
-    return name != FOLDER and (name in SOURCES or name.startswith("folder:"))
+    of_files = name.partition(":")[0] in FILE_SOURCES and ":" in name
+    return of_files != (name in SOURCES)  # "folder:PATH" itself is a form and no name
+
+
+def findable(source: str) -> str:
+    """Return the name of a source under which it is found from any folder.
+
+    Relative paths and `~` become absolute paths; other names stay as they are.
+    """
+    kind, colon, place = source.partition(":")
+    if kind not in FILE_SOURCES or not colon or source in SOURCES:
+        return source
+    if kind == "folder":
+        return "folder:" + ",".join(str(absolute(path)) for path in folders_of(place))
+    return f"{kind}:{absolute(Path(place))}"
+
+
+def folders_of(place: str) -> list[Path]:
+    """Return the folders of "folder:A" or "folder:A,B"; a folder may have a comma in its name."""
+    parts = [Path(part) for part in place.split(",")]
+    if len(parts) == 1 or absolute(Path(place)).exists():
+        return [Path(place)]
+    return parts if all(part and absolute(part).is_dir() for part in parts) else [Path(place)]
 
 
 def _unknown_source(source: str) -> UserError:
@@ -256,9 +303,30 @@ def read_stl10(root: Path) -> ImageSet:
     return replace(_assemble("stl10", parts, tuple(checked.classes)), folds=folds)
 
 
-SOURCES.register(FOLDER)(
-    Source("Your own images: any tree of files, unlabelled or one sub-folder a class.", read_folder)
-)
+# The first word of a source of picture files -> what lists its files
+FILE_SOURCES: dict[str, Callable[[str], PictureList]] = {
+    "folder": lambda place: list_folders(folders_of(place)),
+    "list": list_of_files,
+    "tar": list_shards,
+    "parquet": list_parquet,
+    "hf": list_saved_dataset,
+}
+_ABOUT_FILES = {
+    FOLDER: "Your own images: any tree of files, unlabelled or one sub-folder a class.",
+    "folder:A,B": "Several folders of your own images, read as one.",
+    "list:FILE": "The image files that a text file names, one path a line.",
+    "tar:PATTERN": "Images in tar files, as WebDataset writes them: KEY.jpg and KEY.cls.",
+    "parquet:PATH": "An image column in Parquet or Arrow files, with a label column or without.",
+    "hf:PATH": "A Hugging Face data set that `save_to_disk` wrote (needs sureclr[datasets]).",
+}
+
+
+def _no_name(root: Path) -> ImageSet:
+    raise UserError("write the path of your own images in place of the capitals.")
+
+
+for _form, _about in _ABOUT_FILES.items():
+    SOURCES.register(_form)(Source(_about, _no_name))
 
 
 def _torchvision(name: str) -> Any:

@@ -2,7 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard
 
@@ -12,26 +13,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.decoding import (
-    ENDINGS,
-    Decoding,
     FileRef,
-    inspect,
-    picture_pixels,
-    reason_in_words,
-    upright_size,
+    readable_endings,
 )
-from sureclr.data.folder import (
-    BAD_FILES_NAMED,
-    DEFAULT_SIZE,
-    SPLIT_FOLDERS,
-    VALIDATION_FOLDERS,
-    inert,
-    named_reasons,
+from sureclr.data.folder import read_folder, with_given
+from sureclr.data.image_report import NAMED_FILES, inert, named_reasons
+from sureclr.data.image_set import ImageSet, check_shape, convert, recolour
+from sureclr.data.picture_arrays import (
+    PictureArrays,
+    decoded_arrays,
+    decoded_images,
 )
-from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert, recolour
-from sureclr.data.parallel_decoding import decode_files
+from sureclr.data.picture_list import short_report
 from sureclr.data.sources import SOURCES, is_source, load_images
+from sureclr.data.splits import split_of_name
 from sureclr.data.user_labels import Label, encode_labels
 from sureclr.errors import UserError, unknown
 from sureclr.progress import SILENT, Progress, report_progress
@@ -60,6 +57,7 @@ def as_image_set(
     name: str = "images",
     labels: Sequence[Label] | None = None,
     progress: Progress = SILENT,
+    options: ReadOptions = READ_OPTIONS,
 ) -> ImageSet:
     """Turn what a user has in hand into an ImageSet.
 
@@ -67,7 +65,8 @@ def as_image_set(
 
     * an ImageSet;
     * the path of an image file, or a list of such paths;
-    * the path of a folder, "folder:PATH", or the name of a data source such as "digits";
+    * the path of a folder, a list of folders, "folder:PATH", or the name of a data source such as
+      "digits";
     * an image of Pillow, or a list of them, of any sizes and modes;
     * a uint8 array or tensor (n, h, w), (n, c, h, w) or (n, h, w, c) with 1 or 3 channels, or a
       list of arrays (h, w), (c, h, w) or (h, w, c) of any sizes;
@@ -77,57 +76,89 @@ def as_image_set(
 
     Args:
         images: see above.
-        size: side in pixels of the centre square. None: images of one size keep it; images of
-            mixed sizes become 96 pixels, and `note` says so.
-        channels: 1 (grey) or 3 (RGB). None: 1 if all images are grey, else 3.
+        size: side in pixels of the centre square, in place of `options.size`. None: images of one
+            size keep it; images of mixed sizes become 96 pixels, or less where most of them are
+            smaller, and `note` says so.
+        channels: 1 (grey), 3 (RGB) or another number of bands, in place of `options.channels`.
+            None: 1 if all images are grey, else 3.
         name: of the ImageSet, where the images have none of their own.
         labels: one an image: class numbers from 0 (-1 or None: not known), or class names. A class
             without a name is named by its number.
-        progress: what to report to while files are decoded and data sets are read.
+        progress: what to report to while files are decoded and data sets are read; gets the
+            sentences of the ImageSet's report.
+        options: how files and pictures become pixels.
 
     Returns:
-        The images. Their split is "train" where they do not have one of their own.
+        The images. Their split is "train" where they do not have one of their own. Images that are
+        larger than their squares, or not square, stay as `pictures`, from which views are cropped.
 
     Raises:
         UserError: the images or their labels cannot be used; the sentence says what to change.
     """
-    check_shape(size, channels)
+    options = with_given(options, size, channels)
+    check_shape(options.size, options.channels)
     if isinstance(images, np.ndarray) and images.dtype.kind in "OU":  # an array of paths or images
         images = images.tolist()
     if isinstance(images, ImageSet) or _is_folder_or_source(images):
-        return _with_own_labels(images, size, channels, labels, progress)
+        return _with_own_labels(images, options, labels, progress)
     if isinstance(images, str | os.PathLike | Image.Image):
         images = [images]
-    split, classes, paths, note = "train", None, None, ""
+    split, classes, paths = "train", None, None
     all_labels: object = labels
     if isinstance(images, np.ndarray | Tensor):
-        pixels = _converted(_stacked(images), size, channels)
+        arrays = PictureArrays(_stacked(images, options.channels))
     elif isinstance(images, list | tuple) and images and all(map(_is_path, images)):
         paths = [os.fspath(image) for image in images]
-        pixels, note = _from_files(paths, size, channels, progress)
+        arrays = _from_files(paths, options, progress)
     elif isinstance(images, list | tuple):
         pictures = (_picture(image, f"image {i}") for i, image in enumerate(images))
-        pixels, note = _from_pictures(pictures, size, channels)
+        arrays = decoded_images(pictures, options)
     elif _is_map_dataset(images):
         split, classes = _own_split(images), _own_classes(images)
-        pixels, note, own_labels = _from_dataset(images, size, channels, progress)
+        arrays, own_labels = _from_dataset(images, options, progress)
         if own_labels is not None and labels is not None:
             raise UserError("the data set has labels of its own; leave out labels.")
         all_labels = own_labels if labels is None else labels
     else:
         raise UserError(f"images must be {KINDS}, not {type(images).__name__}.")
-    targets, class_names = encode_labels(all_labels, classes, len(pixels))
-    return ImageSet(
+    count = len(arrays.squares)
+    targets, class_names = encode_labels(all_labels, classes, count)
+    given = ImageSet(
         name=name,
-        images=pixels,
+        images=arrays.squares,
         labels=targets,
         classes=class_names,
-        split=np.full(len(pixels), split),
-        paths=[f"{split}/{i:05d}" for i in range(len(pixels))]
+        split=np.full(count, split),
+        paths=[f"{split}/{i:05d}" for i in range(count)]
         if paths is None
         else [inert(path) for path in paths],
-        note=note,
+        note=arrays.note,
+        pictures=arrays.pictures,
+        contents=arrays.contents,
     )
+    return _reported(_fitting(given, options), arrays, progress)
+
+
+def _fitting(images: ImageSet, options: ReadOptions) -> ImageSet:
+    """The images at the size and with the channels of the options; None keeps them."""
+    height, width = images.images.shape[2:]
+    if options.size is None and height != width:  # `convert` would make squares
+        if options.channels in (None, images.images.shape[1]):
+            return images
+        return replace(images, images=recolour(images.images, options.channels or 3))
+    return convert(images, options.size, options.channels)
+
+
+def _reported(images: ImageSet, arrays: PictureArrays, progress: Progress) -> ImageSet:
+    report = replace(
+        short_report(images),
+        value_range=arrays.value_range,
+        value_range_from="one range for all of these images" if arrays.value_range else "",
+        warnings=tuple(filter(None, [arrays.warning])),
+    )
+    for sentence in report.sentences():
+        progress.message(sentence)
+    return replace(images, report=report)
 
 
 # --- Folders and data sources ---------------------------------------------------------
@@ -137,22 +168,25 @@ def _is_path(image: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(image, str | os.PathLike)
 
 
-def _is_folder_or_source(images: object) -> TypeGuard[str | os.PathLike[str]]:
-    """Whether this names a folder or a data source; UserError for a word that names nothing."""
+def _is_folder_or_source(
+    images: object,
+) -> TypeGuard[str | os.PathLike[str] | Sequence[str | os.PathLike[str]]]:
+    """Whether this names folders or a data source; UserError for a word that names nothing."""
+    if isinstance(images, list | tuple) and images:
+        return all(_is_path(image) and os.path.isdir(image) for image in images)
     if not isinstance(images, str | os.PathLike):
         return False
     if os.path.isdir(images) or (isinstance(images, str) and is_source(images)):
         return True
-    is_word = isinstance(images, str) and Path(images).suffix.lower() not in ENDINGS
+    is_word = isinstance(images, str) and Path(images).suffix.lower() not in readable_endings()
     if is_word and not os.path.exists(images):
         raise unknown("image file, folder or data source", str(images), SOURCES)
     return False
 
 
 def _with_own_labels(
-    images: ImageSet | str | os.PathLike[str],
-    size: int | None,
-    channels: int | None,
+    images: ImageSet | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    options: ReadOptions,
     labels: object,
     progress: Progress,
 ) -> ImageSet:
@@ -161,10 +195,12 @@ def _with_own_labels(
             "an ImageSet, a folder or a data source has labels of its own; leave out labels."
         )
     if isinstance(images, ImageSet):
-        return images if size is channels is None else convert(images, size, channels)
-    is_name = isinstance(images, str) and is_source(images)
-    source = str(images) if is_name else f"folder:{os.fspath(images)}"
-    return load_images(source, size=size, channels=channels, progress=progress)
+        keeps = options.size is options.channels is None
+        return images if keeps else convert(images, options.size, options.channels)
+    if isinstance(images, str) and is_source(images):
+        return load_images(images, progress=progress, options=options)
+    places = [images] if isinstance(images, str | os.PathLike) else list(images)
+    return read_folder([Path(place) for place in places], progress=progress, options=options)
 
 
 # --- Arrays ---------------------------------------------------------------------------
@@ -188,8 +224,8 @@ def _as_uint8(array: NDArray[Any] | Tensor) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
-    """An array of n images as (n, c, h, w)."""
+def _stacked(array: NDArray[Any] | Tensor, channels: int | None = None) -> Tensor:
+    """An array of n images as (n, c, h, w); for more bands than 3, `channels` says how many."""
     pixels = _as_uint8(array)
     shape = tuple(pixels.shape)
     if 0 in shape:
@@ -197,7 +233,7 @@ def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
     if pixels.ndim == 3 and shape[2] not in (1, 3):
         return pixels.unsqueeze(1).contiguous()
     if pixels.ndim == 4:
-        return _channels_first(pixels).contiguous()
+        return _channels_first(pixels, channels).contiguous()
     is_one = pixels.ndim in (2, 3)
     remedy = "for one image, add a first axis: images[None]" if is_one else "reshape it"
     raise UserError(
@@ -206,10 +242,11 @@ def _stacked(array: NDArray[Any] | Tensor) -> Tensor:
     )
 
 
-def _channels_first(pixels: Tensor) -> Tensor:
+def _channels_first(pixels: Tensor, channels: int | None = None) -> Tensor:
     """Images (..., c, h, w) or (..., h, w, c) as (..., c, h, w)."""
     shape = tuple(pixels.shape[-3:])
-    first, last = shape[0] in (1, 3), shape[2] in (1, 3)
+    allowed = (1, 3) if channels in (None, 1, 3) else (channels,)
+    first, last = shape[0] in allowed, shape[2] in allowed
     if first and last:
         raise UserError(
             f"images of shape {shape} could be (c, h, w) or (h, w, c); make an ImageSet, whose"
@@ -218,56 +255,27 @@ def _channels_first(pixels: Tensor) -> Tensor:
     if not first and not last:
         alpha = ", without transparency" if 4 in (shape[0], shape[2]) else ""
         raise UserError(
-            f"images must have 1 or 3 channels{alpha}, as the first or the last axis; these have"
-            f" the shape {shape}."
+            f"images must have {' or '.join(map(str, allowed))} channels{alpha}, as the first or"
+            f" the last axis; these have the shape {shape} (channels= names another number of"
+            " bands)."
         )
     return pixels if first else pixels.movedim(-1, -3)
-
-
-def _converted(pixels: Tensor, size: int | None, channels: int | None) -> Tensor:
-    """The images (n, c, h, w) with these channels, as squares of this size if it is not None."""
-    if size is None:
-        return pixels if channels is None else recolour(pixels, channels)
-    n = len(pixels)
-    images = ImageSet("", pixels, torch.full((n,), UNLABELLED), (), np.full(n, "train"), [""] * n)
-    return convert(images, size, channels).images
 
 
 # --- Files ----------------------------------------------------------------------------
 
 
-def _from_files(
-    files: list[str], size: int | None, channels: int | None, progress: Progress
-) -> tuple[Tensor, str]:
-    """The pixels (n, c, h, w) of image files, and a note."""
-    refs = [FileRef(file) for file in files]
-    facts = [] if size is not None else [inspect(ref) for ref in refs]
-    side, note = _side(size, {(f.width, f.height) for f in facts if not isinstance(f, str)})
-    decoded = list(decode_files(refs, Decoding(side, channels), progress))
-    bad = {f: result for f, result in zip(files, decoded, strict=True) if isinstance(result, str)}
-    if bad:
-        more = ", ..." if len(bad) > BAD_FILES_NAMED else ""
+def _from_files(files: list[str], options: ReadOptions, progress: Progress) -> PictureArrays:
+    """The pixels of image files."""
+    arrays, bad = decoded_arrays([FileRef(file) for file in files], options, progress)
+    if arrays is None:
+        reasons = {files[row]: reason for row, reason in bad.items()}
+        more = ", ..." if len(bad) > NAMED_FILES else ""
         raise UserError(
-            f"{len(bad)} of {len(files)} image files cannot be read: {named_reasons(bad)}{more};"
-            " leave them out."
+            f"{len(bad)} of {len(files)} image files cannot be read:"
+            f" {named_reasons(reasons)}{more}; leave them out."
         )
-    return _joined([result.square for result in decoded if not isinstance(result, str)]), note
-
-
-def _side(size: int | None, sizes: set[tuple[int, int]]) -> tuple[int | None, str]:
-    """The side of the squares to make (None: pictures stay whole), and a note."""
-    if size is not None or len(sizes) < 2:
-        return size, ""
-    return (
-        DEFAULT_SIZE,
-        f"images of {len(sizes)} different sizes, each resized to {DEFAULT_SIZE} pixels",
-    )
-
-
-def _joined(parts: list[NDArray[np.uint8]]) -> Tensor:
-    """Images (c, h, w) as (n, c, h, w); grey ones become RGB where others are."""
-    depth = max(len(part) for part in parts)
-    return torch.from_numpy(np.stack([np.broadcast_to(p, (depth, *p.shape[1:])) for p in parts]))
+    return arrays
 
 
 # --- Pictures, arrays of one image, and data sets ---------------------------------------
@@ -300,37 +308,15 @@ def _picture(image: object, what: str) -> Image.Image:
     return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
-def _from_pictures(
-    pictures: Iterable[Image.Image], size: int | None, channels: int | None
-) -> tuple[Tensor, str]:
-    """The pixels (n, c, h, w) of pictures, and a note."""
-    if size is None:  # all are needed at once, to know whether they have one size
-        pictures = list(pictures)
-        side, note = _side(size, {upright_size(picture) for picture in pictures})
-    else:
-        side, note = size, ""
-    parts = []
-    for i, picture in enumerate(pictures):
-        try:
-            parts.append(picture_pixels(picture, side, channels))
-        except Exception as error:  # Pillow's plugins raise anything
-            raise UserError(
-                f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
-            ) from error
-    if not parts:
-        raise UserError("there are no images; use at least one.")
-    return _joined(parts), note
-
-
 def _is_map_dataset(images: object) -> TypeGuard[MapDataset]:
     has_items = hasattr(images, "__len__") and hasattr(images, "__getitem__")
     return has_items and not isinstance(images, Mapping | str | bytes | bytearray)
 
 
 def _from_dataset(
-    dataset: MapDataset, size: int | None, channels: int | None, progress: Progress
-) -> tuple[Tensor, str, list[object] | None]:
-    """The pixels (n, c, h, w) of a data set, a note, and its labels (None: it has none)."""
+    dataset: MapDataset, options: ReadOptions, progress: Progress
+) -> tuple[PictureArrays, list[object] | None]:
+    """The pixels of a data set, and its labels (None: it has none)."""
     labels: list[object] = []
 
     def pictures() -> Iterator[Image.Image]:
@@ -341,8 +327,8 @@ def _from_dataset(
                 yield _picture(image, f"image {i} of the data set")
                 update(i + 1)
 
-    pixels, note = _from_pictures(pictures(), size, channels)
-    return pixels, note, None if all(label is None for label in labels) else labels
+    arrays = decoded_images(pictures(), options)
+    return arrays, None if all(label is None for label in labels) else labels
 
 
 def _image_and_label(dataset: MapDataset, index: int) -> tuple[object, object]:
@@ -373,6 +359,6 @@ def _own_classes(dataset: object) -> list[str] | None:
 def _own_split(dataset: object) -> str:
     """The split that a data set of torchvision says it is; "train" where it says nothing."""
     split = getattr(dataset, "split", None)
-    if isinstance(split, str) and split in (*SPLIT_FOLDERS, *VALIDATION_FOLDERS):
-        return SPLIT_FOLDERS.get(split, "test")
+    if isinstance(split, str) and (known := split_of_name(split)):
+        return "test" if known == "validation" else known
     return "test" if getattr(dataset, "train", None) is False else "train"

@@ -1,7 +1,5 @@
 """Is a model less certain of images the more a corruption harms them?"""
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from sureclr.data.corruptions import Corruption
@@ -69,7 +67,7 @@ def measure_corruption(
 
     def harmed(strength: float | Tensor) -> ScoredImages:
         pixels = corruption(images.images, seeds, strength)
-        return score_images(embed(replace(images, images=pixels)), reference)
+        return score_images(embed(images.with_pixels(pixels)), reference)
 
     strengths = corruption.random_strengths(seeds)
     severity, drawn = corruption.severity(strengths), harmed(strengths)

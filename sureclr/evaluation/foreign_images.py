@@ -9,7 +9,6 @@ makes them less certain. The result's note says so.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,7 +123,7 @@ def separate(own: ScoredImages, foreign: ScoredImages, note: str) -> ForeignImag
 def alter(name: str, test: ImageSet, seed: int) -> ImageSet:
     """Return the test images after the alteration of this name."""
     note, change = ALTERATIONS[name]
-    return replace(test, images=change(test, seed), note=note)
+    return test.with_pixels(change(test, seed), note=note)
 
 
 def uniform_noise(test: ImageSet, seed: int, chunk: int = 512) -> Tensor:

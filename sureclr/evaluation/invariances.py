@@ -6,7 +6,7 @@ test images. A strength that changes nothing gives a cosine of 1 and a change of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -234,8 +234,10 @@ def measure_transformation(
     views: ViewConfig,
     seed: int,
 ) -> TransformationResult:
-    """Measure one transformation; grey images skip those of colour."""
-    skip = transformation.colour and images.images.shape[1] == 1
+    """Measure one transformation; images without three bands skip those of colour."""
+    bands = images.images.shape[1]
+    skip = transformation.colour and bands != 3
+    reason = "grey images have no colour" if bands == 1 else f"images of {bands} bands have no hue"
     return TransformationResult(
         label=transformation.label,
         unit=transformation.unit,
@@ -243,7 +245,7 @@ def measure_transformation(
         strengths=transformation.strengths,
         trained=transformation.trained(views, images.images.shape[-1]),
         responses=None if skip else respond(embed, images, transformation, clean, seed),
-        skipped="grey images have no colour" if skip else "",
+        skipped=reason if skip else "",
     )
 
 
@@ -261,7 +263,7 @@ def respond(
     """
     seeds = image_seeds(images, seed, STREAM)
     tables = [
-        embed(replace(images, images=transformation.apply(images.images, seeds, strength)))
+        embed(images.with_pixels(transformation.apply(images.images, seeds, strength)))
         for strength in transformation.strengths
     ]
     directions = [similarity_to(table.direction, clean.direction) for table in tables]

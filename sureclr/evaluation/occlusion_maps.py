@@ -10,7 +10,7 @@ And covering the best cells first must lower the score faster than covering cell
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -98,7 +98,7 @@ def cover(image: ImageSet, fill: Tensor, masks: Tensor) -> ImageSet:
         masks: (k, h, w) bool, which pixels are replaced.
     """
     copies = image.select([0] * len(masks))
-    return replace(copies, images=torch.where(masks[:, None].to(fill.device), fill, image.images))
+    return copies.with_pixels(torch.where(masks[:, None].to(fill.device), fill, image.images))
 
 
 def occlude(embed: Embed, question: Question, grid: Grid, fill: Tensor | None = None) -> Tensor:

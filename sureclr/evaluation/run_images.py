@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.folder import held_out
 from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
 from sureclr.data.sources import is_source, load_images
+from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
@@ -75,8 +75,15 @@ def read_run_images(
             channels=run.channels,
             seed=run.config.seed,
             progress=progress,
+            options=run.config.read_options,
         )
-    return as_image_set(source, size=run.size, channels=run.channels, progress=progress)
+    return as_image_set(
+        source,
+        size=run.size,
+        channels=run.channels,
+        progress=progress,
+        options=run.config.read_options,
+    )
 
 
 def label_file_of(labels: Labels | None) -> LabelFile | None:
@@ -108,8 +115,8 @@ def label_images(
         labels: one for each image, or a file of labels (its path, or a `LabelFile` that names its
             columns); None: their own. Where the labels in a file leave too few test images with a
             label, a part of them is held out for testing, if there are enough
-            (`hold_out_labels`). Other images without a test split get one: a random 20 % of each
-            class. Both depend on the run's seed, and `note` says so.
+            (`hold_out_labels`). Other images without a test split get one: about 20 %, by a
+            hash of their content. Both depend on the run's seed, and `note` says so.
         run: whose seed is taken.
         progress: what to report to.
 
@@ -129,8 +136,9 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
     """Hold out images for testing where none are, so that given images can be evaluated."""
     if "test" in images.split or not (images.labels != UNLABELLED).any():
         return images
-    test = held_out(images.labels.numpy(), seed) & (images.labels.numpy() != UNLABELLED)
-    note = f"test split: a random 20 % of each class, seed {seed}"
+    contents = images.contents or contents_of(images.images)
+    test = held_out_by_content(contents, seed) & (images.labels.numpy() != UNLABELLED)
+    note = f"Splits: a hash of each image's content holds out 20 % for testing, seed {seed}"
     return replace(
         images,
         split=np.where(test, "test", images.split),

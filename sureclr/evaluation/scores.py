@@ -9,7 +9,7 @@ A higher score means more certain. The last three need no special loss: they are
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -155,16 +155,17 @@ def embed_view_pairs(
 ) -> ViewPairs:
     """Draw two views of each image and embed them.
 
-    Views are rounded to uint8 before they are embedded, as any other image.
+    They are cropped from whole pictures where the set has them, and rounded to uint8 before they
+    are embedded, as any other image.
     """
-    seeds = image_seeds(images, seed, stream)
-    parts = [slice(start, start + CHUNK) for start in range(0, len(images), CHUNK)]
+    seeds, size = image_seeds(images, seed, stream), images.images.shape[-1]
+    parts = torch.arange(len(images)).split(CHUNK)
     both = torch.cat(
         [
-            to_uint8(one_view(images.images[part], seeds[part], view, views))
+            to_uint8(one_view(images.for_views(part), seeds[part], view, views, size))
             for view in (0, 1)
             for part in parts
         ]
     )
     twice = images.select(np.tile(np.arange(len(images)), 2))
-    return ViewPairs(embed(replace(twice, images=both)))
+    return ViewPairs(embed(twice.with_pixels(both)))

@@ -158,7 +158,7 @@ class Training:
         model: the classifier that is trained.
         labelled: images to train on, and their classes.
         config: the settings.
-        views: random crops and flips.
+        views: random crops and flips, cropped from whole pictures where the images have them.
         learning_rate: highest one of the encoder.
         seed: of the order of the images, of their views and of dropout.
         frozen_statistics: whether batch normalisation keeps its statistics; its scale and shift are
@@ -229,8 +229,8 @@ class Training:
             group["lr"] = share * group["highest"]
         index, seeds = batch(self.seed, epoch, step, len(self.labelled), self.batch_size)
         device = self.model.device
-        pixels = self.labelled.pixels(index).to(device, non_blocking=True)
-        images = one_view(pixels, seeds, 0, self.views)
+        size = self.labelled.images.images.shape[-1]
+        images = one_view(self.labelled.for_views(index).to(device), seeds, 0, self.views, size)
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(device, self.precision):
             logits = self.model(images)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from re import fullmatch
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from sureclr.errors import UserError, unknown
 from sureclr.registry import Registry
 
 STEMS = ("imagenet", "cifar")
+CIFAR_STEM_PIXELS = 40  # side of the largest images that suit the CIFAR stem
 SMALL, SMALL_WIDTH = r"small-([1-9]\d{0,3})", 32
 COMMON = (
     "small",
@@ -76,7 +77,7 @@ def encoder(
         stem: the first layers. `imagenet`: as timm builds them (ResNet: 7x7, stride 2, max-pool;
             `small`: 3x3, stride 2). `cifar`: 3x3, stride 1, no max-pool, as SimCLR does at 32
             pixels (Chen et al. 2020, appendix B.9); only for `small` and the ResNet family.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for grey images, 3 for colour, or any other number of bands.
         pretrained: load timm's weights, from the local cache or the hub.
 
     Raises:
@@ -97,6 +98,28 @@ def encoder(
         return _registered(name, factory, channels, stem, pretrained)
     network = _timm(name, channels, pretrained)
     return _with_cifar_stem(network, name, channels) if stem == "cifar" else network
+
+
+def stem_for(name: str, size: int) -> Literal["imagenet", "cifar"]:
+    """Return the stem that suits images of a size, for an encoder with random weights.
+
+    It is cifar for images of at most 40 pixels and an encoder that has this stem, else imagenet.
+
+    Args:
+        name: of the encoder; one that does not exist gets imagenet.
+        size: side of the images in pixels.
+    """
+    return "cifar" if size <= CIFAR_STEM_PIXELS and _has_cifar_stem(name) else "imagenet"
+
+
+def _has_cifar_stem(name: str) -> bool:
+    if name == "small" or fullmatch(SMALL, name):
+        return True
+    if name.startswith(CUSTOM) or name in ENCODERS:
+        return False
+    from timm.models import is_model_in_modules
+
+    return bool(is_model_in_modules(name, ["resnet"]))
 
 
 def _factory(name: str) -> EncoderFactory | None:
@@ -249,7 +272,7 @@ class SmallResNet(nn.Module):
     the last maps, averaged over positions (n, 8w).
 
     Args:
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for grey images, 3 for colour, or any other number of bands.
         stride: of the stem: 2 for images of about 28 pixels and more, 1 for smaller ones.
         width: w, the number of channels after the stem.
     """

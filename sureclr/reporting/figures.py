@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from sureclr.config import ViewConfig
+from sureclr.data.pictures import Pictures
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
+from sureclr.reporting.pictures import shown_bands
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,24 +27,35 @@ _DPI = 100
 _FRAME = 217  # light grey: white images end somewhere
 
 
-def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Path) -> None:
+def augmented_pairs(
+    images: Tensor | Pictures,
+    config: ViewConfig,
+    seeds: Tensor,
+    path: Path,
+    size: int | None = None,
+) -> None:
     """Write a sheet of images with two random views of each.
 
     Pixels are enlarged by a whole factor, without smoothing, so the sheet shows what the encoder
-    sees.
+    sees. Whole pictures are shrunk to the size of a view, on white, because views are cropped from
+    all of them. Of images with more than three bands the first three are shown as red, green and
+    blue, and of those with two bands the first one as grey.
 
     Args:
-        images: uint8 (n, c, h, w).
+        images: uint8 (n, c, h, w), or n whole pictures.
         config: the augmentation.
         seeds: int64 (n,), of the views.
         path: of the PNG file.
+        size: side of the views in pixels, see `views.one_view`.
 
     Raises:
         UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    sheet, centres = _sheet(_triples(images, config, seeds))
+    views = two_views(images, seeds, config, size).mul(255).round().byte()
+    shape = views.shape[1:]
+    sheet, centres = _sheet(_triples(images, views))
     height, width = sheet.shape[0] + _TOP + _MARGIN, max(sheet.shape[1] + 2 * _MARGIN, _WIDTH)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     figure.figimage(sheet, xo=_MARGIN, yo=_MARGIN)
@@ -55,7 +70,7 @@ def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Pat
     figure.text(
         _MARGIN / width,
         1 - 38 / height,
-        _settings(config, *images.shape[1:]),
+        _settings(config, *shape),
         fontsize=8,
         color="0.35",
         va="top",
@@ -72,11 +87,25 @@ def augmented_pairs(images: Tensor, config: ViewConfig, seeds: Tensor, path: Pat
     _save(figure, path)
 
 
-def _triples(images: Tensor, config: ViewConfig, seeds: Tensor) -> NDArray[np.uint8]:
+def _triples(images: Tensor | Pictures, views: Tensor) -> NDArray[np.uint8]:
     """Image, view 0 and view 1 of each: (n, 3, h, w, 3)."""
-    views = two_views(images, seeds, config).mul(255).round().byte()
-    rows = np.stack([part.cpu().numpy() for part in (images, *views.chunk(2))], axis=1)
+    whole = torch.stack([_fitted(images[i], *views.shape[2:]) for i in range(len(images))])
+    parts = [part[:, : shown_bands(part.shape[1])] for part in (whole, *views.chunk(2))]
+    rows = np.stack([part.cpu().numpy() for part in parts], axis=1)
     return np.broadcast_to(np.moveaxis(rows, 2, -1), (*rows.shape[:2], *rows.shape[3:], 3))
+
+
+def _fitted(image: Tensor, height: int, width: int) -> Tensor:
+    """A whole image (c, h, w) uint8 in the middle of (c, height, width), on white."""
+    h, w = image.shape[1:]
+    if (h, w) == (height, width):
+        return image
+    scale = min(height / h, width / w)
+    sides = max(1, round(h * scale)), max(1, round(w * scale))
+    small = functional.interpolate(image[None].float(), sides, mode="bilinear", antialias=True)
+    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
+    space = (left, width - sides[1] - left, top, height - sides[0] - top)
+    return functional.pad(small[0].round().byte(), space, value=255)
 
 
 def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
@@ -112,7 +141,7 @@ def _settings(config: ViewConfig, channels: int, height: int, width: int) -> str
             config.jitter_p * config.strength,
             f"jitter {config.jitter_p:g}, strength {config.strength:g}",
         ),
-        (config.grey_p * (channels > 1), f"grey {config.grey_p:g}"),
+        (config.grey_p * (channels == 3), f"grey {config.grey_p:g}"),
         (config.blur_p * (kernel > 1), f"blur {config.blur_p:g}, kernel {kernel} px"),
     ]
     return " · ".join(text for on, text in parts if on)

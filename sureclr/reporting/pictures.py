@@ -1,4 +1,8 @@
-"""Images as data: URIs: one for a gallery, sheets of many for the map."""
+"""Images as data: URIs: one for a gallery, sheets of many for the map.
+
+Of images with more than three bands the first three are shown as red, green and blue, and of those
+with two bands the first one as grey.
+"""
 
 import base64
 import io
@@ -16,6 +20,11 @@ MAP_PIXELS = 32  # longest side of a picture on the map
 PER_SHEET = 1024  # pictures: a square of 1,024 pixels, which every browser decodes in one go
 LOSSLESS_PIXELS = 40  # longest side of a picture that is stored without loss
 QUALITY = 72  # of WebP
+
+
+def shown_bands(channels: int) -> int:
+    """Return how many of an image's bands are shown: the first three, or the first one."""
+    return 3 if channels >= 3 else 1
 
 
 def data_uri(images: "ImageSet", row: int, longest: int = GALLERY_PIXELS) -> str:
@@ -44,7 +53,7 @@ def _sheet(images: "ImageSet", rows: Sequence[int], side: int, per_row: int) -> 
     from PIL import Image
 
     sheet = Image.new(
-        "L" if images.images.shape[1] == 1 else "RGB",
+        "L" if shown_bands(images.images.shape[1]) == 1 else "RGB",
         (per_row * side, -(-len(rows) // per_row) * side),
     )
     for i, row in enumerate(rows):
@@ -58,8 +67,9 @@ def _picture(pixels: NDArray[np.uint8]) -> Any:
     """(c, h, w) uint8 as a Pillow image."""
     from PIL import Image
 
+    shown = pixels[: shown_bands(len(pixels))]
     return Image.fromarray(
-        pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+        shown[0] if len(shown) == 1 else np.ascontiguousarray(np.moveaxis(shown, 0, -1))
     )
 
 

@@ -123,7 +123,8 @@ def own_images(
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:
-        return load_images(source, root=root, size=config.size, seed=config.seed), ""
+        options = config.read_options
+        return load_images(source, root=root, seed=config.seed, options=options), ""
     except UserError as error:
         return None, str(error)
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
+from sureclr.data.sources import findable
 from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.embedding import as_float, evaluating
-from sureclr.models.encoders import CUSTOM, encoder
+from sureclr.models.encoders import CUSTOM, encoder, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.devices import seeded
 
@@ -48,8 +49,8 @@ def build(
     Their initial weights depend on `config.seed` alone, but for those of a network of the user's.
 
     Args:
-        config: names encoder and loss.
-        channels: 1 for grey images, 3 for colour.
+        config: names encoder and loss, with a stem that is not auto (see `with_stem`).
+        channels: 1 for grey images, 3 for colour, or any other number of bands.
         mean: (channels,) of the pixels in [0, 1].
         std: (channels,) of the same.
         network: the user's own encoder where the configuration names one; becomes part of the
@@ -95,14 +96,16 @@ def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
 
 
 def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> PretrainConfig:
-    """Return the configuration that records the user's own encoder and loss.
+    """Return the configuration that records the source, and the user's own encoder and loss.
 
-    A registered loss is recorded by its name and options, so that it can be built again. An
-    encoder, and any other loss, is recorded as "custom:" and the name of its class.
+    The source is recorded with an absolute path, so that it is found from any folder. A registered
+    loss is recorded by its name and options, so that it can be built again. An encoder, and any
+    other loss, is recorded as "custom:" and the name of its class.
 
     Raises:
         UserError: an argument has the wrong type.
     """
+    config = replace(config, source=findable(config.source))
     if encoder is not None:
         if not isinstance(encoder, nn.Module):
             raise UserError(
@@ -140,6 +143,21 @@ def _options(loss: Objective) -> dict[str, Any] | None:
         elif value != parameter.default:
             return None
     return None if inspect.Parameter.empty in options.values() else options
+
+
+def with_stem(config: PretrainConfig, size: int) -> PretrainConfig:
+    """Return the configuration with the stem that suits the images, where it leaves it open.
+
+    Pretrained weights keep the stem with which they were trained.
+
+    Args:
+        config: of a run.
+        size: side of the images in pixels.
+    """
+    if config.stem != "auto":
+        return config
+    trained = config.init == "timm"
+    return replace(config, stem="imagenet" if trained else stem_for(config.encoder, size))
 
 
 def own_network(module: nn.Module, shape: Sequence[int]) -> nn.Module:

@@ -1,20 +1,25 @@
-"""The images of a run."""
+"""The images of a run, and what they decide of its configuration."""
 
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.sources import load_images
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
+from sureclr.training.building import with_stem
 
-# The share of a GPU's memory that the uint8 images may take. Larger sets stay in main memory and
-# move to the GPU batch by batch.
+# The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
+# Larger sets stay in main memory and move to the GPU batch by batch.
 RESIDENT_SHARE = 0.25
+# Fields that a run decides for itself where they are left open: by its images, or by its memory
+DECIDED = ("size", "channels", "value_range", "micro_batch")
 
 
 def training_images(
@@ -27,25 +32,65 @@ def training_images(
     """Return the images that may be trained on, on the device if they fit.
 
     Args:
-        config: names the source and the size.
+        config: names the source, and how its files become pixels.
         images: the user's own images instead of the source's, or None.
         root: where data sets lie.
         device: on which the network runs.
         progress: gets the number of decoded images.
     """
+    options = config.read_options
     if images is None:
         everything = load_images(
-            config.source, root=root, size=config.size, seed=config.seed, progress=progress
+            config.source, root=root, seed=config.seed, progress=progress, options=options
         )
+    elif isinstance(images, np.ndarray | Tensor):  # whole, so that views are cropped from the whole
+        everything = as_image_set(images, progress=progress, options=replace(options, size=None))
     else:
-        given = as_image_set(images, size=config.size, progress=progress)
-        everything = convert(given, config.size)  # centre squares, where no size is asked for
-    training = everything.pretraining
+        everything = as_image_set(images, progress=progress, options=options)
+    # Centre squares, where no size is asked for
+    training = convert(everything, config.size, config.channels).pretraining
+    pictures = training.pictures
+    needed = training.images.nbytes + (0 if pictures is None else pictures.nbytes)
     if (
         device.type == "cuda"
-        and training.images.nbytes
-        < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
+        and needed < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
     ):
-        values = {field.name: getattr(training, field.name) for field in fields(ImageSet)}
-        return ImageSet(**{**values, "images": training.images.to(device)})
+        return replace(
+            training,
+            images=training.images.to(device),
+            pictures=None if pictures is None else pictures.to(device),
+        )
     return training
+
+
+def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) -> PretrainConfig:
+    """Return the configuration with what the images decide: size, channels, range and stem.
+
+    Args:
+        config: of a run that begins.
+        images: the training images, as `training_images` returns them.
+        progress: gets a sentence if the stem was chosen and is not the usual one.
+    """
+    _, channels, _, size = images.images.shape
+    found = None if images.report is None else images.report.value_range
+    value_range = found if config.value_range is None else config.value_range
+    decided = replace(config, size=size, channels=channels, value_range=value_range)
+    resolved = with_stem(decided, size)
+    if config.stem == "auto" and resolved.stem == "cifar":
+        progress.message(
+            f"the images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"
+            " (stride 1); stem=imagenet is faster and sees less detail"
+        )
+    return resolved
+
+
+def as_begun(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
+    """Return the configuration with what it leaves open as it was when the run began.
+
+    Args:
+        config: with which a run continues.
+        before: with which it began, as its folder records it.
+    """
+    open_fields = [name for name in DECIDED if getattr(config, name) is None]
+    values: dict[str, Any] = {name: getattr(before, name) for name in open_fields}
+    return replace(config, **values, stem=before.stem if config.stem == "auto" else config.stem)

@@ -102,7 +102,8 @@ class Monitor:
     def _probe_views(self, model: SimCLR, views: ViewConfig) -> tuple[Posterior, Posterior, Tensor]:
         device = model.mean.device
         seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
-        both = two_views(self.images.images[self.probes].to(device), seeds, views)
+        pixels = self.images.for_views(self.probes).to(device)
+        both = two_views(pixels, seeds, views, self.images.images.shape[-1])
         (h, first), (_, second) = (model(half) for half in both.chunk(2))
         return first, second, h
 

@@ -1,6 +1,5 @@
 """Contrastive pretraining: `pretrain` sets a run up and trains it."""
 
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.devices import choose_device
-from sureclr.training.images import training_images
+from sureclr.training.images import as_begun, as_resolved, training_images
 from sureclr.training.loop import run_training
 from sureclr.training.records import check_same_configuration
 from sureclr.training.run import Run
@@ -56,8 +55,8 @@ def pretrain(
         progress: gets the number of steps done; None: reports on stderr.
 
     Returns:
-        The run. Its configuration records the user's own encoder as "custom:" and its class, and a
-        registered loss by its name and options.
+        The run. Its configuration records the user's own encoder as "custom:" and its class, a
+        registered loss by its name and options, and the size, channels and stem that were chosen.
 
     Raises:
         UserError: bad input. Nothing has been overwritten.
@@ -69,14 +68,18 @@ def pretrain(
     directory.check(resume, overwrite)
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
+    if resume:
+        config = as_begun(config, from_dict(read_yaml(directory.config)))
     training = training_images(config, images, root, chosen, progress)
-    if resume and config.micro_batch is None:  # use what fitted when the run began
-        config = replace(config, micro_batch=from_dict(read_yaml(directory.config)).micro_batch)
+    if not resume:
+        config = as_resolved(config, training, progress)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
     directory.prepare(resume, overwrite)
+    if training.report is not None:
+        directory.save_image_report(training.report.to_json())
     run_training(trainer, directory, progress, resume=resume, track=track)
     return Run(
         directory,
@@ -122,10 +125,11 @@ def check_pretraining(
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
         if resume:
+            config = as_begun(config, from_dict(read_yaml(RunDir(Path(out)).config)))
             check_same_configuration(RunDir(Path(out)), config)
     check_tracker(track)
     choose_device(device)
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
     images = training_images(config, None, root, on_cpu, progress)
-    new_trainer(config, images, on_cpu)
+    new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)

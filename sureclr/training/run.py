@@ -34,7 +34,7 @@ class Run:
         model: the network in evaluation mode, on the chosen device.
         objective: the loss with its state (the kernel dimension).
         size: height and width in pixels of the images that the model takes.
-        channels: 1 for grey images, 3 for colour.
+        channels: 1 for grey images, 3 for colour, or any other number of bands.
         source: name of the images that it was trained on: a data source, or that of an ImageSet.
         checkpoint: digest of the checkpoint that holds the weights; "" if none does, as before
             training.
@@ -75,7 +75,8 @@ class Run:
             images: anything that `sureclr.as_image_set` takes.
             progress: gets the number of embedded images.
         """
-        fitting = as_image_set(images, size=self.size, channels=self.channels)
+        options = self.config.read_options
+        fitting = as_image_set(images, size=self.size, channels=self.channels, options=options)
         dimension = self.kernel_dimension
         return embed(self.model, fitting, kernel_dimension=dimension, progress=progress)
 

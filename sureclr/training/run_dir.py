@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import remove, sync_folder, write_atomically, write_synced
+from sureclr.files import json_bytes, remove, sync_folder, write_atomically, write_synced
 
 KEPT_CHECKPOINTS = 2
 OF_THE_WEIGHTS = (  # worthless once training continues
@@ -33,6 +33,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
 )
 OURS = (  # what overwriting a run removes
     "config.yaml",
+    "images.json",
     "environment.json",
     "metrics.jsonl",
     "checkpoints",
@@ -175,6 +176,10 @@ class RunDir:
         """Append a line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def save_image_report(self, report: dict[str, Any]) -> None:
+        """Write images.json: what was understood of the training images."""
+        write_atomically(self.path / "images.json", json_bytes(report))
 
     def lines(self) -> list[dict[str, Any]]:
         """Return all whole lines of metrics.jsonl; a crash can leave half a line at the end."""

@@ -12,7 +12,13 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
 from sureclr.progress import Progress
-from sureclr.training.building import build, feature_count, own_network, pixel_statistics
+from sureclr.training.building import (
+    build,
+    feature_count,
+    own_network,
+    pixel_statistics,
+    with_stem,
+)
 from sureclr.training.devices import choose_precision
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
@@ -40,6 +46,7 @@ def new_trainer(
     """
     steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
     shape = images.images.shape[1:]
+    config = with_stem(config, shape[-1])
     mean, std = pixel_statistics(images, config)
     network = None if encoder is None else own_network(encoder, shape)
     model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))

@@ -25,7 +25,8 @@ class Trainer:
 
     Attributes:
         config: of the run.
-        images: the training images.
+        images: the training images. Views are cropped from their whole pictures where they have
+            any, and have the size of the square images.
         model: the network, in training mode.
         objective: the loss.
         optimizer: of the model's parameters.
@@ -77,12 +78,16 @@ class Trainer:
         """
         config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
         indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
-        rows = indices.to(self.images.images.device)
-        pixels = self.images.images[rows].to(self.model.device, non_blocking=True)
+        size, device = self.images.images.shape[-1], self.model.device
+
+        def views(part: slice) -> Tensor:
+            pixels = self.images.for_views(indices[part]).to(device)
+            return two_views(pixels, seeds[part], config.views, size)
+
         return accumulate.backward(
             self.model,
             self.objective,
-            lambda part: two_views(pixels[part], seeds[part], config.views),
+            views,
             config.batch_size,
             config.micro_batch,
             self._generator(),

@@ -1,6 +1,4 @@
-"""folder:PATH: known pixels through every mode of Pillow, classes and splits, the cache, and
-hostile files.
-"""
+"""folder:PATH: classes and splits, whole pictures, the cache, and hostile files."""
 
 import io
 import json
@@ -16,12 +14,15 @@ import pytest
 from dying import die
 from PIL import Image
 
-from sureclr.data import decoding
-from sureclr.data.decoding import decode, picture_size
-from sureclr.data.folder import find_images, held_out, inert
+from sureclr.config import PretrainConfig, ReadOptions, from_dict, read_yaml, to_yaml
+from sureclr.data import decoding, folder_cache
+from sureclr.data.decoding import Decoding, FileRef, decode
+from sureclr.data.folder import find_files, find_images
+from sureclr.data.image_report import inert
 from sureclr.data.image_set import ImageSet
 from sureclr.data.parallel_decoding import POOL_FROM, decode_files
-from sureclr.data.sources import load_images
+from sureclr.data.sources import findable, load_images
+from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.stopping import Stopped
 
@@ -39,9 +40,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded, as they are."""
     names: list[str] = []
 
-    def counting(file: str, size: int, channels: int) -> Any:
-        names.append(os.path.basename(file))
-        return decode(file, size, channels)
+    def counting(file: FileRef, wanted: Decoding) -> Any:
+        names.append(os.path.basename(file.path))
+        return decode(file, wanted)
 
     monkeypatch.setattr(decoding, "decode", counting)
     return names
@@ -66,6 +67,10 @@ def read(root: Path, **options: Any) -> ImageSet:
     return load_images(f"folder:{root}", **{"size": 8} | options)
 
 
+def noise(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
 class Recorder:
     """Remembers what was reported."""
 
@@ -87,213 +92,6 @@ class Recorder:
 
     def finish(self) -> None:
         self.open -= 1
-
-
-def pixel(file: Path, channels: int = 3) -> tuple[int, ...]:
-    """The one colour of a decoded file."""
-    pixels = decode(str(file), 4, channels)
-    assert not isinstance(pixels, str), pixels
-    assert pixels.shape == (channels, 4, 4) and (pixels == pixels[:, :1, :1]).all()
-    return tuple(pixels[:, 0, 0].tolist())
-
-
-def saved(file: Path, image: Image.Image, **options: Any) -> Path:
-    image.save(file, **options)
-    return file
-
-
-# --- one file -> pixels
-
-
-@pytest.mark.parametrize(
-    ("name", "mode", "colour", "expected"),
-    [
-        ("a.png", "RGB", (10, 20, 30), (10, 20, 30)),
-        ("a.bmp", "RGB", (10, 20, 30), (10, 20, 30)),
-        ("a.tiff", "RGB", (10, 20, 30), (10, 20, 30)),
-        ("a.gif", "RGB", (10, 20, 30), (10, 20, 30)),
-        ("a.PPM", "RGB", (10, 20, 30), (10, 20, 30)),
-        ("a.png", "L", 77, (77, 77, 77)),
-        ("a.png", "1", 1, WHITE),
-        ("a.png", "RGBA", (0, 0, 0, 0), WHITE),  # transparent: the paper shows
-        ("a.png", "RGBA", (255, 0, 0, 51), (255, 204, 204)),  # 0.2 of red, 0.8 of white
-        ("a.png", "LA", (0, 51), (204, 204, 204)),
-        ("a.png", "I;16", 65535, WHITE),
-        (
-            "a.png",
-            "I;16",
-            257 * 100,
-            (100, 100, 100),
-        ),  # clipping would give 255, the low byte 100 as well: see below
-        ("a.png", "I;16", 256, (1, 1, 1)),
-        ("a.png", "I;16", 128, (0, 0, 0)),
-        ("a.tif", "I;16", 32768, (128, 128, 128)),
-        ("a.tif", "I", 257 * 9, (9, 9, 9)),
-        ("a.tif", "F", 0.2, (51, 51, 51)),
-        ("a.tif", "F", 51.0, (51, 51, 51)),
-        ("a.tif", "F", 257.0 * 51, (51, 51, 51)),
-        ("a.tif", "CMYK", (0, 255, 255, 0), RED),
-        ("a.tif", "YCbCr", (128, 128, 128), (128, 128, 128)),
-    ],
-)
-def test_every_mode_becomes_the_colour_a_person_sees(
-    tmp_path: Path, name: str, mode: str, colour: Any, expected: tuple[int, ...]
-) -> None:
-    assert pixel(picture(tmp_path / name, colour, mode)) == expected
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.jp2"])
-def test_lossy_formats_come_near(tmp_path: Path, name: str) -> None:
-    pixels = decode(str(picture(tmp_path / name, (200, 100, 50))), 4, 3)
-    assert (
-        not isinstance(pixels, str)
-        and np.abs(pixels.astype(int) - np.array([200, 100, 50])[:, None, None]).max() <= 4
-    )
-
-
-def test_cmyk_jpeg_is_not_inverted(tmp_path: Path) -> None:
-    assert np.allclose(pixel(picture(tmp_path / "a.jpg", (0, 255, 255, 0), "CMYK")), RED, atol=3)
-
-
-def test_a_palette_gives_its_colours_and_its_transparent_entry_the_paper(tmp_path: Path) -> None:
-    image = Image.new("P", (8, 8), 1)
-    image.putpalette([1, 2, 3, 40, 50, 60])
-    assert pixel(saved(tmp_path / "solid.png", image)) == (40, 50, 60)
-    assert pixel(saved(tmp_path / "clear.png", image, transparency=1)) == WHITE
-    assert pixel(saved(tmp_path / "other.png", image, transparency=0)) == (40, 50, 60)
-    assert pixel(saved(tmp_path / "half.png", image, transparency=bytes([0, 51]))) == (
-        212,
-        214,
-        216,
-    )  # a fifth of it
-
-
-def test_a_transparent_colour_of_an_rgb_png_shows_the_paper(tmp_path: Path) -> None:
-    assert (
-        pixel(
-            saved(tmp_path / "a.png", Image.new("RGB", (8, 8), (1, 2, 3)), transparency=(1, 2, 3))
-        )
-        == WHITE
-    )
-
-
-@pytest.mark.parametrize("kind", [np.float32, np.int32])
-def test_wide_values_outside_every_scale_go_from_their_least_to_their_greatest(
-    tmp_path: Path, kind: type
-) -> None:
-    values = np.linspace(-3, 70000, 64, dtype=np.float32).reshape(8, 8)
-    pixels = decode(str(saved(tmp_path / "a.tif", Image.fromarray(values.astype(kind)))), 8, 1)
-    assert not isinstance(pixels, str)
-    assert pixels.min() == 0 and pixels.max() == 255
-    assert np.abs(pixels[0] - np.linspace(0, 255, 64).reshape(8, 8)).max() <= 0.51
-
-
-def test_equal_negative_values_are_black(tmp_path: Path) -> None:
-    flat = saved(tmp_path / "flat.tif", Image.new("F", (8, 8), -1.0))
-    assert pixel(flat) == (0, 0, 0)
-    with np.errstate(all="raise"):  # nothing is divided by its range of 0
-        assert decoding.scaled(np.full((2, 2), -1.0), "F").tolist() == [[0, 0], [0, 0]]
-
-
-def test_a_16_bit_ramp_keeps_its_order_and_its_ends(tmp_path: Path) -> None:
-    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
-    pixels = decode(str(saved(tmp_path / "a.png", Image.fromarray(ramp))), 16, 1)
-    assert not isinstance(pixels, str) and pixels.ravel().tolist() == list(range(256))
-
-
-def test_values_that_are_not_finite_are_a_bad_file(tmp_path: Path) -> None:
-    assert (
-        decode(str(picture(tmp_path / "a.tif", float("nan"), "F")), 8, 3)
-        == "it has values that are not finite"
-    )
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
-    upright = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    undone: dict[
-        int, Callable[[Any], Any]
-    ] = {  # how a camera of this orientation stores the upright picture
-        1: lambda a: a,
-        2: np.fliplr,
-        3: lambda a: np.rot90(a, 2),
-        4: np.flipud,
-        5: np.transpose,
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: np.rot90(a, 2).T,
-        8: lambda a: np.rot90(a, -1),
-    }
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(undone[orientation](upright)))
-    pixels = decode(str(saved(tmp_path / "a.png", stored, exif=exif)), 8, 1)
-    assert not isinstance(pixels, str) and np.array_equal(pixels[0], upright)
-
-
-@pytest.mark.parametrize("name", ["a.gif", "a.tiff", "a.png"])
-def test_the_first_frame_of_an_animation(tmp_path: Path, name: str) -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, (0, 255, 0), (0, 0, 255))]
-    file = saved(tmp_path / name, frames[0], save_all=True, append_images=frames[1:])
-    assert pixel(file) == RED
-
-
-def test_the_shorter_side_fills_the_square_and_the_centre_stays(tmp_path: Path) -> None:
-    stripes = np.repeat(np.array([0, 50, 100, 200], np.uint8), 8)[None].repeat(
-        16, 0
-    )  # (16, 32): the centre is 50 | 100
-    pixels = decode(str(saved(tmp_path / "a.png", Image.fromarray(stripes))), 8, 1)
-    assert not isinstance(pixels, str)
-    assert (
-        pixels[0, 0, [0, 1, 2]].tolist() == [50] * 3
-        and pixels[0, 0, [5, 6, 7]].tolist() == [100] * 3
-    )
-
-
-def test_a_folder_and_a_tensor_are_resized_alike(tmp_path: Path) -> None:
-    import torch
-
-    from sureclr.data.image_set import resize
-
-    pixels = np.random.default_rng(0).integers(0, 256, (41, 30, 3), dtype=np.uint8)
-    ours = decode(str(saved(tmp_path / "a.png", Image.fromarray(pixels))), 12, 3)
-    theirs = resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], 12)[0].numpy()
-    assert not isinstance(ours, str) and np.abs(ours.astype(int) - theirs).max() <= 1
-
-
-@pytest.mark.parametrize("side", [64, 200, 640])
-def test_a_large_jpeg_decoded_at_a_reduced_scale_stays_the_same_picture(
-    tmp_path: Path, side: int
-) -> None:
-    """Four waves across: a scale below 16 pixels would flatten them."""
-    curve = 127.5 + 127.5 * np.sin(np.arange(side) * 8 * np.pi / side)
-    wave = curve.astype(np.uint8)[None].repeat(side, 0)
-    image = Image.fromarray(np.stack([wave, wave.T, 255 - wave], axis=-1))
-    image.save(tmp_path / "a.jpg", quality=98, subsampling=0)
-    image.save(tmp_path / "a.png")
-    quick, exact = (decode(str(tmp_path / name), 16, 3) for name in ("a.jpg", "a.png"))
-    assert not isinstance(quick, str) and not isinstance(exact, str)
-    assert np.abs(quick.astype(int) - exact).max() <= 6
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_whole_picture_has_the_size_that_its_header_says(
-    tmp_path: Path, orientation: int
-) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = Image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12))
-    file = str(saved(tmp_path / "a.png", stored, exif=exif))
-    pixels, size = decode(file, None, None), picture_size(file)
-    assert not isinstance(pixels, str)
-    assert size == ((5, 12) if orientation >= 5 else (12, 5))
-    assert pixels.shape == (1, size[1], size[0])
-    assert sorted(pixels.ravel().tolist()) == list(range(60))
-
-
-def test_channels_are_the_pictures_own_where_none_are_asked_for(tmp_path: Path) -> None:
-    grey, colour = picture(tmp_path / "a.png", 7, "L"), picture(tmp_path / "b.png")
-    shapes = [np.shape(decode(str(file), 4, None)) for file in (grey, colour)]
-    assert shapes == [(1, 4, 4), (3, 4, 4)]
 
 
 # --- bad files
@@ -328,39 +126,25 @@ BAD: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_gives_a_reason_and_no_exception(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(BAD[name])
-    reason = decode(str(tmp_path / name), 8, 3)
-    assert isinstance(reason, str) and reason and str(tmp_path) not in reason
-    size = picture_size(str(tmp_path / name))  # of a file that is cut, the header is intact
-    assert size == (64, 64) if name.startswith("cut") else isinstance(size, str)
-
-
-def test_postscript_is_never_handed_to_its_interpreter(tmp_path: Path) -> None:
-    (tmp_path / "script.jpg").write_bytes(BAD["script.jpg"])
-    assert decode(str(tmp_path / "script.jpg"), 8, 3) == "no image format that is known here"
-
-
 def test_bad_files_are_listed_and_not_fatal(tmp_path: Path, own_cache: Path, capfd: Any) -> None:
     root = tree(tmp_path / "pics", "cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png")
     for name, data in BAD.items():
         (root / "cat" / name).write_bytes(data)
     os.symlink("nowhere", root / "dog" / "gone.jpg")
     recorder = Recorder()
-    images = read(root, progress=recorder)
+    options = ReadOptions(allow_unreadable=True)
+    images = read(root, progress=recorder, options=options)
     assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert images.labels.tolist() == [0, 0, 1, 1]
-    (manifest,) = own_cache.glob("*.json")
-    assert sorted(json.loads(manifest.read_text())["bad"]) == sorted(
-        [*(f"cat/{name}" for name in BAD), "dog/gone.jpg"]
-    )
-    (message,) = recorder.messages
+    assert images.report is not None
+    refused = sorted([*(f"cat/{name}" for name in BAD), "dog/gone.jpg"])
+    assert sorted(images.report.to_json()["refused"]) == refused
+    (message,) = (text for text in recorder.messages if "could not be read" in text)
     assert message.startswith("7 of 11 image files could not be read: cat/bomb.png (")
-    assert message in images.note and capfd.readouterr() == ("", "")
-    assert "script.jpg" not in message and str(manifest) in message  # the first few, where all are
+    assert message.removesuffix(".") in images.note and capfd.readouterr() == ("", "")
+    assert "script.jpg" not in message and "images.json" in message  # the first few, where all are
     again = Recorder()
-    assert read(root, progress=again).note == images.note  # also from the cache
+    assert read(root, progress=again, options=options).note == images.note  # also from the cache
     assert again.messages == recorder.messages and again.tasks == []
 
 
@@ -368,7 +152,7 @@ def test_bad_files_are_listed_and_not_fatal(tmp_path: Path, own_cache: Path, cap
     ("name", "words"),
     [
         ("empty", "no files that end as images"),
-        ("bad", "1 of 1 image files"),
+        ("bad", "has no image that can be read: a.png .no image format"),
         ("missing", "No such file"),
         ("a.png", "Not a dir"),
         ("a\0b", "null"),
@@ -404,6 +188,7 @@ def test_hidden_files_and_other_files_are_skipped_and_the_order_is_by_name(tmp_p
     (root / "notes.txt").write_text("no picture")
     os.mkfifo(root / "pipe.png")
     assert list(find_images(root)) == ["a.PNG", "b.png", "deep/er/c.jpeg"]
+    assert find_files(root)[1] == {".txt": 1}
 
 
 def test_link_loops_end_and_a_link_never_takes_a_folders_place(tmp_path: Path) -> None:
@@ -423,14 +208,19 @@ def test_names_are_inert(tmp_path: Path, capfd: Any) -> None:
     with open(os.fsencode(root) + b"/\xff.png", "wb") as file:
         file.write((root / "ß/日本.png").read_bytes())
     (root / "bad\r\x07.png").write_bytes(b"")
-    images = read(root)
+    options = ReadOptions(allow_unreadable=True)
+    images = read(root, options=options)
     assert images.classes == ("a\\x1b[31m\\n[red]", "ß")
     assert list(images.paths) == ["a\\x1b[31m\\n[red]/é\\u202e.png", "ß/日本.png", "\\udcff.png"]
     assert all(path.encode() and path.isprintable() for path in images.paths)
-    assert read(root).images[:, 0, 0, 0].tolist() == [0, 1, 1]  # and again from the cache
+    assert read(root, options=options).images[:, 0, 0, 0].tolist() == [
+        0,
+        1,
+        1,
+    ]  # and again from the cache
     recorder = Recorder()
-    read(root, progress=recorder)
-    assert recorder.messages and "\x07" not in recorder.messages[0] + images.note
+    read(root, progress=recorder, options=options)
+    assert not {"\x07", "\x1b", "\n"} & set("".join(recorder.messages) + images.note)
     assert capfd.readouterr() == ("", "")
     assert inert("plain name.jpg") == "plain name.jpg"
 
@@ -448,31 +238,13 @@ def test_classes_are_the_first_sub_folders_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["", "holiday/"])
-def test_an_unlabelled_folder_holds_out_a_fifth_and_says_so(tmp_path: Path, folder: str) -> None:
-    images = read(tree(tmp_path, *(f"{folder}{i}.png" for i in range(20))))
+def test_an_unlabelled_folder_holds_out_about_a_fifth_and_says_so(
+    tmp_path: Path, folder: str
+) -> None:
+    images = read(tree(tmp_path, *(f"{folder}{i}.png" for i in range(200))))
     assert not images.labelled and images.classes == ()
-    assert len(images.train) == 16 and len(images.test) == 4
-    assert "a random 20 % of all images, seed 0" in images.note and "no labels" in images.note
-
-
-@pytest.mark.parametrize("seed", [0, 7, -1])
-def test_a_fifth_of_each_class_is_held_out_by_seed(seed: int) -> None:
-    groups = np.repeat([0, 1, 2, 3, 4], [100, 40, 7, 2, 1])
-    mask = held_out(groups, seed)
-    assert np.bincount(groups[mask], minlength=5).tolist() == [20, 8, 1, 1, 0]
-    assert np.array_equal(mask, held_out(groups, seed)) and not np.array_equal(
-        mask, held_out(groups, seed + 1)
-    )
-    often = np.mean([held_out(groups, s) for s in range(300)], axis=0)
-    assert (
-        np.abs(often[:140] - 0.2).max() < 0.12
-    )  # 5 standard deviations: no image is always or never chosen
-
-
-def test_the_split_of_a_folder_is_the_held_out_fifth(tmp_path: Path) -> None:
-    images = read(tree(tmp_path, *(f"{c}/{i}.png" for c in "ab" for i in range(10))), seed=3)
-    assert np.array_equal(images.split == "test", held_out(images.labels.numpy(), 3))
-    assert "each class, seed 3" in images.note
+    assert 20 <= len(images.test) <= 60 and len(images.train) == 200 - len(images.test)
+    assert "holds out 20 % for testing, seed 0" in images.note and "No labels" in images.note
 
 
 def test_split_folders_decide_where_there_is_train(tmp_path: Path) -> None:
@@ -497,23 +269,119 @@ def test_split_folders_decide_where_there_is_train(tmp_path: Path) -> None:
         ("test/c/2.png", "test", 2),
         ("test/odd.png", "test", -1),
     ]
-    assert images.note == "splits: the folders train/, unlabelled/, test/"
+    assert images.note == "Splits: the folders train/, unlabelled/, test/"
+    assert images.report is not None and sum(images.report.left_out_pictures.values()) == 2
 
 
 def test_val_is_the_test_split_without_test_and_train_alone_is_all_training(tmp_path: Path) -> None:
     root = tree(tmp_path, "train/1.png", "train/2.png")
     assert read(root).split.tolist() == ["train", "train"]
-    tree(root, "val/3.png")
+    picture(root / "val" / "3.png", 50, "L")
     assert read(root).split.tolist() == ["train", "train", "test"]
+
+
+def test_the_same_pictures_are_on_the_same_side_in_a_folder_that_grows(tmp_path: Path) -> None:
+    """And under other names, in other formats, with other classes."""
+
+    def sides(images: ImageSet) -> dict[bytes, str]:
+        pairs = zip(images.images, images.split.tolist(), strict=True)
+        return {image.numpy().tobytes(): split for image, split in pairs}
+
+    few = sides(read(tree(tmp_path / "few", *(f"{i}.png" for i in range(60)))))
+    for i in range(160):
+        picture(tmp_path / "more" / "ab"[i % 2] / f"z{i}.bmp", (i, i, i))
+    many = sides(read(tmp_path / "more"))
+    assert len(many) == 160 and set(few.values()) == {"train", "test"}
+    assert all(many[pixels] == split for pixels, split in few.items())
+    assert sides(read(tmp_path / "more", seed=1)) != many
+
+
+def test_copies_are_on_one_side_and_counted(tmp_path: Path) -> None:
+    """40 pictures of noise, three copies each: a nearest neighbour must not find a copy."""
+    for i in range(40):
+        for copy in range(3):
+            file = tmp_path / "ab"[i % 2] / f"{i}-{copy}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.fromarray(noise(8, 8, 3, seed=i)).save(file)
+    images = read(tmp_path)
+    train, test = (set(part.images.flatten(1).unbind()) for part in (images.train, images.test))
+    assert len(train) + len(test) == 120 and test
+    keys = [{row.numpy().tobytes() for row in part} for part in (train, test)]
+    assert not keys[0] & keys[1]
+    assert images.report is not None
+    within = images.report.duplicates.within
+    assert within["train"] + within["test"] == 80
+
+
+def test_test_images_that_are_training_images_are_taken_out_and_said(tmp_path: Path) -> None:
+    root = tree(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png")
+    (root / "test" / "b" / "copy.png").write_bytes((root / "train" / "a" / "1.png").read_bytes())
+    Image.open(root / "train" / "b" / "2.png").save(root / "test" / "a" / "other.bmp")
+    recorder = Recorder()
+    images = read(root, progress=recorder)
+    assert [path for path in images.paths if path.startswith("test")] == [
+        "test/a/3.png",
+        "test/b/4.png",
+    ]
+    (message,) = (text for text in recorder.messages if "taken out" in text)
+    assert message.startswith("2 test images were taken out")
+    assert "such as test/a/other.bmp, which is train/b/2.png" in message
+    assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
 # --- size, channels, cache
 
 
-def test_default_is_96_pixels_and_three_channels_and_both_can_be_asked(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png", 50, "L", (20, 10))
-    assert read(tmp_path, size=None).images.shape == (1, 3, 96, 96)
-    assert read(tmp_path, size=5, channels=1).images.tolist() == [[[[50] * 5] * 5]]
+def test_the_default_size_enlarges_at_most_a_twentieth(tmp_path: Path) -> None:
+    for i in range(20):
+        picture(tmp_path / f"{i:02d}.png", i, "L", (50, 40 + i))
+    assert read(tmp_path, size=None).images.shape == (20, 3, 41, 41)  # one of 20 has 40
+    assert read(tmp_path, size=5, channels=1).images[7].tolist() == [[[7] * 5] * 5]
+    recorder = Recorder()
+    read(tmp_path, size=48, progress=recorder)
+    (message,) = (text for text in recorder.messages if "Your images" in text)
+    assert message.startswith("Your images are 50 px") and "size=48 enlarges 8 of them" in message
+    large = picture(tmp_path / "large" / "a.png", 50, "L", (200, 120))
+    assert read(large.parent, size=None).images.shape == (1, 3, 96, 96)
+
+
+def test_small_squares_are_stored_once_and_larger_pictures_whole(
+    tmp_path: Path, own_cache: Path
+) -> None:
+    for i in range(6):
+        (tmp_path / "small").mkdir(exist_ok=True)
+        Image.fromarray(noise(8, 8, 3, seed=i)).save(tmp_path / "small" / f"{i}.png")
+    small = read(tmp_path / "small")
+    assert small.pictures is None
+    (pixels,) = own_cache.glob("*.bin")
+    assert pixels.stat().st_size == 6 * 3 * 8 * 8
+    wide = noise(20, 45, 3)
+    Image.fromarray(wide).save(tmp_path / "small" / "wide.png")
+    images = read(tmp_path / "small", options=ReadOptions(cache_scale=4))  # 32 exceeds 20
+    assert images.pictures is not None and images.pictures[6].shape == (3, 20, 45)
+    assert np.array_equal(images.pictures[6].permute(1, 2, 0).numpy(), wide)
+    for row in range(6):
+        assert np.array_equal(images.pictures[row].numpy(), images.images[row].numpy())
+    half = read(tmp_path / "small", size=5).pictures  # 2 x 5 of 20
+    assert half is not None and half[6].shape == (3, 10, 22)
+    witness = np.asarray(Image.fromarray(wide).resize((22, 10), Image.Resampling.BILINEAR))
+    assert np.abs(half[6].permute(1, 2, 0).numpy().astype(int) - witness).max() <= 1
+
+
+def test_no_room_for_the_cache_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_cache, "SPARE_BYTES", 2**60)
+    with pytest.raises(UserError, match=r"needs 0.0 MB, and only .* are free; set SURECLR_CACHE"):
+        read(tree(tmp_path / "pics", "a.png"))
+
+
+def test_a_large_cache_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_cache, "SPOKEN_BYTES", 8 * 8 * 3 * 2)
+    recorder = Recorder()
+    read(picture(tmp_path / "pics" / "a.png", size=(30, 10)).parent, progress=recorder)
+    (message,) = (text for text in recorder.messages if "free" in text)
+    assert message.startswith("The cache of decoded images takes 0.0 MB in ")
 
 
 def test_the_second_time_nothing_is_decoded_and_the_pixels_are_mapped(
@@ -521,9 +389,9 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_mapped(
 ) -> None:
     root = tree(tmp_path / "pics", "a.png", "b.png")
     (root / "bad.png").write_bytes(b"x")
-    first = read(root)
+    first = read(root, options=ReadOptions(allow_unreadable=True))
     assert sorted(decoded) == ["a.png", "b.png", "bad.png"]
-    second = read(root, seed=5)
+    second = read(root, seed=5, options=ReadOptions(allow_unreadable=True))
     assert len(decoded) == 3
     assert second.images.tolist() == first.images.tolist() and list(second.paths) == list(
         first.paths
@@ -531,7 +399,10 @@ def test_the_second_time_nothing_is_decoded_and_the_pixels_are_mapped(
     (pixels,) = own_cache.glob("*.bin")
     assert pixels.name in Path("/proc/self/maps").read_text()
     first.images.fill_(9)  # a private copy: the cache keeps what it had
-    assert read(root).images[:, 0, 0, 0].tolist() == [0, 1]
+    assert read(root, options=ReadOptions(allow_unreadable=True)).images[:, 0, 0, 0].tolist() == [
+        0,
+        1,
+    ]
     assert len(decoded) == 3
     assert sorted(path.name for path in root.iterdir()) == ["a.png", "b.png", "bad.png"]
 
@@ -556,7 +427,8 @@ def test_a_changed_folder_is_decoded_anew_and_the_old_cache_goes(
     change(root)
     images = read(root)
     assert sorted(decoded) == sorted(path.name for path in root.iterdir()) == sorted(images.paths)
-    assert len(list(own_cache.iterdir())) == 2
+    kinds = sorted(".".join(path.name.split(".")[1:]) for path in own_cache.iterdir())
+    assert kinds in (["bin", "json", "json"], ["bin", "json", "json", "whole.bin"])
 
 
 def test_sizes_and_channels_have_caches_of_their_own(tmp_path: Path, decoded: list[str]) -> None:
@@ -581,14 +453,15 @@ def swap_names(file: Path) -> None:
     file.write_text(file.read_text().replace('"a.png"', '"z.png"'))
 
 
+MANIFEST = "*[0-9a-f].json"
 DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a flipped bit": ("*.bin", flip_a_bit),
     "cut short": ("*.bin", lambda file: os.truncate(file, 5)),
     "pixels gone": ("*.bin", lambda file: file.unlink()),
-    "no manifest": ("*.json", lambda file: file.unlink()),
-    "half a manifest": ("*.json", lambda file: file.write_bytes(file.read_bytes()[:50])),
-    "another manifest": ("*.json", lambda file: file.write_text("[1, 2]")),
-    "a changed name": ("*.json", swap_names),
+    "no manifest": (MANIFEST, lambda file: file.unlink()),
+    "half a manifest": (MANIFEST, lambda file: file.write_bytes(file.read_bytes()[:50])),
+    "another manifest": (MANIFEST, lambda file: file.write_text("[1, 2]")),
+    "a changed name": (MANIFEST, swap_names),
 }
 
 
@@ -615,15 +488,15 @@ def test_a_stop_in_the_middle_leaves_nothing_behind(
 ) -> None:
     root = tree(tmp_path / "pics", "a.png", "b.png")
 
-    def stop(file: str, size: int, channels: int) -> Any:
-        if file.endswith("b.png"):
+    def stop(file: FileRef, wanted: Decoding) -> Any:
+        if file.path.endswith("b.png"):
             raise KeyboardInterrupt
-        return decode(file, size, channels)
+        return decode(file, wanted)
 
     monkeypatch.setattr(decoding, "decode", stop)
     with pytest.raises(KeyboardInterrupt):
         read(root)
-    assert list(own_cache.iterdir()) == []
+    assert [path.name for path in own_cache.glob("*") if "survey" not in path.name] == []
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(
@@ -638,16 +511,16 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
 def test_processes_give_what_one_gives_in_order_and_report(tmp_path: Path) -> None:
     root = tree(tmp_path / "pics", *(f"{i:02d}.png" for i in range(40)))
     (root / "bad.png").write_bytes(b"x")
-    files = [str(file) for file in sorted(root.iterdir())]
-    recorder = Recorder()
-    here = list(decode_files(files, 6, 3, pool_from=42))
-    there = list(decode_files(files, 6, 3, recorder, pool_from=41))
-    assert [x if isinstance(x, str) else x.tolist() for x in there] == [
-        x if isinstance(x, str) else x.tolist() for x in here
+    files = [FileRef(str(file)) for file in sorted(root.iterdir())]
+    recorder, wanted = Recorder(), Decoding(6, 3)
+    here = list(decode_files(files, wanted, pool_from=42))
+    there = list(decode_files(files, wanted, recorder, pool_from=41))
+    assert [x if isinstance(x, str) else x.square.tolist() for x in there] == [
+        x if isinstance(x, str) else x.square.tolist() for x in here
     ]
-    assert isinstance(here[-1], str) and here[7][0, 0, 0] == 7  # type: ignore[index]
+    assert isinstance(here[-1], str) and here[7].square[0, 0, 0] == 7  # type: ignore[union-attr]
     assert recorder.tasks == [("Decoding images", 41)] and recorder.open == 0
-    assert recorder.done == list(range(1, 42))
+    assert recorder.done == sorted(recorder.done) and set(recorder.done) | {0} == {*range(42)}
 
 
 def test_a_process_that_dies_is_one_sentence_and_leaves_nothing(
@@ -657,7 +530,7 @@ def test_a_process_that_dies_is_one_sentence_and_leaves_nothing(
     root = tree(tmp_path / "pics", *(f"{i}.png" for i in range(POOL_FROM)))
     with pytest.raises(UserError, match="died"):
         read(root)
-    assert list(own_cache.iterdir()) == []
+    assert not list(own_cache.glob("*.bin")) and not list(own_cache.glob(".*"))
 
 
 def test_a_stop_while_decoding_leaves_nothing_and_ends_the_task(
@@ -666,13 +539,14 @@ def test_a_stop_while_decoding_leaves_nothing_and_ends_the_task(
     class Stopping(Recorder):
         def update(self, done: int, numbers: Any = None) -> None:
             super().update(done)
-            if done == 2:
+            if done == 2 and self.tasks[-1][0] == "Decoding images":
                 raise Stopped(15, "nothing was saved")
 
     recorder = Stopping()
     with pytest.raises(Stopped):
         read(tree(tmp_path / "pics", "a.png", "b.png", "c.png"), progress=recorder)
-    assert recorder.done == [1, 2] and recorder.open == 0 and list(own_cache.iterdir()) == []
+    assert recorder.done == [1, 2, 3, 1, 2] and recorder.open == 0
+    assert not list(own_cache.glob("*.bin")) and not list(own_cache.glob(".*"))
 
 
 @pytest.mark.parametrize(("bad", "more"), [(3, False), (4, True)])
@@ -681,8 +555,8 @@ def test_up_to_three_bad_files_are_named(tmp_path: Path, bad: int, more: bool) -
     for i in range(bad):
         (root / f"bad{i}.png").write_bytes(b"x")
     recorder = Recorder()
-    read(root, progress=recorder)
-    (message,) = recorder.messages
+    read(root, progress=recorder, options=ReadOptions(allow_unreadable=True))
+    (message,) = (text for text in recorder.messages if "could not" in text)
     assert message.count("no image format") == 3 and ("all in" in message) is more
 
 
@@ -692,6 +566,173 @@ def test_a_damaged_cache_is_reported(tmp_path: Path, own_cache: Path) -> None:
     flip_a_bit(next(own_cache.glob("*.bin")))
     recorder = Recorder()
     read(root, progress=recorder)
-    (message,) = recorder.messages
+    message = recorder.messages[0]
     assert message.startswith(f"The cache {own_cache}") and "is damaged" in message
     assert recorder.tasks == [("Decoding images", 2)]
+
+
+def test_a_damaged_whole_picture_is_noticed_and_mended(tmp_path: Path, own_cache: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    Image.fromarray(noise(9, 30, 3)).save(tmp_path / "pics" / "a.png")
+    before = read(tmp_path / "pics").pictures
+    pixels = before[0].clone() if before else None
+    (whole,) = own_cache.glob("*.whole.bin")
+    flip_a_bit(whole)
+    recorder = Recorder()
+    after = read(tmp_path / "pics", progress=recorder).pictures
+    assert pixels is not None and after is not None and "is damaged" in recorder.messages[0]
+    assert np.array_equal(after[0].numpy(), pixels.numpy())
+
+
+def test_pictures_that_change_under_their_names_are_read_again_and_said(tmp_path: Path) -> None:
+    """Also where the new file has the old length and the old time, as after `cp -p`."""
+    root = tmp_path / "pics"
+    root.mkdir()
+    for i in range(3):
+        Image.fromarray(noise(8, 8, 3, seed=i)).save(root / f"{i}.bmp")
+    read(root)
+    times = os.stat(root / "1.bmp")
+    Image.fromarray(noise(8, 8, 3, seed=9)).save(root / "1.bmp")
+    os.utime(root / "1.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    recorder = Recorder()
+    images = read(root, progress=recorder)
+    assert np.array_equal(images.images[1].permute(1, 2, 0).numpy(), noise(8, 8, 3, seed=9))
+    assert recorder.messages[0].startswith("The image files are not those that were decoded before")
+
+
+def test_caches_of_an_older_version_go(tmp_path: Path, own_cache: Path) -> None:
+    root = tree(tmp_path / "pics", "a.png")
+    own_cache.mkdir()
+    old = own_cache / f"pics-{'0' * 16}.json"
+    old.write_text(json.dumps({"folder": str(root), "listing": "old"}))
+    (own_cache / f"pics-{'0' * 16}-{'1' * 16}.bin").write_bytes(b"x")
+    other = own_cache / f"pics-{'2' * 16}.json"
+    other.write_text(json.dumps({"folder": "/another/pics", "listing": "old"}))
+    read(root)
+    assert not old.exists() and other.exists()
+    assert not list(own_cache.glob(f"pics-{'0' * 16}*"))
+
+
+# --- unreadable files
+
+
+def test_strict_stops_and_more_than_a_tenth_needs_a_word(tmp_path: Path) -> None:
+    root = tree(tmp_path / "pics", *(f"{i}.png" for i in range(18)))
+    (root / "bad 1.png").write_bytes(b"x")
+    (root / "bad 2.png").write_bytes(b"x")
+    assert len(read(root)) == 18  # 2 of 20 are a tenth
+    with pytest.raises(UserError, match=r"2 image files .*bad 1.png .*leave out strict=True"):
+        read(root, options=ReadOptions(strict=True))
+    (root / "bad 3.png").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"3 of 21 image files .*by allow_unreadable=True"):
+        read(root)
+    assert len(read(root, options=ReadOptions(allow_unreadable=True))) == 18
+
+
+# --- what is said
+
+
+def test_files_with_other_endings_are_counted_with_the_way_to_read_them(tmp_path: Path) -> None:
+    root = tree(tmp_path, *(f"{i}.jpg" for i in range(10)))
+    for name in [*(f"{i}.CR2" for i in range(3)), "a.mov", "notes.txt", "README", ".hidden.txt"]:
+        (root / name).write_bytes(b"x")
+    recorder = Recorder()
+    images = read(root, progress=recorder)
+    assert images.report is not None
+    assert images.report.left_out == {".cr2": 3, ".mov": 1, ".txt": 1, "(no ending)": 1}
+    (message,) = (text for text in recorder.messages if text.startswith("Left out"))
+    assert message.startswith("Left out: 3 .cr2 (convert them to JPEG or TIFF), 1 .mov (save")
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "a.cr2").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"but 1 file .cr2 .convert them"):
+        read(tmp_path / "only")
+
+
+def test_the_report_counts_what_is_there_and_is_json(tmp_path: Path) -> None:
+    root = tree(tmp_path, *(f"train/cat/{i}.png" for i in range(5)), "train/dog/1.png")
+    picture(root / "test" / "dog" / "7.png", 77, "L", (30, 20))
+    recorder = Recorder()
+    images = read(root, progress=recorder)
+    assert images.report is not None
+    found = json.loads(json.dumps(images.report.to_json()))
+    assert found["classes"] == {"cat": 5, "dog": 2} and found["splits"] == {"train": 6, "test": 1}
+    assert found["sizes"]["smallest"] == [8, 8] and found["sizes"]["largest"] == [30, 20]
+    assert found["images"] == 7 == sum(found["splits"].values()) and found["size"] == 8
+    assert recorder.messages[0].endswith("7 images (6 train, 1 test), 2 classes: cat 5, dog 2.")
+    assert "8 x 8 px to 30 x 20 px (median 8 x 8 px); they are used at 8 px" in recorder.messages[2]
+
+
+# --- names and paths
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "a\u3000b", "a\u00a0b", 'it\'s "q"', "line\nbreak", "x\udcff", "a,b", "back\\slash"],
+    ids=["blank", "ideographic", "no-break", "quotes", "line break", "bytes", "comma", "backslash"],
+)
+def test_a_folder_is_found_again_by_the_name_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    root = tmp_path / name
+    os.makedirs(os.fsencode(root))
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", root / "a.png")
+    monkeypatch.chdir(tmp_path)
+    images = load_images(f"folder:{name}", size=8)
+    monkeypatch.chdir("/")
+    config = PretrainConfig(images.name)
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    source = from_dict(read_yaml(tmp_path / "config.yaml")).source
+    again = load_images(json.loads(json.dumps(source)), size=8)
+    assert np.array_equal(again.images.numpy(), images.images.numpy())
+    assert findable(images.name) == images.name == f"folder:{root}"
+
+
+def test_tilde_and_relative_paths_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path / "pics", "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert load_images("folder:~/pics", size=8).name == f"folder:{tmp_path}/pics"
+    assert findable("folder:pics") == f"folder:{tmp_path}/pics" and findable("digits") == "digits"
+
+
+def test_a_class_folder_may_end_in_a_blank(tmp_path: Path) -> None:
+    images = read(tree(tmp_path, "left /1.png", "left/2.png", "r\u3000/3.png"))
+    assert images.classes == ("left", "left ", "r\u3000")
+    assert images.labels.tolist() == [1, 0, 2]
+    assert list(images.paths) == ["left /1.png", "left/2.png", "r\u3000/3.png"]
+
+
+# --- several folders
+
+
+def test_several_folders_are_one_source(tmp_path: Path) -> None:
+    tree(tmp_path / "a", "cat/1.png", "dog/2.png")
+    tree(tmp_path / "b" / "cat", "0.png", "1.png", "2.png", "3.png")
+    tree(tmp_path / "b", "elk/4.png")
+    images = load_images(f"folder:{tmp_path}/a,{tmp_path}/b", size=8)
+    assert images.classes == ("cat", "dog", "elk")
+    assert list(images.paths)[:3] == ["a/cat/1.png", "a/dog/2.png", "b/cat/0.png"]
+    assert load_images(images.name, size=8).images.tolist() == images.images.tolist()
+    same = as_image_set([tmp_path / "a", tmp_path / "b"], size=8)
+    assert same.images.tolist() == images.images.tolist() and same.name == images.name
+
+
+# --- pages
+
+
+def test_pages_are_skipped_and_said_or_become_images(tmp_path: Path) -> None:
+    frames = [Image.fromarray(noise(8, 8, 3, seed=i)) for i in range(3)]
+    frames[0].save(tmp_path / "scan.tif", save_all=True, append_images=frames[1:])
+    Image.fromarray(noise(8, 8, 3, seed=7)).save(tmp_path / "one.png")
+    recorder = Recorder()
+    first = read(tmp_path, progress=recorder)
+    assert list(first.paths) == ["one.png", "scan.tif"]
+    (message,) = (text for text in recorder.messages if "several pages" in text)
+    assert message.startswith("1 file has several pages or frames") and "2 are skipped" in message
+    images = read(tmp_path, options=ReadOptions(pages="all"))
+    assert list(images.paths) == ["one.png", "scan.tif", "scan.tif#2", "scan.tif#3"]
+    for row, frame in enumerate(frames, 1):
+        assert np.array_equal(images.images[row].permute(1, 2, 0).numpy(), np.asarray(frame))

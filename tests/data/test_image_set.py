@@ -21,6 +21,7 @@ from sureclr.data.image_set import (
     recolour,
     resize,
 )
+from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 
 
@@ -44,7 +45,11 @@ def a_set(n: int = 6, channels: int = 3, height: int = 5, width: int = 5) -> Ima
     [
         ({"images": torch.zeros(6, 3, 5, 5)}, "uint8"),
         ({"images": torch.zeros(6, 5, 5, dtype=torch.uint8)}, r"\(n, c, h, w\)"),
-        ({"images": torch.zeros(6, 4, 5, 5, dtype=torch.uint8)}, "1 or 3 channels"),
+        ({"images": torch.zeros(6, 33, 5, 5, dtype=torch.uint8)}, "c = 1 to 32 channels"),
+        (
+            {"pictures": Pictures.of_array(torch.zeros(5, 3, 9, 9, dtype=torch.uint8))},
+            "5 whole pictures of 3 channels for 6 images",
+        ),
         ({"images": torch.zeros(6, 3, 0, 5, dtype=torch.uint8)}, "some pixels"),
         ({"images": torch.zeros(7, 3, 5, 5, dtype=torch.uint8)}, r"int64 \(7,\)"),
         ({"labels": torch.zeros(6)}, "int64"),
@@ -167,7 +172,10 @@ def test_convert_brings_a_set_to_another_runs_shape_and_leaves_the_rest() -> Non
 
 @pytest.mark.parametrize(
     ("size", "channels", "words"),
-    [(0, 1, "size must be at least 1 pixel, not 0"), (5, 2, "channels must be 1.* or 3.* not 2")],
+    [
+        (0, 1, "size must be at least 1 pixel, not 0"),
+        (5, 33, "channels must be .* up to 32, not 33"),
+    ],
 )
 def test_impossible_shapes_are_refused(size: int, channels: int, words: str) -> None:
     with pytest.raises(UserError, match=words):

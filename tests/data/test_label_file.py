@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from sureclr.data.folder import inert
+from sureclr.data.image_report import inert
 from sureclr.data.image_set import ImageSet
 from sureclr.data.label_file import read_label_rows
 from sureclr.data.label_matching import FileLabels, labels_in_file
@@ -271,9 +271,9 @@ def test_two_images_of_a_file_are_never_taken_for_one(tmp_path: Path) -> None:
 def test_unknown_images_are_counted_and_three_are_named(tmp_path: Path) -> None:
     content = "path,label\na.jpg,x\n" + "".join(f"none{i}.jpg,y\n" for i in range(5))
     (message,) = read(tmp_path, content).messages
-    assert "5 images are not among those of folder:/data/photos and are ignored" in message
+    assert "5 names in it are not among the images of folder:/data/photos and ignored" in message
     assert "'none0.jpg', 'none1.jpg', 'none2.jpg', ..." in message
-    with pytest.raises(UserError, match=r"none of the 5 images.*such as 'none0\.jpg'.*'a\.jpg'"):
+    with pytest.raises(UserError, match=r"names no image of .*such as 'none0\.jpg'.*'a\.jpg'"):
         read(tmp_path, content.replace("a.jpg,x\n", ""))
 
 
@@ -368,7 +368,7 @@ def test_columns_of_measurements_are_not_taken_for_classes(tmp_path: Path) -> No
     ("content", "words"),
     [
         (b"", "is empty; write a share"),
-        (b"path,label\n", "has no label|has no rows|none of the"),
+        (b"path,label\n", "has no label|has no rows|names no image"),
         (b"path,label,label\na.jpg,x,y\n", "2 columns that are called label"),
         (b"path,label\na.jpg,x, y\n", "line 2: there are 3 fields, and the header has 2"),
         (b'path,label\n"a.jpg,x\n', "not CSV|single column"),

@@ -127,10 +127,16 @@ def test_a_single_file_keeps_its_own_size(files: list[Path], form: Callable[[Pat
     assert np.array_equal(images.images[0].permute(1, 2, 0).numpy(), Image.open(files[0]))
 
 
-def test_files_of_mixed_sizes_become_96_pixels_and_the_note_says_so(files: list[Path]) -> None:
+def test_files_of_mixed_sizes_get_one_that_enlarges_none_and_the_note_says_so(
+    files: list[Path],
+) -> None:
     images = as_image_set(files)
-    assert images.images.tolist() == by_hand(files, 96)
-    assert images.note == "images of 3 different sizes, each resized to 96 pixels"
+    assert images.images.tolist() == by_hand(files, 9)
+    assert images.note == "images of 3 different sizes, each resized to 9 pixels"
+    assert images.pictures is not None
+    for row, file in enumerate(files):
+        whole = np.asarray(Image.open(file)).transpose(2, 0, 1)
+        assert np.array_equal(images.pictures[row].numpy(), whole)  # none has 2 x 9 or more
 
 
 def test_turned_files_count_as_upright(tmp_path: Path) -> None:
@@ -215,7 +221,7 @@ def test_a_picture_of_any_mode_is_what_its_file_would_be(
     MODES[mode].save(tmp_path / "a.tif")
     mine = as_image_set([MODES[mode]], size=size)
     assert torch.equal(mine.images, as_image_set([tmp_path / "a.tif"], size=size).images)
-    assert mine.images.shape[1] == (1 if mode in ("1", "I;16", "F", "L") else 3)
+    assert mine.images.shape[1] == (1 if mode in ("1", "I;16", "F", "L", "LA") else 3)
 
 
 def test_a_palette_gives_colours_and_not_indices() -> None:
@@ -230,7 +236,7 @@ def test_pictures_of_mixed_sizes_and_modes(files: list[Path]) -> None:
     expected = by_hand(files, 7)
     expected[1] = np.repeat(square_by_hand(pictures[1], 7, "L"), 3, axis=0).tolist()
     assert images.images.tolist() == expected and images.paths[2] == "train/00002"
-    assert as_image_set(pictures).images.shape == (3, 3, 96, 96)
+    assert as_image_set(pictures).images.shape == (3, 3, 9, 9)
     assert "3 different sizes" in as_image_set(pictures).note
 
 
@@ -353,12 +359,35 @@ def test_what_cannot_be_images_is_one_sentence(images: Any, words: str) -> None:
     ("options", "words"),
     [
         ({"size": 0}, "size must be at least 1 pixel, not 0"),
-        ({"channels": 2}, "channels must be 1 .grey. or 3 .RGB., not 2"),
+        ({"channels": 33}, "channels must be 1 .grey., 3 .RGB., .* up to 32, not 33"),
     ],
 )
 def test_impossible_shapes_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         as_image_set(noise(2, 4, 4), **options)
+
+
+def test_wide_pictures_and_files_have_one_scale(tmp_path: Path) -> None:
+    """Also where they are read one by one from a data set."""
+    grey = [RANDOM.permutation(256).reshape(16, 16) // (i + 1) for i in range(6)]
+    pictures = [Image.fromarray((7000 + 4 * g).astype(np.uint16)) for g in grey]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    paths = [tmp_path / f"{i}.png" for i in range(6)]
+    for images in (pictures, paths, Pairs(pictures, [0] * 6)):
+        for size in (None, 16):
+            found = as_image_set(images, size=size)
+            for row, g in enumerate(grey):
+                assert np.abs(found.images[row, 0].numpy().astype(int) - g).max() <= 1
+            assert found.report is not None and found.report.value_range == (7000, 8020)
+
+
+def test_arrays_with_bands_and_what_they_keep_for_views() -> None:
+    array = noise(4, 9, 14, 5)
+    images = as_image_set(array, channels=5, size=6)
+    assert images.images.shape == (4, 5, 6, 6) and images.pictures is not None
+    assert np.array_equal(images.pictures[2].permute(1, 2, 0).numpy(), array[2])
+    assert as_image_set(array.transpose(0, 3, 1, 2), channels=5).images.shape == (4, 5, 9, 14)
 
 
 def test_a_list_of_arrays_is_that_of_their_pictures() -> None:
@@ -370,7 +399,7 @@ def test_a_list_of_arrays_is_that_of_their_pictures() -> None:
     ]
     mine, theirs = as_image_set(arrays, size=6), as_image_set(pictures, size=6)
     assert torch.equal(mine.images, theirs.images) and mine.images.shape == (3, 3, 6, 6)
-    assert as_image_set(arrays).images.shape == (3, 3, 96, 96)
+    assert as_image_set(arrays).images.shape == (3, 3, 4, 4)
 
 
 @pytest.mark.parametrize("shape", [(5, 6), (1, 5, 6), (5, 6, 1)])
@@ -440,7 +469,7 @@ def test_each_item_is_read_once() -> None:
 def test_a_data_set_of_mixed_sizes() -> None:
     arrays = [noise(9, 5), noise(6, 7, 3)]
     images = as_image_set(Pairs(arrays, ["b", "a"]))
-    assert torch.equal(images.images, as_image_set(arrays, size=96).images)
+    assert torch.equal(images.images, as_image_set(arrays, size=5).images)
     assert images.labels.tolist() == [1, 0] and images.classes == ("a", "b")
     assert "2 different sizes" in images.note
 

@@ -554,7 +554,7 @@ def test_light_views_are_large_crops_and_flips_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "images", [torch.zeros(2, 3, 8, 8), pictures(3, 2, 8, 8), pictures(3)[0], pictures(3)[:0]]
+    "images", [torch.zeros(2, 3, 8, 8), pictures(3, 33, 8, 8), pictures(3)[0], pictures(3)[:0]]
 )
 def test_other_images_are_refused(images: Tensor) -> None:
     with pytest.raises(UserError, match="uint8 images"):

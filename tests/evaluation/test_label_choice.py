@@ -287,7 +287,7 @@ def test_a_file_says_which_whatever_the_set_says_and_needs_no_class_complete(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("path,label\nx.png,a\n", ["none of the 1 images", "mine", "such as 'x.png'", "'0.png'"]),
+        ("path,label\nx.png,a\n", ["names no image of mine", "such as 'x.png'", "'0.png'"]),
         ("", ["empty"]),
         (None, ["no such file"]),
     ],

@@ -1,0 +1,257 @@
+"""Which image is in which split: by the names of folders, or by the content of the image."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sureclr.data.image_report import Duplicates, counted, inert
+
+TEST_FRACTION = 0.2
+# Names of folders that hold a split, in lower case and without "-", "_" and blanks
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "trainset": "train",
+    "trainingset": "train",
+    "unlabelled": "unlabelled",
+    "unlabeled": "unlabelled",
+    "unlabelledset": "unlabelled",
+    "unlabeledset": "unlabelled",
+    "test": "test",
+    "testing": "test",
+    "testset": "test",
+}
+VALIDATION_FOLDERS = (  # the test split where there is no test folder
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "evaluation",
+    "valset",
+    "validset",
+    "validationset",
+)
+SPLITS_IN_ORDER = ("train", "unlabelled", "test")
+
+
+def split_of_name(name: str) -> str | None:
+    """Return "train", "unlabelled", "test" or "validation" for the name of a split's folder.
+
+    >>> split_of_name("Train"), split_of_name("test_set"), split_of_name("cat")
+    ('train', 'test', None)
+    """
+    word = "".join(c for c in name.casefold() if c not in "-_ ")
+    return SPLIT_FOLDERS.get(word, "validation" if word in VALIDATION_FOLDERS else None)
+
+
+def held_out_by_content(contents: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """Choose about 20 % of images by their content alone.
+
+    Whether an image is chosen depends on nothing but its content and the seed: copies of one image
+    are chosen together, and images that are added or removed change nothing for the others.
+
+    Args:
+        contents: n digests of the images' content.
+        seed: another seed chooses other images.
+
+    Returns:
+        (n,) whether the image is chosen.
+    """
+    # The seed goes first: the digest of an image must not decide alone
+    hashes = (hashlib.sha256(f"{seed}:{content}".encode()).digest()[:8] for content in contents)
+    numbers = [int.from_bytes(part, "big") for part in hashes]
+    return np.array([number < TEST_FRACTION * 2**64 for number in numbers], dtype=bool)
+
+
+def contents_of(images: Tensor) -> list[str]:
+    """Return a digest of each image's pixels, as `held_out_by_content` takes them.
+
+    Args:
+        images: (n, c, h, w) uint8.
+
+    Returns:
+        n times 64 hexadecimal digits.
+    """
+    return [
+        hashlib.sha256(f"{tuple(image.shape)}".encode() + image.cpu().numpy().tobytes()).hexdigest()
+        for image in images
+    ]
+
+
+def duplicates_of(
+    contents: Sequence[str], split: NDArray[np.str_], paths: Sequence[str]
+) -> tuple[Duplicates, NDArray[np.bool_]]:
+    """Find exact duplicates.
+
+    Args:
+        contents: n digests of the images' content.
+        split: (n,) the split of each image.
+        paths: n names.
+
+    Returns:
+        The duplicates, and (n,) whether the image stays: images of the test split that repeat one
+        of another split do not.
+    """
+    first = {
+        content: path
+        for content, path, part in zip(
+            reversed(contents), reversed(paths), reversed(split), strict=True
+        )
+        if part != "test"
+    }
+    repeats = [
+        part == "test" and content in first for content, part in zip(contents, split, strict=True)
+    ]
+    stays = ~np.array(repeats, dtype=bool)
+    within = {}
+    for part in SPLITS_IN_ORDER:
+        rows = np.flatnonzero((split == part) & stays).tolist()
+        within[part] = len(rows) - len({contents[row] for row in rows})
+    named = {paths[row]: first[contents[row]] for row in np.flatnonzero(~stays).tolist()}
+    return Duplicates(within, int((~stays).sum()), named), stays
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What the names of image files say: which of them are used, their splits and their classes.
+
+    Attributes:
+        rows: (m,) rows of the names that are used, in the order of the splits, then by name.
+        splits: m splits; None: the content of the image decides.
+        groups: m names of classes; "" where there is none.
+        words: where the splits come from; "" where the content decides.
+        left_out: words -> the number of pictures that are not used.
+        warnings: sentences about a choice that may be wrong.
+    """
+
+    rows: list[int]
+    splits: list[str | None]
+    groups: list[str]
+    words: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def arranged(names: Sequence[str]) -> Arrangement:
+    """Find splits and classes in the names of image files.
+
+    Split folders may lie at the top (train/cat/1.jpg), below single folders that hold everything
+    (photos/train/cat/1.jpg), or inside of each class (cat/train/1.jpg). Without split folders, the
+    first folder names the class (cat/2021/1.jpg).
+
+    A folder "train" beside other folders of pictures, of which none is named like another split, is
+    taken for a class.
+
+    Args:
+        names: paths with "/", relative to the folder of the source.
+    """
+    parts = [name.split("/") for name in names]
+    depth = _depth_of_splits(parts)
+    if depth is not None:
+        return _by_split_folders(names, parts, depth)
+    if _are_splits_inside_classes(parts):
+        return _arrangement(
+            names, [p[1] for p in parts], [p[0] for p in parts], "the folders inside each class"
+        )
+    order = sorted(range(len(names)), key=lambda row: names[row])
+    groups = [parts[row][0] if len(parts[row]) > 1 else "" for row in order]
+    top = [name for name in dict.fromkeys(groups) if split_of_name(name) is not None]
+    warnings = [
+        f"The folder {inert(name)}/ is taken for a class, because there are other folders beside it"
+        " and none of another split (put training and test images into train/ and test/)."
+        for name in top[:1]
+        if len(set(groups) - {""}) > 1
+    ]
+    return Arrangement(order, [None] * len(order), groups, warnings=tuple(warnings))
+
+
+def _are_split_folders(folders: set[str], loose: bool) -> bool:
+    """Whether sub-folders are splits and not classes: a class can be named "train", too.
+
+    Args:
+        folders: names of the sub-folders that hold pictures.
+        loose: whether there are pictures beside them.
+    """
+    found = {split_of_name(name) for name in folders} - {None}
+    alone = len(folders) == 1 and not loose
+    return "train" in found and (len(found) > 1 or alone)
+
+
+def _depth_of_splits(parts: list[list[str]]) -> int | None:
+    """How many single folders lie above the split folders; None: there are no split folders."""
+    depth = 0
+    while parts:
+        folders = {p[depth] for p in parts if len(p) > depth + 1}
+        loose = any(len(p) == depth + 1 for p in parts)
+        if _are_split_folders(folders, loose):
+            return depth
+        if len(folders) != 1 or loose:
+            return None
+        depth += 1
+    return None
+
+
+def _are_splits_inside_classes(parts: list[list[str]]) -> bool:
+    """Whether every picture is CLASS/SPLIT/..., and some split is that of training."""
+    if not parts or any(len(p) < 3 for p in parts):
+        return False
+    found = {split_of_name(p[1]) for p in parts}
+    return None not in found and "train" in found and len(found) > 1
+
+
+def _by_split_folders(names: Sequence[str], parts: list[list[str]], depth: int) -> Arrangement:
+    folders = [p[depth] if len(p) > depth + 1 else "" for p in parts]
+    groups = [p[depth + 1] if len(p) > depth + 2 else "" for p in parts]
+    return _arrangement(names, folders, groups, "")
+
+
+def _arrangement(
+    names: Sequence[str], folders: list[str], groups: list[str], words: str
+) -> Arrangement:
+    """Sort pictures into the splits that are named by their folders.
+
+    Args:
+        names: of the pictures.
+        folders: n names of split folders; "" or another name: the picture is left out.
+        groups: n names of classes, or "".
+        words: where the splits come from; "": name the folders.
+    """
+    kinds = [split_of_name(folder) for folder in folders]
+    has_test = "test" in kinds
+    used = {"train": "train", "unlabelled": "unlabelled", "test": "test"}
+    if not has_test:
+        used["validation"] = "test"
+    rank = {split: number for number, split in enumerate(SPLITS_IN_ORDER)}
+    splits = [used.get(kind or "") for kind in kinds]
+    rows = [row for row, split in enumerate(splits) if split is not None]
+    rows.sort(key=lambda row: (rank[splits[row] or ""], names[row]))
+    left_out: dict[str, int] = {}
+    for row, kind in enumerate(kinds):
+        if splits[row] is None:
+            reason = "because there is a test folder" if kind else "which is not named like a split"
+            key = f"in {folders[row]}/ ({reason})" if folders[row] else "beside the split folders"
+            left_out[key] = left_out.get(key, 0) + 1
+    if not words:
+        used_folders = dict.fromkeys(folders[row] for row in rows)
+        words = f"the folders {', '.join(f'{folder}/' for folder in used_folders)}"
+    return Arrangement(
+        rows,
+        [splits[row] for row in rows],
+        ["" if splits[row] == "unlabelled" else groups[row] for row in rows],
+        words,
+        left_out,
+    )
+
+
+def split_words(splits: Sequence[str | None], words: str, seed: int) -> str:
+    """Return where the splits come from, in words."""
+    if None not in splits:
+        return words
+    by_content = f"a hash of each image's content holds out 20 % for testing, seed {seed}"
+    given = sum(map(bool, splits))
+    return by_content + (f"; {words} for {counted(given, 'other image')}" if given else "")

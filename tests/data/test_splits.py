@@ -1,0 +1,145 @@
+"""Splits: by the names of folders, by content, and duplicates, against loops and laws."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sureclr.data.splits import (
+    arranged,
+    contents_of,
+    duplicates_of,
+    held_out_by_content,
+    split_of_name,
+)
+
+CONTENTS = [f"{i:064x}" for i in range(4000)]
+
+
+def test_a_fifth_is_held_out_by_every_seed() -> None:
+    for seed in (0, 1, 2**31 - 1, -5):
+        share = held_out_by_content(CONTENTS, seed).mean()
+        assert abs(share - 0.2) < 5 * np.sqrt(0.16 / len(CONTENTS))
+    both = held_out_by_content(CONTENTS, 0) & held_out_by_content(CONTENTS, 1)
+    assert abs(both.mean() - 0.04) < 0.02  # seeds choose independently of each other
+
+
+@given(st.permutations(range(40)), st.integers(1, 40))
+def test_neither_order_nor_other_images_move_an_image(order: list[int], count: int) -> None:
+    whole = held_out_by_content(CONTENTS[:40], 3)
+    part = held_out_by_content([CONTENTS[i] for i in order[:count]], 3)
+    assert part.tolist() == [whole[i] for i in order[:count]]
+
+
+def test_contents_are_equal_exactly_where_pixels_are() -> None:
+    images = torch.randint(0, 2, (60, 1, 2, 2), dtype=torch.uint8)
+    found = contents_of(images)
+    for i in range(60):
+        for j in range(60):
+            assert (found[i] == found[j]) == torch.equal(images[i], images[j])
+    assert contents_of(images.view(60, 1, 1, 4))[0] != found[0]
+
+
+@pytest.mark.parametrize(
+    ("split", "names"),
+    {
+        "train": "train Train TRAIN training train_set Train-Set trainset TRAINING_SET",
+        "test": "test Test testing test_set TESTSET",
+        "validation": "val Val valid validation dev eval VALIDATION_SET",
+        "unlabelled": "unlabelled Unlabeled unlabeled_set",
+        None: "cat trains tester trained values device evaluate labelled",
+    }.items(),
+)
+def test_names_of_splits(split: str | None, names: str) -> None:
+    assert {split_of_name(name) for name in names.split()} == {split}
+
+
+def found(*names: str) -> list[tuple[str, str | None, str]]:
+    """(Name, split, class) of the images that are used, in their order."""
+    order = arranged(names)
+    return [
+        (names[row], split, group)
+        for row, split, group in zip(order.rows, order.splits, order.groups, strict=True)
+    ]
+
+
+def test_splits_at_the_top_in_capitals() -> None:
+    assert found("Test/b/1", "Train/a/2", "Train/3", "UNLABELED/x/4") == [
+        ("Train/3", "train", ""),
+        ("Train/a/2", "train", "a"),
+        ("UNLABELED/x/4", "unlabelled", ""),
+        ("Test/b/1", "test", "b"),
+    ]
+
+
+def test_splits_below_single_folders() -> None:
+    assert found("a/b/training/c/1", "a/b/val/d/2") == [
+        ("a/b/training/c/1", "train", "c"),
+        ("a/b/val/d/2", "test", "d"),
+    ]
+
+
+def test_splits_inside_each_class() -> None:
+    names = ("cat/train/1", "cat/test/2", "dog/train/x/3", "dog/test/4")
+    assert found(*names) == [
+        ("cat/train/1", "train", "cat"),
+        ("dog/train/x/3", "train", "dog"),
+        ("cat/test/2", "test", "cat"),
+        ("dog/test/4", "test", "dog"),
+    ]
+    assert arranged(names).words == "the folders inside each class"
+
+
+def test_validation_is_left_out_beside_a_test_folder() -> None:
+    order = arranged(["train/a/1", "val/a/2", "test/a/3", "other/4", "5"])
+    assert len(order.rows) == 2 and sum(order.left_out.values()) == 3
+    words = " ".join(order.left_out)
+    assert "in val/" in words and "in other/" in words and "beside the split folders" in words
+
+
+def test_a_class_may_be_named_train() -> None:
+    """CIFAR-100 has one."""
+    names = ("car/1", "plane/2", "train/3")
+    assert found(*names) == [
+        ("car/1", None, "car"),
+        ("plane/2", None, "plane"),
+        (*names[2:], None, "train"),
+    ]
+    (warning,) = arranged(names).warnings
+    assert "train/ is taken for a class" in warning
+
+
+def test_classes_without_splits() -> None:
+    assert found("dog/x/1", "cat/2", "3") == [
+        ("3", None, ""),
+        ("cat/2", None, "cat"),
+        ("dog/x/1", None, "dog"),
+    ]
+    assert not arranged(["dog/x/1", "cat/2", "3"]).warnings
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from(["train", "test", "unlabelled"])),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_duplicates_equal_those_of_a_loop(images: list[tuple[str, str]]) -> None:
+    contents, split = [c for c, _ in images], np.array([s for _, s in images])
+    paths = [f"p{i}" for i in range(len(images))]
+    copies, stays = duplicates_of(contents, split, paths)
+    learnt = {c for c, s in images if s != "test"}
+    expected = [s != "test" or c not in learnt for c, s in images]
+    assert stays.tolist() == expected and copies.taken_out == expected.count(False)
+    for part in ("train", "test", "unlabelled"):
+        counts = Counter(
+            c for (c, s), kept in zip(images, expected, strict=True) if s == part and kept
+        )
+        assert copies.within[part] == sum(count - 1 for count in counts.values())
+    for copy, original in copies.named.items():
+        assert contents[paths.index(copy)] == contents[paths.index(original)]
+        assert split[paths.index(original)] != "test"
