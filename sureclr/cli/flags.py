@@ -1,5 +1,6 @@
 """Flags made from a configuration's fields, and how flags, a file and a recipe become one."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
@@ -60,9 +61,10 @@ def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
     for field in fields(config):
         if field.name not in skip:
             text = _with_default(help_of.get(field.name, ""), field.default)
-            flag = "--" + SHORT_FLAGS.get(field.name, field.name).replace("_", "-")
+            # Only these have a name of their own: with one, a flag loses the prefix of its class
+            name = f"--{SHORT_FLAGS[field.name]}" if field.name in SHORT_FLAGS else None
             group = GROUP_OF_FIELD[field.name]
-            shown = Parameter(name=flag, help=text, negative="", group=group)
+            shown = Parameter(help=text, negative="", group=group, name=name)
             optional.append((field.name, Annotated[hints[field.name] | None, shown], None))
     # cyclopts does not open a class of the module `types`, where make_dataclass would put it
     return make_dataclass(f"{config.__name__}Flags", optional, namespace={"__module__": __name__})
@@ -92,6 +94,20 @@ NO_CONFIG, NO_VIEWS, NO_IMAGES = ConfigFlags(), ViewFlags(), ImageFlags()
 def given_flags(values: Any) -> dict[str, Any]:
     """Return the flags that are on the command line."""
     return {name: value for name, value in vars(values).items() if value is not None}
+
+
+def as_words(given: Mapping[str, Any]) -> str:
+    """Return flags as they are typed, each after a blank.
+
+    >>> as_words({"size": 32, "value_range": (0.0, 5.5), "strict": True})
+    ' --size 32 --range 0.0 5.5 --strict'
+    """
+    words = []
+    for name, value in given.items():
+        words.append("--" + SHORT_FLAGS.get(name, name).replace("_", "-"))
+        if value is not True:
+            words += map(str, value if isinstance(value, tuple) else (value,))
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def resolve(

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
+from sureclr.cli.flags import SHORT_FLAGS
 from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
@@ -199,7 +200,7 @@ def _flag(match: re.Match[str]) -> str:
     name, assigned, value = match["name"], match["assigned"], match["value"]
     if name not in NAMES or not (assigned or "_" in name):
         return match[0]
-    flag = "--" + name.replace("_", "-")
+    flag = "--" + SHORT_FLAGS.get(name, name).replace("_", "-")
     return flag if not assigned or value in ("", "True") else f"{flag} {value.strip(DOUBLE)}"
 
 

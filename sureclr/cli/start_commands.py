@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from sureclr.cli.flags import NO_IMAGES, NO_VIEWS, ImageFlags, ViewFlags, given_flags, resolve
+from sureclr.cli.flags import (
+    NO_IMAGES,
+    NO_VIEWS,
+    ImageFlags,
+    ViewFlags,
+    as_words,
+    given_flags,
+    resolve,
+)
 from sureclr.cli.shared import (
     START,
     CommandProgress,
@@ -88,7 +96,7 @@ def draw_views(
         json,
         {"out": str(out), "images": len(rows)},
         f"The picture is {out}.",
-        f"sureclr pretrain {quoted(source)}",
+        f"sureclr pretrain {quoted(source)}{as_words(given_flags(reading))}",
     )
 
 

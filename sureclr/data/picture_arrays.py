@@ -181,7 +181,9 @@ def decoded_images(pictures: Iterable[Image.Image], options: ReadOptions) -> Pic
             raise UserError(
                 f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
             ) from error
-    arrays = joined(decoded, note)
+    # Their contents are those of the squares, as for arrays: the same images in another form are
+    # then split alike
+    arrays = replace(joined(decoded, note), contents=None)
     if found is None or not len(found.values) or value_range is None:
         return arrays
     warning = few_levels(found, value_range)

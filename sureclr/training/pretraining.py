@@ -12,7 +12,13 @@ from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.devices import choose_device
-from sureclr.training.images import as_begun, as_resolved, training_images
+from sureclr.training.images import (
+    MonitorLabels,
+    as_begun,
+    as_resolved,
+    label_file_of,
+    training_images,
+)
 from sureclr.training.loop import run_training
 from sureclr.training.records import check_same_configuration
 from sureclr.training.run import Run
@@ -30,6 +36,7 @@ def pretrain(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    labels: MonitorLabels = None,
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
@@ -49,6 +56,8 @@ def pretrain(
         out: the run folder; None: runs/SOURCE-LOSS-ENCODER-DATE.
         resume: continue the run in `out` exactly where it stopped.
         overwrite: replace the run in `out`.
+        labels: a file of labels, by which the monitor measures kNN accuracy while the run trains.
+            They change nothing of what it learns; images.json names the file.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb, which then also gets the numbers.
         root: the folder of the data sets.
@@ -68,9 +77,10 @@ def pretrain(
     directory.check(resume, overwrite)
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
+    file = label_file_of(labels)
     if resume:
         config = as_begun(config, from_dict(read_yaml(directory.config)))
-    training = training_images(config, images, root, chosen, progress)
+    training = training_images(config, images, root, chosen, progress, file)
     if not resume:
         config = as_resolved(config, training, progress)
     probe = chosen.type != "cpu" and not resume
@@ -79,7 +89,8 @@ def pretrain(
     )
     directory.prepare(resume, overwrite)
     if training.report is not None:
-        directory.save_image_report(training.report.to_json())
+        named = {} if file is None else {"monitor_labels": str(file.path)}
+        directory.save_image_report({**training.report.to_json(), **named})
     run_training(trainer, directory, progress, resume=resume, track=track)
     return Run(
         directory,
@@ -99,6 +110,7 @@ def check_pretraining(
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    labels: MonitorLabels = None,
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
@@ -114,6 +126,7 @@ def check_pretraining(
         out: the run folder.
         resume: whether the run in `out` would be continued.
         overwrite: whether it would be replaced.
+        labels: a file of labels for the monitor.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb.
         root: the folder of the data sets.
@@ -122,6 +135,7 @@ def check_pretraining(
     Raises:
         UserError: as `pretrain`.
     """
+    config = recorded(config, None, None)
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
         if resume:
@@ -131,5 +145,6 @@ def check_pretraining(
     choose_device(device)
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
-    images = training_images(config, None, root, on_cpu, progress)
+    file = label_file_of(labels)
+    images = training_images(config, None, root, on_cpu, progress, file)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)

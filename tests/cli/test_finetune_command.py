@@ -155,5 +155,7 @@ def test_bad_input_is_one_line(
     with pytest.raises(SystemExit) as stopped:
         main(["finetune", str(run), "--device", "cpu", *words])
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2 and out == "" and said in err.splitlines()[-1]
+    refusals = [line for line in err.splitlines() if line.startswith("sureclr: ")]
+    assert stopped.value.code == 2 and out == "" and len(refusals) == 1 and said in refusals[0]
+    assert err.endswith(refusals[0] + "\n")
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*.json")}

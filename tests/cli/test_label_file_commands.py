@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from tiny import FLAGS
+from tiny import FLAGS, weights
+from tiny import lines as lines_of
 
 from sureclr.cli import main
 from sureclr.data.image_report import inert
@@ -244,3 +246,26 @@ def test_bad_input_is_one_line(
     printed, err = capsys.readouterr()
     assert stopped.value.code == 2 and printed == "" and said in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_labels_show_how_a_run_learns_and_change_nothing_of_it(place: Path, tmp_path: Path) -> None:
+    lines = [f"{i}.png,{kind_of(place / 'photos' / f'{i}.png')}" for i in range(60)]
+    (tmp_path / "mine.csv").write_text("path,label\n" + "\n".join(lines))
+    words = ["pretrain", f"folder:{place / 'photos'}", *TINY]
+    words[words.index("--monitor-every") + 1] = "1"
+    main([*words, "--out", str(tmp_path / "without")])
+    main([*words, "--out", str(tmp_path / "with"), "--labels", str(tmp_path / "mine.csv")])
+    (without,), (labelled,) = (
+        [entry for entry in lines_of(tmp_path / name) if "effective_rank" in entry]
+        for name in ("without", "with")
+    )
+    assert 0 <= labelled.pop("knn") <= 1 and "knn" not in without
+    assert labelled == without
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(
+            weights(tmp_path / "without").values(), weights(tmp_path / "with").values(), strict=True
+        )
+    )
+    report = json.loads((tmp_path / "with" / "images.json").read_text())
+    assert report["monitor_labels"] == str(tmp_path / "mine.csv")

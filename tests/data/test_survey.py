@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -49,6 +49,8 @@ def of_values(values: NDArray[Any]) -> Survey:
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60))
+@example(list(range(40, 60)))
+@example(list(range(40, 59)))
 def test_the_size_is_the_largest_that_enlarges_at_most_a_twentieth(sides: list[int]) -> None:
     allowed = [
         size for size in range(1, 97) if sum(side < size for side in sides) <= 0.05 * len(sides)
