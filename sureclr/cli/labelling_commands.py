@@ -14,6 +14,7 @@ from sureclr.cli.shared import (
     CommandProgress,
     DataSource,
     Device,
+    EvaluationOptions,
     ImageColumn,
     Json,
     LabelColumn,
@@ -24,6 +25,7 @@ from sureclr.cli.shared import (
     print_answer,
     quoted,
 )
+from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 
@@ -106,7 +108,8 @@ def label_next(
         "next": rows,
     }
     next_command = (
-        f"sureclr finetune {quoted(run)} --labels {quoted(out)}  (once its labels are filled in)"
+        f"sureclr finetune {quoted(run)}{EvaluationOptions(data, out, root=root).words}"
+        "  (once its labels are filled in)"
     )
     print_answer(json, answer, _choice_text(answer), next_command)
 
@@ -199,9 +202,11 @@ def finetune(
     result = finetune_run(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
     )
-    print_answer(
-        json, to_json(result), _finetuning_text(run, result), f"sureclr evaluate {quoted(run)}"
-    )
+    file = LabelRequest.of(config.label_request, config.image_column, config.label_column).file
+    labels = (file.path, file.image_column, file.label_column) if file else (None, None, None)
+    words = EvaluationOptions(data, *labels, root=root).words
+    next_command = f"sureclr evaluate {quoted(run)}{words}"
+    print_answer(json, to_json(result), _finetuning_text(run, result), next_command)
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:

@@ -108,6 +108,20 @@ class EvaluationOptions:
         """The file of labels with its columns, or None."""
         return file_of_labels(self.labels, self.image_column, self.label_column)
 
+    @property
+    def words(self) -> str:
+        """The options of the images and their labels, for a next command: "" or " --labels F"."""
+        given = {
+            "--data": self.data,
+            "--labels": self.labels,
+            "--image-column": self.image_column,
+            "--label-column": self.label_column,
+            "--root": self.root,
+        }
+        return "".join(
+            f" {flag} {quoted(value)}" for flag, value in given.items() if value is not None
+        )
+
 
 Options = Annotated[EvaluationOptions, Parameter(name="*")]
 NO_OPTIONS = EvaluationOptions()
