@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sureclr.data.views import two_views as two_views
     from sureclr.errors import UserError as UserError
     from sureclr.evaluation.evaluations import register_evaluation as register_evaluation
+    from sureclr.evaluation.prediction import predict as predict
+    from sureclr.evaluation.prediction_table import Predictions as Predictions
     from sureclr.evaluation.results import Results as Results
     from sureclr.evaluation.results import read_results as read_results
     from sureclr.evaluation.session import compare as compare
@@ -57,6 +59,8 @@ _HOMES = {
     "two_views": "data.views",
     "UserError": "errors",
     "register_evaluation": "evaluation.evaluations",
+    "Predictions": "evaluation.prediction_table",
+    "predict": "evaluation.prediction",
     "Results": "evaluation.results",
     "read_results": "evaluation.results",
     "compare": "evaluation.session",

@@ -594,8 +594,9 @@ def test_an_unknown_command_names_all_commands_and_the_nearest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     line = failed(["pretian"], capsys)
-    assert "did you mean pretrain?" in line
-    commands = "demo evaluate finetune knn label-next linear list pretrain report uncertainty views"
+    assert "did you mean pretrain" in line
+    commands = "demo evaluate finetune knn label-next linear list predict pretrain report"
+    commands += " uncertainty views"
     assert all(command in line for command in commands.split())
 
 
@@ -607,7 +608,7 @@ def test_a_word_too_many_is_named_with_the_rule(capsys: pytest.CaptureFixture[st
 def test_help_has_its_commands_and_options_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--help"])
     text = capsys.readouterr().out
-    titles = ["Start", "Train", "Evaluate a run", "Use few labels"]
+    titles = ["Start", "Train", "Evaluate a run", "Use few labels", "Use a run"]
     places = [text.index(f"─ {title} ─") for title in titles]
     assert places == sorted(places) and places[0] < text.index("│ demo ") < places[1]
     main(["pretrain", "--help"])

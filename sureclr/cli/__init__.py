@@ -11,6 +11,7 @@ from sureclr.cli import (  # noqa: F401  (each module adds its commands to the a
     demo_command,
     evaluation_commands,
     labelling_commands,
+    prediction_commands,
     report_commands,
     start_commands,
     training_commands,

@@ -204,7 +204,7 @@ def finetune(
     )
     file = LabelRequest.of(config.label_request, config.image_column, config.label_column).file
     labels = (file.path, file.image_column, file.label_column) if file else (None, None, None)
-    words = EvaluationOptions(data, *labels, root=root).words
+    words = EvaluationOptions(data, labels[0], labels[1], labels[2], root=root).words
     next_command = f"sureclr evaluate {quoted(run)}{words}"
     print_answer(json, to_json(result), _finetuning_text(run, result), next_command)
 

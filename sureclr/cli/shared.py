@@ -32,6 +32,7 @@ START = Group("Start", sort_key=1)
 TRAIN = Group("Train", sort_key=2)
 EVALUATE = Group("Evaluate a run", sort_key=3)
 LABEL = Group("Use few labels", sort_key=4)
+USE = Group("Use a run", sort_key=5)
 
 OUTPUT = Group("Output and machine", sort_key=90)
 
@@ -129,8 +130,8 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "again budget data device human image_column known label_column labels out overwrite resume"
-    " root seed strategy track"
+    "again budget classifier data device human image_column known label_column labels out overwrite"
+    " resume root seed strategy track unfamiliar"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(

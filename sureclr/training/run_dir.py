@@ -30,6 +30,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
     "map.parquet",
     "report.html",
     "finetuned",
+    "classifiers",
 )
 OURS = (  # what overwriting a run removes
     "config.yaml",

@@ -94,6 +94,11 @@ def test_labels_of_chosen_images_train_and_test_every_classifier(
     assert linear["n_train"] == knn["n_train"] == tuned["n_labels"] == 30 - tests
     assert "20 of 50 rows have no label" in said and f"{tests} are held out for testing" in said
     assert linear["accuracy"] > 0.5, "bright thirds are told apart"
+    new = ["predict", run, str(place / "photos" / "0.png"), "--labels", str(file)]
+    main([*new, "--out", str(tmp_path / "new.csv"), "--device", "cpu"])
+    with (tmp_path / "new.csv").open(newline="", encoding="utf-8") as opened:
+        (row,) = csv.DictReader(opened)
+    assert kind_of(place / "photos" / "0.png") in row.values()
     assert list((place / "run" / "finetuned").glob("*.safetensors"))
 
 

@@ -1,0 +1,261 @@
+"""predict: classes for images, with how sure each of them is."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from sureclr.cli.shared import (
+    OUTPUT,
+    USE,
+    CommandProgress,
+    Device,
+    ImageColumn,
+    Json,
+    LabelColumn,
+    LabelPath,
+    Root,
+    RunFolder,
+    app,
+    file_of_labels,
+    print_answer,
+    quoted,
+)
+from sureclr.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from sureclr.evaluation.prediction_table import Predictions
+    from sureclr.finetuning.store import Finetuned
+
+CLASSES_SHOWN = 20  # lines of the counts that are printed
+FILES_SHOWN = 5  # files that could not be read and are named
+FEW_LABELS = 1000  # with fewer, more labels are the next useful thing
+
+
+@app.command(group=USE)
+def predict(
+    run: RunFolder,
+    /,
+    *source: Annotated[
+        str,
+        Parameter(
+            name="SOURCE",
+            help=(
+                "What to classify: image files, a folder, or a data source. Default: the images"
+                " that the run was trained on."
+            ),
+        ),
+    ],
+    out: Annotated[
+        Path,
+        Parameter(
+            group=OUTPUT, help="The table to write: .csv, .jsonl or .parquet, one row an image."
+        ),
+    ],
+    classifier: Annotated[
+        str,
+        Parameter(
+            help=(
+                "linear: logistic regression on the frozen features, fitted once and kept. knn: the"
+                " vote of the 20 nearest labelled images. finetuned, or finetuned:NAME: what"
+                " `finetune` has saved."
+            )
+        ),
+    ] = "linear",
+    labels: LabelPath = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
+    data: Annotated[
+        str | None,
+        Parameter(
+            help=(
+                "Learn from the labels of other images: a data source or folder:PATH. Default: the"
+                " images that the run was trained on."
+            )
+        ),
+    ] = None,
+    unfamiliar: Annotated[
+        float,
+        Parameter(
+            help=(
+                "Mark images as unfamiliar whose p-value is at most this: about this share of"
+                " images that are like the training data."
+            )
+        ),
+    ] = 0.01,
+    overwrite: Annotated[
+        bool, Parameter(negative="", group=OUTPUT, help="Replace the file --out if it exists.")
+    ] = False,
+    device: Device = "auto",
+    root: Root = None,
+    json: Json = False,
+) -> None:
+    """Classify images: a class, a calibrated probability, and whether the image is familiar.
+
+    Each row names the three labelled images that are most similar. Images that are unlike the
+    training data keep their class and are marked.
+    """
+    from sureclr.evaluation.prediction import predict as predict_images
+    from sureclr.evaluation.prediction_table import check_out
+
+    check_out(out, overwrite=overwrite)
+    images = list(source) if len(source) > 1 else source[0] if source else None
+    chosen = _finetuned(run, classifier, device) if _is_finetuned(classifier) else classifier
+    answers = predict_images(
+        run,
+        images,
+        file_of_labels(labels, image_column, label_column),
+        chosen,
+        data=data,
+        unfamiliar=unfamiliar,
+        device=device,
+        root=root,
+        progress=CommandProgress(),
+    )
+    answers.save(out, overwrite=overwrite)
+    print_answer(
+        json, _answer(answers, out), _text(answers, out), _next(answers, run, labels, data)
+    )
+
+
+def _is_finetuned(classifier: str) -> bool:
+    kind = classifier.partition(":")[0]
+    if kind not in ("linear", "knn", "finetuned") or (kind != classifier and kind != "finetuned"):
+        raise unknown("classifier", classifier, ("linear", "knn", "finetuned"))
+    return kind == "finetuned"
+
+
+def _finetuned(run: Path, classifier: str, device: str) -> "Finetuned":
+    """Return the fine-tuned classifier that is meant by `finetuned` or `finetuned:NAME`."""
+    from sureclr.finetuning.store import load_finetuned
+
+    _, _, name = classifier.partition(":")
+    saved = sorted(file.stem for file in (run / "finetuned").glob("*.json"))
+    if not name and len(saved) > 1:
+        raise UserError(
+            f"{run} has {len(saved)} fine-tuned classifiers; choose one, for example --classifier"
+            f" {quoted(f'finetuned:{saved[0]}')} (it has {', '.join(saved)})."
+        )
+    return load_finetuned(run, name or (saved[0] if saved else "10%"), device)
+
+
+def _answer(answers: "Predictions", out: Path) -> dict[str, Any]:
+    """Return what `--json` prints."""
+    from sureclr.schema import to_json
+
+    n = len(answers)
+    return {
+        "out": str(out),
+        "images": n,
+        "counts": answers.counts,
+        "mean_probability": float(answers.probability.mean()),
+        "unfamiliar": int(answers.unfamiliar.sum()),
+        "unfamiliar_threshold": answers.threshold,
+        "compared_with": {"images": answers.n_compared, "what": answers.compared_with},
+        "learned_from": int(answers.learned_from.sum()),
+        "errors": dict(answers.errors),
+        "classifier": to_json(answers.classifier),
+        "accuracy_on_source": to_json(answers.accuracy),
+        "note": answers.note,
+    }
+
+
+def _text(answers: "Predictions", out: Path) -> str:
+    """Return the answers in words."""
+    n, counts, facts = len(answers), answers.counts, answers.classifier
+    lines = [f"{n:,} images classified by the {facts.name} classifier into {len(counts)} classes:"]
+    width = max(len(name) for name in counts)
+    lines += [
+        f"  {name:{width}s}  {count:,}  ({count / n:.1%})"
+        for name, count in list(counts.items())[:CLASSES_SHOWN]
+    ]
+    if len(counts) > CLASSES_SHOWN:
+        lines.append(f"  ... and {len(counts) - CLASSES_SHOWN} classes more")
+    lines.append(
+        f"The mean probability of the answers is {float(answers.probability.mean()):.3f};"
+        f" {facts.calibration}."
+    )
+    lines += [_unfamiliar(answers), *_accuracies(answers), *_learned_from(answers)]
+    lines += _unreadable(answers)
+    return "\n".join([*lines, f"All answers are in {out}, one row an image."])
+
+
+def _unfamiliar(answers: "Predictions") -> str:
+    number, m = int(answers.unfamiliar.sum()), answers.n_compared
+    if 1 / (m + 1) > answers.threshold:
+        return (
+            f"No image can be marked as unfamiliar at {answers.threshold:g}: with {m:,} images to"
+            f" compare with, the lowest p-value is {1 / (m + 1):.3g}; give a higher --unfamiliar."
+        )
+    return (
+        f"{number:,} images ({number / len(answers):.1%}) are unlike the training data (p at most"
+        f" {answers.threshold:g}, compared with {m:,} {answers.compared_with}); they are marked,"
+        " and their class is a guess."
+    )
+
+
+def _accuracies(answers: "Predictions") -> list[str]:
+    """Return what a person can expect of the answers."""
+    facts, own, lines = answers.classifier, answers.accuracy, []
+    if facts.accuracy is not None and facts.interval is not None:
+        low, high = facts.interval
+        lines.append(
+            f"Its accuracy on {facts.n_test:,} labelled test images is {facts.accuracy:.3f}"
+            f" (95 % interval {low:.3f} to {high:.3f})."
+        )
+    elif facts.held_out_accuracy is not None:
+        lines.append(
+            f"There are no labelled test images; its accuracy on {facts.n_held_out:,} labelled"
+            f" images that were held out of the learning is {facts.held_out_accuracy:.3f}."
+        )
+    else:
+        lines.append("Its accuracy is not known: no labelled image could be held out.")
+    if own is not None and (own.accuracy, own.n) != (facts.accuracy, facts.n_test):
+        low, high = own.interval
+        strange = f", of which {own.n_unknown:,} are of other classes" if own.n_unknown else ""
+        lines.append(
+            f"The answers agree with the source's own labels in {own.accuracy:.3f} of {own.n:,}"
+            f" images (95 % interval {low:.3f} to {high:.3f}){strange}."
+        )
+    return lines
+
+
+def _learned_from(answers: "Predictions") -> list[str]:
+    number = int(answers.learned_from.sum())
+    if not number:
+        return []
+    return [
+        f"The classifier learned from {number:,} of these images (column learned_from); their"
+        " answers say little about new images."
+    ]
+
+
+def _unreadable(answers: "Predictions") -> list[str]:
+    if not answers.errors:
+        return []
+    first = list(answers.errors.items())[:FILES_SHOWN]
+    count = len(answers.errors)
+    more = f", and {count - len(first):,} more" if count > len(first) else ""
+    names = ", ".join(f"{quoted(_shown(name))} ({reason})" for name, reason in first)
+    files = (
+        "1 file could not be read and has"
+        if count == 1
+        else f"{count:,} files could not be read and have"
+    )
+    return [f"{files} a row with an error in the table: {names}{more}."]
+
+
+def _shown(name: str) -> str:
+    from sureclr.data.image_report import inert
+
+    return inert(name)
+
+
+def _next(answers: "Predictions", run: Path, labels: Path | None, data: str | None) -> str:
+    """Return the next useful command, with the options that were given."""
+    chosen = f" --data {quoted(data)}" if data is not None else ""
+    if answers.classifier.name != "finetuned" and 0 < answers.classifier.n_train < FEW_LABELS:
+        known = f" --known {quoted(labels)}" if labels is not None else ""
+        return f"sureclr label-next {quoted(run)} --budget 100{known}{chosen}"
+    given = f" --labels {quoted(labels)}" if labels is not None else ""
+    return f"sureclr evaluate {quoted(run)}{given}{chosen}"

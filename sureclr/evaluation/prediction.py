@@ -1,0 +1,408 @@
+"""Classifying images with a run: a class, how sure it is, and whether the image is familiar.
+
+    answers = sureclr.predict("runs/tour", "new_photographs", labels="labels.csv")
+    answers.save("answers.csv")
+
+Every image gets an answer, and every answer says how far to trust it: a calibrated probability, the
+labelled images that are most similar, and a p-value of being like the training data. An image that
+is unlike them keeps its class and is marked, because a classifier that knows ten classes names one
+of the ten for anything at all.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sureclr.data.decoding import ENDINGS, Decoding, FileRef
+from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import UNLABELLED, ImageSet
+from sureclr.data.parallel_decoding import decode_files
+from sureclr.data.sources import is_source
+from sureclr.errors import UserError, unknown
+from sureclr.evaluation.classifiers import (
+    FittedClassifier,
+    Network,
+    kept_linear,
+    knn_classifier,
+    learning_images,
+    neighbours_without,
+    network_classifier,
+    spread_rows,
+)
+from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
+from sureclr.evaluation.run_images import Labels, load_run_images
+from sureclr.evaluation.session import Session
+from sureclr.progress import Progress, report_progress
+from sureclr.training.run import Run
+
+UNFAMILIAR = 0.01  # p-value at or below which an image is marked
+IMAGES_AT_ONCE = 4096  # embedded and answered together
+FILES_AT_ONCE = 1024  # of a list of files, decoded together
+SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
+SAME = 1e-5  # difference of features, relative to their length, that is rounding
+CLASSIFIERS = ("linear", "knn")
+
+
+# --- Whether an image is familiar -----------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Familiarity:
+    """What new images are compared with.
+
+    Attributes:
+        features: (n, f) of the images that the run may have been trained on.
+        reference: (m,) ascending, similarities of images that are known to be like these.
+        compared_with: what the m images are, in words.
+    """
+
+    features: Tensor
+    reference: Tensor
+    compared_with: str
+
+    def p_values(self, features: Tensor, own: Tensor) -> Tensor:
+        """Return the p-value of each image, (q,) float64; NaN where nothing can be compared.
+
+        Args:
+            features: (q, f).
+            own: (q,) int64, the training image that an image is itself, or -1; it is left out.
+        """
+        similarity, _ = neighbours_without(features, own, self.features, 1)
+        if similarity.shape[1] == 0 or len(self.reference) == 0:
+            return torch.full((len(features),), torch.nan, dtype=torch.float64)
+        return conformal_p(_comparable(similarity[:, 0]), self.reference)
+
+
+def _comparable(similarity: Tensor) -> Tensor:
+    return similarity.double().round(decimals=SIMILARITY_DECIMALS)
+
+
+def conformal_p(scores: Tensor, reference: Tensor) -> Tensor:
+    """Return (1 + number of reference scores that are at most the score) / (m + 1), (q,) float64.
+
+    If an image and the m reference images are drawn alike, in whatever way, its p-value is at most
+    alpha with a probability of at most alpha (Vovk et al. 2005). Equal scores count against the
+    image, so that ties keep this true.
+
+    Args:
+        scores: (q,), low for an image that is unlike the others.
+        reference: (m,) ascending.
+    """
+    at_most = torch.searchsorted(reference, scores.contiguous(), right=True)
+    return (1 + at_most).double() / (len(reference) + 1)
+
+
+def familiarity(table: Embeddings) -> Familiarity:
+    """Return what tells whether an image is like the images of a table.
+
+    An image's score is the cosine of its features to the nearest image that is not of the test
+    split. It is compared with the scores of the test images (at most 5,000); where there are none,
+    with those of the other images, each left out of the search. The encoder was trained on those,
+    so they may be nearer to each other than new images of the same kind are, and the p-values of
+    new images then come out too low.
+    """
+    others, test = table.select(table.split != "test"), table.select(table.split == "test")
+    if len(test):
+        rows = spread_rows(len(test))
+        queries, own, words = test.features[rows], torch.full_like(rows, -1), "test images"
+    else:
+        own = spread_rows(len(others))
+        queries, words = others.features[own], "training images, each compared with the others"
+    similarity, _ = neighbours_without(queries, own, others.features, 1)
+    nearest = similarity[:, 0] if similarity.shape[1] else similarity.reshape(-1)
+    return Familiarity(others.features, _comparable(nearest).sort().values, words)
+
+
+# --- Reading what is to be classified ---------------------------------------------------
+
+
+Part = tuple[ImageSet, Embeddings | None]  # some images, with their embeddings where they exist
+
+
+@dataclass
+class _Source:
+    """The images that are to be classified, in parts that fit into memory.
+
+    Attributes:
+        total: number of images, or of files.
+        errors: path -> why it could not be read; filled while the parts are read.
+        notes: what a reader should know of how they were read.
+    """
+
+    session: Session
+    images: Any
+    root: Path | None
+    total: int
+    errors: dict[str, str]
+    notes: list[str]
+    whole: ImageSet | None
+
+    @staticmethod
+    def of(session: Session, images: Any, root: Path | None) -> "_Source":
+        files = _file_list(images)
+        if files is not None:
+            return _Source(session, files, root, len(files), {}, [], None)
+        if images is None:
+            whole = session.images
+        else:
+            whole = load_run_images(session.run, images, None, root, session.progress)
+        report: Any = getattr(whole, "report", None)
+        refused = {} if report is None else dict(report.refused)
+        return _Source(session, images, root, len(whole), refused, [whole.note], whole)
+
+    def parts(self) -> Iterator[Part]:
+        """Yield the images.
+
+        Raises:
+            UserError: none of the files can be read.
+        """
+        if self.whole is None:
+            yield from self._parts_of_files()
+            return
+        table = self.session.inputs.table if self.images is None else None
+        for start in range(0, len(self.whole), IMAGES_AT_ONCE):
+            rows = torch.arange(start, min(start + IMAGES_AT_ONCE, len(self.whole))).numpy()
+            yield self.whole.select(rows), None if table is None else table.select(rows)
+
+    def _parts_of_files(self) -> Iterator[Part]:
+        run, progress = self.session.run, _WithoutMessages(self.session.progress)
+        for start in range(0, len(self.images), FILES_AT_ONCE):
+            files = self.images[start : start + FILES_AT_ONCE]
+            try:
+                part = load_run_images(run, files, None, self.root, progress)
+            except UserError:
+                refs = [FileRef(file) for file in files]
+                results = decode_files(refs, Decoding(run.size, run.channels), progress)
+                verdicts = {
+                    file: result
+                    for file, result in zip(files, results, strict=True)
+                    if isinstance(result, str)
+                }
+                if not verdicts:
+                    raise  # the reason is another one
+                self.errors.update(verdicts)
+                good = [file for file in files if file not in verdicts]
+                if not good:
+                    continue
+                part = load_run_images(run, good, None, self.root, progress)
+            yield part, None
+        if len(self.errors) == len(set(self.images)):
+            name, reason = next(iter(self.errors.items()))
+            raise UserError(
+                f"none of the {len(self.images)} files can be read as an image: {name} ({reason});"
+                " give image files, a folder or a data source."
+            )
+
+
+class _WithoutMessages:
+    """Passes reports on to another progress, but no sentences: a list of files is many sources."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.begin, self.update, self.finish = progress.begin, progress.update, progress.finish
+
+    def message(self, text: str) -> None:
+        """Do nothing."""
+
+
+def _file_list(images: Any) -> list[str] | None:
+    """Return the files if `images` is one image file or a list of files; else None."""
+    one = isinstance(images, str | os.PathLike)
+    many = [images] if one else images
+    if not isinstance(many, list | tuple) or not many:
+        return None
+    if not all(isinstance(entry, str | os.PathLike) for entry in many):
+        return None
+    files = [os.fspath(entry) for entry in many]
+    if any(os.path.isdir(file) or is_source(str(file)) for file in files):
+        return None
+    is_image = Path(files[0]).suffix.lower() in ENDINGS and os.path.isfile(files[0])
+    return None if one and not is_image else files
+
+
+# --- The answers ----------------------------------------------------------------------
+
+
+def predict(
+    run: str | Path | Run,
+    images: Any = None,
+    labels: Labels | None = None,
+    classifier: str | Network = "linear",
+    *,
+    data: Any = None,
+    unfamiliar: float = UNFAMILIAR,
+    device: str = "auto",
+    root: Path | None = None,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Classify images with a run, and say how sure each answer is.
+
+    The probabilities are calibrated by temperature scaling: the logits z become softmax(z / T),
+    where T is fitted on labelled images that the classifier did not learn from (a fifth of them in
+    turn, by cross-validation; for kNN, each image without its own vote; for a fine-tuned network,
+    the test images). With fewer than 20 such images T stays 1, the probabilities are those of the
+    classifier alone, and `Predictions.classifier.calibration` says so.
+
+    Images are embedded some thousand at a time, so that the memory does not grow with their number
+    beyond the answers themselves.
+
+    Args:
+        run: a run folder, or a `Run`.
+        images: what to classify: anything that `sureclr.as_image_set` takes; None means the run's
+            own images. Of a list of files, those that cannot be read are in `Predictions.errors`.
+        labels: of the images that the classifier learns from: one for each, or the path of a label
+            file; None means the labels that the images have themselves.
+        classifier: "linear", the logistic regression on the frozen features, which is kept in the
+            run folder and used again while checkpoint, images and labels are the same; "knn", the
+            vote of the 20 nearest labelled images; or a network that has learned already, such as
+            `sureclr.load_finetuned(run)`: any object with the names `classes` and a function
+            `probabilities(images)`.
+        data: the images that the classifier learns from; None means those that the run was trained
+            on. Those of the test split are not learned from; the accuracy is measured on them.
+        unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
+            this share of images that are like the training data.
+        device: auto, cuda, mps or cpu; a `Run` stays where it is.
+        root: the folder of downloaded data sets.
+        progress: what to report to; None reports on stderr.
+
+    Raises:
+        UserError: the run, the images or the labels cannot be used, there are labels of fewer than
+            two classes, or there is no such classifier.
+        Stopped: SIGINT or SIGTERM came.
+    """
+    if isinstance(classifier, str) and classifier not in CLASSIFIERS:
+        if classifier == "finetuned":
+            raise UserError(
+                "the fine-tuned classifier is an object; pass"
+                " classifier=sureclr.load_finetuned(run)."
+            )
+        raise unknown("classifier", classifier, CLASSIFIERS)
+    if not 0 <= unfamiliar < 1:
+        raise UserError(
+            f"unfamiliar must be a share of at least 0 and below 1, not {unfamiliar}; try 0.01."
+        )
+    with Session(run, data, labels, device=device, root=root, progress=progress) as session:
+        fitted = _fitted(session, classifier)
+        comparison = familiarity(session.inputs.table)
+        source = _Source.of(session, images, root)
+        answering = _Answering.of(session, fitted, comparison)
+        answers: list[dict[str, Any]] = []
+        with report_progress(session.progress, "Classifying images", source.total) as update:
+            for part, table in source.parts():
+                if len(part):
+                    answers.append(answering.answer(part, table))
+                update(min(source.total, sum(len(a["paths"]) for a in answers)))
+    joined = {name: _join([answer[name] for answer in answers]) for name in answers[0]}
+    return Predictions(
+        **joined,
+        errors=source.errors,
+        labelled_paths=answering.labelled.paths,
+        labelled_classes=[answering.labelled.classes[k] for k in answering.labelled.labels],
+        classifier=fitted.facts,
+        accuracy=SourceAccuracy.of(joined, fitted.facts.classes),
+        threshold=unfamiliar,
+        n_compared=len(comparison.reference),
+        compared_with=comparison.compared_with,
+        note="; ".join(filter(None, source.notes)),
+    )
+
+
+def _fitted(session: Session, classifier: str | Network) -> FittedClassifier:
+    if classifier == "linear":
+        return kept_linear(session)
+    if isinstance(classifier, str):
+        return knn_classifier(session.inputs.table, session.images.name)
+    return network_classifier(classifier, session.images, session.inputs.table)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answering:
+    """What answers need beside an image.
+
+    Attributes:
+        labelled: the images that the classifier learned from, with their embeddings.
+        row_of: digest of an image's pixels -> its row among the images that are not of test; None
+            where these have no pixels any more.
+        labelled_row: (n + 1,) their rows in `labelled`; -1 where an image has no label, and at the
+            end for an image that is none of them.
+    """
+
+    session: Session
+    fitted: FittedClassifier
+    comparison: Familiarity
+    labelled: Embeddings
+    row_of: dict[bytes, int] | None
+    labelled_row: Tensor
+
+    @staticmethod
+    def of(session: Session, fitted: FittedClassifier, comparison: Familiarity) -> "_Answering":
+        images, table = session.images, session.inputs.table
+        others = torch.from_numpy((table.split != "test").nonzero()[0])
+        has_label = table.labels[others] >= 0
+        labelled_row = torch.where(has_label, has_label.long().cumsum(0) - 1, -1)
+        labelled_row = torch.cat([labelled_row, torch.tensor([-1])])
+        row_of: dict[bytes, int] = {}
+        without_pixels = images.images.device.type == "meta"
+        for row, index in enumerate([] if without_pixels else others.tolist()):
+            digest = _digest(images.images[index])
+            if digest not in row_of or labelled_row[row_of[digest]] < 0:
+                row_of[digest] = row  # of equal images, one with a label counts
+        known = None if without_pixels else row_of
+        return _Answering(session, fitted, comparison, learning_images(table), known, labelled_row)
+
+    def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
+        """Return the columns of `Predictions` for some images."""
+        table = self.session.run.embed(images) if table is None else table
+        probabilities = self.fitted.probabilities(images, table)
+        best, order = probabilities.topk(min(2, probabilities.shape[1]), dim=1)
+        own = self._own(images, table.features)
+        own_labelled = self.labelled_row[own]
+        cosine, nearest = neighbours_without(
+            table.features, own_labelled, self.labelled.features, NEIGHBOURS
+        )
+        missing = NEIGHBOURS - nearest.shape[1]
+        return {
+            "paths": list(images.paths),
+            "label": order[:, 0],
+            "probability": best[:, 0],
+            "second": order[:, -1],
+            "second_probability": best[:, -1],
+            "familiar": self.comparison.p_values(table.features, own),
+            "nearest": torch.nn.functional.pad(nearest, (0, missing), value=-1),
+            "nearest_cosine": torch.nn.functional.pad(cosine, (0, missing), value=torch.nan),
+            "learned_from": own_labelled >= 0,
+            "radius": table.radius,
+            "certainty": table.certainty,
+            "own_label": [
+                None if k == UNLABELLED else images.classes[k] for k in images.labels.tolist()
+            ],
+        }
+
+    def _own(self, images: ImageSet, features: Tensor) -> Tensor:
+        """Return which training image each image is itself, (q,) int64; -1 where it is none.
+
+        Without the pixels of the training images, an image is one of them if its features are the
+        same up to rounding.
+        """
+        if self.row_of is not None:
+            return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
+        others = self.comparison.features
+        _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
+        distance = (features - others[rows[:, 0]]).norm(dim=1)
+        return torch.where(distance <= SAME * features.norm(dim=1), rows[:, 0], -1)
+
+
+def _digest(pixels: Tensor) -> bytes:
+    """Return what identifies an image (c, h, w) at the run's size."""
+    return blake2b(pixels.cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
+
+
+def _join(parts: list[Any]) -> Any:
+    if isinstance(parts[0], list):
+        return [entry for part in parts for entry in part]
+    return None if parts[0] is None else torch.cat(parts)
