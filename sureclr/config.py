@@ -7,6 +7,7 @@ Every default stands here and nowhere else. A recipe is a function that returns 
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -15,6 +16,23 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from sureclr.errors import UserError, unknown
+from sureclr.files import read_file
+
+LARGEST_CONFIGURATION = 1 << 16  # bytes; ours have about 2,000
+LARGEST_TREE = 10_000  # values in a configuration, those behind YAML's aliases included
+LARGEST = {  # what decides memory and time; far above what anybody has used
+    "size": 4096,
+    "projection_dim": 1 << 16,
+    "projection_hidden": 1 << 16,
+    "samples": 1 << 16,
+    "epochs": 1_000_000,
+    "batch_size": 1 << 20,
+    "micro_batch": 1 << 20,
+    "warmup_epochs": 1_000_000,
+    "monitor_every": 1_000_000,
+    "snapshot_every": 1_000_000,
+    "checkpoint_every": 1_000_000,
+}
 
 
 @dataclass(frozen=True)
@@ -297,6 +315,12 @@ class PretrainConfig:
                 f"views must be a ViewConfig, not {self.views!r}; make one with"
                 " sureclr.ViewConfig(...)."
             )
+        for name, largest in LARGEST.items():
+            if (value := getattr(self, name)) is not None and value > largest:
+                raise UserError(
+                    f"{name} must be at most {largest:,}, so that a slip of the pen cannot take all"
+                    f" memory or time; got {value}."
+                )
         for rule, holds, value in self._rules():
             if not holds:
                 raise UserError(f"{rule}; got {value}.")
@@ -310,6 +334,11 @@ class PretrainConfig:
     def _rules(self) -> list[tuple[str, bool, Any]]:
         """(The rule in words, whether it holds, the value) of each rule about one field."""
         return [
+            (
+                "source must be a name or folder:PATH, without a zero byte",
+                bool(self.source) and "\0" not in self.source,
+                repr(self.source),
+            ),
             (
                 "batch_size must be at least 2, because a batch of 1 has no other image to compare"
                 " with",
@@ -426,18 +455,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read the mapping in a YAML file.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or is not a mapping.
+        UserError: the file cannot be read, is too large, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = _parsed(read_file(path, LARGEST_CONFIGURATION).decode())
     except OSError as error:
         raise UserError(
             f"the configuration {path} cannot be read ({error.strerror}); use the path of a YAML"
             " file."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(
-            f"the configuration {path} is not valid YAML: {' '.join(str(error).split())}"
+            f"the configuration {path} is not valid YAML: {' '.join(str(error).split())[:300]}"
         ) from error
     if not isinstance(content, dict):
         raise UserError(
@@ -445,6 +474,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
             " of a run folder."
         )
     return content
+
+
+def _parsed(text: str) -> Any:
+    """Return the value that YAML describes; a ValueError if its aliases would make it huge."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > LARGEST_TREE:
+            raise ValueError(f"it holds more than {LARGEST_TREE:,} values")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return the number of values below a node; a node that holds itself counts as too many."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = LARGEST_TREE + 1  # until it is counted
+        pairs = isinstance(node, yaml.MappingNode)
+        inner = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]
 
 
 def from_dict(values: dict[str, Any]) -> PretrainConfig:
@@ -514,11 +569,13 @@ def _as_type(hint: object, value: object, key: str) -> object:
                 for part, entry in zip(get_args(choice), value, strict=True)
             )
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            with suppress(OverflowError):  # a whole number above the largest float
+                return float(value)
         if choice in (int, str, bool, NoneType) and type(value) is choice:
             return value
     raise UserError(
-        f"configuration key {key} must be {' or '.join(map(_in_words, choices))}; got {value!r}."
+        f"configuration key {key} must be {' or '.join(map(_in_words, choices))}; got"
+        f" {repr(value)[:200]}."
     )
 
 

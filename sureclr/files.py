@@ -1,24 +1,124 @@
 """The one way in which SureCLR writes files: complete or not at all, and never through a link.
 
-Also what goes with it: JSON that every reader accepts, and checksums.
+Also what goes with it: reading that no pipe can hold up, JSON that every reader accepts, and
+checksums.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
+import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from sureclr.errors import UserError
 from sureclr.schema import to_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or not contiguous
+LARGEST_JSON = 1 << 24  # bytes; parsed, the worst of such files takes about 400 MB
+OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DRAFT = re.compile(r"\.(draft-\d+|.+\.\d+-\d+)")  # the names of `draft_path`, and of checkpoints
+
+
+class WriteError(UserError, OSError):
+    """A file could not be written; the sentence names it, the bytes needed and the bytes free.
+
+    It is an `OSError` too, with the number and the text of the system's own error.
+
+    Attributes:
+        failure: the sentence without what to do.
+    """
+
+    def __init__(self, path: Path, error: OSError, needed: int) -> None:
+        """Describe the failure.
+
+        Args:
+            path: the file or folder that could not be written.
+            error: what the system raised.
+            needed: its size in bytes, or as many of them as are known.
+        """
+        super().__init__(error.errno, error.strerror, str(path))
+        self.errno, self.strerror, self.filename = error.errno, error.strerror, str(path)
+        reason = error.strerror or str(error)
+        if error.errno in OF_SPACE:
+            free = free_bytes(path.parent)
+            space = "" if free is None else f" and {free:,} are free"
+            reason += f": at least {needed:,} bytes are needed{space}"
+        self.failure = f"{path} could not be written ({reason})"
+
+    def __str__(self) -> str:
+        """Return the sentence."""
+        if self.errno in OF_SPACE:
+            return f"{self.failure}; free some space there, and run the same command again."
+        return f"{self.failure}; make its folder writable, or choose another place."
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return the free bytes of the disk that a folder is on; None if the system does not say."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+@contextmanager
+def open_file(path: Path, largest: int | None = None) -> Iterator[IO[bytes]]:
+    """Open a regular file for reading; a pipe or a device is refused, not waited for.
+
+    Args:
+        path: the file; a link to one is followed.
+        largest: number of bytes that it may have; None: any number.
+
+    Yields:
+        The open file, in binary mode.
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is larger than that.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is a pipe or a device and not a file", str(path))
+        if largest is not None and status.st_size > largest:
+            reason = f"it has {status.st_size:,} bytes, and more than {largest:,} are not read"
+            raise OSError(errno.EFBIG, reason, str(path))
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(handle)
+
+
+def read_file(path: Path, largest: int | None = None) -> bytes:
+    """Return the content of a regular file; see `open_file`."""
+    with open_file(path, largest) as file:
+        return file.read()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder inside one of ours, if it is not there yet; a link is not followed.
+
+    Raises:
+        UserError: the path is a symbolic link.
+        OSError: the path is a file, or the folder cannot be made.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link, and SureCLR writes and deletes files only in the run folder itself;"
+            " replace the link by a folder."
+        )
+    path.mkdir(exist_ok=True)
 
 
 @contextmanager
@@ -36,18 +136,24 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         The open draft, in binary mode.
 
     Raises:
-        OSError: the disk is full, or the folder is missing or not writable.
+        WriteError: the disk is full, or the folder is missing or not writable.
     """
     draft = draft_path(path)
-    draft.unlink(missing_ok=True)  # of a dead process with the same number, or a link
+    written = 0
     try:
+        draft.unlink(missing_ok=True)  # of a dead process with the same number, or a link
         with draft.open("xb") as file:  # "x" fails at a link instead of following it
             yield file
+            written = file.tell()
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            written = max(written, draft.stat().st_size)
+            draft.unlink()
+        if isinstance(error, OSError) and not isinstance(error, FileExistsError | WriteError):
+            raise WriteError(path, error, written) from error
         raise
 
 
@@ -59,10 +165,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         data: the new content.
 
     Raises:
-        OSError: the disk is full, or the folder is missing or not writable.
+        WriteError: the disk is full, or the folder is missing or not writable.
     """
-    with writing_atomically(path) as file:
-        file.write(data)
+    try:
+        with writing_atomically(path) as file:
+            file.write(data)
+    except WriteError as error:
+        raise WriteError(path, error, len(data)) from error.__cause__
 
 
 def draft_path(path: Path) -> Path:
@@ -72,7 +181,7 @@ def draft_path(path: Path) -> Path:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write a file in a folder that is itself a draft, and wait until it is on the disk."""
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

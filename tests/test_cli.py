@@ -243,8 +243,13 @@ def test_resume_with_another_option_names_it(own: Path, capsys: pytest.CaptureFi
     assert "epochs" in said and "9" in said
 
 
-def test_sigterm_ends_with_143_and_resume_with_the_same_run(run: Path, tmp_path: Path) -> None:
-    """A real process, killed as a cluster kills it."""
+@pytest.mark.parametrize(
+    ("signals", "code"), [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130)]
+)
+def test_a_signal_ends_with_its_code_and_resume_with_the_same_run(
+    run: Path, tmp_path: Path, signals: list[signal.Signals], code: int
+) -> None:
+    """A real process, killed as a cluster kills it; and by an impatient person (R10)."""
     out = tmp_path / "run"
     words = ["pretrain", "digits", *TINY, "--out", str(out)]
     child = subprocess.Popen(
@@ -256,11 +261,14 @@ def test_sigterm_ends_with_143_and_resume_with_the_same_run(run: Path, tmp_path:
     )
     while child.poll() is None and not (out / "metrics.jsonl").exists():
         time.sleep(0.02)
-    child.send_signal(signal.SIGTERM)
+    for number in signals:
+        child.send_signal(number)
+        time.sleep(0.05)
     _, said = child.communicate(timeout=120)
-    assert child.returncode == 143, said
+    assert child.returncode == code, said
     last = said.strip().splitlines()[-1]
-    assert last.startswith("sureclr: stopped by SIGTERM") and f"--resume '{out}'" in last
+    assert "Traceback" not in said and len(list((out / "checkpoints").iterdir())) <= 2
+    assert last.startswith(f"sureclr: stopped by {signals[0].name}") and f"--resume '{out}'" in last
     assert 1 <= len(lines(out)) <= 4
     main(["pretrain", "--resume", str(out), "--device", "cpu"])
     assert equal(run, out)
@@ -284,8 +292,8 @@ def test_knn_and_linear_beside_their_baselines(
     main(["knn", str(own)])
     *text, last = capsys.readouterr().out.strip().splitlines()
     assert (
-        "raw pixels" in text[-1]
-        and "untrained encoder" in text[-1]
+        "raw pixels" in text[0]
+        and "untrained encoder" in text[0]
         and last.startswith("next: sureclr")
     )
 

@@ -2,6 +2,7 @@
 is named.
 """
 
+import os
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -314,3 +315,67 @@ def test_defaults_are_those_of_the_mission() -> None:
     assert (config.epochs, config.batch_size, config.warmup_epochs) == (200, 512, 10)
     assert (config.loss, config.encoder, config.stem) == ("sure", "resnet18", "auto")
     assert (config.monitor_every, config.snapshot_every, config.checkpoint_every) == (5, 10, 10)
+
+
+# --- Files of strangers ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("projection_dim", 30_000_000),
+        ("projection_hidden", 30_000_000),
+        ("size", 100_000),
+        ("batch_size", 10**12),
+        ("micro_batch", 10**12),
+        ("samples", 10**9),
+        ("epochs", 10**12),
+        ("warmup_epochs", 1e300),
+        ("checkpoint_every", 10**18),
+    ],
+)
+def test_sizes_have_an_upper_bound(name: str, value: float) -> None:
+    """R8: refused by name before anything of this size is made."""
+    with pytest.raises(UserError, match=rf"^{name} must be at most [\d,]+, .*; got "):
+        PretrainConfig("digits", **{name: value})
+
+
+def test_networks_that_people_use_are_within_the_bounds() -> None:
+    """VICReg's and Barlow Twins' heads of 8,192, batches of 65,536, images of 1,024 pixels."""
+    PretrainConfig(
+        "digits", projection_dim=8192, projection_hidden=8192, batch_size=65_536, size=1024
+    )
+
+
+ALIASES = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"{ALIASES}source: *i\n", "more than 10,000 values"),
+        ("source: &a [*a]\n", "more than 10,000 values"),
+        ("source: " + "[" * 20_000, "not valid YAML"),
+        ("#" * 70_000, "70,000 bytes, and more than 65,536 are not read"),
+        ("source: digits\nlearning_rate: 1" + "0" * 400, "learning_rate must be"),
+        ("source: digits\nepochs: " + "9" * 5000, "not valid YAML"),
+        ('source: "a\\0b"', "source must be a name"),
+        ("source: ''", "source must be a name"),
+    ],
+    ids=["aliases", "itself", "deep", "long", "float", "integer", "zero byte", "empty"],
+)
+def test_a_hostile_file_is_one_short_sentence(tmp_path: Path, text: str, words: str) -> None:
+    """R8: its aliases, depth and length cannot take memory or time."""
+    with pytest.raises(UserError, match=words) as caught:
+        read(text, tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """R7: config.yaml is a pipe."""
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match="a pipe or a device and not a file"):
+        read_yaml(tmp_path / "config.yaml")

@@ -1,5 +1,5 @@
-"""Signals become a flag: the first asks, the second insists, and the handlers that were there come
-back.
+"""Signals become a flag: the first asks, the second changes nothing, the third insists, and the
+handlers that were there come back.
 """
 
 import os
@@ -25,10 +25,13 @@ def test_the_first_signal_sets_the_flag(number: int, code: int) -> None:
         assert stopped.value.exit_code == code
 
 
-def test_the_second_signal_interrupts() -> None:
-    with stop_on_signals(), pytest.raises(KeyboardInterrupt):
+def test_the_second_signal_changes_nothing_and_the_third_interrupts() -> None:
+    """R10: Ctrl-C twice in a tenth of a second must not interrupt the saving of a checkpoint."""
+    with stop_on_signals() as stop, pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGTERM and stop.count == 2
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_handlers_come_back_even_after_an_error() -> None:

@@ -19,7 +19,7 @@ from sureclr.cli import (  # noqa: F401  (each module adds its commands to the a
 from sureclr.cli.shared import app, with_flags
 from sureclr.data.image_report import inert
 from sureclr.errors import UserError, unknown
-from sureclr.stopping import Stopped
+from sureclr.stopping import Stopped, signals_of_a_command
 
 NO_MEMORY = (
     "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient stays that"
@@ -35,6 +35,11 @@ def main(words: list[str] | None = None) -> None:
     is saved; 1 it is a bug of ours.
     """
     _show_any_name()
+    with signals_of_a_command():
+        _run(words)
+
+
+def _run(words: list[str] | None) -> None:
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:

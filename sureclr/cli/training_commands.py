@@ -1,5 +1,6 @@
 """pretrain: train an encoder, continue a run, or check a configuration."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,17 @@ def pretrain(
             help="Continue the run in this folder exactly where it stopped.",
         ),
     ] = None,
+    accept_changes: Annotated[
+        bool,
+        Parameter(
+            negative="",
+            group=RUN,
+            help=(
+                "With --resume: go on although the configuration or the images are others than the"
+                " run recorded, and store the change."
+            ),
+        ),
+    ] = False,
     overwrite: Annotated[
         bool,
         Parameter(negative="", group=RUN, help="Replace the run that --out holds already."),
@@ -110,8 +122,10 @@ def pretrain(
                 f"--resume continues the run in {resume}; leave out --out and --overwrite."
             )
         file = resume / "config.yaml"
-        config = config or (file if file.is_file() else None)
+        config = config or (file if os.path.lexists(file) else None)
         source = source or (None if config else "digits")  # `pretrain` says that there is no run
+    elif accept_changes:
+        raise UserError("--accept-changes belongs to --resume; leave it out.")
     resolved = resolve(source, recipe, config, given_flags(given), given_flags(views))
     from sureclr.training.pretraining import check_pretraining
     from sureclr.training.pretraining import pretrain as train
@@ -119,6 +133,7 @@ def pretrain(
     options: dict[str, Any] = {
         "out": resume or out,
         "resume": resume is not None,
+        "accept_changes": accept_changes,
         "overwrite": overwrite,
         "labels": file_of_labels(labels, image_column, label_column),
         "device": device,

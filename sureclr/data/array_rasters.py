@@ -79,7 +79,8 @@ def open_tiff(stream: IO[bytes], page: int) -> Raster:
             return replace(_checked(raster, image, stream), pages=len(numbers))
         bands = _tiff_bands(stream, numbers[page], None, True)
     else:
-        bands = _tiff_bands(stream, numbers[page], image, image is not None)
+        # Pillow opens no file whose first page it does not know
+        bands = _tiff_bands(stream, numbers[page], image, image is not None or page > 0)
     return replace(bands, pages=len(numbers))
 
 
@@ -173,7 +174,8 @@ def _tiff_bands(
         raise Unreadable(f"values of the type {kind.name} in a TIFF file are not read here")
     is_plain = kind == np.uint8 and bands in (1, 3)
     if not known and is_plain and page.photometric != 1:  # 1: bands that are not called colours
-        raise Unreadable("Pillow does not know this kind of TIFF")
+        name = getattr(page.compression, "name", page.compression)
+        raise Unreadable(f"Pillow does not read this kind of TIFF (its compression is {name})")
     if bands > MOST_BANDS:
         raise Unreadable(f"it has {bands_of(bands)}; at most {MOST_BANDS} are read")
     segment_height = page.tilelength if page.is_tiled else min(page.rowsperstrip, height)
@@ -184,7 +186,8 @@ def _tiff_bands(
         if image is not None and 4 * image.width * image.height + memory < MEMORY // 2:
             image.load()
         order = [i for i in range(planes) if i not in alphas[:1]] + alphas[:1]
-        for block in _tiff_blocks(stream, page, segment_height):
+        blocks = _tiff_blocks(stream, page, segment_height)
+        for block in [np.concatenate(list(blocks))] if rows >= height else blocks:
             yield block if order == list(range(planes)) else block[..., order]
 
     tag: Any = page.tags.get(274)

@@ -26,12 +26,13 @@ class Complaints(logging.Handler):
 
     Attributes:
         count: how many.
+        last: the last that a library in C wrote; empty: none did.
     """
 
     def __init__(self) -> None:
         """Start with none."""
         super().__init__(logging.WARNING)
-        self.count = 0
+        self.count, self.last = 0, ""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Count a line of a logger; Pillow's only say what it does not know, and others may."""
@@ -39,7 +40,7 @@ class Complaints(logging.Handler):
 
 
 @contextmanager
-def guarded(catch_stderr: bool) -> Iterator[Complaints]:
+def guarded(catch_stderr: bool, complaints: Complaints | None = None) -> Iterator[None]:
     """Decode inside this block: damaged pictures raise, and nothing is printed.
 
     What the user's program has set in Pillow does not matter inside, and returns afterwards. Only
@@ -49,11 +50,9 @@ def guarded(catch_stderr: bool) -> Iterator[Complaints]:
         catch_stderr: whether to catch what is written to the file descriptor of stderr. What
             another thread writes there meanwhile is passed on where it draws on the terminal, and
             counted as a complaint otherwise, so ask for it only with decoders that do write.
-
-    Yields:
-        The complaints; the count is complete after the block.
+        complaints: what to add the complaints to, at the end of the block.
     """
-    complaints = Complaints()
+    complaints = Complaints() if complaints is None else complaints
     with _lock:
         # Pillow types the limit as int, but documents None as "no limit". The decoders' memory is
         # limited in `decoding`
@@ -68,7 +67,7 @@ def guarded(catch_stderr: bool) -> Iterator[Complaints]:
         try:
             with warnings.catch_warnings(record=True) as caught, _stderr(complaints, catch_stderr):
                 warnings.simplefilter("always")
-                yield complaints
+                yield
             complaints.count += len(caught)
         finally:
             ImageFile.LOAD_TRUNCATED_IMAGES, settings.MAX_IMAGE_PIXELS = before
@@ -106,5 +105,6 @@ def _stderr(complaints: Complaints, catch: bool) -> Iterator[None]:
                         os.write(STDERR, line)
                     else:
                         complaints.count += 1
+                        complaints.last = line.decode(errors="replace").strip() or complaints.last
     finally:
         os.close(original)

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from sureclr.data.array_rasters import open_dicom, open_npy, open_tiff
-from sureclr.data.decoder_guard import guarded
+from sureclr.data.decoder_guard import Complaints, guarded
 from sureclr.data.pillow_rasters import FORMATS, of_image, open_heif, open_pillow
-from sureclr.data.raster_pixels import measured, pictures, strip_rows, unmeasured
+from sureclr.data.raster_pixels import measured, square_and_whole, strip_rows, unmeasured
 from sureclr.data.rasters import Raster, Unreadable, check_memory
 
 # ".jpg", ...: the endings of the files that a folder's images have
@@ -144,14 +144,19 @@ def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | s
     """
     sides = [side for side in (wanted.size, wanted.whole_side) if side is not None]
     enough = max(sides) if wanted.size is not None else None
+    complaints = Complaints()
     try:
         with _opened(source) as stream:
-            with guarded(_may_write(stream)) as complaints:
+            with guarded(_may_write(stream), complaints):
                 raster = _raster(stream, source, enough, wanted.channels)
-                square, whole, content, filled = pictures(raster, wanted)
+                square, whole, content, filled = square_and_whole(raster, wanted)
             return DecodedPicture(square, whole, content, filled, complaints.count)
     except Exception as error:
-        return reason_in_words(error)
+        reason = reason_in_words(error)
+        if reason.startswith("decoder error") and complaints.last:  # a number of Pillow's
+            line = complaints.last.removeprefix("tempfile.tif: ")
+            return "".join(c if c.isprintable() else "?" for c in line)
+        return reason
 
 
 def inspect(source: FileRef) -> PictureFacts | str:
@@ -231,7 +236,7 @@ def decode_image(image: Image.Image, wanted: Decoding = Decoding()) -> DecodedPi
     """
     with guarded(False):
         image.load()
-        square, whole, content, filled = pictures(of_image(image), wanted)
+        square, whole, content, filled = square_and_whole(of_image(image), wanted)
     return DecodedPicture(square, whole, content, filled)
 
 

@@ -4,7 +4,7 @@ No model is needed to read, write or use it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, digest_of_tensors, writing_atomically
+from sureclr.files import digest_of_bytes, digest_of_tensors, open_file, writing_atomically
 from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
 
@@ -121,7 +121,9 @@ class Embeddings:
         """Write the table as Parquet, one row an image.
 
         Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
-        file is replaced atomically.
+        file is replaced atomically. The values have Parquet's own checksums, and the number of
+        rows, the names of the columns and the metadata have a sha256, so that `read` refuses a file
+        with a changed byte.
 
         Raises:
             OSError: the file cannot be written.
@@ -149,8 +151,10 @@ class Embeddings:
             "kernel_dimension": json.dumps(self.kernel_dimension),
             "origin": json.dumps(self.origin),
         }
+        about["sha256"] = _digest_of_description(len(self), columns, about)
         with writing_atomically(path) as file:
-            parquet.write_table(pa.table(columns).replace_schema_metadata(about), file)
+            table = pa.table(columns).replace_schema_metadata(about)
+            parquet.write_table(table, file, write_page_checksum=True)
 
     @staticmethod
     def read(path: Path) -> "Embeddings":
@@ -163,8 +167,9 @@ class Embeddings:
         from pyarrow import parquet
 
         try:
-            return _from_table(parquet.read_table(path))
-        except (OSError, pa.ArrowInvalid, ValueError, KeyError) as error:
+            with open_file(path) as file:
+                return _from_table(parquet.read_table(file, page_checksum_verification=True))
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the embedding table {path} cannot be read ({reason}); delete it and evaluate"
@@ -175,10 +180,14 @@ class Embeddings:
 def _from_table(table: "Table") -> Embeddings:
     """The embeddings in a table of pyarrow; ValueError or KeyError if it holds something else."""
     metadata = table.schema.metadata or {}
-    about = {
-        name: json.loads(metadata[name.encode()])
-        for name in ("classes", "kernel_dimension", "origin")
-    }
+    words = {name.decode(): value.decode() for name, value in metadata.items()}
+    expected = words.pop("sha256", None)  # tables of older versions have none
+    if expected not in (None, _digest_of_description(len(table), table.column_names, words)):
+        raise ValueError("its description does not match its checksum")
+    about = {name: json.loads(words[name]) for name in ("classes", "kernel_dimension", "origin")}
+    text = {name: table[name].to_pylist() for name in ("split", "path")}
+    if not all(isinstance(word, str) for column in text.values() for word in column):
+        raise ValueError("its paths and splits are not text")
     number = {
         name: torch.from_numpy(table[name].to_numpy().copy())
         for name in ("label", "radius", "certainty")
@@ -191,11 +200,16 @@ def _from_table(table: "Table") -> Embeddings:
         number.get("certainty"),
         number["label"],
         tuple(about["classes"]),
-        np.asarray(table["split"].to_pylist(), dtype=np.str_),
-        table["path"].to_pylist(),
+        np.asarray(text["split"], dtype=np.str_),
+        text["path"],
         about["kernel_dimension"],
         about["origin"],
     )
+
+
+def _digest_of_description(rows: int, columns: Iterable[str], about: Mapping[str, str]) -> str:
+    """The sha256 of what the checksums of the values leave out."""
+    return digest_of_bytes(json.dumps([rows, list(columns), sorted(about.items())]).encode())
 
 
 def _lists(rows: Tensor) -> "FixedSizeListArray":

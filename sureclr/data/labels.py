@@ -71,8 +71,10 @@ class Labelled:
         place = torch.full((len(self.images.classes) + 1,), UNLABELLED)  # the last is UNLABELLED's
         place[known] = torch.arange(len(known))
         classes = tuple(self.images.classes[k] for k in known.tolist())
-        labels = place[self.images.labels]
-        images = replace(self.images, labels=labels, classes=classes, shares=None)
+        shares = None if self.images.shares is None else self.images.shares[:, known]
+        images = replace(
+            self.images, labels=place[self.images.labels], classes=classes, shares=shares
+        )
         return replace(self, images=images, target=place[self.target])
 
     @property

@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -81,17 +82,20 @@ def open_pillow(
     stream.seek(0)
     image = Image.open(stream, formats=FORMATS)
     is_jpeg = image.format in ("JPEG", "MPO")
-    pages = 1 if is_jpeg else page_count(image)
+    pages = 1
+    if not is_jpeg and image.format != "TIFF":  # `open_tiff` counts its pages
+        try:
+            pages = int(getattr(image, "n_frames", 1))
+        except Exception:  # a later frame is damaged; the image then stands somewhere in the file
+            stream.seek(0)
+            image = Image.open(stream, formats=FORMATS)
     if page:
-        if page >= pages:
+        if page >= pages and image.format != "TIFF":
             raise Unreadable(f"it has no page {page + 1}")
         image.seek(page)
     full = image.size
     if is_jpeg and enough is not None:
         image.draft(None, (DRAFT * enough, DRAFT * enough))
-    content = ""
-    if is_jpeg and isinstance(stream, io.BytesIO):
-        content = jpeg_content(stream.getvalue(), orientation(image))
     memory = _decoder_memory(image, full)
     if image.format == "PNG" and "exif" not in image.info:  # it may come after the pixels
         place = stream.tell()
@@ -101,15 +105,10 @@ def open_pillow(
     if image.format == "PNG" and PNG_16.fullmatch(str(image.tile[0].args if image.tile else "")):
         return _png_16(image, stream, page, pages, memory)
     raster = of_image(image, memory, stream if image.format == "PNG" else None)
-    return replace(raster, full=full, pages=pages, content=content)
-
-
-def page_count(image: Image.Image) -> int:
-    """Return the number of pages or frames; 1 where a damaged file does not tell."""
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:
-        return 1
+    if is_jpeg and isinstance(stream, io.BytesIO):
+        content = partial(jpeg_content, stream.getvalue(), raster.orientation)
+        raster = replace(raster, content=content)
+    return replace(raster, full=full, pages=pages)
 
 
 def open_heif(stream: IO[bytes], page: int) -> Raster:
@@ -123,7 +122,7 @@ def open_heif(stream: IO[bytes], page: int) -> Raster:
     except ImportError:
         raise Unreadable("HEIC needs the extra heif: install sureclr[heif]") from None
     image = HeifImageFile(stream)
-    pages = page_count(image)
+    pages = image.n_frames
     if page >= pages:
         raise Unreadable(f"it has no page {page + 1}")
     first = image.tell()  # the primary image, which need not be stored first
@@ -310,7 +309,7 @@ def _chunks(stream: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes
 
 # --- JPEG -------------------------------------------------------------------------------
 
-MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
+MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])", re.DOTALL)
 END, SCAN, START = 0xD9, 0xDA, 0xD8
 
 

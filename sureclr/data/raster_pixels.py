@@ -47,12 +47,9 @@ class _Reduction:
         left, upper, right, lower = self._box
         first, last = max(upper - top, 0), min(lower - top, layers[0].height)
         if first < last:
-            self._strips.append(
-                [
-                    _resized(layer.crop((left, first, right, last)), (self._new[0], last - first))
-                    for layer in layers
-                ]
-            )
+            box, new = (left, first, right, last), (self._new[0], last - first)
+            parts = layers if box == (0, 0, *layers[0].size) else [x.crop(box) for x in layers]
+            self._strips.append([_resized(part, new) for part in parts])
 
     def finish(self) -> Layers:
         joined = self._strips[0]
@@ -72,7 +69,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def pictures(
+def square_and_whole(
     raster: Raster, wanted: "Decoding"
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, str, int]:
     """The square, the whole picture, the content's sum and the number of filled values."""
@@ -93,7 +90,7 @@ def pictures(
     reductions = [_Reduction(box, new) for box, new in targets]
     top = filled = 0
     for strip in raster.strips(rows):
-        if not raster.content:
+        if raster.content is None:
             digest.update(_raw(strip))
         layers, more = _layers(strip, raster, convert)
         layers = _recoloured(layers, channels)
@@ -109,7 +106,7 @@ def pictures(
         if turns_last is not None:
             layers = [layer.transpose(turns_last) for layer in layers]
         results.append(_pixels(layers))
-    content = raster.content or digest.hexdigest()
+    content = digest.hexdigest() if raster.content is None else raster.content()
     return results[0], results[1] if len(results) > 1 else None, content, filled
 
 
@@ -207,7 +204,8 @@ def _range(raster: Raster, wanted: tuple[float, float] | None, rows: int) -> tup
     if not raster.wide:
         return 0.0, 255.0
     if wanted is not None:
-        return float(wanted[0]), float(wanted[1])
+        low, high = map(float, wanted)
+        return low, high if high > low else low + 1  # a source of one value only
     low, high = np.inf, -np.inf
     for strip in raster.strips(rows):
         stored = np.asarray(strip)[..., : raster.bands]

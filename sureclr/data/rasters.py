@@ -50,7 +50,7 @@ class Raster:
         slope: what stored values are multiplied by, before `intercept` is added.
         intercept: see `slope`.
         inverted: whether the largest value is black.
-        content: sha256 that stands for the picture; empty: its pixels' is taken.
+        content: gives the sha256 that stands for the picture; None: its pixels' is taken.
     """
 
     width: int
@@ -68,7 +68,7 @@ class Raster:
     slope: float = 1.0
     intercept: float = 0.0
     inverted: bool = False
-    content: str = ""
+    content: Callable[[], str] | None = None
 
     @property
     def wide(self) -> bool:

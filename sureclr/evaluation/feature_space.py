@@ -379,4 +379,4 @@ def save_map(path: Path, columns: Columns) -> None:
         for name, column in columns.items()
     }
     with writing_atomically(path) as file:
-        parquet.write_table(pa.table(arrays), file)
+        parquet.write_table(pa.table(arrays), file, write_page_checksum=True)

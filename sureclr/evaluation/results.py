@@ -8,6 +8,7 @@ names of what may say how certain an image is: `certainty` (the loss's own), `ne
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
-from sureclr.files import json_bytes, write_atomically
+from sureclr.files import LARGEST_JSON, json_bytes, read_file, write_atomically
 from sureclr.schema import SchemaError, from_json, to_json
 
 if TYPE_CHECKING:
@@ -924,7 +925,7 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
     """
     read_results(run)  # never write over a file that this version does not understand
     path = run / "results.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"schema": SCHEMA}
+    content = json.loads(read_file(path)) if path.exists() else {"schema": SCHEMA}
     content["schema"] = SCHEMA
     content[name] = entry_to_json(result, provenance)
     try:
@@ -945,10 +946,10 @@ def read_results(run: Path) -> Results:
         UserError: the file is damaged, or was written with another schema.
     """
     path = run / "results.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return Results(run)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_file(path, LARGEST_JSON))
         if not isinstance(content, dict):
             raise ValueError("it is no object")
     except (OSError, ValueError, RecursionError) as error:

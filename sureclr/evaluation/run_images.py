@@ -153,7 +153,13 @@ def stored_table(run: Run) -> Embeddings | None:
         UserError: the file is damaged.
     """
     path = run.path / "embeddings.parquet"
-    table = Embeddings.read(path) if path.exists() else None
+    try:
+        table = Embeddings.read(path) if path.exists() else None
+    except UserError as error:
+        raise UserError(
+            f"neither the images of this run nor their stored table {path} can be read; name the"
+            " images' new place with data=folder:PATH."
+        ) from error
     if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} images "):
         return None
     return table

@@ -11,7 +11,6 @@ all other snapshot images, not those of a training batch, and the network is in 
 a loss without a temperature (or with one for each image) the weights are NT-Xent's at tau = 0.2.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.losses import Softening, partners, relative, sharpness, without_own_image
 from sureclr.progress import SILENT, Progress, report_progress
 from sureclr.training.monitor import evidence_split
+from sureclr.training.run_dir import read_checked_safetensors
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -191,12 +191,9 @@ def read_snapshots(folder: Path) -> tuple[list[Snapshot], dict[str, str]]:
 
 def read_snapshot(file: Path) -> Snapshot | str:
     """Return a snapshot, or the reason why it cannot be used."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(file, "pt") as content:
-            numbers = json.loads((content.metadata() or {})["numbers"])
-            tensors = {name: content.get_tensor(name) for name in set(NEEDED) & set(content.keys())}
+        content, numbers = read_checked_safetensors(file, "numbers")
+        tensors = {name: content[name] for name in NEEDED if name in content}
         snapshot, p = Snapshot(int(numbers["epoch"]), numbers, tensors), len(tensors["index"])
         if (
             p < 2
@@ -205,7 +202,7 @@ def read_snapshot(file: Path) -> Snapshot | str:
         ):
             return "its directions are not finite, or there are too few"
         return snapshot
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
-from sureclr.files import remove, write_atomically
+from sureclr.files import LARGEST_JSON, make_folder, read_file, remove, write_atomically
 from sureclr.finetuning.results import SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
@@ -126,7 +126,7 @@ def save_finetuned(
     from safetensors.torch import save
 
     folder, name = run.path / "finetuned", file_name(key)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     tensors = model.state_dict().items()
     data = save({tensor: values.detach().cpu().contiguous() for tensor, values in tensors})
     digest = hashlib.sha256(data).hexdigest()
@@ -237,8 +237,8 @@ def _no_such_classifier(run: str | Path, labels: str, folder: Path) -> UserError
 
 def _read_record(path: Path) -> ClassifierRecord:
     try:
-        return from_json(ClassifierRecord, json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:  # a SchemaError is a ValueError
+        return from_json(ClassifierRecord, json.loads(read_file(path, LARGEST_JSON)))
+    except (OSError, ValueError, RecursionError) as error:  # a SchemaError is a ValueError
         raise UserError(f"{path} cannot be read ({error}); fine-tune the run again.") from error
 
 
@@ -246,7 +246,7 @@ def _read_weights(folder: Path, record: ClassifierRecord) -> bytes:
     """Return the content of the file of the weights, after a check of its sha256."""
     path = folder / Path(record.file).name  # a name with folders in it must not lead elsewhere
     try:
-        data = path.read_bytes()
+        data = read_file(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); fine-tune the run again."

@@ -101,6 +101,7 @@ ONLY_TEST = (
 ONLY_TRAIN = (
     "These classes have training images and no test image, so they could not be tested: {classes}."
 )
+MORE_CLASSES = " and {n:,} more"
 CONFUSION = Caption(
     "{what}: what is taken for what",
     "Each row is a true class, and the columns, with the numbers of the rows, are the classes that"

@@ -1,6 +1,7 @@
 """What a report draws: the files of a run folder, and its images where they can be read."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
+from sureclr.files import LARGEST_JSON, open_file, read_file
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
@@ -54,7 +56,9 @@ class RunFiles:
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of a number of metrics.jsonl, from the lines that have it."""
-        pairs = [(line["epoch"], line[name]) for line in self.lines if name in line]
+        pairs = [
+            (line["epoch"], line[name]) for line in self.lines if name in line and "epoch" in line
+        ]
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
 
@@ -77,7 +81,7 @@ def read_run_files(
     directory = run_directory(path)
     config = from_dict(read_yaml(directory.config))
     table_path = path / "embeddings.parquet"
-    table = Embeddings.read(table_path) if table_path.is_file() else None
+    table = Embeddings.read(table_path) if os.path.lexists(table_path) else None
     images, no_images = own_images(directory, config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
@@ -87,7 +91,7 @@ def read_run_files(
         path,
         config,
         _read_json(path / "environment.json"),
-        directory.lines() if directory.metrics.is_file() else [],
+        directory.lines(),
         stored,
         table,
         _read_places(path / "map.parquet"),
@@ -165,8 +169,8 @@ def _read_results(path: Path) -> tuple[Results, str]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return dict(json.loads(read_file(path, LARGEST_JSON)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 
@@ -176,11 +180,12 @@ def _read_places(path: Path) -> dict[str, Any] | None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        table = parquet.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
+        with open_file(path) as file:
+            table = parquet.read_table(file, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete it and evaluate the run again."
         ) from error

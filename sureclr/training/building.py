@@ -1,6 +1,9 @@
 """The network and the loss of a configuration, by name or as the user's own objects."""
 
 import inspect
+import math
+import os
+import warnings
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -15,10 +18,11 @@ from sureclr.data.sources import findable
 from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.embedding import as_float, evaluating
-from sureclr.models.encoders import CUSTOM, encoder, stem_for
+from sureclr.models.encoders import CUSTOM, ENCODERS, encoder, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.devices import seeded
 
+WEIGHT_BYTES = 8  # a weight and its gradient, each in float32
 STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation
 OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that records it
     "temperature": "temperature",
@@ -43,6 +47,7 @@ def build(
     *,
     network: nn.Module | None = None,
     loss: Objective | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> tuple[SimCLR, Objective]:
     """Build the model and the loss of a configuration.
 
@@ -56,9 +61,13 @@ def build(
         network: the user's own encoder where the configuration names one; becomes part of the
             model without being copied.
         loss: the user's own loss where the configuration names one; returned as it is.
+        weights: the state that will be loaded into the model; its shapes are compared before
+            memory is taken.
 
     Raises:
-        UserError: a name or an option is wrong, or an object of the user's is missing.
+        UserError: a name or an option is wrong, an object of the user's is missing, or the model
+            does not fit into memory.
+        RuntimeError: the model cannot load `weights`.
     """
     criterion = _loss(config, loss)
     if config.certainty_gradient == "off" and not criterion.uses_certainty:
@@ -66,22 +75,71 @@ def build(
             f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none;"
             " leave it out."
         )
+    _check_size(config, channels, criterion, network, weights)
     with seeded(config.seed):
-        if network is None:
-            network = encoder(config.encoder, config.stem, channels, config.init == "timm")
-        features = cast(int, network.num_features)
-        projection = ProjectionHead(
-            features, config.projection_dim, config.projection_hidden, config.projection_layers
-        )
-        certainty = (
-            CertaintyHead(features, gradient=config.certainty_gradient == "on")
-            if criterion.uses_certainty
-            else None
-        )
-    standardised = StandardisedEncoder(network, mean.cpu(), std.cpu())
-    model = SimCLR(standardised, projection, certainty, criterion.read)
+        model = _model(config, channels, mean, std, criterion, network)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it; 1.3x on a CPU
     return model, criterion
+
+
+def _model(
+    config: PretrainConfig,
+    channels: int,
+    mean: Tensor,
+    std: Tensor,
+    criterion: Objective,
+    network: nn.Module | None,
+) -> SimCLR:
+    """Return the network with weights drawn by torch's global generator."""
+    if network is None:
+        network = encoder(config.encoder, config.stem, channels, config.init == "timm")
+    features = cast(int, network.num_features)
+    projection = ProjectionHead(
+        features, config.projection_dim, config.projection_hidden, config.projection_layers
+    )
+    certainty = (
+        CertaintyHead(features, gradient=config.certainty_gradient == "on")
+        if criterion.uses_certainty
+        else None
+    )
+    standardised = StandardisedEncoder(network, mean.cpu(), std.cpu())
+    return SimCLR(standardised, projection, certainty, criterion.read)
+
+
+def _check_size(
+    config: PretrainConfig,
+    channels: int,
+    criterion: Objective,
+    network: nn.Module | None,
+    weights: dict[str, Tensor] | None,
+) -> None:
+    """Raise what `build` raises about sizes, without taking memory for the weights."""
+    if network is None and config.encoder in ENCODERS and config.encoder != "small":
+        return  # code of a package, which need not work without memory
+    one = torch.ones(1)
+    named = replace(config, init="random")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that loading copies no values
+        model = _model(named, channels, one, one, criterion, network)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        needed, memory = WEIGHT_BYTES * parameters, _memory()
+        if needed > memory:
+            raise UserError(
+                f"the encoder {config.encoder} and its heads have {parameters:,} parameters, which"
+                f" take at least {needed / 2**30:,.1f} GiB, and this machine has"
+                f" {memory / 2**30:,.1f}; choose a smaller encoder, projection_dim or"
+                " projection_hidden."
+            )
+        if weights is not None and network is None:
+            model.load_state_dict({**weights, "encoder.mean": one, "encoder.std": one})
+
+
+def _memory() -> float:
+    """The bytes of main memory of this machine; infinite if the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
@@ -105,7 +163,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     Raises:
         UserError: an argument has the wrong type.
     """
-    config = replace(config, source=findable(config.source))
+    if findable(config.source) != config.source:
+        config = replace(config, source=findable(config.source))
     if encoder is not None:
         if not isinstance(encoder, nn.Module):
             raise UserError(

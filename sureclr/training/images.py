@@ -20,8 +20,6 @@ from sureclr.training.building import with_stem
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
 RESIDENT_SHARE = 0.25
-# Fields that a run decides for itself where they are left open: by its images, or by its memory
-DECIDED = ("size", "channels", "value_range", "micro_batch")
 
 
 MonitorLabels = str | Path | LabelFile | None  # a file of labels, as a user gives it
@@ -98,15 +96,3 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
             " (stride 1); stem=imagenet is faster and sees less detail"
         )
     return resolved
-
-
-def as_begun(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
-    """Return the configuration with what it leaves open as it was when the run began.
-
-    Args:
-        config: with which a run continues.
-        before: with which it began, as its folder records it.
-    """
-    open_fields = [name for name in DECIDED if getattr(config, name) is None]
-    values: dict[str, Any] = {name: getattr(before, name) for name in open_fields}
-    return replace(config, **values, stem=before.stem if config.stem == "auto" else config.stem)

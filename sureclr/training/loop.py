@@ -3,6 +3,8 @@
 import time
 from contextlib import ExitStack
 
+from sureclr.errors import UserError
+from sureclr.files import WriteError
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training.monitor import Monitor, collapse_warning, monitor_text
@@ -19,7 +21,13 @@ from sureclr.training.trainer import Trainer
 
 
 def run_training(
-    trainer: Trainer, directory: RunDir, progress: Progress, *, resume: bool, track: str | None
+    trainer: Trainer,
+    directory: RunDir,
+    progress: Progress,
+    *,
+    resume: bool,
+    track: str | None,
+    accept_changes: bool = False,
 ) -> None:
     """Take all steps that a run still has to take, and write its folder.
 
@@ -29,24 +37,40 @@ def run_training(
         progress: gets the number of steps done with their numbers, and messages.
         resume: whether to continue the run that the folder holds.
         track: tensorboard, wandb or None.
+        accept_changes: whether a resumed run may have another configuration or other images.
 
     Raises:
-        UserError: training diverged, the run to resume has another configuration, or another
-            process is writing to the folder.
+        UserError: training diverged, the run to resume has another configuration or other images,
+            another process is writing to the folder, or its disk is full.
         Stopped: SIGINT or SIGTERM, after a checkpoint.
     """
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
         stop = stack.enter_context(stop_on_signals())
+        directory.check_space(trainer.checkpoint_bytes())
+        if resume:
+            resume_run(directory, trainer, progress, accept_changes=accept_changes)
+        else:
+            begin_run(directory, trainer)
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
-        resume_run(directory, trainer) if resume else begin_run(directory, trainer)
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
             _take_steps(trainer, directory, monitor, stop, progress, tracker)
+            write_encoder(directory, trainer)
+        except WriteError as error:
+            raise _not_written(error, trainer, directory) from error
         finally:
             progress.finish()
-        write_encoder(directory, trainer)
+
+
+def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
+    """Return a sentence that says what is kept, and how to go on."""
+    kept = "nothing is" if trainer.saved_step is None else f"step {trainer.saved_step} is"
+    return UserError(
+        f"{error.failure}; of the weights, {kept} saved: make room there, and continue with"
+        f" resume=True, out={str(directory.path)!r}"
+    )
 
 
 def _take_steps(
@@ -75,6 +99,7 @@ def _take_steps(
         if stop or complete or trainer.is_due(trainer.config.checkpoint_every):
             trainer.check_weights()
             directory.save_checkpoint(trainer.done, *trainer.state())
+            trainer.saved_step = trainer.done
         stop.check(saved)
 
 

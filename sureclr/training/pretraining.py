@@ -7,20 +7,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.config import PretrainConfig
 from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
+from sureclr.training.continuing import (
+    completed,
+    configuration_changes,
+    recorded_configuration,
+    refuse_changes,
+)
 from sureclr.training.devices import choose_device
 from sureclr.training.images import (
     MonitorLabels,
-    as_begun,
     as_resolved,
     label_file_of,
     training_images,
 )
 from sureclr.training.loop import run_training
-from sureclr.training.records import check_same_configuration
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
 from sureclr.training.setup import fitting_trainer, new_trainer
@@ -35,6 +39,7 @@ def pretrain(
     loss: Objective | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     overwrite: bool = False,
     labels: MonitorLabels = None,
     device: str = "auto",
@@ -55,6 +60,8 @@ def pretrain(
         loss: a loss object instead of the one that `config.loss` names. It is copied as well.
         out: the run folder; None: runs/SOURCE-LOSS-ENCODER-DATE.
         resume: continue the run in `out` exactly where it stopped.
+        accept_changes: continue it although the configuration or the images are others than its
+            checkpoint recorded. The changes are stored in the next checkpoints.
         overwrite: replace the run in `out`.
         labels: a file of labels, by which the monitor measures kNN accuracy while the run trains.
             They change nothing of what it learns; images.json names the file.
@@ -79,7 +86,7 @@ def pretrain(
     chosen, progress = choose_device(device), progress or ConsoleProgress()
     file = label_file_of(labels)
     if resume:
-        config = as_begun(config, from_dict(read_yaml(directory.config)))
+        config = _continued(directory, config, accept_changes)
     training = training_images(config, images, root, chosen, progress, file)
     if not resume:
         config = as_resolved(config, training, progress)
@@ -91,7 +98,9 @@ def pretrain(
     if training.report is not None:
         named = {} if file is None else {"monitor_labels": str(file.path)}
         directory.save_image_report({**training.report.to_json(), **named})
-    run_training(trainer, directory, progress, resume=resume, track=track)
+    run_training(
+        trainer, directory, progress, resume=resume, track=track, accept_changes=accept_changes
+    )
     return Run(
         directory,
         trainer.config,
@@ -109,6 +118,7 @@ def check_pretraining(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    accept_changes: bool = False,
     overwrite: bool = False,
     labels: MonitorLabels = None,
     device: str = "auto",
@@ -125,6 +135,7 @@ def check_pretraining(
         config: as for `pretrain`, like the other arguments.
         out: the run folder.
         resume: whether the run in `out` would be continued.
+        accept_changes: whether it would be continued with another configuration.
         overwrite: whether it would be replaced.
         labels: a file of labels for the monitor.
         device: auto, cuda, mps or cpu.
@@ -139,8 +150,7 @@ def check_pretraining(
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
         if resume:
-            config = as_begun(config, from_dict(read_yaml(RunDir(Path(out)).config)))
-            check_same_configuration(RunDir(Path(out)), config)
+            config = _continued(RunDir(Path(out)), config, accept_changes)
     check_tracker(track)
     choose_device(device)
     progress = progress or ConsoleProgress()
@@ -148,3 +158,17 @@ def check_pretraining(
     file = label_file_of(labels)
     images = training_images(config, None, root, on_cpu, progress, file)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
+
+
+def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) -> PretrainConfig:
+    """Return the configuration with which a run goes on, before images are read.
+
+    Raises:
+        UserError: it differs from the recorded one, and that is not accepted.
+    """
+    before = recorded_configuration(directory)
+    config = completed(config, before)
+    changes = configuration_changes(directory, before, config)
+    if not accept_changes:
+        refuse_changes(directory, changes)
+    return config

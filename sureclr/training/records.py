@@ -8,13 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig, differing, from_dict, read_yaml, to_yaml
-from sureclr.data.image_set import ImageSet
+from sureclr.config import from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.files import write_atomically
 from sureclr.maths.sphere import Posterior
+from sureclr.progress import Progress
 from sureclr.training.building import is_own
-from sureclr.training.run_dir import RunDir, plain_tensors
+from sureclr.training.continuing import (
+    accepted,
+    completed,
+    configuration_changes,
+    image_changes,
+    machine_changes,
+    refuse_changes,
+)
+from sureclr.training.image_record import ImageRecord
+from sureclr.training.run_dir import RunDir, checked_safetensors
 from sureclr.training.trainer import Trainer
 
 
@@ -24,55 +33,88 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     For an encoder or a loss of the user's own that includes its state, to which evaluations compare
     the trained one.
     """
+    directory.remove_drafts()
     if own := _own_state(trainer):
         directory.save_initial(own)
+    _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
     write_atomically(
         directory.path / "environment.json", json.dumps(environment(), indent=1).encode()
     )
 
 
-def check_same_configuration(directory: RunDir, config: PretrainConfig) -> None:
-    """Raise a UserError unless a run began with this configuration."""
-    before = from_dict(read_yaml(directory.config))
-    if names := differing(before, config):
-        name = names[0]
-        raise UserError(
-            f"resume=True continues a run as it began, and {', '.join(names)} differs ({name}:"
-            f" {getattr(before, name)} in {directory.config}, now {getattr(config, name)});"
-            " leave the option out, or start another run."
-        )
+def _record_images(directory: RunDir, trainer: Trainer, images: ImageRecord) -> None:
+    """Write which images are trained on, and let every checkpoint name their digest."""
+    images.save(directory.images)
+    trainer.record |= {"images": images.digest, "count": len(images.paths)}
 
 
-def resume_run(directory: RunDir, trainer: Trainer) -> None:
-    """Restore the newest checkpoint of a run into a trainer of the same configuration.
+def resume_run(
+    directory: RunDir, trainer: Trainer, progress: Progress, *, accept_changes: bool = False
+) -> None:
+    """Restore the newest checkpoint of a run into a trainer.
+
+    Args:
+        directory: of the run; its lock is held.
+        trainer: at step 0, of a configuration that `continuing.completed` returned.
+        progress: gets a sentence about what changed.
+        accept_changes: go on although configuration or images are others than the checkpoint
+            recorded; the next checkpoints name the changes.
 
     Raises:
-        UserError: the configuration is not the one with which the run began.
+        UserError: something changed, or the checkpoint does not fit the trainer.
     """
-    check_same_configuration(directory, trainer.config)
-    if directory.saved():
-        checkpoint = directory.load_checkpoint()
-        _check_images(directory, trainer.images, checkpoint.numbers)
-        trainer.restore(checkpoint.parts, checkpoint.numbers)
+    directory.remove_drafts()
+    images = ImageRecord.of(trainer.images)
+    checkpoint = directory.load_checkpoint() if directory.saved() else None
+    numbers = {} if checkpoint is None else checkpoint.numbers
+    stored = numbers.get("configuration")
+    before = from_dict(read_yaml(directory.config) if stored is None else stored)
+    changes = configuration_changes(directory, before, completed(trainer.config, before))
+    if checkpoint is not None:
+        changes += image_changes(directory, trainer.images, images, numbers)
+    if not accept_changes:
+        refuse_changes(directory, changes)
+    if checkpoint is not None:
+        _restore(directory, trainer, checkpoint.parts, numbers)
     elif _own_state(trainer):
         _restore_own(trainer, directory.load_initial())
+    if text := machine_changes(directory, environment()):
+        progress.message(text)
+    _record_images(directory, trainer, images)
+    if changes:
+        _accept(directory, trainer, changes, progress)
     directory.forget_after(trainer.done)
     if trainer.done < trainer.steps:
         directory.forget_results()
 
 
-def _check_images(directory: RunDir, images: ImageSet, numbers: dict[str, Any]) -> None:
-    """Raise a UserError unless the images are those that the checkpoint records, by their name."""
-    channels, _, size = images.images.shape[1:]
-    trained = (numbers["source"], numbers["size"], numbers["channels"])
-    if trained != (images.name, size, channels):
-        name, side, colours = trained
+def _restore(
+    directory: RunDir,
+    trainer: Trainer,
+    parts: dict[str, dict[str, Tensor]],
+    numbers: dict[str, Any],
+) -> None:
+    try:
+        trainer.restore(parts, numbers)
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the run in {directory.path} was trained on {name} ({side} pixels, {colours}"
-            f" channels), and would continue on {images.name} ({size} pixels, {channels} channels);"
-            " pass the same images again, from Python if they were given there."
-        )
+            f"the checkpoint of the run in {directory.path} does not fit this configuration"
+            f" ({reason}); set the old one again, or start another run."
+        ) from error
+
+
+def _accept(directory: RunDir, trainer: Trainer, changes: list[str], progress: Progress) -> None:
+    """Record changes that the user accepted: in config.yaml, and in this and later checkpoints."""
+    earlier = trainer.record.get("changes", [])
+    trainer.record["changes"] = [*earlier, accepted(changes, trainer.done)]
+    write_atomically(directory.config, to_yaml(trainer.config).encode())
+    if trainer.saved_step is not None:
+        directory.save_checkpoint(trainer.done, *trainer.state())
+    progress.message(
+        f"The run goes on from step {trainer.done} with accepted changes: {'; '.join(changes)}."
+    )
 
 
 def _own_state(trainer: Trainer) -> dict[str, Tensor]:
@@ -137,21 +179,18 @@ def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, flo
         tensors: as `Monitor.measure` returns them.
         numbers: are written as JSON into the file's metadata.
     """
-    from safetensors.torch import save
-
-    write_atomically(path, save(plain_tensors(tensors), {"numbers": json.dumps(numbers)}))
+    write_atomically(path, checked_safetensors(tensors, "numbers", numbers))
 
 
 def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     """Write encoder.safetensors: the backbone's weights, without the heads.
 
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
-    of encoder and stem, channels, size, and the mean and standard deviation of the pixels.
+    of encoder and stem, channels, size, the mean and standard deviation of the pixels, and a
+    sha256.
     """
-    from safetensors.torch import save
-
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
-    weights = plain_tensors(encoder.backbone.state_dict())
+    weights = encoder.backbone.state_dict()
     description = {
         "encoder": trainer.config.encoder,
         "stem": trainer.config.stem,
@@ -160,10 +199,8 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
         "mean": encoder.mean.tolist(),
         "std": encoder.std.tolist(),
     }
-    # one key: safetensors writes several in random order, and equal runs would differ in their
-    # bytes
-    metadata = {"sureclr": json.dumps(description)}
-    write_atomically(directory.path / "encoder.safetensors", save(weights, metadata))
+    data = checked_safetensors(weights, "sureclr", description)
+    write_atomically(directory.path / "encoder.safetensors", data)
 
 
 def environment() -> dict[str, Any]:

@@ -13,13 +13,14 @@ from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
+from sureclr.files import LARGEST_JSON, read_file
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
 from sureclr.training.building import build, is_own, own_network, recorded
 from sureclr.training.devices import choose_device, seeded
-from sureclr.training.run_dir import Checkpoint, RunDir
+from sureclr.training.run_dir import Checkpoint, RunDir, check_numbers
 
 REPR_PATH = 40  # characters of a path in a run's one-line description
 
@@ -158,8 +159,8 @@ class Run:
 def _accuracies(results: Path) -> list[tuple[str, str]]:
     """Return the accuracies in results.json in words; nothing where the file has another form."""
     try:
-        content = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(read_file(results, LARGEST_JSON))
+    except (OSError, ValueError, RecursionError):
         return []
     rows = []
     for name, title in (("linear", "linear probe"), ("knn", "nearest neighbours")):
@@ -206,6 +207,7 @@ def load(
     config = from_dict(read_yaml(directory.config))
     _check_own(directory.path, config, encoder, loss)
     checkpoint = directory.load_checkpoint()
+    check_numbers(directory.path, checkpoint.numbers)
     if names := differing(from_dict(checkpoint.numbers["configuration"]), config):
         raise UserError(
             f"the checkpoint in {path} was made with another {', '.join(names)} than its"
@@ -260,7 +262,15 @@ def _restored(
         mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
         network = None if encoder is None else own_network(encoder, (channels, size, size))
         named = replace(config, init="random")  # the weights come from the checkpoint
-        model, objective = build(named, channels, mean, std, network=network, loss=deepcopy(loss))
+        model, objective = build(
+            named,
+            channels,
+            mean,
+            std,
+            network=network,
+            loss=deepcopy(loss),
+            weights=parts["model"],
+        )
         model.load_state_dict(parts["model"])
         objective.load_state_dict(parts["objective"])
     except (KeyError, RuntimeError) as error:

@@ -9,11 +9,14 @@ import hashlib
 import json
 import os
 import re
+import socket
+import stat
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,27 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import json_bytes, remove, sync_folder, write_atomically, write_synced
+from sureclr.files import (
+    DRAFT,
+    LARGEST_JSON,
+    WriteError,
+    free_bytes,
+    json_bytes,
+    make_folder,
+    open_file,
+    read_file,
+    remove,
+    sync_folder,
+    write_atomically,
+    write_synced,
+)
 
 KEPT_CHECKPOINTS = 2
+CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
+LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
+LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
+LONGEST_HOLDER = 1 << 10  # bytes of what the lock says of its holder
+CHECKED_LINE = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}')
 OF_THE_WEIGHTS = (  # worthless once training continues
     "results.json",
     "embeddings.parquet",
@@ -32,8 +53,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
     "finetuned",
     "classifiers",
 )
-OURS = (  # what overwriting a run removes
-    "config.yaml",
+OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that it stays a run
     "images.json",
     "environment.json",
     "metrics.jsonl",
@@ -41,10 +61,13 @@ OURS = (  # what overwriting a run removes
     "snapshots",
     "encoder.safetensors",
     "initial.safetensors",
+    "training_images.parquet",
     *OF_THE_WEIGHTS,
     "lock",
     "track",
 )
+BEGUN_FILES = ("lock", "initial.safetensors", "training_images.parquet", "images.json")
+BEGUN_FOLDERS = ("checkpoints", "snapshots")
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,24 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.initial = path / "initial.safetensors"
+        self.images = path / "training_images.parquet"
 
     def is_run(self) -> bool:
         """Return whether the folder holds a run."""
-        return self.config.is_file()
+        return os.path.lexists(self.config)  # a pipe of this name gets a sentence when it is read
+
+    def was_begun(self) -> bool:
+        """Return whether the folder holds only what a run writes before its config.yaml.
+
+        A process that was killed there leaves such a folder, and a new run may use it.
+        """
+        if self.is_run() or not self.path.is_dir() or self.path.is_symlink():
+            return False
+        inside = [self.path / name for name in BEGUN_FOLDERS]
+        entries = [path for path in self.path.iterdir() if path not in inside]
+        entries += [path for folder in inside if folder.is_dir() for path in folder.iterdir()]
+        ours = all(path.name in BEGUN_FILES or DRAFT.fullmatch(path.name) for path in entries)
+        return ours and any(self.path.iterdir())
 
     def check(self, resume: bool, overwrite: bool) -> None:
         """Check that a run may be written here, before anything is written.
@@ -104,6 +141,11 @@ class RunDir:
                 run and neither `resume` nor `overwrite` is true.
         """
         if resume:
+            if self.was_begun():
+                raise UserError(
+                    f"the run in {self.path} was interrupted before its first step, so there is"
+                    f" nothing to resume; start it again with out={str(self.path)!r}."
+                )
             if not self.is_run():
                 raise UserError(
                     f"there is no run to resume in {self.path} (no config.yaml); leave out"
@@ -116,6 +158,8 @@ class RunDir:
                 f"{self.path} already holds a run; continue it with resume=True, replace it with"
                 " overwrite=True, or give another out=."
             )
+        elif self.was_begun():
+            return
         elif self.path.exists() and not self.is_run() and any(self.path.iterdir()):
             raise UserError(
                 f"{self.path} exists and holds files that are not a run; give another out=."
@@ -132,13 +176,14 @@ class RunDir:
         self.check(resume, overwrite)
         if self.is_run() and not resume:
             with self.lock():
+                self.forget_results()
                 for name in OURS:
                     if name != "lock":
                         remove(self.path / name)
-                self.forget_results()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self.snapshots.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints)
+            make_folder(self.snapshots)
         except OSError as error:
             raise UserError(
                 f"the run folder {self.path} cannot be made ({error.strerror}); give another out=."
@@ -156,54 +201,134 @@ class RunDir:
         except ImportError:  # Windows has no flock: there, users must avoid a second writer
             yield
             return
+        with os.fdopen(self._open_lock(), "r+b") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = _holder(file.read(LONGEST_HOLDER))
+                raise UserError(
+                    f"another process is writing to {self.path}{holder}; wait for it, or choose"
+                    " another out."
+                ) from error
+            ours = os.fstat(file.fileno()).st_nlink == 1  # else the content is another file's too
+            if ours:
+                _hold(file.fileno())
+            try:
+                yield
+            finally:
+                if ours:
+                    with suppress(OSError):
+                        os.ftruncate(file.fileno(), 0)
+
+    def _open_lock(self) -> int:
+        """Open the file that is locked, without following a link or waiting for a pipe."""
+        path = self.path / "lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            handle = open(self.path / "lock", "w")  # noqa: SIM115  (open for the whole block below)
+            handle = os.open(path, flags, 0o666)
         except OSError as error:
+            if path.is_symlink():
+                raise UserError(
+                    f"{path} is a link, and writing through it could change a file outside the"
+                    " run; delete the link."
+                ) from error
             raise UserError(
                 f"the run folder {self.path} cannot be written ({error.strerror}); choose another"
                 " out."
             ) from error
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"another process is writing to {self.path}; wait for it, or choose another"
-                    " out."
-                ) from error
-            yield
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise UserError(f"{path} is a pipe or a device and not a file; delete it.")
+        return handle
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line to metrics.jsonl.
+
+        Raises:
+            WriteError: the disk is full, or the file is a link or not writable.
+        """
+        data = _as_line(line)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+        flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        try:
+            with open(os.open(self.metrics, flags, 0o666), "ab", buffering=0) as file:
+                written = file.write(data)
+                if written != len(data):
+                    file.write(data[written:])
+        except OSError as error:
+            raise WriteError(self.metrics, error, len(data)) from error
 
     def save_image_report(self, report: dict[str, Any]) -> None:
         """Write images.json: what was understood of the training images."""
         write_atomically(self.path / "images.json", json_bytes(report))
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return all whole lines of metrics.jsonl; a crash can leave half a line at the end."""
-        if not self.metrics.exists():
-            return []
-        lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
+        """Return all whole lines of metrics.jsonl; damaged ones are counted on stderr and skipped.
+
+        A crash can leave half a line at the end, which is not damage.
+
+        Raises:
+            UserError: the file is a pipe or a device, or cannot be read.
+        """
+        texts = [text for text in self._raw_lines() if text.endswith(b"\n") or _line(text)]
+        found = [_line(text) for text in texts]
+        new = any(entry is not None and entry[1] for entry in found)  # then all have a checksum
+        lines = [line for line, checked in filter(None, found) if checked or not new]
+        damaged = len(found) - len(lines)
+        if damaged:
+            verbs = "is damaged and was" if damaged == 1 else "are damaged and were"
+            print(
+                f"{damaged} of {len(found)} lines of {self.metrics} {verbs} skipped",
+                file=sys.stderr,
+            )
         return lines
+
+    def _raw_lines(self) -> Iterator[bytes]:
+        """Yield the lines of metrics.jsonl with their ends; an endless one in pieces."""
+        if not os.path.lexists(self.metrics):
+            return
+        try:
+            with open_file(self.metrics, LARGEST_METRICS) as file:
+                while text := file.readline(LONGEST_LINE):
+                    yield text
+        except OSError as error:
+            raise UserError(
+                f"{self.metrics} cannot be read ({error.strerror}); move it away."
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run will write again."""
         lines = [line for line in self.lines() if line.get("step", 0) <= step]
-        write_atomically(self.metrics, "".join(json.dumps(line) + "\n" for line in lines).encode())
+        write_atomically(self.metrics, b"".join(map(_as_line, lines)))
 
     def forget_results(self) -> None:
         """Remove what was computed from weights that training is about to change."""
         comparisons = self.path.glob("comparison-*.html")
         for path in [*(self.path / name for name in OF_THE_WEIGHTS), *comparisons]:
             remove(path)
+
+    def remove_drafts(self) -> None:
+        """Remove the drafts of processes that died while they wrote; take the lock before.
+
+        A checkpoint that was moved aside to be replaced, and was not, comes back.
+        """
+        for folder in (self.path, self.checkpoints, self.snapshots):
+            if folder.is_dir() and not (folder.is_symlink() and folder != self.path):
+                for path in list(folder.iterdir()):
+                    if DRAFT.fullmatch(path.name):
+                        remove(path)
+        for path in self.checkpoints.glob(".replaced-step-*"):
+            final = self.checkpoints / path.name.removeprefix(".replaced-")
+            remove(path) if os.path.lexists(final) else path.rename(final)
+
+    def check_space(self, needed: int) -> None:
+        """Raise a `UserError` if fewer bytes than these are free on the disk of the folder."""
+        free = free_bytes(self.path)
+        if free is not None and free < needed:
+            raise UserError(
+                f"a checkpoint in {self.path} needs about {needed:,} bytes, and {free:,} are free;"
+                " free some space there, or give another out=."
+            )
 
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
@@ -227,20 +352,56 @@ class RunDir:
         ).encode()
         final = self.checkpoints / f"step-{step:09d}"
         draft = self.checkpoints / f".draft-{os.getpid()}"
-        remove(draft)
-        draft.mkdir(parents=True)
-        for name, data in files.items():
-            write_synced(draft / name, data)
-        remove(final)
-        draft.rename(final)
-        sync_folder(self.checkpoints)
-        for old in self.saved()[:-KEPT_CHECKPOINTS]:
-            remove(old)
+        replaced = self.checkpoints / f".replaced-{final.name}"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.checkpoints)
+            remove(draft)
+            draft.mkdir()
+            for name, data in files.items():
+                write_synced(draft / name, data)
+            if final.exists():
+                remove(replaced)
+                final.rename(replaced)
+            draft.rename(final)
+            remove(replaced)
+            sync_folder(self.checkpoints)
+        except BaseException as error:
+            with suppress(OSError):
+                remove(draft)
+            if isinstance(error, OSError):
+                total = sum(len(data) for data in files.values())
+                raise WriteError(final, error, total) from error
+            raise
+        self._prune()
         return final
 
+    def _prune(self) -> None:
+        """Remove all checkpoints that are older than the newest two with a readable step."""
+        saved = self.saved()
+        kept = [path for path in saved if recorded_step(path) is not None][-KEPT_CHECKPOINTS:]
+        for path in saved[: saved.index(kept[0])] if kept else []:
+            remove(path)
+
     def saved(self) -> list[Path]:
-        """Return the folders of the checkpoints, oldest first."""
-        return sorted(self.checkpoints.glob("step-*"))
+        """Return the folders of the checkpoints, oldest first, by the steps that they record.
+
+        A checkpoint is named `step-` and nine digits; folders of other names are the user's.
+        """
+        if self.checkpoints.is_symlink():  # the folder of someone else may be behind it
+            return []
+        folders = [
+            (recorded_step(path), path)
+            for path in self.checkpoints.glob("step-*")
+            if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ]
+
+        def order(entry: tuple[int | None, Path]) -> tuple[int, bool, str]:
+            step, path = entry
+            named = int(path.name[5:])  # all that a damaged checkpoint tells
+            return named if step is None else step, step == named, path.name
+
+        return [path for _, path in sorted(folders, key=order)]
 
     def load_checkpoint(self) -> Checkpoint:
         """Load the newest undamaged checkpoint; a damaged one is reported on stderr and skipped.
@@ -267,6 +428,13 @@ class RunDir:
             f"{self.checkpoints} holds no undamaged checkpoint; start the run again with"
             " overwrite=True."
         )
+
+    def newest_numbers(self) -> dict[str, Any] | None:
+        """Return the numbers of the checkpoint that `load_checkpoint` would load, or None."""
+        for path in reversed(self.saved()):
+            if (files := verified(path)) is not None:
+                return dict(json.loads(files["state.json"]))
+        return None
 
     def newest_digest(self) -> str | None:
         """Return the digest of the checkpoint that `load_checkpoint` would load.
@@ -298,7 +466,7 @@ class RunDir:
         from safetensors.torch import load
 
         try:
-            data = self.initial.read_bytes()
+            data = read_file(self.initial)
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             intact = header["__metadata__"]["sha256"] == _digest(tensors)
@@ -313,6 +481,45 @@ class RunDir:
         return tensors
 
 
+def checked_safetensors(tensors: dict[str, Tensor], key: str, about: Mapping[str, Any]) -> bytes:
+    """Return a safetensors file that holds a sha256 of its own content.
+
+    Args:
+        tensors: by name.
+        key: of the metadata. There is one: safetensors writes several in random order, and equal
+            runs would differ in their bytes.
+        about: is written as JSON into the metadata.
+    """
+    from safetensors.torch import save
+
+    plain = plain_tensors(tensors)
+    total = _digest(plain, about)
+    return save(plain, {key: json.dumps({**about, "sha256": total})})
+
+
+def read_checked_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of `checked_safetensors`; files of older versions have no sha256.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    data = read_file(path)
+    try:
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = dict(json.loads(header["__metadata__"][key]))
+    except (SafetensorError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    expected = about.pop("sha256", None)
+    if expected is not None and expected != _digest(tensors, about):
+        raise ValueError("it does not match its sha256")
+    return tensors, about
+
+
 def plain_tensors(part: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors as safetensors takes them: on the CPU, contiguous, none of them shared."""
     plain: dict[str, Tensor] = {}
@@ -324,9 +531,9 @@ def plain_tensors(part: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """Return a sha256 of names, types, shapes and values."""
-    total = hashlib.sha256()
+def _digest(tensors: dict[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
+    """Return a sha256 of names, types, shapes and values, and of what the file says of them."""
+    total = hashlib.sha256(b"" if about is None else json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -340,12 +547,101 @@ def verified(path: Path) -> dict[str, bytes] | None:
     None if a file is missing or differs from the manifest.
     """
     try:
-        manifest_data = (path / "manifest.json").read_bytes()
-        manifest = json.loads(manifest_data)
-        files = {name: (path / name).read_bytes() for name in manifest}
-    except (OSError, ValueError):
+        manifest_data = read_file(path / "manifest.json", LARGEST_JSON)
+        manifest = dict(json.loads(manifest_data))
+        if any(Path(name).name != name for name in manifest):  # it must not lead elsewhere
+            return None
+        if not all(_has_the_right_size(path / name) for name in manifest):
+            return None
+        files = {name: read_file(path / name) for name in manifest}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return None
     intact = all(
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
     return {**files, "manifest.json": manifest_data} if intact and "state.json" in files else None
+
+
+def check_numbers(path: Path, numbers: dict[str, Any]) -> None:
+    """Raise a `UserError` unless a checkpoint describes itself as `Trainer.state` does."""
+    kinds = {"step": int, "size": int, "channels": int, "source": str, "configuration": dict}
+    for name, kind in kinds.items():
+        value = numbers.get(name)
+        if type(value) is not kind or (isinstance(value, int) and value < 0):
+            raise UserError(
+                f"the checkpoint of the run in {path} was not written by SureCLR ({name} is"
+                f" {value!r:.40}); start the run again with overwrite=True."
+            )
+
+
+def _has_the_right_size(path: Path) -> bool:
+    """Return whether a file has the size that its own header says; JSON must be short.
+
+    It is looked at before the file is read: a huge one would take all memory.
+    """
+    with open_file(path, None if path.suffix == ".safetensors" else LARGEST_JSON) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix != ".safetensors":
+            return True
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, LARGEST_JSON):
+            return False
+        header = dict(json.loads(file.read(length)))
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        return size == 8 + length + max(ends, default=0)
+
+
+def recorded_step(path: Path) -> int | None:
+    """Return the step in a checkpoint's state.json; None if it does not fit the manifest."""
+    try:
+        manifest = json.loads(read_file(path / "manifest.json", LARGEST_JSON))
+        state = read_file(path / "state.json", LARGEST_JSON)
+        step = json.loads(state)["step"]
+        intact = manifest["state.json"] == hashlib.sha256(state).hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if intact and type(step) is int else None
+
+
+def _as_line(line: dict[str, Any]) -> bytes:
+    """A line of metrics.jsonl, which ends with a checksum of what stands before it."""
+    text = json.dumps(line).encode()
+    return text[:-1] + f', "crc32": {zlib.crc32(text)}}}\n'.encode()
+
+
+def _line(text: bytes) -> tuple[dict[str, Any], bool] | None:
+    """The numbers of a line of metrics.jsonl and whether it has a checksum; None: it is damaged.
+
+    Lines of older versions have no checksum.
+    """
+    if checked := CHECKED_LINE.fullmatch(text.removesuffix(b"\n")):
+        text = checked[1] + b"}"
+        if zlib.crc32(text) != int(checked[2]):
+            return None
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    numbers = all(type(value) in (int, float) for value in line.values())
+    return (line, checked is not None) if numbers else None
+
+
+def _hold(handle: int) -> None:
+    """Write into the lock who holds it."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    with suppress(OSError):  # it only helps others: a full disk is no reason to stop
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def _holder(data: bytes) -> str:
+    """Who holds a lock, in words, or "" where the lock does not say."""
+    try:
+        holder = json.loads(data)
+        pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return f" (process {pid} on {host!r:.40}, since {since:.25})"

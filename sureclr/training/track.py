@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sureclr.config import PretrainConfig
 from sureclr.errors import UserError, unknown
+from sureclr.files import make_folder
 
 Tracker = Callable[[dict[str, float]], None]
 TRACKERS = ("tensorboard", "wandb")
@@ -39,6 +40,7 @@ def open_tracker(name: str | None, folder: Path, config: PretrainConfig) -> Iter
     if name is None:
         yield lambda numbers: None
         return
+    make_folder(folder)  # raises where it is a link, which the trackers would follow
     write, close = _tensorboard(folder) if name == "tensorboard" else _wandb(folder, config)
     try:
         yield write
@@ -61,6 +63,5 @@ def _tensorboard(folder: Path) -> tuple[Tracker, Callable[[], None]]:
 def _wandb(folder: Path, config: PretrainConfig) -> tuple[Tracker, Callable[[], None]]:
     import wandb
 
-    folder.mkdir(parents=True, exist_ok=True)
     run = wandb.init(dir=str(folder), config=asdict(config), project="sureclr")
     return lambda numbers: run.log(numbers, step=int(numbers["step"])), run.finish

@@ -1,7 +1,7 @@
 """The step of contrastive pretraining, and the state that it changes."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 
+RECORDED = ("images", "count", "changes")  # the keys of `Trainer.record`
+
 
 @dataclass
 class Trainer:
@@ -32,6 +34,9 @@ class Trainer:
         optimizer: of the model's parameters.
         precision: in which the network runs.
         done: number of steps done.
+        record: what every checkpoint stores beside the state: the digest of the images, and the
+            changes that were accepted when the run was resumed.
+        saved_step: the step of the newest checkpoint; None: there is none.
     """
 
     config: PretrainConfig
@@ -41,6 +46,8 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     precision: torch.dtype
     done: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+    saved_step: int | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -107,14 +114,24 @@ class Trainer:
         epoch, rest = divmod(self.done, self.per_epoch)
         return bool(every) and rest == 0 and (epoch % every == 0 or self.done == self.steps)
 
-    def check_weights(self) -> None:
-        """Raise a `UserError` if a weight or a running statistic is not finite.
-
-        Call it before a checkpoint: a loss can be finite when its gradient is not.
-        """
+    def checkpoint_bytes(self) -> int:
+        """Return about how many bytes a checkpoint of this network has."""
         tensors = [*self.model.parameters(), *self.model.buffers()]
+        copies = 3 if self.config.optimizer == "adam" else 2  # with the optimizer's moments
+        return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def check_weights(self) -> None:
+        """Raise a `UserError` if a weight, a running statistic or a moment is not finite.
+
+        Call it before a checkpoint: a loss can be finite when its gradient is not. A moment of the
+        optimizer that is infinite keeps its weight where it is for ever.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers(), *self.objective.buffers()]
         if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise self._diverged("a weight or a running statistic is not finite")
+        moments = [v for entry in self.optimizer.state.values() for v in entry.values()]
+        if not all(bool(v.isfinite().all()) for v in moments if isinstance(v, Tensor)):
+            raise self._diverged("a moment of the optimizer is not finite")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the parts and the numbers of a checkpoint."""
@@ -131,6 +148,7 @@ class Trainer:
             "channels": self.images.images.shape[1],
             "source": self.images.name,
             "configuration": asdict(self.config),
+            **self.record,
         }
         parts = {
             "model": self.model.state_dict(),
@@ -148,7 +166,8 @@ class Trainer:
             index, key = name.split(".", 1)
             entries.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
-        self.done = numbers["step"]
+        self.done = self.saved_step = numbers["step"]
+        self.record = {key: numbers[key] for key in RECORDED if key in numbers}
 
     def _generator(self) -> torch.Generator:
         """Return a generator for losses that sample.
@@ -159,8 +178,12 @@ class Trainer:
         return generator.manual_seed(self.config.seed * 1_000_003 + self.done)
 
     def _diverged(self, sign: str) -> UserError:
+        kept = (
+            "There is no checkpoint yet, so start the run anew with overwrite=True."
+            if self.saved_step is None
+            else f"The last checkpoint is from step {self.saved_step}, before this happened."
+        )
         return UserError(
             f"{sign} at step {self.done}, so training has diverged; lower learning_rate (now"
-            f" {self.config.learning_rate}) or raise temperature. The last checkpoint is from"
-            " before."
+            f" {self.config.learning_rate}) or raise temperature. {kept}"
         )

@@ -271,6 +271,18 @@ def pillow_png_with_exif(exif: bytes) -> bytes:
     return data[:33] + chunk + struct.pack(">I", zlib.crc32(b"eXIf" + exif)) + data[33:]
 
 
+def test_half_a_png_under_right_sums_is_refused() -> None:
+    """Only Pillow's own decoder can tell; looking for EXIF first must not lose what it says."""
+    pixels = zlib.compress(scene().tobytes())[:-300]
+    rubbish = pixels[:400] + bytes(200) + pixels[600:]
+    start = FILES["PNG"][:33]
+    chunk = struct.pack(">I", len(rubbish)) + b"IDAT" + rubbish
+    chunk += struct.pack(">I", zlib.crc32(b"IDAT" + rubbish))
+    data = start + chunk + FILES["PNG"][-12:]
+    assert not pillow_reads(data)
+    assert isinstance(decoding.decode(FileRef("a", data=data), WANTED), str)
+
+
 def test_settings_of_the_users_program_do_not_matter_and_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -283,12 +295,19 @@ def test_settings_of_the_users_program_do_not_matter_and_stay(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True and Image.MAX_IMAGE_PIXELS == 100
 
 
-def test_a_compression_that_pillow_lacks_is_a_reason(tmp_path: Path) -> None:
+def test_a_compression_that_pillow_lacks_is_a_reason(tmp_path: Path, capfd: Any) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", scene(), photometric="rgb", compression="webp")
+    if not pillow_reads((tmp_path / "a.tif").read_bytes()):  # some wheels of Pillow have it
+        capfd.readouterr()
+        reason = decoding.decode(FileRef(str(tmp_path / "a.tif")), WANTED)
+        assert reason == "WEBP compression support is not configured."
+        assert capfd.readouterr() == ("", "")
     data = bytearray(FILES["TIFF, LZW"])
     place = data.index(struct.pack("<HHI", 259, 3, 1)) + 8  # the tag of the compression
     data[place : place + 2] = struct.pack("<H", 34661)  # JBIG, which wheels do not have
     assert not pillow_reads(bytes(data))
-    assert isinstance(decoding.decode(FileRef("a", data=bytes(data)), WANTED), str)
+    reason = decoding.decode(FileRef("a", data=bytes(data)), WANTED)
+    assert reason == "Pillow does not read this kind of TIFF (its compression is JBIG)"
 
 
 def test_a_damaged_file_reads_the_same_from_disk_and_from_a_part_of_a_file(tmp_path: Path) -> None:

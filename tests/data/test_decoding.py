@@ -488,6 +488,11 @@ def test_values_outside_the_range_are_clipped(tmp_path: Path, kind: Any) -> None
     assert decoded(file, value_range=(100, 200)).square.tolist() == [[[0, 0, 128, 255, 255]]]
 
 
+def test_a_range_of_one_value_is_black(tmp_path: Path) -> None:
+    file = tiff(tmp_path / "a.tif", np.full((4, 4), 7, np.uint16))
+    assert decoded(file, value_range=(7, 7)).square.max() == 0
+
+
 def test_pictures_of_8_bits_are_never_rescaled(tmp_path: Path) -> None:
     assert decoded(picture(tmp_path / "a.png", 9, "L"), value_range=(0, 18)).square.max() == 9
 
@@ -567,6 +572,34 @@ def test_pages_of_many_bands(tmp_path: Path) -> None:
     assert np.array_equal(second, decoded(tmp_path / "a.tif").square[:, ::-1])
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_pages_in_forms_of_which_pillow_knows_only_one(tmp_path: Path, first: int) -> None:
+    plain = (NOISE[..., :3] // 256).astype(np.uint8)
+    forms = [(plain, "rgb", 3), (NOISE, "minisblack", 13)]
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for values, photometric, _ in (forms[first], forms[1 - first]):
+            options = {"compression": "zlib", "rowsperstrip": 6, "planarconfig": "contig"}
+            writer.write(values, photometric=photometric, **options)
+    assert facts(tmp_path / "a.tif") == PictureFacts(30, 20, (3, 13)[first], first == 1, 2)
+    for page, number in enumerate((first, 1 - first)):
+        result = decoded(tmp_path / "a.tif", page, value_range=(0, 65535)).square
+        values = forms[number][0] / (1 if number == 0 else 257)
+        assert np.abs(result - values.transpose(2, 0, 1)).max() < 0.51
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_wide_colours_in_several_strips_are_turned_as_pillow_turns_narrow_ones(
+    tmp_path: Path, orientation: int
+) -> None:
+    tag = {"extratags": [(274, "H", 1, orientation, True)], "rowsperstrip": 6}
+    narrow = (NOISE[..., :3] // 256).astype(np.uint8)
+    file = tiff(tmp_path / "a.tif", narrow.astype(np.uint16), photometric="rgb", **tag)
+    result = decoded(file, value_range=(0, 255)).square
+    with Image.open(tiff(tmp_path / "b.tif", narrow, photometric="rgb", **tag)) as image:
+        assert np.array_equal(result, np.asarray(image).transpose(2, 0, 1))
+    assert facts(file).width == facts(tmp_path / "b.tif").width == result.shape[2]
+
+
 def test_a_stereo_jpeg_is_one_page(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, WHITE)]
     file = saved(tmp_path / "a.mpo", frames[0], save_all=True, append_images=frames[1:])
@@ -640,19 +673,20 @@ def test_the_whole_picture_is_never_enlarged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("kind", "is_tall"), [(np.uint8, True), (np.uint16, False)])
 def test_strips_give_what_the_whole_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, kind: Any
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, kind: Any, is_tall: bool
 ) -> None:
     """A large picture is converted strip by strip and turned at the end."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    values = np.add.outer(np.arange(61) * 3, np.arange(84)).astype(kind)
+    values = np.add.outer(np.arange(61), np.arange(84) * 2).astype(kind)
+    values = np.ascontiguousarray(values.T) if is_tall else values
     file = saved(tmp_path / "a.png", Image.fromarray(values), exif=exif)
     wanted = {"size": 17, "whole_side": 30, "value_range": (0, 300)}
     expected = decoded(file, **wanted)
     monkeypatch.setattr(raster_pixels, "AT_ONCE", 100)
-    monkeypatch.setattr(raster_pixels, "STRIP", 7 * 84)
+    monkeypatch.setattr(raster_pixels, "STRIP", 7 * values.shape[1])
     result = decoded(file, **wanted)
     assert result.content == expected.content
     assert result.whole is not None and expected.whole is not None

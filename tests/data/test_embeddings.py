@@ -1,5 +1,6 @@
 """The table of embeddings: what it writes is what it reads, and its digest is of its rows."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +49,44 @@ def test_saving_replaces_a_link(tmp_path: Path) -> None:
     a_table().save(tmp_path / "t.parquet")
     assert (tmp_path / "other").read_bytes() == b"precious"
     assert len(Embeddings.read(tmp_path / "t.parquet")) == 5
+
+
+def test_a_changed_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    """R5: a bit of every eleventh byte in turn. What is not refused reads as the whole table."""
+    table, path, refused = a_table(), tmp_path / "t.parquet", 0
+    table.save(path)
+    data = path.read_bytes()
+    for place in range(0, len(data), 11):
+        flipped = data[place] ^ (1 << place % 8)
+        path.write_bytes(data[:place] + bytes([flipped]) + data[place + 1 :])
+        try:
+            again = Embeddings.read(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+            continue
+        assert again.digest == table.digest, place
+        assert torch.equal(again.certainty, table.certainty), place
+        assert vars(again)["classes"] == table.classes and again.kernel_dimension == 12.5, place
+    assert refused > 0.5 * len(data) / 11
+
+
+def test_a_table_of_an_older_version_is_read(tmp_path: Path) -> None:
+    """It has no checksums."""
+    from pyarrow import parquet
+
+    a_table().save(tmp_path / "t.parquet")
+    table = parquet.read_table(tmp_path / "t.parquet")
+    about = {k: v for k, v in table.schema.metadata.items() if k != b"sha256"}
+    parquet.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
+    assert Embeddings.read(tmp_path / "t.parquet").digest == a_table().digest
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """R7."""
+    os.mkfifo(tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="a pipe or a device"):
+        Embeddings.read(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1 nonsense"])

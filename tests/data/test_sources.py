@@ -164,8 +164,7 @@ def test_size_and_channels_are_as_asked() -> None:
     [
         ({"size": 0}, "size must be at least 1 pixel, not 0"),
         ({"size": -3}, "not -3"),
-        ({"channels": 33}, "channels must be 1 .grey., 3 .RGB., or another .* up to 32, not 33"),
-        ({"channels": 2}, "images with 1 band cannot become images with 2 bands"),
+        ({"channels": 33}, "channels must be 1 .grey., 3 .RGB., .* up to 32, not 33"),
     ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int], words: str) -> None:

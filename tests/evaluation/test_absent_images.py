@@ -210,6 +210,15 @@ def test_a_table_of_other_weights_does_not_stand_in(trained: Path, place: Path) 
         sureclr.evaluate(place / "run", "knn", **QUIET)
 
 
+def test_a_damaged_table_of_absent_images_is_a_sentence(trained: Path, place: Path) -> None:
+    table = place / "run" / "embeddings.parquet"
+    table.write_bytes(table.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"neither the images .* nor their stored table .* data="):
+        sureclr.evaluate(place / "run", "knn", **QUIET)
+    data = f"folder:{trained / 'moved'}"
+    assert sureclr.evaluate(place / "run", "knn", data, **QUIET)["knn"].baselines is not None
+
+
 def test_pixels_that_are_not_there_are_an_error_and_no_number(place: Path) -> None:
     with Session(place / "run", **QUIET) as session:
         assert session.catalogue.paths == session.inputs.table.paths

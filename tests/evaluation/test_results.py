@@ -1,6 +1,7 @@
 """results.json as typed results: what is written is read back, and another form is refused."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,28 @@ MADE = Provenance("c", "i", "l", "", "0.1.0", "2026-11-26T10:00:00+00:00", 1.5, 
 def test_no_file_is_no_results(tmp_path: Path) -> None:
     results = read_results(tmp_path)
     assert len(results) == 0 and list(results) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "pipe behind a link", "folder", "huge", "deep"])
+def test_a_file_that_is_none_is_one_sentence_and_no_wait(tmp_path: Path, kind: str) -> None:
+    """R7: a pipe in place of results.json made every command hang."""
+    path = tmp_path / "results.json"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # a terabyte that takes no disk
+    elif kind == "deep":
+        path.write_text("[" * 100_000)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        path.symlink_to(tmp_path / "pipe")
+    for act in (read_results, lambda run: save_result(run, "knn", KNN, MADE)):
+        with pytest.raises(UserError, match=r"results\.json is damaged .*; move it away") as caught:
+            act(tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_saved_result_is_read_back_with_its_provenance(tmp_path: Path) -> None:

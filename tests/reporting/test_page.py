@@ -34,6 +34,7 @@ from sureclr.finetuning.summary import summarise
 from sureclr.reporting.page import write_page
 from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files
+from sureclr.reporting.sections.class_by_class import classes_of_one_split
 from sureclr.schema import SchemaError, from_json, to_json
 
 FILES = (
@@ -334,6 +335,16 @@ def test_classes_are_listed_with_the_lowest_accuracy_first(files: RunFiles) -> N
             [counts[j] / sum(counts) for j in order], abs=5e-4
         )
     assert "count as wrong: class 0." in Page(page).text
+
+
+def test_a_sentence_names_thirty_classes_and_counts_the_others() -> None:
+    numbers = example_run.by_class(("cat", "dog"))
+    many = replace(numbers, only_test=tuple(f"c{i}" for i in range(45)), only_train=("z",))
+    first, second = classes_of_one_split(many)
+    assert first.text.endswith(
+        ": c0, " + ", ".join(f"c{i}" for i in range(1, 30)) + " and 15 more."
+    )
+    assert second.text.endswith(": z.")
 
 
 def test_numbers_per_class_of_an_older_file_are_asked_for(files: RunFiles) -> None:

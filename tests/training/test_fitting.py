@@ -2,6 +2,7 @@
 GPU is needed); ruined weights.
 """
 
+import resource
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +114,34 @@ def test_a_running_statistic_that_is_not_finite_is_never_saved() -> None:
     norm.running_var[0] = torch.nan
     with pytest.raises(UserError, match="running statistic is not finite"):
         made.check_weights()
+
+
+def test_a_moment_that_is_infinite_is_never_saved() -> None:
+    """Its weight would stay where it is for ever, with a finite loss."""
+    made = new_trainer(CONFIG, IMAGES, CPU)
+    made.step()
+    made.check_weights()
+    next(iter(made.optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = torch.inf
+    with pytest.raises(UserError, match="moment of the optimizer is not finite"):
+        made.check_weights()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"projection_dim": 1 << 16, "projection_hidden": 1 << 16, "projection_layers": 4},
+        {"encoder": "small-9999"},
+    ],
+    ids=["head", "encoder"],
+)
+def test_a_network_that_cannot_fit_is_refused_before_memory_is_taken(
+    changes: dict[str, Any],
+) -> None:
+    """R8: every field is within its bound, and together they take 60 GiB and more."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"parameters, which take at least [\d,.]+ GiB"):
+        new_trainer(replace(CONFIG, **changes), IMAGES, CPU)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 class ScaledLoss(NTXentLoss):

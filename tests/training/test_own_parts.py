@@ -322,7 +322,7 @@ def test_loading_without_the_objects_or_with_others_is_refused(
 
 
 def test_resuming_with_another_loss_names_the_option(run: sureclr.Run) -> None:
-    with pytest.raises(UserError, match="temperature differs"):
+    with pytest.raises(UserError, match="temperature was 0.5 and is now 0.4"):
         own(run.path, resume=True, loss=NTXentLoss(0.4))
     with pytest.raises(UserError, match="custom:Tiny is a module of your own"):
         sureclr.pretrain(run.config, IMAGES, out=run.path, resume=True, device="cpu")

@@ -2,8 +2,11 @@
 unbroken one.
 """
 
+import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -98,10 +101,12 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
     assert {path.name for path in unbroken.iterdir()} == {
         "config.yaml",
         "environment.json",
+        "images.json",
         "metrics.jsonl",
         "checkpoints",
         "snapshots",
         "encoder.safetensors",
+        "training_images.parquet",
         "lock",
     }
     assert from_dict(read_yaml(unbroken / "config.yaml")) == replace(CONFIG, size=8, channels=1)
@@ -221,7 +226,9 @@ def test_losses_that_sample_draw_anew_in_each_step_and_run(tmp_path: Path) -> No
 
 def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
     train(tmp_path / "run", encoder="small", epochs=2, progress=(progress := Messages()))
-    assert len(progress.texts) == 1 and progress.texts[0].startswith("after epoch 2: alignment")
+    first, last = progress.texts
+    assert first == "images: 48 images (48 train), no labels."
+    assert last.startswith("after epoch 2: alignment")
 
 
 # --- Broken off and resumed -----------------------------------------------------------
@@ -336,11 +343,162 @@ def test_resuming_forgets_what_was_evaluated_half_way(tmp_path: Path) -> None:
 
 def test_resuming_with_another_configuration_names_the_key(unbroken: Path) -> None:
     before = (unbroken / "metrics.jsonl").read_bytes()
-    with pytest.raises(UserError, match="learning_rate differs.*0.01.*0.5"):
+    with pytest.raises(UserError, match="learning_rate was 0.01 and is now 0.5"):
         train(unbroken, resume=True, learning_rate=0.5)
-    with pytest.raises(UserError, match="strength"):
+    with pytest.raises(UserError, match="views.strength was 0.5 and is now 0.7"):
         train(unbroken, resume=True, views=replace(CONFIG.views, strength=0.7))
     assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_copy_of_a_checkpoint_is_not_used_and_not_deleted(unbroken: Path, tmp_path: Path) -> None:
+    """R1: step 5 copied as step-best sorted behind every real step."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(out, progress=Interrupting(5, terminate))
+    copy = out / "checkpoints" / "step-best"
+    shutil.copytree(out / "checkpoints" / "step-000000005", copy)
+    train(out, resume=True)
+    newest = json.loads((out / "checkpoints" / "step-000000012" / "state.json").read_text())
+    assert newest["step"] == 12 and json.loads((copy / "state.json").read_text())["step"] == 5
+    digest = hashlib.sha256((out / "checkpoints/step-000000012/manifest.json").read_bytes())
+    assert load(out, "cpu").checkpoint == digest.hexdigest()
+    shutil.rmtree(copy)
+    assert equal(unbroken, out)
+
+
+def test_two_interrupts_in_a_tenth_of_a_second_save_once(unbroken: Path, tmp_path: Path) -> None:
+    """R10: the second one came while the checkpoint of the first was written, and it was lost."""
+    out, real, saved = tmp_path / "run", RunDir.save_checkpoint, list[int]()
+
+    def saving(self: RunDir, step: int, *args: Any) -> Path:
+        saved.append(step)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, step, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(RunDir, "save_checkpoint", saving)
+        train(out, progress=Interrupting(5, lambda: os.kill(os.getpid(), signal.SIGINT)))
+    assert stopped.value.exit_code == 130 and saved == [3, 5]
+    train(out, resume=True)
+    assert equal(unbroken, out)
+
+
+def test_a_third_interrupt_stops_at_once_and_leaves_no_half(unbroken: Path, tmp_path: Path) -> None:
+    """R10: in the middle of writing a checkpoint."""
+    out, real = tmp_path / "run", os.fsync
+
+    def three_times(handle: int) -> None:
+        real(handle)
+        if (
+            any((out / "checkpoints").glob(".draft-*"))
+            and (out / "checkpoints/step-000000003").is_dir()
+        ):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "fsync", three_times)
+        train(out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000003"]
+    train(out, resume=True)
+    assert equal(unbroken, out)
+
+
+class Killed(BaseException):
+    """As if the process ended here: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_at_any_file_operation_leaves_a_folder_that_goes_on(
+    tmp_path: Path, every: int
+) -> None:
+    """R14: before each call that changes the folder, of a fresh run of one epoch.
+
+    Then resuming works, or where there is nothing to resume, a fresh start; the end is the same.
+    """
+    options = {"monitor_every": 0, "snapshot_every": 0, "epochs": 1}
+    train(tmp_path / "whole", **options)
+    count = 0
+    while True:
+        out = tmp_path / f"run{count}"
+        if not killed_at(count, out, options):
+            break
+        resumed_or_begun(out, **options)
+        assert equal(tmp_path / "whole", out), count
+        assert not [path for path in out.rglob(".*") if path.is_file()], count
+        shutil.rmtree(out)
+        count += every
+    assert count > 20
+
+
+def resumed_or_begun(out: Path, **options: Any) -> None:
+    """Resume the run, or start it where the sentence says that it never began."""
+    try:
+        train(out, resume=True, **options)
+    except UserError as error:
+        assert re.search("interrupted before its first step|there is no run to resume", str(error))
+        train(out, **options)
+
+
+def killed_at(place: int, out: Path, options: dict[str, Any]) -> bool:
+    """Train, and stop for good before the operation of this number; False: it ended before."""
+    left = [place]
+
+    def counting(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if left[0] < 0:
+                raise Killed  # whatever is tried after the kill, such as removing a draft
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("mkdir", "rename", "replace", "unlink", "fsync", "ftruncate", "pwrite"):
+            patch.setattr(os, name, counting(getattr(os, name)))
+        try:
+            train(out, **options)
+        except Killed:
+            return True
+    return False
+
+
+# --- A full disk ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [0, 2, 3, 5, 8, 9, 24])
+def test_a_full_disk_ends_with_a_sentence_and_the_run_goes_on(
+    unbroken: Path, tmp_path: Path, place: int
+) -> None:
+    """R11: the disk is full at a number of places; later there is room again."""
+    out, real, left = tmp_path / "run", os.fsync, [place]
+
+    def full(handle: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(os, "fsync", full)
+        train(out)
+    said = str(caught.value)
+    assert str(out) in said and "bytes are needed and" in said and "are free" in said
+    assert not list(out.rglob(".*"))
+    resumed_or_begun(out)
+    assert equal(unbroken, out)
+
+
+def test_too_little_room_for_a_checkpoint_is_said_before_the_first_step(tmp_path: Path) -> None:
+    """R11: a night of training must not end with the first checkpoint."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as caught:
+        patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 1000))
+        train(tmp_path / "run")
+    assert re.search(r"needs about [\d,]{6,} bytes, and 1,000 are free", str(caught.value))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 # --- Diverging ------------------------------------------------------------------------
@@ -371,6 +529,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 def test_a_learning_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training has diverged"):
         train(tmp_path / "run", learning_rate=1e38, warmup_epochs=0, optimizer="sgd")
+
+
+def test_the_end_of_a_diverged_run_says_whether_there_is_a_checkpoint(tmp_path: Path) -> None:
+    """R13: in the first epoch there is none, and later its step is named."""
+    out = tmp_path / "run"
+    options = {"learning_rate": 1e25, "warmup_epochs": 0}
+    with pytest.raises(UserError, match=r"diverged.*There is no checkpoint yet") as caught:
+        train(out, **options)
+    assert not list((out / "checkpoints").iterdir()) and "last checkpoint" not in str(caught.value)
+    train(out, overwrite=True, epochs=2)
+    with pytest.raises(UserError, match=r"diverged.*The last checkpoint is from step 6, before"):
+        train(out, resume=True, accept_changes=True, epochs=9, learning_rate=1e25)
+    assert max((out / "checkpoints").iterdir()).name == "step-000000006"
 
 
 # --- The user's own images ------------------------------------------------------------

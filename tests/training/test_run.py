@@ -3,9 +3,13 @@ edits are noticed.
 """
 
 import hashlib
+import json
+import os
+import resource
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import torch
 from PIL import Image
 from tiny import CONFIG, FEATURES, IMAGES, train
 
+from sureclr.config import to_yaml
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.training.building import build, pixel_statistics
@@ -97,6 +102,91 @@ def test_a_run_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("source: digits\n")
     with pytest.raises(UserError, match="no undamaged checkpoint"):
         load(tmp_path)
+
+
+def signed(run: Path, **changes: Any) -> None:
+    """Change a checkpoint's description as a stranger would: the manifest fits."""
+    for path in RunDir(run).saved():
+        numbers = json.loads((path / "state.json").read_text())
+        for name, value in changes.items():
+            place = numbers if name in numbers else numbers["configuration"]
+            place[name] = value
+        data = json.dumps(numbers).encode()
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["state.json"] = hashlib.sha256(data).hexdigest()
+        (path / "state.json").write_bytes(data)
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("step", "9"),
+        ("step", -1),
+        ("size", None),
+        ("channels", [3]),
+        ("source", 5.0),
+        ("configuration", 7),
+        ("encoder", ["small"]),
+        ("views", {"flip": "yes"}),
+        ("epochs", 10**30),
+    ],
+)
+def test_a_strangers_description_is_one_sentence(
+    run: Run, tmp_path: Path, name: str, value: Any
+) -> None:
+    """Whatever state.json says, with a manifest that fits it: for opening and for resuming."""
+    shutil.copytree(run.path, tmp_path / "run")
+    signed(tmp_path / "run", **{name: value})
+    for act in (
+        lambda: load(tmp_path / "run", "cpu"),
+        lambda: train(tmp_path / "run", resume=True),
+    ):
+        with pytest.raises(UserError) as caught:
+            act()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_network_larger_than_its_weights_takes_no_memory(run: Run, tmp_path: Path) -> None:
+    """R8: both config.yaml and the checkpoint claim a head of 16 GiB; the weights are small."""
+    shutil.copytree(run.path, tmp_path / "run")
+    shape = {"projection_dim": 1 << 13, "projection_hidden": 1 << 13, "projection_layers": 4}
+    signed(tmp_path / "run", **shape)
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(replace(CONFIG, **shape)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match="does not fit its config.yaml"):
+        load(tmp_path / "run", "cpu")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("kind", ["pipe", "huge", "deep", "folder", "link"])
+def test_any_file_of_a_run_may_be_something_else(run: Run, tmp_path: Path, kind: str) -> None:
+    """R7: no file is waited for or read without end: it is refused, or the one before is used."""
+    files = [path.relative_to(run.path) for path in run.path.rglob("*") if path.is_file()]
+    for file in files:
+        shutil.copytree(run.path, tmp_path / "run")
+        path = tmp_path / "run" / file
+        path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "huge":
+            path.touch()
+            os.truncate(path, 1 << 36)
+        elif kind == "deep":
+            path.write_text("[" * 50_000)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to("/dev/zero")
+        for act in (
+            lambda: load(tmp_path / "run", "cpu").checkpoint,
+            lambda: train(tmp_path / "run", resume=True).checkpoint,
+        ):
+            try:
+                assert len(act()) == 64
+            except UserError as error:
+                assert "\n" not in str(error)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_embedding_brings_images_to_the_runs_size_and_colours(run: Run) -> None:

@@ -31,7 +31,8 @@ from sureclr.reporting.figures import augmented_pairs
 from sureclr.reporting.pictures import data_uri, sheets
 from sureclr.stopping import Stopped
 from sureclr.training.building import with_stem
-from sureclr.training.images import as_begun, as_resolved, training_images
+from sureclr.training.continuing import completed
+from sureclr.training.images import as_resolved, training_images
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import check_pretraining, pretrain
 from sureclr.training.run import load
@@ -266,8 +267,8 @@ def test_what_the_images_decide_is_recorded_and_said(tmp_path: Path) -> None:
     )
     stored = from_dict(read_yaml(run.path / "config.yaml"))
     assert (stored.size, stored.channels, stored.stem) == (12, 3, "cifar")
-    assert "12 pixels" in progress.texts[0] and "stem=cifar" in progress.texts[0]
-    assert not any("stem" in text for text in progress.texts[1:])
+    assert "12 pixels" in progress.texts[1] and "stem=cifar" in progress.texts[1]
+    assert not any("stem" in text for text in progress.texts[2:])
     assert load(run.path, "cpu").encoder.backbone.stem[0].stride == (1, 1)
     progress.texts.clear()
     assert as_resolved(replace(config, stem="imagenet"), bright_sides(), progress).size == 8
@@ -293,16 +294,16 @@ def test_a_run_is_resumed_with_the_options_with_which_it_began(tmp_path: Path) -
 
 def test_a_run_of_before_keeps_its_open_fields_and_its_stem() -> None:
     before = PretrainConfig("digits", stem="imagenet")
-    assert as_begun(PretrainConfig("digits"), before) == before
+    assert completed(PretrainConfig("digits"), before) == before
     decided = PretrainConfig("digits", size=8, channels=1, stem="cifar", micro_batch=64)
-    assert as_begun(PretrainConfig("digits"), decided) == decided
-    assert as_begun(PretrainConfig("digits", size=12), decided).size == 12
+    assert completed(PretrainConfig("digits"), decided) == decided
+    assert completed(PretrainConfig("digits", size=12), decided).size == 12
 
 
 def test_a_dry_run_resolves_as_the_run_does(tmp_path: Path) -> None:
     config = replace(CONFIG, source="digits", stem="auto")
     check_pretraining(config, device="cpu", progress=(progress := Messages()))
-    assert "8 pixels" in progress.texts[0]
+    assert "8 pixels" in progress.texts[1]
     with pytest.raises(UserError, match="ResNet family"):
         check_pretraining(
             replace(config, encoder="convnext_atto", stem="cifar"), device="cpu", progress=SILENT

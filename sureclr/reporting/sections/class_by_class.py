@@ -10,6 +10,7 @@ from sureclr.reporting.run_files import RunFiles
 from sureclr.reporting.svg import DASH, Axis, number_text
 
 SHOWN = 20  # classes of a confusion matrix: more cannot be read
+LISTED = 30  # classes that a sentence names
 
 
 def draw_classes(key: str, what: str, numbers: ClassNumbers) -> list[Block]:
@@ -36,8 +37,13 @@ def classes_of_one_split(numbers: ClassNumbers) -> list[Block]:
     """Return a sentence for the classes that only the test images have, and one for the others."""
     found = ((captions.ONLY_TEST, numbers.only_test), (captions.ONLY_TRAIN, numbers.only_train))
     return [
-        Note(text.format(classes=", ".join(names)), missing=True) for text, names in found if names
+        Note(text.format(classes=_listed(names)), missing=True) for text, names in found if names
     ]
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    more = captions.MORE_CLASSES.format(n=len(names) - LISTED) if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
 
 
 def _class_row(score: ClassScore) -> list[str]:

@@ -1,0 +1,147 @@
+"""Whether a run may be continued: what differs from what its newest checkpoint recorded."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
+from sureclr.data.image_set import ImageSet
+from sureclr.errors import UserError
+from sureclr.files import LARGEST_JSON, read_file
+from sureclr.training.image_record import ImageRecord, check_recorded_images
+from sureclr.training.run_dir import RunDir, check_numbers
+
+# Fields whose None means "choose what fits"; a run goes on with what was chosen when it began.
+CHOSEN = ("size", "channels", "value_range", "micro_batch")
+# Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
+OF_THE_SHAPES = (
+    *("channels", "encoder", "stem", "projection_dim", "projection_layers", "projection_hidden"),
+    *("loss", "optimizer"),
+)
+OF_THE_MACHINE = ("threads", "gpu", "torch")  # keys of environment.json that may change last bits
+
+
+def recorded_configuration(directory: RunDir) -> PretrainConfig:
+    """Return the configuration of the newest undamaged checkpoint, else that of config.yaml.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    numbers = directory.newest_numbers()
+    if numbers is None:
+        return from_dict(read_yaml(directory.config))
+    check_numbers(directory.path, numbers)
+    return from_dict(numbers["configuration"])
+
+
+def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfig:
+    """Return a configuration with what the run chose when it began, where it leaves that open."""
+    values = {n: getattr(recorded, n) for n in CHOSEN if getattr(config, n) is None}
+    stem = recorded.stem if config.stem == "auto" else config.stem
+    return replace(config, **values, stem=stem)
+
+
+def configuration_changes(
+    directory: RunDir, recorded: PretrainConfig, config: PretrainConfig
+) -> list[str]:
+    """Return what differs, one part of a sentence for each field: in `config`, or in config.yaml.
+
+    Raises:
+        UserError: config.yaml cannot be read, or a field differs that cannot change within a run.
+    """
+    file = from_dict(read_yaml(directory.config))
+    found = _changes(recorded, config, "now")
+    for name, text in _changes(recorded, completed(file, recorded), "now in config.yaml").items():
+        found.setdefault(name, text)
+    if fixed := [found[name] for name in OF_THE_SHAPES if name in found]:
+        raise UserError(
+            f"the run in {directory.path} cannot go on, because {' and '.join(fixed)}, and the"
+            " weights of its checkpoint do not fit another value; set the old one again, or start"
+            " another run."
+        )
+    return list(found.values())
+
+
+def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str, str]:
+    """The differing fields by name, each with its two values in words."""
+    texts = {}
+    for name in differing(before, now):
+        if name == "views":
+            for part, old in vars(before.views).items():
+                if (new := getattr(now.views, part)) != old:
+                    texts[f"views.{part}"] = f"views.{part} was {old} and is {when} {new}"
+        else:
+            old, new = getattr(before, name), getattr(now, name)
+            texts[name] = f"{name} was {old} and is {when} {new}"
+    return texts
+
+
+def image_changes(
+    directory: RunDir, images: ImageSet, now: ImageRecord, numbers: dict[str, Any]
+) -> list[str]:
+    """Return how images differ from those of a checkpoint, one part of a sentence for each kind.
+
+    Args:
+        directory: of the run.
+        images: the training images of today.
+        now: their record.
+        numbers: of the checkpoint; those of older versions record only name, size and channels.
+
+    Raises:
+        UserError: the number of channels differs, which cannot change within a run.
+    """
+    channels, _, size = images.images.shape[1:]
+    name, side, colours = (numbers[key] for key in ("source", "size", "channels"))
+    found = []
+    if colours != channels or name != images.name or side != size:
+        found = [
+            f"it was trained on {name} ({side} pixels, {colours} channels), and would continue on"
+            f" {images.name} ({size} pixels, {channels} channels)"
+        ]
+    if colours != channels:
+        raise UserError(
+            f"the run in {directory.path} cannot go on: {found[0]}; pass the same images again."
+        )
+    if recorded := numbers.get("images"):
+        found += check_recorded_images(directory.images, recorded, numbers.get("count"), now)
+    return found
+
+
+def refuse_changes(directory: RunDir, changes: list[str]) -> None:
+    """Raise a `UserError` that names the changes, if there are any."""
+    if changes:
+        raise UserError(
+            f"resume=True continues a run as it began, and the run in {directory.path} has changed:"
+            f" {'; '.join(changes)}. Restore that, or go on with accept_changes=True, which records"
+            " the change, or start another run."
+        )
+
+
+def accepted(changes: list[str], step: int) -> dict[str, Any]:
+    """Return the record of accepted changes that goes into every later checkpoint."""
+    return {"step": step, "time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "changes": changes}
+
+
+def machine_changes(directory: RunDir, environment: dict[str, Any]) -> str:
+    """Return a sentence if the machine is another one than that on which the run began, or "".
+
+    Args:
+        directory: of the run.
+        environment: as `records.environment` returns it now.
+    """
+    try:
+        before = json.loads(read_file(directory.path / "environment.json", LARGEST_JSON))
+        changes = [
+            f"{name} was {before[name]} and is now {environment[name]}"
+            for name in OF_THE_MACHINE
+            if name in before and before[name] != environment[name]
+        ]
+    except (OSError, ValueError, TypeError, RecursionError):
+        return ""
+    if not changes:
+        return ""
+    return (
+        f"The machine differs from that on which the run began ({'; '.join(changes)}): the last"
+        " digits can differ from those of a run without a break."
+    )
