@@ -1,6 +1,7 @@
 """evaluate, knn, linear and uncertainty: numbers of a trained run, and their summary in words."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,7 +42,9 @@ WORST = 5  # classes that are printed
 @app.command(group=EVALUATE)
 def evaluate(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Run every evaluation that the run does not have yet, and print all results."""
-    _print_results(run, _evaluate(run, None, options), options, f"sureclr report {quoted(run)}")
+    words = replace(options, data=None).words  # a report is about the run's own images
+    results = _evaluate(run, None, options)
+    _print_results(run, results, options, f"sureclr report {quoted(run)}{words}")
 
 
 @app.command(group=EVALUATE)
@@ -51,13 +54,13 @@ def linear(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     The strength of its penalty is chosen on a part of the training images; the test images are used
     once.
     """
-    _print_one("linear", run, options, f"sureclr evaluate {quoted(run)}")
+    _print_one("linear", run, options, f"sureclr evaluate {quoted(run)}{options.words}")
 
 
 @app.command(group=EVALUATE)
 def knn(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Classify each test image by a vote of its 20 nearest training images."""
-    _print_one("knn", run, options, f"sureclr linear {quoted(run)}")
+    _print_one("knn", run, options, f"sureclr linear {quoted(run)}{options.words}")
 
 
 @app.command(group=EVALUATE)
@@ -68,7 +71,11 @@ def uncertainty(
     human: Annotated[
         Path | None,
         Parameter(
-            help="CIFAR-10H's probabilities (.npy, 10,000 x 10): compare with people, on CIFAR-10."
+            help=(
+                "What people said of the test images: an array of a row an image and a column a"
+                " class (.npy, as CIFAR-10H's), or a file with several labels for an image."
+                " Default: that in --labels, where it has several for an image."
+            )
         ),
     ] = None,
     options: Options = NO_OPTIONS,
@@ -79,7 +86,7 @@ def uncertainty(
     simple scores that need no training.
     """
     results = _evaluate(run, ("uncertainty", "ood"), options, again=True, human=human)
-    _print_results(run, results, options, f"sureclr evaluate {quoted(run)}")
+    _print_results(run, results, options, f"sureclr evaluate {quoted(run)}{options.words}")
 
 
 def _evaluate(
@@ -91,7 +98,7 @@ def _evaluate(
         run,
         which,
         options.data,
-        options.labels,
+        options.label_file,
         device=options.device,
         root=options.root,
         progress=CommandProgress(),
@@ -263,6 +270,11 @@ def _ood(name: str, result: "OodResult") -> str:
         f"  {kind:42s}" + "".join(f"{_number(images.auroc[score]):>22s}" for score in scores)
         for kind, images in measured.items()
     ]
+    if people := result.human_agreement:
+        shown = "  ".join(f"{score} {_number(value)}" for score, value in people.spearman.items())
+        rows.append(
+            f"  rank correlation with the agreement of people ({people.n:,} images): {shown}"
+        )
     return "\n".join(rows)
 
 

@@ -41,7 +41,7 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
     ),
     MONITORING: "monitor_every snapshot_every checkpoint_every",
     VIEWS: " ".join(field.name for field in fields(ViewConfig)),
-    CHOICE: "labels fold seeds tune validation",
+    CHOICE: "labels image_column label_column fold seeds tune validation",
 }
 SHORT_FLAGS = {"value_range": "range"}  # where Python's own names forbid the word
 GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}

@@ -14,13 +14,18 @@ from sureclr.cli.shared import (
     CommandProgress,
     DataSource,
     Device,
+    EvaluationOptions,
+    ImageColumn,
     Json,
+    LabelColumn,
     Root,
     RunFolder,
     app,
+    file_of_labels,
     print_answer,
     quoted,
 )
+from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 
@@ -51,8 +56,16 @@ def label_next(
     ] = None,
     known: Annotated[
         Path | None,
-        Parameter(help="CSV file (path,label) of images that are labelled; others are chosen."),
+        Parameter(
+            name=["--known", "--labels"],
+            help=(
+                "File of labels (CSV, JSON, Parquet; one image a row). Images that have one there"
+                " are not chosen again."
+            ),
+        ),
     ] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     out: Annotated[
         Path, Parameter(group=OUTPUT, help="The CSV file to write; it must not exist.")
     ] = Path("next.csv"),
@@ -74,11 +87,12 @@ def label_next(
     from sureclr.evaluation.label_choice import label_next as choose_images
     from sureclr.evaluation.session import Session
 
+    file = file_of_labels(known, image_column, label_column)
     if out.exists():
         raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
     with Session(run, data, device=device, root=root, progress=CommandProgress()) as session:
         table = session.inputs.table
-        labelled, note = labelled_already(session.catalogue, known)
+        labelled, note = labelled_already(session.catalogue, file, session.progress)
         name = strategy or DEFAULT
         choice = choose_images(table, labelled, budget, name, seed)
     rows = _rows(table, choice.rows.tolist(), choice.reasons)
@@ -94,7 +108,8 @@ def label_next(
         "next": rows,
     }
     next_command = (
-        f"sureclr finetune {quoted(run)} --labels {quoted(out)}  (once its labels are filled in)"
+        f"sureclr finetune {quoted(run)}{EvaluationOptions(data, out, root=root).words}"
+        "  (once its labels are filled in)"
     )
     print_answer(json, answer, _choice_text(answer), next_command)
 
@@ -187,9 +202,11 @@ def finetune(
     result = finetune_run(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
     )
-    print_answer(
-        json, to_json(result), _finetuning_text(run, result), f"sureclr evaluate {quoted(run)}"
-    )
+    file = LabelRequest.of(config.label_request, config.image_column, config.label_column).file
+    labels = (file.path, file.image_column, file.label_column) if file else (None, None, None)
+    words = EvaluationOptions(data, labels[0], labels[1], labels[2], root=root).words
+    next_command = f"sureclr evaluate {quoted(run)}{words}"
+    print_answer(json, to_json(result), _finetuning_text(run, result), next_command)
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:
@@ -205,9 +222,18 @@ def _seeds(words: str) -> int | tuple[int, ...]:
 
 def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
     """Return a row for each classifier, and the gain."""
-    rivals, intervals = result.baselines, result.baseline_intervals
+    rivals, intervals, gain = result.baselines, result.baseline_intervals, result.gain
+    interval = result.interval
+    if rivals is None or intervals is None or gain is None or interval is None:
+        rows = [
+            f"{result.n_labels:,} labels, {result.seeds} seeds",
+            f"not tested: {result.not_tested}",
+        ]
+        if result.weights is not None:
+            rows.append(f"The classifier is {run / result.weights.file}.")
+        return "\n".join(rows)
     classifiers = {
-        "fine-tuned": (result.accuracy, result.interval),
+        "fine-tuned": (result.accuracy, interval),
         "from scratch": (rivals.scratch, intervals.scratch),
         "linear probe, frozen": (rivals.linear, intervals.linear),
     }
@@ -219,7 +245,6 @@ def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
         f"  {name:22s}{accuracy:.4f}  ({low:.4f} to {high:.4f})"
         for name, (accuracy, (low, high)) in classifiers.items()
     ]
-    gain = result.gain
     between = ""
     if gain.interval:
         low, high = gain.interval

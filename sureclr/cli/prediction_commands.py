@@ -10,11 +10,14 @@ from sureclr.cli.shared import (
     USE,
     CommandProgress,
     Device,
+    ImageColumn,
     Json,
-    LabelFile,
+    LabelColumn,
+    LabelPath,
     Root,
     RunFolder,
     app,
+    file_of_labels,
     print_answer,
     quoted,
 )
@@ -59,7 +62,9 @@ def predict(
             )
         ),
     ] = "linear",
-    labels: LabelFile = None,
+    labels: LabelPath = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     data: Annotated[
         str | None,
         Parameter(
@@ -99,7 +104,7 @@ def predict(
     answers = predict_images(
         run,
         images,
-        labels,
+        file_of_labels(labels, image_column, label_column),
         chosen,
         data=data,
         unfamiliar=unfamiliar,

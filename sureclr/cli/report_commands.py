@@ -9,10 +9,14 @@ from sureclr.cli.shared import (
     EVALUATE,
     CommandProgress,
     Device,
+    ImageColumn,
     Json,
+    LabelColumn,
+    LabelPath,
     Root,
     RunFolder,
     app,
+    file_of_labels,
     print_answer,
 )
 
@@ -33,6 +37,9 @@ def report(
             help="First make the evaluations that the run does not have yet.",
         ),
     ] = True,
+    labels: LabelPath = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     out: Annotated[
         Path | None,
         Parameter(
@@ -51,7 +58,14 @@ def report(
     from sureclr.reporting.page import report as write_page
 
     page = write_page(
-        run, other, evaluate=evaluate, out=out, device=device, root=root, progress=CommandProgress()
+        run,
+        other,
+        evaluate=evaluate,
+        labels=file_of_labels(labels, image_column, label_column),
+        out=out,
+        device=device,
+        root=root,
+        progress=CommandProgress(),
     )
     size = page.stat().st_size
     print_answer(

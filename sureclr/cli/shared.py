@@ -13,6 +13,8 @@ from cyclopts import App, Group, Parameter
 
 from sureclr.cli.flags import SHORT_FLAGS
 from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.data.label_request import LabelFile
+from sureclr.errors import UserError
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.progress import ConsoleProgress
 from sureclr.version import __version__
@@ -66,11 +68,27 @@ DataSource = Annotated[
         )
     ),
 ]
-LabelFile = Annotated[
+LabelPath = Annotated[
     Path | None,
     Parameter(
-        help="CSV file with the header path,label: the labels to use instead of the images' own."
+        help=(
+            "File of labels (CSV, JSON, Parquet; one image a row) to use instead of the images'"
+            " own. A part of them is held out for testing where no test image has one."
+        )
     ),
+]
+ImageColumn = Annotated[
+    str | None,
+    Parameter(
+        help=(
+            "Column of the label file that names the images: its name, or its number from 1."
+            " Default: found by its name and its content."
+        )
+    ),
+]
+LabelColumn = Annotated[
+    str | None,
+    Parameter(help="Column of the label file with the labels, likewise."),
 ]
 
 
@@ -79,10 +97,31 @@ class EvaluationOptions:
     """The options of every command that evaluates a run."""
 
     data: DataSource = None
-    labels: LabelFile = None
+    labels: LabelPath = None
+    image_column: ImageColumn = None
+    label_column: LabelColumn = None
     device: Device = "auto"
     root: Root = None
     json: Json = False
+
+    @property
+    def label_file(self) -> LabelFile | None:
+        """The file of labels with its columns, or None."""
+        return file_of_labels(self.labels, self.image_column, self.label_column)
+
+    @property
+    def words(self) -> str:
+        """The options of the images and their labels, for a next command: "" or " --labels F"."""
+        given = {
+            "--data": self.data,
+            "--labels": self.labels,
+            "--image-column": self.image_column,
+            "--label-column": self.label_column,
+            "--root": self.root,
+        }
+        return "".join(
+            f" {flag} {quoted(value)}" for flag, value in given.items() if value is not None
+        )
 
 
 Options = Annotated[EvaluationOptions, Parameter(name="*")]
@@ -91,8 +130,8 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "accept_changes again budget classifier data device human known labels out overwrite resume"
-    " root seed strategy track unfamiliar"
+    "accept_changes again budget classifier data device human image_column known label_column"
+    " labels out overwrite resume root seed strategy track unfamiliar"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(
@@ -103,6 +142,22 @@ NAMES = frozenset(
         *(field.name for field in fields(FinetuneConfig)),
     ]
 )
+
+
+def file_of_labels(
+    path: Path | None, image_column: str | None, label_column: str | None
+) -> LabelFile | None:
+    """Return the file of labels that the flags name, or None.
+
+    Raises:
+        UserError: columns are chosen, and no file.
+    """
+    if path is None and (image_column is not None or label_column is not None):
+        raise UserError(
+            "--image-column and --label-column choose columns of a file of labels; name it with"
+            " --labels."
+        )
+    return None if path is None else LabelFile(path, image_column, label_column)
 
 
 def print_answer(as_json: bool, value: Any, text: str, next_command: str | None = None) -> None:

@@ -19,9 +19,12 @@ from sureclr.cli.shared import (
     TRAIN,
     CommandProgress,
     Device,
+    ImageColumn,
     Json,
+    LabelColumn,
     Root,
     app,
+    file_of_labels,
     json_line,
     print_answer,
     quoted,
@@ -94,6 +97,18 @@ def pretrain(
         str | None,
         Parameter(group=RUN, help="Also send the numbers to `tensorboard` or `wandb`."),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        Parameter(
+            group=RUN,
+            help=(
+                "File of labels (CSV, JSON, Parquet; one image a row) by which kNN accuracy is"
+                " measured on the way. They change nothing of what is learned."
+            ),
+        ),
+    ] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
@@ -120,6 +135,7 @@ def pretrain(
         "resume": resume is not None,
         "accept_changes": accept_changes,
         "overwrite": overwrite,
+        "labels": file_of_labels(labels, image_column, label_column),
         "device": device,
         "track": track,
         "root": root,

@@ -204,9 +204,10 @@ def digest_of_pixels(images: ImageSet) -> str:
 
 
 def digest_of_labels(images: ImageSet) -> str:
-    """Return the sha256 of labels and class names, as 64 hexadecimal digits."""
+    """Return the sha256 of labels, class names and shares, as 64 hexadecimal digits."""
     words = json.dumps(images.classes)
-    return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode())
+    shares = () if images.shares is None else (digest_of_tensors(images.shares).encode(),)
+    return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode(), *shares)
 
 
 def convert(

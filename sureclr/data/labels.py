@@ -1,23 +1,30 @@
 """Which training images have a label, and which label.
 
-They are chosen by seed, as equally over the classes as possible, or read from a user's file.
+They are chosen by seed, as equally over the classes as possible, or come from a user's file. Where
+all labels come from a file, a part of them is held out for testing.
 """
 
-import csv
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.data.image_set import UNLABELLED, ImageSet
-from sureclr.data.label_request import FORMS, LabelRequest
+from sureclr.data.label_matching import labels_in_file
+from sureclr.data.label_request import LabelFile, LabelRequest
 from sureclr.data.pictures import Pictures
-from sureclr.errors import UserError, unknown
+from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes
+from sureclr.progress import SILENT, Progress
 
-HEADER = ("path", "label")
+TESTED = 0.25  # share of the labels in a file that is held out for testing, more or less:
+LEAST_TESTED, MOST_TESTED = 0.2, 1 / 3  # of the labels of each class
+LEAST_LABELS = 20  # in all, so that a part of them can be held out
+LEAST_OF_CLASS = 5  # labels of a class of which some can be held out
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +37,14 @@ class Labelled:
         target: (n,) int64, an index into images.classes.
         differing: number of targets that differ from the set's own labels (a user's file may know
             better).
+        from_file: whether they come from a user's file.
     """
 
     images: ImageSet
     rows: Tensor
     target: Tensor
     differing: int = 0
+    from_file: bool = False
 
     def __len__(self) -> int:
         """The number of labels."""
@@ -94,31 +103,24 @@ def labelled_rows(images: ImageSet, split: str, subset: Tensor | None = None) ->
 def choose_labels(
     images: ImageSet, request: LabelRequest, fold: int | None = None, seed: int = 0
 ) -> Labelled:
-    """Choose the labels that may be trained on.
+    """Choose the labels that may be trained on among those that the images have.
 
     Args:
         images: the set.
-        request: a share or a count of the labelled training images, or a file.
+        request: a share or a count of the labelled training images.
         fold: choose among the images of this fold of the set's own (STL-10 has ten).
         seed: of the choice. With the same seed a larger choice contains a smaller one, up to one
             image a class.
 
     Raises:
         UserError: there are too few labels for the classes that have some, more are wanted than
-            there are, the fold does not exist, or the file is wrong.
+            there are, or the fold does not exist.
     """
-    if request.file is not None:
-        if fold is not None:
-            raise UserError(
-                f"labels come from the file {request.file} or from fold {fold}, not from both;"
-                " leave one out."
-            )
-        return read_labels(request.file, images)
     pool = labelled_rows(images, "train", None if fold is None else _fold(images, fold))
     if len(pool) == 0:
         raise UserError(
             f"{images.name} has no labelled training image; put the images into one sub-folder a"
-            " class, or use a label file (a CSV file path,label)."
+            " class, or use a label file (path and label, one image a line)."
         )
     _check_classes(pool.target, f"{images.name} has no labelled training image")
     return pool[_balanced(pool.target, _how_many(request, pool), seed)]
@@ -208,130 +210,206 @@ def _check_classes(target: Tensor, subject: str) -> None:
         )
 
 
-# --- The label file -------------------------------------------------------------------
+# --- Labels from a file ---------------------------------------------------------------
 
 
-def read_labels(file: Path, images: ImageSet) -> Labelled:
-    """Read a label file: CSV in UTF-8 with the header path,label. Other columns are ignored.
+def read_labels(
+    file: LabelFile, images: ImageSet, seed: int = 0, progress: Progress = SILENT
+) -> Labelled:
+    """Return the labels in a file that may be trained on.
+
+    Their `images` are the set with the labels of the file, of which a part may have become test
+    images (`hold_out_labels`); these are not among the labels returned.
 
     Args:
-        file: its paths are those of `images.paths`, its labels are names of classes.
+        file: its path and columns.
         images: the set.
+        seed: of the part that is held out.
+        progress: gets a sentence about everything that was left out or guessed.
 
     Raises:
-        UserError: the first mistake in the file, with the number of its line.
+        UserError: the file is wrong, or has labels of fewer than two classes to train on.
     """
-    if not images.classes:
+    given = hold_out_labels(with_file_labels(images, file, progress), seed, progress)
+    labelled = labelled_rows(given, "train")
+    if len(labelled) == 0:
         raise UserError(
-            f"{images.name} has no classes, so the labels in {file} cannot be checked; put the test"
-            " images into one sub-folder a class."
+            f"{file.path} labels only test images of {images.name}, and training on them would make"
+            " the accuracy worthless; label training images as well."
         )
-    row_of = {path: row for row, path in enumerate(images.paths)}
-    numbers = {name: k for k, name in enumerate(images.classes)}
-    seen: dict[int, tuple[int, str]] = {}  # row -> line, label
-    for line, path, label in label_lines(file):
-        row = _training_row(images, row_of, path, f"{file}, line {line}")
-        if label not in numbers:
-            raise UserError(f"{file}, line {line}: {unknown('class', label, images.classes)}")
-        if row in seen:
-            raise _labelled_twice(f"{file}, line {line}", path, label, *seen[row])
-        seen[row] = line, label
-    if not seen:
+    if len(labelled.target.unique()) < 2:
+        only = given.classes[int(labelled.target[0])]
         raise UserError(
-            f"{file} has a header and no label below it; add lines such as {_example(images)}."
+            f"all labels in {file.path} are of the one class {only}; label images of at least two"
+            " classes."
         )
-    rows = torch.tensor(sorted(seen))
-    target = torch.tensor([numbers[seen[row][1]] for row in rows.tolist()])
-    _check_classes(target, f"{file} has no image")
-    known = images.labels[rows]
-    return Labelled(images, rows, target, int(((known != target) & (known != UNLABELLED)).sum()))
+    before = images.labels[labelled.rows]
+    differing = int(((before != labelled.target) & (before != UNLABELLED)).sum())
+    same_classes = given.classes[: len(images.classes)] == images.classes
+    return replace(labelled, differing=differing if same_classes else 0, from_file=True)
 
 
-def _training_row(images: ImageSet, row_of: dict[str, int], path: str, where: str) -> int:
-    if path not in row_of:
-        example = _example(images).split(",")[0]
-        raise UserError(
-            f"{where}: {images.name} has no image {path!r}; its training images have names like"
-            f" {example}."
-        )
-    if images.split[row_of[path]] == "test":
-        raise UserError(
-            f"{where}: {path} is a test image, and training on it would make the accuracy"
-            " worthless; delete the line."
-        )
-    return row_of[path]
+def with_file_labels(images: ImageSet, file: LabelFile, progress: Progress = SILENT) -> ImageSet:
+    """Return the images with the labels in a file in place of their own.
 
+    Images that the file does not name have no label then. There is one exception: where the file
+    labels no test image (or test images alone) and has the classes of the set, the test images (or
+    the others) keep their own labels.
 
-def _labelled_twice(where: str, path: str, label: str, line: int, before: str) -> UserError:
-    if label == before:
-        return UserError(
-            f"{where}: {path} was already labelled {label} in line {line}; delete one of the two."
+    Args:
+        images: the set.
+        file: its path and columns.
+        progress: gets a sentence about everything that was left out or guessed.
+
+    Returns:
+        The same images in the same order. `shares` is set where images have several labels.
+
+    Raises:
+        UserError: the file cannot be understood, or it has no label for any of the images.
+    """
+    found = labels_in_file(file, images)
+    for message in found.messages:
+        progress.message(message)
+    if len(found.rows) == 0:
+        row = images.rows("train", "unlabelled", "test")[0]
+        raise UserError(
+            f"{file.path} has no label for any image of {images.name}; fill in its column of"
+            f" labels, with lines such as {images.paths[row]},{(*images.classes, 'cat')[0]}."
         )
-    return UserError(
-        f"{where}: {path} is labelled {label} here and {before} in line {line}; keep the right one."
+    labels = torch.full((len(images),), UNLABELLED)
+    labels[found.rows] = found.target
+    test = torch.from_numpy(images.split == "test")
+    before = images.labels[found.rows]
+    if found.own_classes:
+        for side, name in ((test, "test"), (~test, "training")):
+            kept = side & (images.labels != UNLABELLED)
+            if not bool((labels[side] != UNLABELLED).any()) and bool(kept.any()):
+                labels[kept] = images.labels[kept]
+                progress.message(
+                    f"{file.path} labels no {name} image; the {int(kept.sum()):,} labelled {name}"
+                    f" images of {images.name} keep their own labels."
+                )
+        if differing := int(((before != found.target) & (before != UNLABELLED)).sum()):
+            progress.message(
+                f"{differing:,} of {len(found.rows):,} labels in the file are not those of"
+                f" {images.name}; those in the file are used."
+            )
+    shares = None
+    if found.shares is not None:
+        shares = torch.zeros(len(images), len(found.classes))
+        shares[found.rows] = found.shares
+    usable = (labels != UNLABELLED).numpy() & (images.split == "unlabelled")
+    return replace(
+        images,
+        labels=labels,
+        classes=found.classes,
+        split=np.where(usable, "train", images.split),
+        shares=shares,
+        note="; ".join(filter(None, [images.note, f"labels: those in {file.path.name}"])),
     )
 
 
-def _example(images: ImageSet) -> str:
-    """A line as it could stand in a file."""
-    row = images.rows("train", "unlabelled")[0]
-    return f"{images.paths[row]},{images.classes[max(0, int(images.labels[row]))]}"
+def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT) -> ImageSet:
+    """Make test images of a quarter of the labelled training images, where there are too few.
 
-
-def label_lines(file: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield line number, path and label of every line of a label file that is not empty.
+    An image is held out by a hash of its path and the seed, in each class: so more labels hardly
+    ever move an image from one side to the other. Copies of an image (where `contents` is known)
+    stay on one side. Classes with fewer than five labels are trained on alone.
+    Nothing is held out where the set has labelled test images enough, or fewer than twenty labels,
+    or fewer than two classes with five.
 
     Args:
-        file: CSV in UTF-8 with the header path,label.
-
-    Raises:
-        UserError: the first mistake in the file, with the number of its line.
+        images: the set with its labels.
+        seed: of the choice.
+        progress: gets a sentence about what was held out.
     """
-    reader = csv.reader(_read_text(file).splitlines())
-    try:
-        header = [name.strip().lower() for name in next(reader, [])]
-        if not header:
-            raise UserError(f"{file} is empty; {FORMS}.")
-        if any(header.count(name) != 1 for name in HEADER):
-            raise UserError(
-                f"{file}, line 1: the header must be path,label, not {','.join(header)[:80]!r};"
-                " write it above the labels."
-            )
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                yield (
-                    reader.line_num,
-                    *_path_and_label(fields, header, f"{file}, line {reader.line_num}"),
-                )
-    except csv.Error as error:
-        raise UserError(f"{file}, line {reader.line_num}: not CSV ({error}); {FORMS}.") from error
-
-
-def _path_and_label(fields: list[str], header: list[str], where: str) -> tuple[str, str]:
-    if len(fields) != len(header):
-        raise UserError(
-            f"{where}: there are {len(fields)} fields, and the header has {len(header)}"
-            f" ({','.join(header)});"
-            " put a name with a comma into double quotes."
+    labelled = (images.labels != UNLABELLED).numpy()
+    test = (images.split == "test") & labelled
+    train = (images.split == "train") & labelled
+    total, tested = int((train | test).sum()), int(test.sum())
+    several = len(images.labels[test].unique()) > 1
+    if several and tested >= max(LEAST_OF_CLASS, min(LEAST_LABELS, 0.1 * total)):
+        return images
+    if _missing_labels(images, train | test):
+        return images
+    names = _names_of_contents(images)
+    share = {int(row): _hash_share(names[row], seed) for row in np.flatnonzero(train | test)}
+    chosen = test.copy()
+    for k in range(len(images.classes)):
+        rows = np.flatnonzero((train | test) & (images.labels == k).numpy())
+        if len(rows) < LEAST_OF_CLASS:
+            continue
+        below = sum(share[int(row)] < TESTED for row in rows)
+        least, most = (max(2, round(part * len(rows))) for part in (LEAST_TESTED, MOST_TESTED))
+        count = min(max(below, least), most)
+        free = sorted(rows[~test[rows]], key=lambda row: share[int(row)])
+        chosen[free[: max(0, count - int(test[rows].sum()))]] = True
+    copies = {names[row] for row in np.flatnonzero(chosen)}
+    chosen |= train & np.array([name in copies for name in names])
+    rare = [
+        f"{images.classes[k]} ({n})"
+        for k, n in enumerate(_counts(images, train | test))
+        if 0 < n < LEAST_OF_CLASS
+    ]
+    progress.message(
+        f"{int((train & ~chosen).sum()):,} of the {total:,} labels are for training, and"
+        f" {int(chosen.sum()):,} are held out for testing (chosen by a hash of the path, seed"
+        f" {seed})."
+    )
+    if rare:
+        progress.message(
+            f"{len(rare)} classes have fewer than {LEAST_OF_CLASS} labels, which are all for"
+            f" training, so these classes are not tested: {', '.join(rare[:5])}"
+            f"{', ...' if len(rare) > 5 else ''}."
         )
-    path, label = (fields[header.index(name)].strip() for name in HEADER)
-    if not path or not label:
-        raise UserError(
-            f"{where}: there is no {'label' if path else 'path'}; fill it in, or delete the line."
-        )
-    return path, label
+    return replace(
+        images,
+        split=np.where(chosen, "test", images.split),
+        note=f"{images.note}; {int(chosen.sum())} of {total} labels held out for testing".lstrip(
+            "; "
+        ),
+    )
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(
-            f"labels {str(file)!r} is neither a share nor a count, and there is no such file;"
-            f" {FORMS}."
-        ) from error
-    except OSError as error:
-        raise UserError(f"the labels {file} cannot be read ({error.strerror}); {FORMS}.") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{file}, line {line}: not UTF-8 text; save it as UTF-8 CSV.") from error
+def _names_of_contents(images: ImageSet) -> NDArray[np.object_]:
+    """For each image the path of the first image with the same content."""
+    if images.contents is None:
+        return np.array(images.paths, dtype=object)
+    first: dict[str, str] = {}
+    for content, path in zip(images.contents, images.paths, strict=True):
+        first.setdefault(content, path)
+    return np.array([first[content] for content in images.contents], dtype=object)
+
+
+def why_not_tested(images: ImageSet) -> str:
+    """Return why the images have no labelled test image, as a sentence; "" if they have some."""
+    labelled = (images.labels != UNLABELLED).numpy()
+    if (labelled & (images.split == "test")).any() or not labelled.any():
+        return ""
+    missing = _missing_labels(images, labelled)
+    if not missing:
+        return f"{images.name} has no labelled test image; label some of its test images."
+    return (
+        f"{int(labelled.sum()):,} labels are too few to hold some of them out for a test, which"
+        f" needs {LEAST_LABELS} in all and {LEAST_OF_CLASS} of each of two classes; label"
+        f" {missing} more images."
+    )
+
+
+def _missing_labels(images: ImageSet, labelled: NDArray[np.bool_]) -> int:
+    """How many labels more are needed so that some can be held out; 0 if there are enough."""
+    best = sorted([*_counts(images, labelled), 0, 0], reverse=True)[:2]
+    of_classes = sum(max(0, LEAST_OF_CLASS - count) for count in best)
+    return max(LEAST_LABELS - int(labelled.sum()), of_classes, 0)
+
+
+def _counts(images: ImageSet, mask: NDArray[np.bool_]) -> list[int]:
+    """Labels of each class."""
+    counts: list[int] = images.labels[mask].bincount(minlength=len(images.classes)).tolist()
+    return counts
+
+
+def _hash_share(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on a name and a seed alone."""
+    digest = hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

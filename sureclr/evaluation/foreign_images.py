@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.label_matching import labels_in_file
+from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation.results import ForeignImages, HumanAgreement, OodResult
 from sureclr.evaluation.scores import (
@@ -37,17 +40,16 @@ if TYPE_CHECKING:
 
 OTHERS = ("digits", "fashion-mnist")
 PIXELS = 2004  # stream of seeds
-CIFAR10_TEST, CIFAR10_CLASSES = 10_000, 10
 
 
 def evaluate_ood(inputs: "EvaluationInputs") -> OodResult:
     """Compare the scores of the test images with those of each kind of foreign images.
 
-    Kinds that cannot be read are skipped with the reason. `human_agreement` is made where the user
-    has CIFAR-10H's probabilities (`inputs.human`).
+    Kinds that cannot be read are skipped with the reason. `human_agreement` is made where test
+    images have labels of several people: in `inputs.human`, else in the labels themselves.
 
     Raises:
-        UserError: CIFAR-10H's file is not what it should be, or the images are not CIFAR-10's.
+        UserError: the file of what people said is not what it should be.
     """
     kinds = measure_ood(
         inputs.embed,
@@ -56,10 +58,16 @@ def evaluate_ood(inputs: "EvaluationInputs") -> OodResult:
         inputs.other_test_images,
         reference=inputs.reference,
     )
-    if inputs.human is None:
+    images = inputs.images
+    if inputs.human is not None:
+        shares = read_human_shares(inputs.human, images)
+    elif images.shares is not None:
+        shares = images.shares[torch.from_numpy(images.rows("test"))]
+        if int((shares.sum(1) > 0).sum()) < 2:
+            return OodResult(kinds, None)
+    else:
         return OodResult(kinds, None)
-    entropies = read_human_entropies(inputs.human)
-    agreement = correlate_with_humans(inputs.images, inputs.table, entropies, inputs.reference)
+    agreement = correlate_with_humans(images, inputs.table, shares, inputs.reference)
     return OodResult(kinds, agreement)
 
 
@@ -135,62 +143,75 @@ ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
 }
 
 
-# --- CIFAR-10H ------------------------------------------------------------------------
+# --- People ---------------------------------------------------------------------------
 
 
-def read_human_entropies(path: Path) -> Tensor:
-    """Return the entropies of CIFAR-10H's label distributions (Peterson et al. 2019).
+def read_human_shares(path: Path, images: ImageSet) -> Tensor:
+    """Return the share of each class in what people said of the test images.
 
     Args:
-        path: a .npy file of 10,000 x 10 probabilities, in the order of CIFAR-10's test images; a
-            pickle inside it is not read.
+        path: a .npy file with a row for each test image, in their order, and a column for each
+            class: counts or probabilities, as CIFAR-10H has them (Peterson et al. 2019; a pickle
+            inside it is not read). Or a file of labels, see `label_matching.labels_in_file`.
+        images: whose test images these are.
 
     Returns:
-        (10000,) float64, in nats.
+        (test images, classes) float64; each row adds up to 1, or is 0 where nothing is known.
 
     Raises:
         UserError: the file is another one.
     """
+    if path.suffix.lower() != ".npy":
+        found = labels_in_file(LabelFile(path), images)
+        one_hot = functional.one_hot(found.target, max(1, len(found.classes)))
+        shares = torch.zeros(len(images), one_hot.shape[1], dtype=torch.float64)
+        shares[found.rows] = (one_hot if found.shares is None else found.shares).double()
+        return shares[torch.from_numpy(images.rows("test"))]
     try:
-        p = np.load(path, allow_pickle=False).astype(np.float64)
-    except (OSError, ValueError) as error:
+        votes = np.load(path, allow_pickle=False).astype(np.float64)
+    except (OSError, ValueError, TypeError, EOFError) as error:
         raise UserError(
-            f"{path} cannot be read as CIFAR-10H's probabilities ({error}); name the file"
-            " cifar10h-probs.npy with human=."
+            f"{path} cannot be read as an array of numbers ({error}); name a .npy file or a file of"
+            " labels with human=."
         ) from error
-    if (
-        p.shape != (CIFAR10_TEST, CIFAR10_CLASSES)
-        or not np.allclose(p.sum(1), 1, atol=1e-3)
-        or p.min() < 0
-    ):
+    tests = len(images.rows("test"))
+    if votes.ndim != 2 or len(votes) != tests or votes.shape[1] < 2:
         raise UserError(
-            f"CIFAR-10H has 10000 rows of 10 probabilities, and {path} has shape {p.shape} or other"
-            " numbers; name the file cifar10h-probs.npy with human=."
+            f"{path} has the shape {votes.shape}; it must have a row for each of the {tests:,} test"
+            f" images of {images.name} and a column for each class."
         )
-    entropies: Tensor = -torch.special.xlogy(torch.from_numpy(p), torch.from_numpy(p)).sum(1)
-    return entropies
+    if not np.isfinite(votes).all() or votes.min() < 0:
+        raise UserError(
+            f"{path} must hold counts or probabilities, which are finite and 0 or more."
+        )
+    shares = torch.from_numpy(votes)
+    return shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def correlate_with_humans(
-    images: ImageSet, table: Embeddings, entropies: Tensor, reference: Reference | None = None
+    images: ImageSet, table: Embeddings, shares: Tensor, reference: Reference | None = None
 ) -> HumanAgreement:
     """Correlate each score with minus the human entropy: is it low where people disagree?
 
     Args:
-        images: the images of CIFAR-10.
+        images: any images with test images.
         table: their embeddings.
-        entropies: (10000,) of its test images, in their order.
+        shares: (test images, classes) shares of each class in what people said; images whose row is
+            0 do not count.
         reference: of the table, if it exists already.
 
     Raises:
-        UserError: these are other images.
+        UserError: people labelled fewer than two test images.
     """
-    test = table.select(table.split == "test")
-    if images.name != "cifar10" or len(test) != len(entropies):
+    known = shares.sum(1) > 0
+    if int(known.sum()) < 2:
         raise UserError(
-            f"CIFAR-10H describes all 10000 test images of cifar10, not {len(test)} of"
-            f" {images.name}; leave out human=."
+            f"people labelled {int(known.sum())} test images of {images.name}, and a correlation"
+            " needs at least two; add labels of test images, or leave out human=."
         )
+    test = table.select(np.flatnonzero(table.split == "test")[known.numpy()])
+    share = shares[known].double()
+    agreement = torch.special.xlogy(share, share).sum(1)
     scores = score_images(test, reference or Reference.of(table)).scores
-    correlation = {name: metrics.spearman(score, -entropies) for name, score in scores.items()}
+    correlation = {name: metrics.spearman(score, agreement) for name, score in scores.items()}
     return HumanAgreement(len(test), finite_by_score(correlation))

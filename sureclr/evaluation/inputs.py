@@ -66,7 +66,7 @@ class EvaluationInputs:
         table: their embeddings by the run.
         progress: reports how far the work is; it may raise to stop.
         root: folder of the data sets, for out-of-distribution images.
-        human: file of CIFAR-10H's probabilities, if the user has it.
+        human: file of what people said of the test images, if the user has one.
         probes: the linear probes that were fitted so far.
         no_pixels: why the images cannot be read, so that only their stored table is there, or "".
     """
@@ -166,7 +166,7 @@ def evaluation_inputs(
         images: of any size.
         table: embeddings of an earlier time; used if its paths are those of the images.
         root: folder of the data sets.
-        human: file of CIFAR-10H's probabilities.
+        human: file of what people said of the test images.
         progress: reports how far the work is; it may raise to stop.
     """
     images = fit_images(images, run)

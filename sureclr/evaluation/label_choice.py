@@ -13,7 +13,6 @@ images that are labelled already.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,10 +21,13 @@ from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
+from sureclr.data.label_matching import labels_in_file
+from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError, unknown
 from sureclr.maths.coverage import greedy_cover
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import Posterior, evidence_matrix, unit_rows
+from sureclr.progress import SILENT, Progress
 
 DEFAULT = "k-means"
 WHY = (  # the reason for DEFAULT
@@ -113,21 +115,28 @@ def label_next(
     return Choice(rows[choice.rows], choice.reasons)
 
 
-def labelled_already(images: ImageSet, file: Path | None) -> tuple[NDArray[np.bool_], str]:
+def labelled_already(
+    images: ImageSet, file: LabelFile | None, progress: Progress = SILENT
+) -> tuple[NDArray[np.bool_], str]:
     """Return which images have a label already, (n,), and a note for the user or "".
 
     Args:
         images: of the run.
-        file: CSV file with the columns path and label. Not every class needs a label yet. None
-            means the labels of the image set itself; but if every training image has one, none is
-            counted: the question is then which labels would have been needed first.
+        file: a file of labels, such as an earlier choice of which some are filled in. Rows without
+            a label do not count, and not every class needs a label yet. None means the labels of
+            the image set itself; but if every training image has one, none is counted: the question
+            is then which labels would have been needed first.
+        progress: gets a sentence about everything in the file that was left out or guessed.
 
     Raises:
-        UserError: the file cannot be read, or labels other images or test images.
+        UserError: the file cannot be read, or it names no image of the set.
     """
     labelled = np.zeros(len(images), dtype=bool)
     if file is not None:
-        labelled[read_labelled_rows(file, images)] = True
+        found = labels_in_file(file, images)
+        for message in found.messages:
+            progress.message(message)
+        labelled[found.rows.numpy()] = True
         return labelled, ""
     training = images.split != "test"
     labelled[training] = images.labels.numpy()[training] != UNLABELLED
@@ -137,27 +146,6 @@ def labelled_already(images: ImageSet, file: Path | None) -> tuple[NDArray[np.bo
         np.zeros(len(images), dtype=bool),
         f"every training image of {images.name} has a label; the choice ignores them",
     )
-
-
-def read_labelled_rows(file: Path, images: ImageSet) -> list[int]:
-    """Return the rows of the images that a label file names, ascending, each once."""
-    from sureclr.data.labels import label_lines
-
-    places = {path: row for row, path in enumerate(images.paths)}
-    mentions = {
-        places.get(path, -1): f"{file}, line {line}: {path}" for line, path, _ in label_lines(file)
-    }
-    if -1 in mentions:
-        example = images.paths[int(np.flatnonzero(images.split != "test")[0])]
-        raise UserError(
-            f"{mentions[-1]} is no image of {images.name}; its training images have paths such as"
-            f" {example}."
-        )
-    if tests := [row for row in mentions if images.split[row] == "test"]:
-        raise UserError(
-            f"{mentions[tests[0]]} is a test image, which must not be trained on; delete the line."
-        )
-    return sorted(mentions)
 
 
 def _check(table: Embeddings, strategy: str, budget: int, free: int) -> None:

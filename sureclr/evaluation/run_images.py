@@ -9,17 +9,19 @@ import numpy as np
 import torch
 
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.image_set import UNLABELLED, ImageSet
-from sureclr.data.labels import label_lines
+from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
+from sureclr.data.label_request import LabelFile
+from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
 from sureclr.data.sources import is_source, load_images
 from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
+from sureclr.files import digest_of_bytes
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
-Labels = Sequence[Any] | str | Path
+Labels = Sequence[Any] | str | Path | LabelFile
 
 
 def load_run_images(
@@ -29,19 +31,35 @@ def load_run_images(
     root: Path | None = None,
     progress: Progress = SILENT,
 ) -> ImageSet:
-    """Return the images of an evaluation, at the size and channels of the run.
+    """Return the images of an evaluation with their labels, at the size and channels of the run.
 
     Args:
         run: the trained run.
         data: the name of a data source, or anything that `as_image_set` takes; None means the
-            images that the run was trained on. Images without a test split of their own get one:
-            about 20 %, by a hash of their content and the run's seed, and `note` says so.
-        labels: one for each image, or the path of a CSV file with the header path,label.
+            images that the run was trained on.
+        labels: as in `label_images`.
         root: the folder of downloaded data sets.
         progress: what to report to.
 
     Raises:
         UserError: the images or their labels cannot be used.
+    """
+    return label_images(read_run_images(run, data, root, progress), labels, run, progress)
+
+
+def read_run_images(
+    run: Run, data: Any = None, root: Path | None = None, progress: Progress = SILENT
+) -> ImageSet:
+    """Return the images of an evaluation as their source has them, at the size of the run.
+
+    Args:
+        run: the trained run.
+        data: as in `load_run_images`.
+        root: the folder of downloaded data sets.
+        progress: what to report to.
+
+    Raises:
+        UserError: the images cannot be used.
     """
     if data is None and not is_source(run.source):
         raise UserError(
@@ -50,7 +68,7 @@ def load_run_images(
         )
     source = run.source if data is None else data
     if isinstance(source, str) and is_source(source):
-        images = load_images(
+        return load_images(
             source,
             root=root,
             size=run.size,
@@ -59,40 +77,59 @@ def load_run_images(
             progress=progress,
             options=run.config.read_options,
         )
-    else:
-        images = as_image_set(
-            source,
-            size=run.size,
-            channels=run.channels,
-            progress=progress,
-            options=run.config.read_options,
-        )
-    if isinstance(labels, str | Path):
-        images = _from_csv(images, Path(labels))
-    elif labels is not None:
-        images = _with_labels(images, labels)
+    return as_image_set(
+        source,
+        size=run.size,
+        channels=run.channels,
+        progress=progress,
+        options=run.config.read_options,
+    )
+
+
+def label_file_of(labels: Labels | None) -> LabelFile | None:
+    """Return the file of labels that the user gave, or None where the labels are something else."""
+    return LabelFile.of(labels) if isinstance(labels, str | Path | LabelFile) else None
+
+
+def check_tested(evaluation: str, images: ImageSet) -> None:
+    """Raise a UserError if labels of a file were too few to hold some of them out."""
+    if why := why_not_tested(images):
+        raise UserError(f"{evaluation} needs labelled test images: {why}")
+
+
+def digest_of_given_labels(images: ImageSet, source: ImageSet) -> str:
+    """Return the digest of labels, and of the splits where they are not those of the source."""
+    digest, splits = digest_of_labels(images), images.split.tolist()
+    if splits == source.split.tolist():
+        return digest
+    return digest_of_bytes(digest.encode(), " ".join(splits).encode())
+
+
+def label_images(
+    images: ImageSet, labels: Labels | None, run: Run, progress: Progress = SILENT
+) -> ImageSet:
+    """Return the images with the labels that the user gave, and with test images if possible.
+
+    Args:
+        images: as their source has them.
+        labels: one for each image, or a file of labels (its path, or a `LabelFile` that names its
+            columns); None: their own. Where the labels in a file leave too few test images with a
+            label, a part of them is held out for testing, if there are enough
+            (`hold_out_labels`). Other images without a test split get one: about 20 %, by a
+            hash of their content. Both depend on the run's seed, and `note` says so.
+        run: whose seed is taken.
+        progress: what to report to.
+
+    Raises:
+        UserError: the labels cannot be used.
+    """
+    if (file := label_file_of(labels)) is not None:
+        images = with_file_labels(images, file, progress)
+        return hold_out_labels(images, run.config.seed, progress)
+    if labels is not None:
+        targets, classes = encode_labels(labels, images.classes or None, len(images))
+        images = replace(images, labels=targets, classes=classes)
     return _with_test_split(images, run.config.seed)
-
-
-def _with_labels(images: ImageSet, labels: Sequence[Any]) -> ImageSet:
-    targets, classes = encode_labels(labels, images.classes or None, len(images))
-    return replace(images, labels=targets, classes=classes)
-
-
-def _from_csv(images: ImageSet, file: Path) -> ImageSet:
-    """Return the images with the labels of a CSV file, which need not name all of them."""
-    row_of = {path: row for row, path in enumerate(images.paths)}
-    labels: list[Any] = [None] * len(images)
-    for line, path, label in label_lines(file):
-        if path not in row_of:
-            raise UserError(
-                f"{file}, line {line}: {images.name} has no image {path!r}; its images have paths"
-                f" such as {images.paths[0]}."
-            )
-        labels[row_of[path]] = label
-    known = sorted({label for label in labels if label is not None})
-    targets, classes = encode_labels(labels, known, len(images))
-    return replace(images, labels=targets, classes=classes)
 
 
 def _with_test_split(images: ImageSet, seed: int) -> ImageSet:

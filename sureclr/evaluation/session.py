@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sureclr.data.image_set import ImageSet, digest_of_labels, digest_of_pixels
+from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
@@ -35,9 +35,13 @@ from sureclr.evaluation.results import (
 )
 from sureclr.evaluation.run_images import (
     Labels,
+    check_tested,
+    digest_of_given_labels,
     embed_run_images,
     images_without_pixels,
-    load_run_images,
+    label_file_of,
+    label_images,
+    read_run_images,
     stored_digest,
     stored_table,
 )
@@ -47,6 +51,7 @@ from sureclr.stopping import stop_on_signals
 from sureclr.training.run import Run, load
 from sureclr.version import __version__
 
+TESTED = ("knn", "linear")  # evaluations that need labelled test images
 SAVED = "finished results are in results.json; run the same command again to go on"
 
 
@@ -57,10 +62,11 @@ class Session:
         run: a run folder, a `Run`, or the `Results` of one.
         data: other images, for transfer: the name of a data source, or anything that
             `as_image_set` takes; None means the images that the run was trained on.
-        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        labels: of the images: one for each, or a file of labels (its path, or a `LabelFile` that
+            names its columns).
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
-        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        human: what people said of the test images, see `foreign_images.read_human_shares`.
         progress: what to report to; None reports on stderr.
 
     Attributes:
@@ -82,7 +88,8 @@ class Session:
         """Load the run; nothing is locked yet."""
         self.run = run if isinstance(run, Run) else load(run_path(run), device)
         self.progress: Progress = progress or ConsoleProgress()
-        self._data, self._labels, self._root, self._human = data, labels, root, human
+        self._data, self._root, self._human = data, root, human
+        self._labels = labels if (file := label_file_of(labels)) is None else file
         self._held = ExitStack()
 
     def __enter__(self) -> "Session":
@@ -157,21 +164,29 @@ class Session:
 
     @cached_property
     def _read(self) -> tuple[ImageSet, str]:
-        """The images, and why their pixels cannot be read or ""."""
-        run, labels, root = self.run, self._labels, self._root
+        """The images with their labels, and why their pixels cannot be read or ""."""
+        images, reason = self._source
+        return label_images(images, self._labels, self.run, self.progress), reason
+
+    @cached_property
+    def _source(self) -> tuple[ImageSet, str]:
+        """The images as their source has them, and why their pixels cannot be read or ""."""
+        run = self.run
         try:
-            return load_run_images(run, self._data, labels, root, self.progress), ""
+            return read_run_images(run, self._data, self._root, self.progress), ""
         except UserError as error:
             if self._data is not None or not is_source(run.source) or stored_table(run) is None:
                 raise
             reason = str(error)
-        listed = images_without_pixels(run)
-        return load_run_images(run, listed, labels, root, self.progress), reason
+        return images_without_pixels(run), reason
 
     @cached_property
     def digest(self) -> str:
-        """The digest of the images, without their labels; the stored table's if they are gone."""
-        images, reason = self._read
+        """The digest of the images as their source has them, without their labels.
+
+        It is the stored table's if the images are gone.
+        """
+        images, reason = self._source
         return stored_digest(self.run) if reason else digest_of_pixels(images)
 
     @cached_property
@@ -184,6 +199,11 @@ class Session:
         return self._data is None or stored_digest(self.run) == self.digest
 
     @cached_property
+    def labels_digest(self) -> str:
+        """The digest of the labels, and of the splits where the labels changed these."""
+        return digest_of_given_labels(self._read[0], self._source[0])
+
+    @cached_property
     def inputs(self) -> EvaluationInputs:
         """What every evaluation reads; made when first asked for.
 
@@ -192,8 +212,9 @@ class Session:
         """
         images, reason = self.catalogue, self._read[1]
         table = embed_run_images(
-            self.run, images, self.digest, own=self.own, progress=self.progress
+            self.run, self._source[0], self.digest, own=self.own, progress=self.progress
         )
+        table = replace(table, labels=images.labels, classes=images.classes, split=images.split)
         if self.own:
             images = replace(images, name=self.run.source)
         return EvaluationInputs(
@@ -215,13 +236,20 @@ class Session:
         return Provenance(
             checkpoint=self.run.checkpoint,
             images=self.digest,
-            labels=digest_of_labels(self.catalogue),
+            labels=self.labels_digest,
             other_checkpoint=other_checkpoint,
             version=__version__,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
-            options={} if self._human is None else {"human": str(self._human)},
+            options=self._options(),
         )
+
+    def _options(self) -> dict[str, str]:
+        """What the user gave beside the images."""
+        options = {} if self._human is None else {"human": str(self._human)}
+        if (file := label_file_of(self._labels)) is not None:
+            options["labels"] = str(file.path)
+        return options
 
     def evaluate(self, name: str, *, again: bool = False) -> Any:
         """Return a result: the stored one if it is of the same origin, else a new one, and save it.
@@ -234,6 +262,8 @@ class Session:
             UserError: an unknown name, or the evaluation cannot be made of these images.
         """
         evaluation = EVALUATIONS[name]
+        if name in TESTED and label_file_of(self._labels) is not None:
+            check_tested(name, self._read[0])
         if name == "geometry" and self.own:  # its map is a file of its own
             again = again or not (self.run.path / "map.parquet").exists()
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
@@ -251,6 +281,10 @@ class Session:
         if key in stored:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
+            file = made.options.get("labels")
+            if file and self._labels is None and not self._read[0].labelled and not again:
+                self.progress.message(f"The stored result {key} is of the labels in {file}.")
+                wanted = replace(wanted, labels=made.labels)
             same = has_options and made.same_origin(replace(wanted, options=made.options))
             lacks_pixels = bool(getattr(stored[key], "no_pixels", ""))
             gone = bool(self._read[1])
@@ -313,11 +347,15 @@ def evaluate(
             sensitivity, explanation); None means all that can be made.
         data: other images, for transfer: the name of a data source, or paths, a folder, PIL images,
             an array, a map-style data set of (image, label); None means the run's own images.
-        labels: of the images: one for each, or the path of a CSV file with the header path,label.
+        labels: of the images: one for each, or a file of labels (its path, or a `LabelFile` that
+            names its columns). A part of the labels in a file is held out for testing where they
+            leave no test image with a label.
         again: make results anew even where stored ones are of the same weights, images and labels.
         device: auto, cuda, mps or cpu.
         root: the folder of downloaded data sets.
-        human: CIFAR-10H's probabilities (.npy), for a run on CIFAR-10.
+        human: what people said of the test images: an array of a row an image and a column a class
+            (.npy, as CIFAR-10H's), or a file of labels with several for an image. Labels with
+            several for an image in `labels` serve as well.
         progress: what to report to; None reports on stderr.
 
     Returns:

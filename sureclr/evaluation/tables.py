@@ -34,7 +34,8 @@ def labelled_split(
         raise UserError(
             f"{evaluation} needs labels, and {source} has no labelled {part} images; put the"
             " images into one sub-folder per class (with train/ and test/ above them, or they are"
-            " split at random), or name labelled images with data=."
+            " split at random), give a file of labels with labels=, or name labelled images with"
+            " data=."
         )
     return train, test
 

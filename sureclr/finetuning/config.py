@@ -18,9 +18,15 @@ class FinetuneConfig:
     """Settings of a fine-tuning, for the pretrained encoder and the one from scratch alike."""
 
     labels: str | None = None
-    """Labels to train on: a share of the labelled training images (10%), a count (500), or a CSV
-    file with the columns path and label. Default: 10%; with a fold, all of its labels.
+    """Labels to train on: a share of the labelled training images (10%), a count (500), or a file
+    of labels (CSV, JSON or Parquet, one image a row). Default: 10%; with a fold, all of its labels.
     """
+    image_column: str | None = None
+    """Column of the label file that names the images, by its name or its number from 1. Default: it
+    is found by its name and its content.
+    """
+    label_column: str | None = None
+    """Column of the label file with the labels, likewise. Default: it is found by its name."""
     fold: int | None | Literal["all"] = None  # noqa: RUF036  (config.typed tries them in this order)
     """Take the labels from one of the data set's official folds (stl10: 0 to 9). all: every fold in
     turn, one a seed. Default: from all training images.

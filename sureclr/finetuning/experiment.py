@@ -35,7 +35,7 @@ class Experiment:
     Attributes:
         run: the trained run.
         config: the settings.
-        test: labelled test images.
+        test: labelled test images; there may be none.
         progress: reports every training; may raise to stop.
     """
 
@@ -52,7 +52,8 @@ class Experiment:
             rates: learning rates to search.
 
         Returns:
-            The result, and the fine-tuned classifier.
+            The result, and the fine-tuned classifier. Without test images the network from scratch
+            and the probe, which are there to be compared, are not trained.
         """
         labelled = draw.labelled
         generator = torch.Generator().manual_seed(draw.seed)
@@ -60,7 +61,10 @@ class Experiment:
         learned = labelled.with_own_classes()
         train, held_out = learned[~out], learned[out]
         finetune, model = self.run_arm("finetune", train, held_out, draw.seed, rates["finetune"])
-        scratch, _ = self.run_arm("scratch", train, held_out, draw.seed, rates["scratch"])
+        scratch = linear = None
+        if len(self.test):
+            scratch, _ = self.run_arm("scratch", train, held_out, draw.seed, rates["scratch"])
+            linear = self.probe(labelled, draw.seed)
         result = SeedResult(
             seed=draw.seed,
             fold=draw.fold,
@@ -72,7 +76,7 @@ class Experiment:
             labels_differing=labelled.differing,
             finetune=finetune,
             scratch=scratch,
-            linear=self.probe(labelled, draw.seed),
+            linear=linear,
         )
         return result, model
 
@@ -87,18 +91,20 @@ class Experiment:
         fits = self.search(arm, train, held_out, seed, rates)
         best = best_fit(fits)
         task = f"Seed {seed}, {ARMS[arm]}: test"
-        with report_progress(self.progress, task, len(self.test)) as update:
-            outputs = predict_labelled(best.model, self.test, update)
-        names = self.test.images.classes
-        class_of = torch.tensor([names.index(name) for name in train.images.classes])
-        by_class = class_numbers(
-            class_of[torch.cat([train.target, held_out.target])],
-            self.test.target,
-            class_of[outputs],
-            names,
-            matrix=MATRIX,
-        )
-        accuracy = int((class_of[outputs] == self.test.target).sum()) / len(self.test)
+        accuracy = by_class = None
+        if len(self.test):
+            with report_progress(self.progress, task, len(self.test)) as update:
+                outputs = predict_labelled(best.model, self.test, update)
+            names = self.test.images.classes
+            class_of = torch.tensor([names.index(name) for name in train.images.classes])
+            by_class = class_numbers(
+                class_of[torch.cat([train.target, held_out.target])],
+                self.test.target,
+                class_of[outputs],
+                names,
+                matrix=MATRIX,
+            )
+            accuracy = int((class_of[outputs] == self.test.target).sum()) / len(self.test)
         score = TrainedScore(
             accuracy=accuracy,
             learning_rate=best.learning_rate,
@@ -107,14 +113,15 @@ class Experiment:
             tried=tuple(Attempt(f.learning_rate, f.epoch, f.validation) for f in fits),
             seconds=time.monotonic() - began,
             cpu_seconds=time.process_time() - cpu_began,
-            balanced_accuracy=by_class.balanced_accuracy,
-            macro_f1=by_class.macro_f1,
+            balanced_accuracy=None if by_class is None else by_class.balanced_accuracy,
+            macro_f1=None if by_class is None else by_class.macro_f1,
             by_class=by_class,
         )
         held_out_accuracy = "" if best.validation is None else f"{best.validation:.4f} held-out, "
         self.progress.message(
             f"Seed {seed}, {ARMS[arm]}: learning rate {best.learning_rate:g}, epoch {best.epoch};"
-            f" accuracy {held_out_accuracy}{accuracy:.4f} test"
+            f" accuracy {held_out_accuracy}"
+            + ("not tested" if accuracy is None else f"{accuracy:.4f} test")
         )
         return score, best.model
 

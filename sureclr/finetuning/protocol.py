@@ -44,8 +44,9 @@ def run_finetuning(
 
     Args:
         run: a trained run. Its folder gets the result and the best classifier (on held-out labels).
-        images: an ImageSet with labelled test images, and labelled training images unless the
-            labels come from a file.
+        images: an ImageSet with labelled training and test images. Where the labels come from a
+            file it needs none of its own; a part of those in the file is then held out for testing,
+            or, where they are too few, the classifier is trained and saved and not tested.
         config: the settings; None for the defaults.
         data: name of the images where they are not the run's own; a part of the result's key.
         again: train finished seeds again.
@@ -57,8 +58,11 @@ def run_finetuning(
     """
     config = FinetuneConfig() if config is None else config
     images = as_image_set(images, size=run.size, channels=run.channels)
-    draws = label_draws(images, config)
-    test = test_images_of(images)
+    draws = label_draws(images, config, run.config.seed, progress)
+    images = draws[0].labelled.images  # with the labels of the file, where there is one
+    test, why_not = test_images_of(draws[0])
+    if why_not:
+        progress.message(f"The classifier is not tested: {why_not}")
     key, origin = result_key(config, data), provenance_of(run, images, config)
     saved = None if again else read_entry(run, key)
     finished = [] if saved is None else finished_seeds(*saved, origin, draws, test)
@@ -74,16 +78,16 @@ def run_finetuning(
         if weights is None or _best(finished) is seed:
             classes = draw.labelled.with_own_classes().images.classes
             weights = save_finetuned(run, key, model, classes, seed)
-        result = summarise(finished, config, len(draws), weights)
+        result = summarise(finished, config, len(draws), weights, why_not)
         save_entry(run, key, result, origin, seconds + time.monotonic() - began)
     assert weights is not None  # there is at least one seed
-    return summarise(finished, config, len(draws), weights)
+    return summarise(finished, config, len(draws), weights, why_not)
 
 
 def _report_start(
     progress: Progress, finished: Sequence[SeedResult], draws: Sequence[Draw], test: Labelled
 ) -> None:
-    """Report finished seeds, classes without a label, and labels that differ from the set's."""
+    """Report finished seeds, and classes without a label."""
     labelled = draws[0].labelled
     unknown = set(test.target.tolist()) - set(labelled.target.tolist())
     if unknown:
@@ -99,11 +103,6 @@ def _report_start(
             f"{len(finished)} of {len(draws)} seeds are finished already and are read from"
             " results.json."
         )
-    if labelled.differing:
-        progress.message(
-            f"{labelled.differing} of {len(labelled)} labels in the file are not those of"
-            f" {labelled.images.name}; those in the file are used."
-        )
 
 
 def _rates(config: FinetuneConfig, finished: Sequence[SeedResult]) -> Rates:
@@ -112,7 +111,7 @@ def _rates(config: FinetuneConfig, finished: Sequence[SeedResult]) -> Rates:
         first = finished[0]
         return {
             "finetune": [first.finetune.learning_rate],
-            "scratch": [first.scratch.learning_rate],
+            "scratch": [first.scratch.learning_rate] if first.scratch else config.learning_rates,
         }
     return {"finetune": config.learning_rates, "scratch": config.learning_rates}
 

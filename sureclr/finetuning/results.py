@@ -35,7 +35,7 @@ class TrainedScore:
     """A trained network: what was chosen on held-out labels, and its accuracy on the test images.
 
     Attributes:
-        accuracy: share of the test images whose class it names.
+        accuracy: share of the test images whose class it names; None where there are none.
         learning_rate: that was chosen.
         epoch: that was chosen, counted from 1.
         validation: accuracy of this choice on the held-out labels; None where none were held out.
@@ -48,7 +48,7 @@ class TrainedScore:
         by_class: class by class; None in a file of schema 1.
     """
 
-    accuracy: float
+    accuracy: Number
     learning_rate: float
     epoch: int
     validation: Number
@@ -91,8 +91,8 @@ class SeedResult:
         test_sha256: digest of the test images and their classes.
         labels_differing: labels of a user's file that are not those of the data set.
         finetune: the pretrained encoder.
-        scratch: the same network from scratch.
-        linear: the probe, which is fitted on all labels.
+        scratch: the same network from scratch; None where nothing is tested.
+        linear: the probe, which is fitted on all labels; None where nothing is tested.
     """
 
     seed: int
@@ -104,8 +104,8 @@ class SeedResult:
     test_sha256: str
     labels_differing: int
     finetune: TrainedScore
-    scratch: TrainedScore
-    linear: ProbeScore
+    scratch: TrainedScore | None
+    linear: ProbeScore | None
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,11 @@ class FinetuningResult:
     """Is a pretrained encoder worth more than the same network from scratch, with few labels?
 
     Attributes:
-        accuracy: mean over seeds of the fine-tuned network.
+        accuracy: mean over seeds of the fine-tuned network. It is None where there is no test
+            image, and so is everything that is computed from accuracies.
         interval: of this mean.
         interval_of: how the intervals of the accuracies were computed.
-        accuracies: of each seed.
+        accuracies: of each seed; empty where nothing is tested.
         n_labels: of the first seed, held-out ones included.
         n_test: test images.
         baselines: the same mean of the network from scratch and of the linear probe.
@@ -200,25 +201,27 @@ class FinetuningResult:
         cpu_seconds: processor time of all trainings.
         configuration: all settings.
         per_seed: what each seed chose and reached.
+        not_tested: why there is no test image, as a sentence; "" where there are some.
         class_means: None where a seed is of a file of schema 1.
     """
 
-    accuracy: float
-    interval: Interval
+    accuracy: Number
+    interval: Interval | None
     interval_of: str
     accuracies: tuple[float, ...]
     n_labels: int
     n_test: int
-    baselines: Rivals
-    baseline_intervals: RivalIntervals
-    baseline_accuracies: RivalAccuracies
-    gain: Gain
+    baselines: Rivals | None
+    baseline_intervals: RivalIntervals | None
+    baseline_accuracies: RivalAccuracies | None
+    gain: Gain | None
     seeds: int
     complete: bool
     weights: SavedWeights
     cpu_seconds: float
     configuration: FinetuneConfig
     per_seed: tuple[SeedResult, ...]
+    not_tested: str = ""
     class_means: ClassMeans | None = None
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sureclr.data.label_request import LabelFile
 from sureclr.evaluation.results import Results
 from sureclr.evaluation.session import Session
 from sureclr.finetuning.config import FinetuneConfig
@@ -18,7 +19,7 @@ def finetune(
     data: Any = None,
     config: FinetuneConfig | None = None,
     *,
-    labels: str | int | Path | None = None,
+    labels: str | int | Path | LabelFile | None = None,
     again: bool = False,
     device: str = "auto",
     root: Path | None = None,
@@ -34,7 +35,7 @@ def finetune(
         data: labelled images, as in `sureclr.evaluate`; None means the run's own.
         config: the settings; None for the defaults.
         labels: labels to train on, in place of those in `config`: a share ("10%"), a count (500),
-            or the path of a CSV file with the columns path and label.
+            or a file of labels (its path, or a `LabelFile` that names its columns).
         again: train finished seeds again.
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
@@ -46,7 +47,14 @@ def finetune(
         Stopped: SIGINT or SIGTERM came; finished seeds are saved.
     """
     config = FinetuneConfig() if config is None else config
-    if labels is not None:
+    if isinstance(labels, LabelFile):
+        config = replace(
+            config,
+            labels=str(labels.path),
+            image_column=labels.image_column,
+            label_column=labels.label_column,
+        )
+    elif labels is not None:
         config = replace(config, labels=str(labels))
     with Session(run, data, device=device, root=root, progress=progress) as session:
         name = None if data is None else session.images.name

@@ -48,7 +48,7 @@ class ClassifierRecord:
         learning_rate: that was chosen on the held-out labels.
         epoch: that was chosen.
         validation: accuracy on the held-out labels; None where none were held out.
-        accuracy: on the test images.
+        accuracy: on the test images; None where there were none.
     """
 
     key: str
@@ -65,7 +65,7 @@ class ClassifierRecord:
     learning_rate: float
     epoch: int
     validation: float | None
-    accuracy: float
+    accuracy: float | None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,10 +104,10 @@ class Finetuned:
     def __repr__(self) -> str:
         """Return one line."""
         record = self.record
+        tested = "not tested" if record.accuracy is None else f"test accuracy {record.accuracy:.4f}"
         return (
             f"<Finetuned {record.key.removeprefix('finetune:')}: {record.encoder},"
-            f" {len(record.classes)} classes, {record.n_labels:,} labels, test accuracy"
-            f" {record.accuracy:.4f}>"
+            f" {len(record.classes)} classes, {record.n_labels:,} labels, {tested}>"
         )
 
 

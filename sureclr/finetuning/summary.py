@@ -20,7 +20,11 @@ from sureclr.maths.metrics import Verdict, verdict, wilson_interval
 
 
 def summarise(
-    per_seed: Sequence[SeedResult], config: FinetuneConfig, n_seeds: int, weights: SavedWeights
+    per_seed: Sequence[SeedResult],
+    config: FinetuneConfig,
+    n_seeds: int,
+    weights: SavedWeights,
+    not_tested: str = "",
 ) -> FinetuningResult:
     """Return the result of the seeds that are finished.
 
@@ -29,35 +33,40 @@ def summarise(
         config: the settings they were made with.
         n_seeds: number of seeds that were asked for.
         weights: the saved classifier.
+        not_tested: why there is no test image; "" where there are some.
     """
     n_test = per_seed[0].n_test
-    finetuned = tuple(seed.finetune.accuracy for seed in per_seed)
-    scratch = tuple(seed.scratch.accuracy for seed in per_seed)
-    linear = tuple(seed.linear.accuracy for seed in per_seed)
-    interval = accuracy_interval(finetuned, n_test)
-    rivals = RivalIntervals(accuracy_interval(scratch, n_test), accuracy_interval(linear, n_test))
-    trained = [score for seed in per_seed for score in (seed.finetune, seed.scratch)]
+    trained = [score for seed in per_seed for score in (seed.finetune, seed.scratch) if score]
+    accuracies = _accuracies(per_seed)
+    finetuned, scratch, linear = accuracies.values()
+    interval = rivals = None
+    if finetuned:
+        interval = accuracy_interval(finetuned, n_test)
+        rivals = RivalIntervals(
+            accuracy_interval(scratch, n_test), accuracy_interval(linear, n_test)
+        )
     return FinetuningResult(
-        accuracy=mean(finetuned),
+        accuracy=mean(finetuned) if finetuned else None,
         interval=interval,
-        interval_of=(
-            "95 %, Student's t over seeds"
-            if len(per_seed) > 1
-            else "95 %, Wilson's over test images (one seed)"
-        ),
+        interval_of=_interval_of(finetuned),
         accuracies=finetuned,
         n_labels=per_seed[0].n_labels,
         n_test=n_test,
-        baselines=Rivals(mean(scratch), mean(linear)),
+        baselines=Rivals(mean(scratch), mean(linear)) if finetuned else None,
         baseline_intervals=rivals,
-        baseline_accuracies=RivalAccuracies(scratch, linear),
-        gain=_gain(finetuned, scratch, verdict(interval, rivals.scratch)),
+        baseline_accuracies=RivalAccuracies(scratch, linear) if finetuned else None,
+        gain=(
+            _gain(finetuned, scratch, verdict(interval, rivals.scratch))
+            if interval is not None and rivals is not None
+            else None
+        ),
         seeds=len(per_seed),
         complete=len(per_seed) == n_seeds,
         weights=weights,
         cpu_seconds=sum(score.cpu_seconds for score in trained),
         configuration=config,
         per_seed=tuple(per_seed),
+        not_tested=not_tested,
         class_means=_class_means(per_seed),
     )
 
@@ -82,6 +91,26 @@ def _class_means(per_seed: Sequence[SeedResult]) -> ClassMeans | None:
         majority_class=classes[0].majority_class,
         majority_baseline=mean(each.majority_baseline for each in classes),
     )
+
+
+def _accuracies(per_seed: Sequence[SeedResult]) -> dict[str, tuple[float, ...]]:
+    """The test accuracies of the three classifiers; all empty where nothing was tested."""
+    names = ("finetune", "scratch", "linear")
+    scores = {name: [getattr(seed, name) for seed in per_seed] for name in names}
+    return {
+        name: tuple(
+            score.accuracy for score in of_seeds if score is not None and score.accuracy is not None
+        )
+        for name, of_seeds in scores.items()
+    }
+
+
+def _interval_of(accuracies: Sequence[float]) -> str:
+    if not accuracies:
+        return "there are no test images"
+    if len(accuracies) > 1:
+        return "95 %, Student's t over seeds"
+    return "95 %, Wilson's over test images (one seed)"
 
 
 def _gain(finetuned: Sequence[float], scratch: Sequence[float], verdict: Verdict) -> Gain:

@@ -117,6 +117,10 @@ FINETUNED = Caption(
     " {seeds}; test images: {n_test:,}). The fine-tuned network is {verdict}. Bars are intervals"
     " ({interval_of}).",
 )
+FINETUNED_UNTESTED = (
+    "Fine-tuning with few labels ({labels}): the classifier was trained and saved, and not tested:"
+    " {why}"
+)
 FINETUNED_CLASSES = "Fine-tuned ({labels}, seed {seed})"
 BLOCKS = Caption(
     "Where the classes become linearly separable",

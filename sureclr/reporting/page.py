@@ -14,6 +14,7 @@ from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files, run_directory
 
 if TYPE_CHECKING:
+    from sureclr.evaluation.run_images import Labels
     from sureclr.training.run import Run
 
 Evaluate = Callable[[Path], Results]
@@ -25,6 +26,7 @@ def report(
     other: "str | Path | Run | Results | None" = None,
     *,
     evaluate: bool = True,
+    labels: "Labels | None" = None,
     out: str | Path | None = None,
     device: str = "auto",
     root: Path | None = None,
@@ -37,6 +39,7 @@ def report(
         other: a second run, to be compared with the first.
         evaluate: whether to make the evaluations that are missing first. What cannot be made is
             named on the page.
+        labels: of the images, as in `sureclr.evaluate`: what is evaluated here is of these labels.
         out: the HTML file; by default report.html, or comparison-NAME.html with the name of the
             second run, in the folder of the first run.
         device: auto, cuda, mps or cpu.
@@ -61,7 +64,7 @@ def report(
             return given
         from sureclr.evaluation import session
 
-        return session.evaluate(given, **options)
+        return session.evaluate(given, labels=labels, **options)
 
     def compare(a: Path, b: Path) -> Comparison:
         from sureclr.evaluation import session

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.label_request import LabelFile
+from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
@@ -20,12 +22,21 @@ from sureclr.training.building import with_stem
 RESIDENT_SHARE = 0.25
 
 
+MonitorLabels = str | Path | LabelFile | None  # a file of labels, as a user gives it
+
+
+def label_file_of(labels: MonitorLabels) -> LabelFile | None:
+    """Return the file of labels that the user gave, or None."""
+    return None if labels is None else LabelFile.of(labels)
+
+
 def training_images(
     config: PretrainConfig,
     images: Any,
     root: Path | None,
     device: torch.device,
     progress: Progress,
+    labels: LabelFile | None = None,
 ) -> ImageSet:
     """Return the images that may be trained on, on the device if they fit.
 
@@ -35,6 +46,7 @@ def training_images(
         root: where data sets lie.
         device: on which the network runs.
         progress: gets the number of decoded images.
+        labels: of the images, for the monitor alone: they change no step of the training.
     """
     options = config.read_options
     if images is None:
@@ -45,6 +57,10 @@ def training_images(
         everything = as_image_set(images, progress=progress, options=replace(options, size=None))
     else:
         everything = as_image_set(images, progress=progress, options=options)
+    if labels is not None:
+        everything = replace(
+            with_file_labels(everything, labels, progress), split=everything.split, shares=None
+        )
     # Centre squares, where no size is asked for
     training = convert(everything, config.size, config.channels).pretraining
     pictures = training.pictures

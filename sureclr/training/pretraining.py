@@ -18,7 +18,12 @@ from sureclr.training.continuing import (
     refuse_changes,
 )
 from sureclr.training.devices import choose_device
-from sureclr.training.images import as_resolved, training_images
+from sureclr.training.images import (
+    MonitorLabels,
+    as_resolved,
+    label_file_of,
+    training_images,
+)
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
 from sureclr.training.run_dir import RunDir, default_name
@@ -36,6 +41,7 @@ def pretrain(
     resume: bool = False,
     accept_changes: bool = False,
     overwrite: bool = False,
+    labels: MonitorLabels = None,
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
@@ -57,6 +63,8 @@ def pretrain(
         accept_changes: continue it although the configuration or the images are others than its
             checkpoint recorded. The changes are stored in the next checkpoints.
         overwrite: replace the run in `out`.
+        labels: a file of labels, by which the monitor measures kNN accuracy while the run trains.
+            They change nothing of what it learns; images.json names the file.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb, which then also gets the numbers.
         root: the folder of the data sets.
@@ -76,9 +84,10 @@ def pretrain(
     directory.check(resume, overwrite)
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
+    file = label_file_of(labels)
     if resume:
         config = _continued(directory, config, accept_changes)
-    training = training_images(config, images, root, chosen, progress)
+    training = training_images(config, images, root, chosen, progress, file)
     if not resume:
         config = as_resolved(config, training, progress)
     probe = chosen.type != "cpu" and not resume
@@ -87,7 +96,8 @@ def pretrain(
     )
     directory.prepare(resume, overwrite)
     if training.report is not None:
-        directory.save_image_report(training.report.to_json())
+        named = {} if file is None else {"monitor_labels": str(file.path)}
+        directory.save_image_report({**training.report.to_json(), **named})
     run_training(
         trainer, directory, progress, resume=resume, track=track, accept_changes=accept_changes
     )
@@ -110,6 +120,7 @@ def check_pretraining(
     resume: bool = False,
     accept_changes: bool = False,
     overwrite: bool = False,
+    labels: MonitorLabels = None,
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
@@ -126,6 +137,7 @@ def check_pretraining(
         resume: whether the run in `out` would be continued.
         accept_changes: whether it would be continued with another configuration.
         overwrite: whether it would be replaced.
+        labels: a file of labels for the monitor.
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb.
         root: the folder of the data sets.
@@ -143,7 +155,8 @@ def check_pretraining(
     choose_device(device)
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
-    images = training_images(config, None, root, on_cpu, progress)
+    file = label_file_of(labels)
+    images = training_images(config, None, root, on_cpu, progress, file)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
 
 

@@ -2,6 +2,7 @@
 sentence for each bad file.
 """
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import product
@@ -14,9 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sureclr.data.image_set import ImageSet
-from sureclr.data.label_request import LabelRequest
-from sureclr.data.labels import balanced_counts, choose_labels, labelled_rows, read_labels
+from sureclr.data.label_request import LabelFile, LabelRequest
+from sureclr.data.labels import (
+    balanced_counts,
+    choose_labels,
+    hold_out_labels,
+    labelled_rows,
+    read_labels,
+    why_not_tested,
+)
 from sureclr.errors import UserError
+from sureclr.progress import SilentProgress
 
 CLASSES = ("ant", "bee, wild", "cow")
 
@@ -48,12 +57,9 @@ def of(text: str) -> LabelRequest:
 
 def test_a_share_a_count_or_a_file_is_understood() -> None:
     assert (of("10%").share, of(" 0.5 % ").share, of("100%").share) == (0.1, 0.005, 1.0)
-    assert (of("500").count, of("a/b.csv").file, of("10%").count, of("500").share) == (
-        500,
-        Path("a/b.csv"),
-        None,
-        None,
-    )
+    assert (of("500").count, of("10%").count, of("500").share) == (500, None, None)
+    assert of("a/b.csv").file == LabelFile(Path("a/b.csv"))
+    assert LabelRequest.of("b.csv", "2", "kind").file == LabelFile(Path("b.csv"), "2", "kind")
 
 
 @pytest.mark.parametrize(
@@ -151,8 +157,6 @@ def test_a_fold_is_all_that_is_chosen_from() -> None:
     ], "31 and 32 have no label"
     with pytest.raises(UserError, match="no folds of its own"):
         choose_labels(a_set(), of("100%"), 0)
-    with pytest.raises(UserError, match="not from both"):
-        choose_labels(images, of("mine.csv"), 0)
 
 
 @pytest.mark.parametrize(
@@ -213,93 +217,151 @@ def test_the_digest_is_of_images_and_labels_in_any_order() -> None:
 # --- A file ---------------------------------------------------------------------------
 
 
-def written(folder: Path, *lines: str, header: str = "path,label") -> Path:
+def written(folder: Path, *lines: str, header: str = "path,label") -> LabelFile:
     (folder / "mine.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
-    return folder / "mine.csv"
+    return LabelFile(folder / "mine.csv")
+
+
+class Heard(SilentProgress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 GOOD = ("002.png,ant", '021.png,"bee, wild"', "029.png,cow")
 
 
 def test_a_file_wins_and_where_it_differs_is_counted(tmp_path: Path) -> None:
-    labels = read_labels(written(tmp_path, *GOOD, "", "031.png,ant", "003.png,cow"), a_set())
-    assert dict(zip(labels.rows.tolist(), labels.target.tolist(), strict=True)) == {
-        2: 0,
-        3: 2,
-        21: 1,
-        29: 2,
-        31: 0,
-    }
+    heard = Heard()
+    file = written(tmp_path, *GOOD, "", "031.png,ant", "003.png,cow")
+    labels = read_labels(file, a_set(), progress=heard)
+    found = dict(zip(labels.rows.tolist(), labels.target.tolist(), strict=True))
+    assert found == {2: 0, 3: 2, 21: 1, 29: 2, 31: 0}
     assert labels.differing == 1, "003 is an ant; 031 had no label"
-    windows = tmp_path / "windows.csv"
-    windows.write_bytes(
-        (
-            "\ufeffLabel,note,Path\r\n"
-            + "\r\n".join(
-                f"{k},x,{p}"
-                for p, k in (("002.png", "ant"), ("021.png", '"bee, wild"'), ("029.png", "cow"))
-            )
-            + "\r\n"
-        ).encode()
-    )
-    assert read_labels(windows, a_set()).rows.tolist() == [2, 21, 29]
+    assert any("1 of 5 labels in the file are not those of made" in m for m in heard.messages)
+    assert any("keep their own labels" in message for message in heard.messages)
+    assert labelled_rows(labels.images, "test").rows.tolist() == list(range(36, 42))
+
+
+def test_labels_of_test_images_are_never_trained_on(tmp_path: Path) -> None:
+    file = written(tmp_path, *GOOD, "037.png,ant", "038.png,cow")
+    labels = read_labels(file, a_set())
+    assert labels.rows.tolist() == [2, 21, 29]
+    test = labelled_rows(labels.images, "test")
+    assert dict(zip(test.rows.tolist(), test.target.tolist(), strict=True)) == {37: 0, 38: 2}
+    with pytest.raises(UserError, match="mine.csv labels only test images of made"):
+        read_labels(written(tmp_path, "103.png,ant", "108.png,cow"), bare_set())
 
 
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (("002.png,ant", "003.png,ent"), r"line 3: unknown class 'ent': did you mean ant\?"),
-        (
-            ("cat.png,ant",),
-            r"line 2: made has no image 'cat\.png'; its training images have names like 000\.png",
-        ),
-        ((*GOOD, "", "002.png,ant"), "line 6: 002.png was already labelled ant in line 2; delete"),
-        (
-            (*GOOD, "002.png,cow"),
-            "line 5: 002.png is labelled cow here and ant in line 2; keep the right one",
-        ),
-        ((*GOOD, "037.png,ant"), "line 5: 037.png is a test image"),
-        ((*GOOD, "003.png"), "line 5: there are 1 fields, and the header has 2"),
+        (("002.png,ant", "003.png,ent"), r"unknown class 'ent': did you mean ant\?"),
+        (("cat.png,ant",), r"names no image of made: .* such as 'cat\.png', .* such as '000\.png'"),
+        (GOOD[:1], "are of the one class ant; label images of at least two"),
         ((*GOOD, "021.png,bee, wild"), "line 5: there are 3 fields.*double quotes"),
-        ((*GOOD, "003.png,"), "line 5: there is no label; fill it in"),
-        ((*GOOD, ",ant"), "line 5: there is no path"),
-        ((), "has a header and no label below it; add lines such as 000.png,ant"),
+        ((*GOOD, ",ant"), "line 5: no image is named"),
+        (("000.png,",), "has no label for any image of made.*such as 000.png,ant"),
     ],
 )
-def test_each_bad_line_is_one_sentence_with_its_number(
-    lines: tuple[str, ...], words: str, tmp_path: Path
-) -> None:
+def test_each_bad_file_is_one_sentence(lines: tuple[str, ...], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as caught:
         read_labels(written(tmp_path, *lines), a_set())
     assert "mine.csv" in str(caught.value) and "\n" not in str(caught.value)
 
 
+# --- The part that is held out --------------------------------------------------------
+
+
+def bare_set(n: int = 100) -> ImageSet:
+    """`n` training images and 10 test images without a label."""
+    return ImageSet(
+        "made",
+        torch.zeros(n + 10, 1, 1, 1, dtype=torch.uint8),
+        torch.full((n + 10,), -1),
+        (),
+        np.array(["train"] * n + ["test"] * 10),
+        [f"{i:03d}.png" for i in range(n + 10)],
+    )
+
+
+def labelled_set(counts: tuple[int, ...], contents: bool = False) -> ImageSet:
+    """The first images have a label, a class after the other."""
+    bare, total = bare_set(), sum(counts)
+    labels = torch.cat([torch.full((c,), k) for k, c in enumerate(counts)])
+    return replace(
+        bare,
+        labels=torch.cat([labels, bare.labels[total:]]),
+        classes=tuple("abcdefgh"[: len(counts)]),
+        contents=[str(i // 3) for i in range(110)] if contents else None,
+    )
+
+
+def held_out_rows(images: ImageSet, seed: int = 0) -> set[int]:
+    given = hold_out_labels(images, seed)
+    assert torch.equal(given.labels, images.labels) and given.paths == images.paths
+    return set(labelled_rows(given, "test").rows.tolist())
+
+
+@pytest.mark.parametrize("counts", [(30, 30), (20, 20, 20), (40, 10, 5, 3, 1), (12, 8)])
+def test_a_fifth_to_a_third_of_each_class_is_held_out(counts: tuple[int, ...]) -> None:
+    for seed in range(10):
+        images = labelled_set(counts)
+        rows = held_out_rows(images, seed)
+        found = Counter(images.labels[sorted(rows)].tolist())
+        for k, count in enumerate(counts):
+            least, most = (max(2, round(share * count)) for share in (0.2, 1 / 3))
+            assert (least <= found[k] <= most) if count >= 5 else found[k] == 0
+        assert rows == held_out_rows(images, seed)
+    assert held_out_rows(images, 0) != held_out_rows(images, 1)
+
+
+def test_more_labels_hardly_ever_move_an_image_to_the_other_side() -> None:
+    moved = total = 0
+    for seed in range(20):
+        fewer, more = labelled_set((30, 30)), labelled_set((30, 30, 30))
+        assert held_out_rows(fewer, seed) == {
+            row for row in held_out_rows(more, seed) if row < 60
+        }, "another class changes nothing"
+        bigger = replace(fewer, labels=fewer.labels.clone())
+        bigger.labels[60:90] = 0
+        moved += len(held_out_rows(fewer, seed) - held_out_rows(bigger, seed))
+        total += len(held_out_rows(fewer, seed))
+    assert moved < 0.1 * total
+
+
+def test_copies_of_an_image_stay_on_one_side() -> None:
+    images = labelled_set((30, 30), contents=True)
+    for seed in range(5):
+        rows = held_out_rows(images, seed)
+        assert rows and {row // 3 for row in rows}.isdisjoint(
+            {row // 3 for row in range(60) if row not in rows}
+        )
+
+
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("counts", "words"),
     [
-        (b"", "is empty; write a share"),
-        (b"image,class\n1,2\n", "line 1: the header must be path,label, not 'image,class'"),
-        (b"path,label,label\n", "line 1: the header"),
-        (b"path,label\n002.png,ant\n\xff\xfe,ant\n", "line 3: not UTF-8"),
+        ((6, 6), "12 labels are too few .* label 8 more images"),
+        ((19,), "label 5 more images"),
+        ((17, 3), "label 2 more images"),
+        ((30, 1), "label 4 more images"),
+        ((4, 4, 4, 4, 4), "label 2 more images"),
     ],
 )
-def test_a_bad_file_is_one_sentence(data: bytes, words: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.csv").write_bytes(data)
-    with pytest.raises(UserError, match=words):
-        read_labels(tmp_path / "mine.csv", a_set())
+def test_too_few_labels_are_all_for_training_and_it_is_said_how_many_are_missing(
+    counts: tuple[int, ...], words: str
+) -> None:
+    images = labelled_set(counts)
+    assert hold_out_labels(images) is images
+    assert re.search(words, why_not_tested(images))
+    assert why_not_tested(hold_out_labels(labelled_set((10, 10)))) == ""
 
 
-def test_a_file_that_is_not_there_or_a_set_without_classes(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"labels '.*none\.csv' is neither a share nor a count, and there is no such file",
-    ):
-        read_labels(tmp_path / "none.csv", a_set())
-    with pytest.raises(UserError, match="cannot be read"):
-        read_labels(tmp_path, a_set())
-    bare = a_set((1, 1, 1))
-    with pytest.raises(UserError, match="has no classes"):
-        read_labels(
-            written(tmp_path, *GOOD),
-            replace(bare, labels=torch.full_like(bare.labels, -1), classes=()),
-        )
+def test_nothing_is_held_out_where_test_images_have_labels_enough() -> None:
+    images = a_set((20, 8, 3))
+    assert hold_out_labels(images) is images and why_not_tested(images) == ""

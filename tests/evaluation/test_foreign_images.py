@@ -136,71 +136,101 @@ def test_other_images_come_as_the_run_takes_them() -> None:
     assert load_test_images("digits", small, None).note == ""
 
 
-# --- CIFAR-10H ------------------------------------------------------------------------
+# --- People ---------------------------------------------------------------------------
+
+TESTS = 300
 
 
-def probabilities() -> np.ndarray:
-    return np.random.default_rng(0).dirichlet(np.full(10, 0.3), 10_000)
+def people(n: int = TESTS) -> np.ndarray:
+    return np.random.default_rng(0).dirichlet(np.full(10, 0.3), n)
 
 
-def test_human_entropies_are_scipys(tmp_path: Path) -> None:
-    p = probabilities()
-    p[0] = np.eye(10)[3]  # all agree
-    np.save(tmp_path / "good.npy", p)
-    found = ood.read_human_entropies(tmp_path / "good.npy")
-    assert np.allclose(found, stats.entropy(p, axis=1)) and found[0] == 0
+def judged() -> tuple[ImageSet, Embeddings]:
+    """20 training and 300 test images; the certainty falls with what people disagree on."""
+    n = 20 + TESTS
+    features = torch.rand(n, 4, generator=torch.Generator().manual_seed(0))
+    entropy = torch.from_numpy(stats.entropy(people(), axis=1)).float()
+    split, names = np.repeat(["train", "test"], [20, TESTS]), [f"{i}.png" for i in range(n)]
+    labels = torch.arange(n) % 2
+    certainty = torch.cat([torch.zeros(20), -(entropy**3)])
+    direction = normalize(features, dim=1)
+    pixels = torch.zeros(n, 1, 2, 2, dtype=torch.uint8)
+    return (
+        ImageSet("mine", pixels, labels, ("a", "b"), split, names),
+        Embeddings(features, direction, None, certainty, labels, ("a", "b"), split, names),
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 50])
+def test_people_may_have_given_probabilities_or_counts(tmp_path: Path, factor: int) -> None:
+    images, _ = judged()
+    np.save(tmp_path / "good.npy", people() * factor)
+    shares = ood.read_human_shares(tmp_path / "good.npy", images)
+    assert np.allclose(shares, people()) and shares.shape == (TESTS, 10)
+
+
+def test_a_file_of_labels_gives_the_shares_that_its_rows_have(tmp_path: Path) -> None:
+    """The test images are rows 20 to 319; image 21 got three votes and image 25 one."""
+    images, _ = judged()
+    (tmp_path / "votes.csv").write_text(
+        "path,label\n21.png,a\n21.png,b\n21.png,b\n25.png,b\n3.png,a\n"
+    )
+    shares = ood.read_human_shares(tmp_path / "votes.csv", images)
+    assert shares[1].tolist() == pytest.approx([1 / 3, 2 / 3]) and shares[5].tolist() == [0, 1]
+    assert float(shares.sum()) == pytest.approx(2), "nothing is known of the others"
 
 
 def negative_probability() -> np.ndarray:
-    p = probabilities()
+    p = people()
     p[5, :2] = p[5, :2].sum() + 0.1, -0.1
     return p
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "words"),
     [
-        probabilities()[:50],
-        probabilities() * 50,
-        negative_probability(),
-        np.array([{"not": "data"}], dtype=object),
-        "hello",
-        None,
+        (people(50), "a row for each of the 300 test images of mine"),
+        (people()[:, 0], "has the shape"),
+        (people() * np.inf, "must hold counts or probabilities"),
+        (negative_probability(), "must hold counts or probabilities"),
+        (np.array([{"not": "data"}], dtype=object), "cannot be read"),
+        ("hello", "cannot be read"),
+        (None, "cannot be read"),
     ],
-    ids=["few", "counts", "negative", "pickled", "text", "absent"],
+    ids=["few", "flat", "infinite", "negative", "pickled", "text", "absent"],
 )
-def test_other_files_than_human_probabilities_are_refused(tmp_path: Path, content: Any) -> None:
+def test_other_files_than_human_shares_are_refused(
+    tmp_path: Path, content: Any, words: str
+) -> None:
     file = tmp_path / "file.npy"
     if isinstance(content, np.ndarray):
-        np.save(file, content, allow_pickle=True)
+        with np.errstate(invalid="ignore"):
+            np.save(file, content, allow_pickle=True)
     elif content is not None:
         file.write_text(content)
-    with pytest.raises(UserError, match="CIFAR-10H"):
-        ood.read_human_entropies(file)
+    with pytest.raises(UserError, match=words):
+        ood.read_human_shares(file, judged()[0])
 
 
 def test_certainty_follows_minus_the_human_entropy() -> None:
-    entropies = torch.from_numpy(stats.entropy(probabilities(), axis=1))
-    features = torch.rand(10_020, 4, generator=torch.Generator().manual_seed(0))
-    certainty = torch.cat([torch.zeros(20), -(entropies.float() ** 3)])
-    split = np.repeat(["train", "test"], [20, 10_000])
-    table = Embeddings(
-        features,
-        normalize(features, dim=1),
-        None,
-        certainty,
-        torch.arange(10_020) % 2,
-        ("a", "b"),
-        split,
-        [str(i) for i in range(10_020)],
-    )
-    images = pictures("cifar10")
-    found = ood.correlate_with_humans(images, table, entropies)
-    assert found.n == 10_000 and found.spearman["certainty"] > 0.999
-    norm = stats.spearmanr(features[20:].norm(dim=1), -entropies).statistic
-    assert found.spearman["feature_norm"] == pytest.approx(norm, abs=1e-6)
-    with pytest.raises(UserError, match="cifar10"):
-        ood.correlate_with_humans(pictures("digits"), table, entropies)
+    images, table = judged()
+    found = ood.correlate_with_humans(images, table, torch.from_numpy(people()))
+    assert found.n == TESTS and found.spearman["certainty"] > 0.999
+    norm = table.features[20:].norm(dim=1)
+    truth = stats.spearmanr(norm, -stats.entropy(people(), axis=1)).statistic
+    assert found.spearman["feature_norm"] == pytest.approx(truth, abs=1e-6)
+
+
+def test_images_that_nobody_labelled_do_not_count() -> None:
+    images, table = judged()
+    shares = torch.from_numpy(people())
+    shares[::3] = 0
+    found, known = ood.correlate_with_humans(images, table, shares), np.arange(TESTS) % 3 > 0
+    norm = table.features[20:].norm(dim=1)[torch.from_numpy(known)]
+    truth = stats.spearmanr(norm, -stats.entropy(people()[known], axis=1)).statistic
+    assert found.n == 200 and found.spearman["feature_norm"] == pytest.approx(truth, abs=1e-6)
+    with pytest.raises(UserError, match="people labelled 0 test images of mine"):
+        ood.correlate_with_humans(images, table, torch.zeros(TESTS, 2))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

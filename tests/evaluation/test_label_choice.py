@@ -9,6 +9,7 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation.label_choice import (
     NEED_CERTAINTY,
@@ -276,17 +277,17 @@ def test_without_a_file_the_sets_own_labels_count_unless_all_have_one(tmp_path: 
 def test_a_file_says_which_whatever_the_set_says_and_needs_no_class_complete(
     tmp_path: Path,
 ) -> None:
-    (tmp_path / "known.csv").write_text("path,label\n1.png,a\n")
-    labelled, note = labelled_already(images([0, -1, 1, 0, 0]), tmp_path / "known.csv")
+    """A row that is not filled in yet does not count."""
+    (tmp_path / "known.csv").write_text("path,label\n1.png,a\n2.png,\n")
+    file = LabelFile(tmp_path / "known.csv")
+    labelled, note = labelled_already(images([0, -1, 1, 0, 0]), file)
     assert labelled.tolist() == [False, True, False, False, False] and note == ""
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("path,label\nx.png,a\n", ["line 2: x.png", "no image of mine", "paths such as 0.png"]),
-        ("path,label\n3.png,a\n", ["line 2: 3.png is a test image"]),
-        ("path,label\n1.png,\n", ["no label"]),
+        ("path,label\nx.png,a\n", ["names no image of mine", "such as 'x.png'", "'0.png'"]),
         ("", ["empty"]),
         (None, ["no such file"]),
     ],
@@ -296,7 +297,7 @@ def test_a_bad_file_is_one_sentence(content: str | None, words: list[str], tmp_p
     if content is not None:
         file.write_text(content)
     with pytest.raises(UserError) as caught:
-        labelled_already(images([-1, -1, -1, 0, 0]), file)
+        labelled_already(images([-1, -1, -1, 0, 0]), LabelFile(file))
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 

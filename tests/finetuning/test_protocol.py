@@ -33,7 +33,7 @@ from torch import Tensor
 from sureclr.config import ViewConfig
 from sureclr.data.image_set import ImageSet
 from sureclr.data.label_request import LabelRequest
-from sureclr.data.labels import choose_labels, labelled_rows
+from sureclr.data.labels import choose_labels, labelled_rows, read_labels
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import linear_probe, stratified_split
 from sureclr.evaluation.results import read_results
@@ -312,7 +312,49 @@ def test_labels_of_a_file_may_name_images_that_had_none(run: Run, tmp_path: Path
     (tmp_path / "mine.csv").write_text("path,label\n" + lines.replace("46.png,bee", "46.png,cow"))
     changed = tune(run, config, progress=recorder)
     assert changed.per_seed[0].labels_differing == 1, "the labels of the old file were used"
-    assert "1 of 18 labels in the file are not those of made" in recorder.messages[2]
+    assert any("1 of 18 labels in the file are not those of" in t for t in recorder.messages)
+
+
+def file_of(folder: Path, rows: range) -> str:
+    """A file that gives these rows the classes by which they were made."""
+    lines = "".join(f"{i:02d}.png,{['ant', 'bee', 'cow'][i % 3]}\n" for i in rows)
+    (folder / "mine.csv").write_text("path,label\n" + lines)
+    return str(folder / "mine.csv")
+
+
+BARE = replace(IMAGES, labels=torch.full_like(IMAGES.labels, -1), classes=())
+
+
+def test_without_labels_of_its_own_a_set_is_tested_on_a_part_of_the_files(
+    run: Run, tmp_path: Path
+) -> None:
+    result = tune(run, replace(ONE_TRAINING, labels=file_of(tmp_path, range(40))), BARE)
+    (seed,) = result.per_seed
+    assert (result.n_test, result.n_labels) == (seed.n_test, 40 - seed.n_test)
+    assert 8 <= result.n_test <= 13 and result.accuracy is not None and not result.not_tested
+    request = LabelRequest.of(file_of(tmp_path, range(40)))
+    labelled = read_labels(request.file, BARE, run.config.seed)
+    tested = labelled_rows(labelled.images, "test")
+    assert not set(labelled.rows.tolist()) & set(tested.rows.tolist())
+    assert (seed.labels_sha256, seed.test_sha256) == (labelled.digest, tested.digest)
+
+
+def test_too_few_labels_train_a_classifier_that_is_not_tested(run: Run, tmp_path: Path) -> None:
+    recorder = Recorder()
+    config = replace(ONE_TRAINING, labels=file_of(tmp_path, range(12)))
+    result = tune(run, config, BARE, progress=recorder)
+    (seed,) = result.per_seed
+    assert "12 labels are too few" in result.not_tested and "label 8 more" in result.not_tested
+    assert any(result.not_tested in message for message in recorder.messages)
+    assert (result.accuracy, result.interval, result.baselines, result.gain) == (None,) * 4
+    assert (seed.scratch, seed.linear, seed.finetune.accuracy, seed.n_test) == (None, None, None, 0)
+    assert seed.finetune.validation is not None and "from scratch" not in str(recorder.tasks)
+    assert read_results(run.path)[f"finetune:{config.labels}"] == result
+    loaded = load_finetuned(run.path, str(config.labels), device="cpu")
+    assert loaded.classes == ("ant", "bee", "cow") and "not tested" in repr(loaded)
+    assert tune(run, config, BARE) == result, "a finished seed was trained again"
+    grown = replace(config, labels=file_of(tmp_path, range(40)))
+    assert tune(run, grown, BARE).n_test > 0, "the file has more labels now"
 
 
 # --- Stopping and continuing ----------------------------------------------------------

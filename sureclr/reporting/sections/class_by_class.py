@@ -100,7 +100,11 @@ def draw_finetuning(run: RunFiles) -> list[Block]:
 
 
 def _finetuning(key: str, result: FinetuningResult) -> list[Block]:
+    labels = key.removeprefix("finetune:")
     rivals, intervals = result.baselines, result.baseline_intervals
+    if rivals is None or intervals is None or result.interval is None:
+        text = captions.FINETUNED_UNTESTED.format(labels=labels, why=result.not_tested)
+        return [Note(text, missing=True)]
     points = (
         ("fine-tuned", 0, result.accuracy, result.interval),
         ("from scratch", 1, rivals.scratch, intervals.scratch),
@@ -108,7 +112,6 @@ def _finetuning(key: str, result: FinetuningResult) -> list[Block]:
     )
     rows = [Row(point[0], [point]) for point in points]
     chart = dots("Fine-tuning: accuracy", rows, Axis("accuracy on test images"))
-    labels = key.removeprefix("finetune:")
     caption = captions.FINETUNED.fill(
         labels=labels,
         n_labels=result.n_labels,
