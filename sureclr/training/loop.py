@@ -2,6 +2,7 @@
 
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 from sureclr.errors import UserError
 from sureclr.files import WriteError
@@ -28,6 +29,7 @@ def run_training(
     resume: bool,
     track: str | None,
     accept_changes: bool = False,
+    monitor_labels: Path | None = None,
 ) -> None:
     """Take all steps that a run still has to take, and write its folder.
 
@@ -38,6 +40,7 @@ def run_training(
         resume: whether to continue the run that the folder holds.
         track: tensorboard, wandb or None.
         accept_changes: whether a resumed run may have another configuration or other images.
+        monitor_labels: the file of labels that the monitor uses, for images.json.
 
     Raises:
         UserError: training diverged, the run to resume has another configuration or other images,
@@ -52,6 +55,9 @@ def run_training(
             resume_run(directory, trainer, progress, accept_changes=accept_changes)
         else:
             begin_run(directory, trainer)
+        if (report := trainer.images.report) is not None:
+            named = {} if monitor_labels is None else {"monitor_labels": str(monitor_labels)}
+            directory.save_image_report({**report.to_json(), **named})
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)

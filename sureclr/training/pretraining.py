@@ -95,11 +95,14 @@ def pretrain(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
     directory.prepare(resume, overwrite)
-    if training.report is not None:
-        named = {} if file is None else {"monitor_labels": str(file.path)}
-        directory.save_image_report({**training.report.to_json(), **named})
     run_training(
-        trainer, directory, progress, resume=resume, track=track, accept_changes=accept_changes
+        trainer,
+        directory,
+        progress,
+        resume=resume,
+        track=track,
+        accept_changes=accept_changes,
+        monitor_labels=None if file is None else file.path,
     )
     return Run(
         directory,

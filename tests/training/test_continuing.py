@@ -19,6 +19,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.progress import SilentProgress
 from sureclr.stopping import Stopped
+from sureclr.training.continuing import completed
 from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
@@ -105,7 +106,8 @@ def test_an_accepted_configuration_trains_on_and_is_recorded(run: Path) -> None:
     train(run, resume=True, accept_changes=True, learning_rate=0.02, progress=(log := Stopping()))
     assert changed_by(run) == ["learning_rate was 0.01 and is now 0.02"]
     assert any("step 5 with accepted changes: learning_rate" in text for text in log.texts)
-    assert load(run, "cpu").config == replace(CONFIG, learning_rate=0.02)  # the two files agree
+    opened = load(run, "cpu").config  # refused unless config.yaml and the checkpoint agree
+    assert opened == completed(replace(CONFIG, learning_rate=0.02), opened)
     rates = [line["learning_rate"] for line in RunDir(run).lines()]
     assert max(rates[:5]) <= 0.01 < max(rates[5:]) and len(rates) == STEPS
     train(run, resume=True, learning_rate=0.02)  # from now on this is the configuration

@@ -152,7 +152,7 @@ def test_a_network_larger_than_its_weights_takes_no_memory(run: Run, tmp_path: P
     shutil.copytree(run.path, tmp_path / "run")
     shape = {"projection_dim": 1 << 13, "projection_hidden": 1 << 13, "projection_layers": 4}
     signed(tmp_path / "run", **shape)
-    (tmp_path / "run" / "config.yaml").write_text(to_yaml(replace(CONFIG, **shape)))
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(replace(run.config, **shape)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="does not fit its config.yaml"):
         load(tmp_path / "run", "cpu")

@@ -288,7 +288,7 @@ def test_a_run_is_resumed_with_the_options_with_which_it_began(tmp_path: Path) -
     assert run.config == whole.config
     for mine, other in zip(run.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(mine, other)
-    with pytest.raises(UserError, match="stem differs"):
+    with pytest.raises(UserError, match="stem was cifar and is now imagenet"):
         pretrain(replace(config, stem="imagenet"), images, **options, resume=True, progress=SILENT)
 
 
