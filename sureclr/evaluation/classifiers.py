@@ -458,7 +458,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     session.progress.begin("Fitting the linear classifier", 1)
     try:
         parameters, facts = fit_linear(
-            session.inputs.table, session.images.name, session.run.config.seed
+            session.inputs.table, session.catalogue.name, session.run.config.seed
         )
     finally:
         session.progress.finish()

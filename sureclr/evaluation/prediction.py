@@ -149,12 +149,15 @@ class _Source:
         if files is not None:
             return _Source(session, files, root, len(files), {}, [], None)
         if images is None:
-            whole = session.images
+            whole = session.catalogue
         else:
             whole = load_run_images(session.run, images, None, root, session.progress)
-        report: Any = getattr(whole, "report", None)
-        refused = {} if report is None else dict(report.refused)
-        return _Source(session, images, root, len(whole), refused, [whole.note], whole)
+        errors: dict[str, str] = {}
+        if whole.report is not None:
+            copies = whole.report.duplicates.named.items()
+            errors = {copy: f"left out as an exact copy of {original}" for copy, original in copies}
+            errors |= whole.report.refused
+        return _Source(session, images, root, len(whole), errors, [whole.note], whole)
 
     def parts(self) -> Iterator[Part]:
         """Yield the images.
@@ -316,7 +319,7 @@ def _fitted(session: Session, classifier: str | Network) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        return knn_classifier(session.inputs.table, session.images.name)
+        return knn_classifier(session.inputs.table, session.catalogue.name)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -341,7 +344,7 @@ class _Answering:
 
     @staticmethod
     def of(session: Session, fitted: FittedClassifier, comparison: Familiarity) -> "_Answering":
-        images, table = session.images, session.inputs.table
+        images, table = session.catalogue, session.inputs.table
         others = torch.from_numpy((table.split != "test").nonzero()[0])
         has_label = table.labels[others] >= 0
         labelled_row = torch.where(has_label, has_label.long().cumsum(0) - 1, -1)

@@ -583,3 +583,37 @@ def test_files_of_which_none_can_be_read_are_refused(place: Path) -> None:
         (place / f"{name}.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="none of the 2 files can be read as an image: .*a.png"):
         predict(place / "run", [place / "a.png", place / "b.png"], **QUIET)
+
+
+def test_images_that_are_gone_are_not_needed(place: Path, trained: Path) -> None:
+    """The table of the run is enough, and an image of the run is known by its features."""
+    kept = trained / "photos" / "train" / "dark" / "000.png"
+    (place / "one.png").write_bytes(kept.read_bytes())
+    files = [place / "one.png", trained / "new" / "dark" / "000.png"]
+    wanted = list(predict(place / "run", files, **QUIET).rows())
+    (trained / "photos").rename(trained / "moved")
+    try:
+        assert list(predict(place / "run", files, **QUIET).rows()) == wanted
+        own = predict(place / "run", classifier="knn", **QUIET)
+    finally:
+        (trained / "moved").rename(trained / "photos")
+    assert len(own) == 96 and int(own.learned_from.sum()) == 72
+    assert [row["learned_from"] for row in wanted] == [True, False]
+
+
+def test_files_of_a_folder_that_cannot_be_read_have_a_row(place: Path) -> None:
+    write_classes(place / "some", 8, 5)
+    (place / "some" / "dark" / "bad.png").write_bytes(b"nothing")
+    answers = predict(place / "run", place / "some", **QUIET)
+    assert len(answers) == 24 and list(answers.errors) == ["dark/bad.png"]
+
+
+def test_copies_that_the_reading_takes_out_have_a_row(place: Path) -> None:
+    """A folder with splits: a test image that repeats a training image is not evaluated."""
+    write_classes(place / "some" / "train", 2, 5)
+    write_classes(place / "some" / "test", 2, 6)
+    original = place / "some" / "train" / "dark" / "000.png"
+    (place / "some" / "test" / "dark" / "copy.png").write_bytes(original.read_bytes())
+    answers = predict(place / "run", place / "some", **QUIET)
+    words = "left out as an exact copy of train/dark/000.png"
+    assert len(answers) == 12 and answers.errors == {"test/dark/copy.png": words}
