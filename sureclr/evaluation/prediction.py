@@ -36,7 +36,7 @@ from sureclr.evaluation.classifiers import (
     spread_rows,
 )
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
-from sureclr.evaluation.run_images import Labels, load_run_images
+from sureclr.evaluation.run_images import Labels, read_run_images
 from sureclr.evaluation.session import Session
 from sureclr.progress import Progress, report_progress
 from sureclr.training.run import Run
@@ -151,7 +151,8 @@ class _Source:
         if images is None:
             whole = session.catalogue
         else:
-            whole = load_run_images(session.run, images, None, root, session.progress)
+            run, progress = session.run, session.progress
+            whole = read_run_images(run, images, root, progress, allow_unreadable=True)
         errors: dict[str, str] = {}
         if whole.report is not None:
             copies = whole.report.duplicates.named.items()
@@ -178,7 +179,7 @@ class _Source:
         for start in range(0, len(self.images), FILES_AT_ONCE):
             files = self.images[start : start + FILES_AT_ONCE]
             try:
-                part = load_run_images(run, files, None, self.root, progress)
+                part = read_run_images(run, files, self.root, progress)
             except UserError:
                 refs = [FileRef(file) for file in files]
                 results = decode_files(refs, Decoding(run.size, run.channels), progress)
@@ -193,7 +194,7 @@ class _Source:
                 good = [file for file in files if file not in verdicts]
                 if not good:
                     continue
-                part = load_run_images(run, good, None, self.root, progress)
+                part = read_run_images(run, good, self.root, progress)
             yield part, None
         if len(self.errors) == len(set(self.images)):
             name, reason = next(iter(self.errors.items()))

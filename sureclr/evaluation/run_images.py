@@ -48,7 +48,12 @@ def load_run_images(
 
 
 def read_run_images(
-    run: Run, data: Any = None, root: Path | None = None, progress: Progress = SILENT
+    run: Run,
+    data: Any = None,
+    root: Path | None = None,
+    progress: Progress = SILENT,
+    *,
+    allow_unreadable: bool = False,
 ) -> ImageSet:
     """Return the images of an evaluation as their source has them, at the size of the run.
 
@@ -57,10 +62,12 @@ def read_run_images(
         data: as in `load_run_images`.
         root: the folder of downloaded data sets.
         progress: what to report to.
+        allow_unreadable: whether more than a tenth of the files of a source may be unreadable.
 
     Raises:
         UserError: the images cannot be used.
     """
+    options = replace(run.config.read_options, allow_unreadable=allow_unreadable)
     if data is None and not is_source(run.source):
         raise UserError(
             f"this run was trained on images given in Python ({run.source}), which are not stored;"
@@ -75,14 +82,14 @@ def read_run_images(
             channels=run.channels,
             seed=run.config.seed,
             progress=progress,
-            options=run.config.read_options,
+            options=options,
         )
     return as_image_set(
         source,
         size=run.size,
         channels=run.channels,
         progress=progress,
-        options=run.config.read_options,
+        options=options,
     )
 
 
