@@ -113,7 +113,7 @@ def stl10() -> PretrainConfig:
 
 
 def image_folder() -> PretrainConfig:
-    """Trains a ResNet-18 on a folder of your own images at 96 pixels.
+    """Trains a ResNet-18 on your own images at 96 pixels, or less where they are smaller.
 
     The views are SimCLR's as published. There is nothing to measure: the images are yours.
     """
