@@ -322,7 +322,9 @@ class _Maker:
         for i in range(2 * self.some):
             for where in ("class", "other class", "test"):
                 original = str(self.clean[(3 * i + len(where)) % len(self.clean)])
-                while original in self.dirty.copy_of.values() or "tr" not in Path(original).name:
+                while original in self.dirty.copy_of.values() or not Path(original).name.startswith(
+                    "tr"
+                ):
                     original = str(self.clean[int(self.random.integers(len(self.clean)))])
                 k = WORDS.index(self.words[original])
                 if where == "other class":

@@ -114,6 +114,8 @@ def read_pictures(
     split = _split([pictures.splits[row] for row in rows], labels, manifest.contents, seed)
     copies, stays = duplicates_of(manifest.contents, split, manifest.names)
     sizes = [fact for row in rows if not isinstance(fact := facts[row], str)]
+    if options.pages == "first":  # those of files that could be read
+        pages = _Pages(sum(f.pages - 1 for f in sizes), files=sum(f.pages > 1 for f in sizes))
     report = ImageReport(
         source=pictures.source,
         images=0,
@@ -190,7 +192,7 @@ def _with_pages(
     pages = [1 if isinstance(fact, str) else max(1, fact.pages) for fact in facts]
     more, files = sum(pages) - len(pages), sum(count > 1 for count in pages)
     if options.pages == "first" or not more:
-        return pictures, facts, _Pages(skipped=more, files=files)
+        return pictures, facts, _Pages()
     rows = [(row, page) for row, count in enumerate(pages) for page in range(count)]
     old = pictures.listing
     listing = Listing(

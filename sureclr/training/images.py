@@ -92,7 +92,7 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
     resolved = with_stem(decided, size)
     if config.stem == "auto" and resolved.stem == "cifar":
         progress.message(
-            f"the images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"
-            " (stride 1); stem=imagenet is faster and sees less detail"
+            f"The images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"
+            " (stride 1); stem=imagenet is faster and sees less detail."
         )
     return resolved
