@@ -222,7 +222,7 @@ def test_p11_small_pictures_are_not_enlarged(capsys: pytest.CaptureFixture[str])
     assert "32 px" in said and "stem cifar" in said
     main(["views", "folder:p", "--size", "96", "--out", "views.png"])
     said = capsys.readouterr().err
-    assert "--size 96 enlarges them" in said and "--size 32" in said
+    assert "--size 96 enlarges 24 of them" in said and "--size 32" in said
 
 
 def test_f1_capital_letters_of_split_folders() -> None:
