@@ -282,3 +282,27 @@ def test_the_file_of_label_next_is_a_table(capsys: pytest.CaptureFixture[str]) -
     main(["knn", "run", "--labels", "next.csv", "--json"])
     answer = json.loads(capsys.readouterr().out)
     assert answer["n_train"] + answer["n_test"] == 24 and 4 <= answer["n_test"] <= 12
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("0:4095", (0.0, 4095.0)),
+        ("-1e2:50", (-100.0, 50.0)),
+        ("5", "two numbers with a colon"),
+        ("a:b", "two numbers with a colon"),
+        ("9:1", "smaller first"),
+    ],
+)
+def test_a_range_is_two_numbers(
+    words: str, found: tuple[float, float] | str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos("p", 24, side=16)
+    command = ["pretrain", "folder:p", *TINY, "--range", words, "--dry-run", "--json"]
+    if isinstance(found, str):
+        with pytest.raises(SystemExit) as exited:
+            main(command)
+        assert exited.value.code == 2 and found in capsys.readouterr().err
+    else:
+        main(command)
+        assert tuple(json.loads(capsys.readouterr().out)["value_range"]) == found

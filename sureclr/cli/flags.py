@@ -43,7 +43,8 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
     VIEWS: " ".join(field.name for field in fields(ViewConfig)),
     CHOICE: "labels image_column label_column fold seeds tune validation",
 }
-SHORT_FLAGS = {"value_range": "range"}  # where Python's own names forbid the word
+RANGE = "value_range"  # a flag of two numbers, LOW:HIGH
+SHORT_FLAGS = {RANGE: "range"}  # where Python's own names forbid the word
 GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}
 
 
@@ -64,8 +65,17 @@ def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
             # Only these have a name of their own: with one, a flag loses the prefix of its class
             name = f"--{SHORT_FLAGS[field.name]}" if field.name in SHORT_FLAGS else None
             group = GROUP_OF_FIELD[field.name]
-            shown = Parameter(help=text, negative="", group=group, name=name)
-            optional.append((field.name, Annotated[hints[field.name] | None, shown], None))
+            kind = hints[field.name]
+            if field.name == RANGE:
+                kind, text = str, f"{text} Write LOW:HIGH, such as 0:4095."
+            shown = Parameter(
+                help=text,
+                negative="",
+                group=group,
+                name=name,
+                allow_leading_hyphen=field.name == RANGE,
+            )
+            optional.append((field.name, Annotated[kind | None, shown], None))
     # cyclopts does not open a class of the module `types`, where make_dataclass would put it
     return make_dataclass(f"{config.__name__}Flags", optional, namespace={"__module__": __name__})
 
@@ -92,20 +102,39 @@ NO_CONFIG, NO_VIEWS, NO_IMAGES = ConfigFlags(), ViewFlags(), ImageFlags()
 
 
 def given_flags(values: Any) -> dict[str, Any]:
-    """Return the flags that are on the command line."""
-    return {name: value for name, value in vars(values).items() if value is not None}
+    """Return the flags that are on the command line.
+
+    Raises:
+        UserError: a range is not written as LOW:HIGH.
+    """
+    given = {name: value for name, value in vars(values).items() if value is not None}
+    if RANGE in given:
+        given[RANGE] = _low_high(given[RANGE])
+    return given
+
+
+def _low_high(words: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, words.split(":"))
+    except ValueError:
+        raise UserError(
+            f"--range must be two numbers with a colon between them, such as 0:4095; got {words}."
+        ) from None
+    return low, high
 
 
 def as_words(given: Mapping[str, Any]) -> str:
     """Return flags as they are typed, each after a blank.
 
     >>> as_words({"size": 32, "value_range": (0.0, 5.5), "strict": True})
-    ' --size 32 --range 0.0 5.5 --strict'
+    ' --size 32 --range 0.0:5.5 --strict'
     """
     words = []
     for name, value in given.items():
         words.append("--" + SHORT_FLAGS.get(name, name).replace("_", "-"))
         if value is not True:
+            if name == RANGE:
+                value = ":".join(map(str, value))
             words += map(str, value if isinstance(value, tuple) else (value,))
     return "".join(f" {shlex.quote(word)}" for word in words)
 
