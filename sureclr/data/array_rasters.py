@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from sureclr.data.pillow_rasters import (
     NODATA,
+    WHITE_IS_ZERO,
     number,
     open_pillow,
 )
@@ -184,7 +185,7 @@ def _tiff_bands(
 
     def strips(rows: int) -> Iterator[Strip]:
         if image is not None and 4 * image.width * image.height + memory < MEMORY // 2:
-            image.load()
+            _check_with_pillow(image)
         order = [i for i in range(planes) if i not in alphas[:1]] + alphas[:1]
         blocks = _tiff_blocks(stream, page, segment_height)
         for block in [np.concatenate(list(blocks))] if rows >= height else blocks:
@@ -204,7 +205,17 @@ def _tiff_bands(
         premultiplied=bool(alphas) and extras[alphas[0] - planes + len(extras)] == 1,
         orientation=turn,
         nodata=number(nodata.value) if nodata else None,
+        inverted=page.photometric == WHITE_IS_ZERO,
     )
+
+
+def _check_with_pillow(image: Image.Image) -> None:
+    """Raise what Pillow raises at damage; it also opens some intact pages that it cannot decode."""
+    try:
+        image.load()
+    except ValueError as error:
+        if "raw mode" not in str(error):  # bands one after the other, without compression
+            raise
 
 
 def _tiff_blocks(stream: IO[bytes], page: "TiffPage", segment_height: int) -> Iterator[Values]:
@@ -269,7 +280,7 @@ def open_npy(stream: IO[bytes], wanted: int | None) -> Raster:
     shape, _, kind = reader(stream)
     if kind.hasobject:
         raise Unreadable("it holds Python objects, which are not read from strangers' files")
-    if kind.kind not in "buif" or 0 in shape:
+    if kind.kind not in "buif" or min(shape, default=1) < 1:
         raise Unreadable(f"an array of {kind} with the shape {shape} is no picture")
     axis = bands_axis(shape, wanted)
     memory = (int(np.prod(shape, dtype=np.float64)) if shape else 1) * kind.itemsize
@@ -359,6 +370,8 @@ def open_dicom(stream: IO[bytes], page: int) -> Raster:
 
     def strips(rows: int) -> Iterator[Strip]:
         values = pixel_array(data, index=page)
+        if bits == 1:
+            values = values * np.uint8(255)
         yield from slices(values if planes > 1 else values[..., None])(rows)
 
     return Raster(

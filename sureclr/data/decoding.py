@@ -159,27 +159,34 @@ def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | s
         return reason
 
 
-def inspect(source: FileRef) -> PictureFacts | str:
+def inspect(source: FileRef, channels: int | None = None) -> PictureFacts | str:
     """Read what a file's header says of its picture, without decoding it.
+
+    Args:
+        source: where the picture is.
+        channels: the number that is asked for, which decides where the bands of an array are.
 
     Returns:
         The facts; or, for a file that cannot be read, the reason in words.
     """
     try:
         with _opened(source) as stream, guarded(_may_write(stream)):
-            raster = _raster(stream, source, None, None, header_only=True)
+            raster = _raster(stream, source, None, channels, header_only=True)
             width, height = raster.upright_size
             return PictureFacts(width, height, raster.bands, raster.wide, raster.pages)
     except Exception as error:
         return reason_in_words(error)
 
 
-def sample_values(source: FileRef, count: int = 4096) -> NDArray[np.float64] | str:
+def sample_values(
+    source: FileRef, count: int = 4096, channels: int | None = None
+) -> NDArray[np.float64] | str:
     """Return some values of a picture of more than 8 bits, from which its source's range is found.
 
     Args:
         source: where the picture is.
         count: values at most, at random places that are the same in every call.
+        channels: as for `inspect`.
 
     Returns:
         (m,) finite values, without those that mean "not measured"; or the reason why the file
@@ -187,7 +194,7 @@ def sample_values(source: FileRef, count: int = 4096) -> NDArray[np.float64] | s
     """
     try:
         with _opened(source) as stream, guarded(_may_write(stream)):
-            raster = _raster(stream, source, None, None)
+            raster = _raster(stream, source, None, channels)
             check_memory(raster)
             total, parts = raster.width * raster.height * raster.bands, []
             generator = np.random.default_rng(0)

@@ -32,7 +32,7 @@ from sureclr.files import digest_of_bytes, json_bytes, writing_atomically
 from sureclr.progress import SILENT, Progress
 
 # Of decoding and of the files: raise it when either changes, and all caches are made anew
-VERSION = 2
+VERSION = 3
 READ_BYTES = 1 << 20  # read at a time for the checksum
 SPOKEN_BYTES = 10**9  # a cache of more is announced
 SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs

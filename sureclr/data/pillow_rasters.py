@@ -43,6 +43,7 @@ WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 DRAFT = 2
 ORIENTATION = 0x0112  # the EXIF tag; values from 5 exchange width and height
 NODATA = 42113  # the TIFF tag of GDAL
+PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # the TIFF tag that tells what values mean, and its value
 # Bytes a pixel that decoders take next to the image that they fill, measured with pictures of 9 MP
 # (AVIF 6, JPEG 2000 16, WebP 12, QOI 3, SGI 2), with a margin; GIF keeps earlier frames
 DECODER_BYTES = {
@@ -171,6 +172,8 @@ def of_image(image: Image.Image, memory: int = 0, png: IO[bytes] | None = None) 
         kind=np.dtype(kind if image.mode in WIDE_MODES else np.uint8),
         orientation=1 if image.format == "TIFF" else orientation(image),
         nodata=nodata,
+        # Pillow inverts 8 bits itself, and leaves more as they are
+        inverted=image.mode in WIDE_MODES and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO,
     )
 
 

@@ -355,6 +355,29 @@ def test_bands_of_a_tiff_keep_their_order_and_values(
         assert np.array_equal(result.square, values.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("bands", [2, 4, 5])
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "int16", "float32"])
+def test_few_bands_one_after_the_other(tmp_path: Path, bands: int, kind: str) -> None:
+    """Pillow opens some of these files, but cannot decode them."""
+    values = (NOISE // 256).astype(kind).transpose(2, 0, 1)[:bands]
+    file = tiff(tmp_path / "a.tif", np.ascontiguousarray(values), planarconfig="separate")
+    assert facts(file) == PictureFacts(30, 20, bands, kind != "uint8")
+    assert np.array_equal(decoded(file, value_range=(0, 255)).square, values)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError):  # tifffile refuses it as well
+        tifffile.imread(file)
+    assert "truncated" in refused(file)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int8", "uint16", "uint32", "float32", "float64"])
+def test_white_is_zero_where_a_tiff_says_so(tmp_path: Path, kind: str) -> None:
+    values = np.arange(48).reshape(6, 8).astype(kind)
+    for name, expected in (("minisblack", values), ("miniswhite", 255.0 - values)):
+        file = tiff(tmp_path / "a.tif", values, photometric=name)
+        assert np.array_equal(decoded(file, value_range=(0, 255)).square[0], expected)
+
+
 @pytest.mark.parametrize("compression", ["lzw", "zstd", "packbits", "lzma"])
 def test_compressions_of_bands(tmp_path: Path, compression: str) -> None:
     file = tiff(tmp_path / "a.tif", NOISE, planarconfig="contig", compression=compression)
@@ -458,6 +481,16 @@ def test_an_ambiguous_array_needs_a_number_of_channels(tmp_path: Path) -> None:
     assert "may be (h, w, c) or (c, h, w)" in refused(tmp_path / "a.npy")
     assert decoded(tmp_path / "a.npy", channels=4).square.shape == (4, 5, 6)
     assert decoded(tmp_path / "a.npy", channels=6).square.shape == (6, 4, 5)
+    assert inspect(FileRef(str(tmp_path / "a.npy")), 4) == PictureFacts(6, 5, 4, True)
+    assert inspect(FileRef(str(tmp_path / "a.npy")), 6) == PictureFacts(5, 4, 6, True)
+
+
+def test_an_array_of_impossible_shape_is_refused_by_its_header(tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    np.save(file, np.zeros((10, 5)))
+    file.write_bytes(file.read_bytes().replace(b"(10, 5)", b"(-1, 5)"))
+    assert "the shape (-1, 5) is no picture" in refused(file)
+    assert "the shape (-1, 5) is no picture" in str(inspect(FileRef(str(file))))
 
 
 def test_an_array_of_objects_is_never_unpickled(tmp_path: Path) -> None:
@@ -798,6 +831,14 @@ def test_dicom_frames_and_colours(tmp_path: Path) -> None:
     file = dicom(tmp_path / "b.dcm", frames, **colour)
     assert np.array_equal(decoded(file).square, frames)
     assert "padding" not in refused(dicom(tmp_path / "c.dcm", frames[0], Rows=40))
+
+
+def test_a_dicom_mask_of_one_bit_is_black_and_white(tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((8, 8)) > 0.5
+    packed = np.packbits(mask.ravel(), bitorder="little").tobytes()
+    bits = {"BitsAllocated": 1, "BitsStored": 1, "HighBit": 0, "PixelData": packed}
+    file = dicom(tmp_path / "a.dcm", mask.astype(np.uint8), **bits)
+    assert np.array_equal(decoded(file).square[0], 255 * mask)
 
 
 @pytest.mark.parametrize(
