@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 import numpy as np
 import torch
@@ -109,10 +108,10 @@ def joined(pictures: Sequence[DecodedPicture], note: str = "") -> PictureArrays:
     return PictureArrays(squares, whole, note, contents)
 
 
-def _survey_of(images: Sequence[Image.Image], options: ReadOptions) -> Survey:
+def _survey_of(images: Sequence[Image.Image]) -> Survey:
     """Return a survey of images of Pillow; their value range is found as that of files is."""
     wide = [image for image in images if _is_wide(image)]
-    chosen = wide[:: max(1, len(wide) // SAMPLED_IMAGES)] if options.value_range is None else []
+    chosen = wide[:: max(1, len(wide) // SAMPLED_IMAGES)]
     samples = []
     for image in chosen:
         values = np.asarray(image, dtype=np.float64).reshape(-1)
@@ -139,7 +138,7 @@ def decoded_arrays(
     Returns:
         The pictures, and {}; or None, and the reason for each row that cannot be read.
     """
-    found = look_at(files, progress)
+    found = look_at(files, progress, options.channels)
     side, note = side_of([(fact.width, fact.height) for fact in found.readable], options)
     is_wide = any(fact.wide for fact in found.readable)
     value_range = (options.value_range or fitting_range(found)) if is_wide else None
@@ -161,26 +160,28 @@ def decoded_images(pictures: Iterable[Image.Image], options: ReadOptions) -> Pic
         UserError: there are none, or one cannot be read.
     """
     pictures = iter(pictures)
-    first = next(pictures, None)
-    if first is None:
-        raise UserError("there are no images; use at least one.")
-    pictures = chain([first], pictures)
-    side, note, found = options.size, "", None
-    if options.size is None or _is_wide(first):  # all are needed at once, for one size and range
-        pictures = list(pictures)
-        side, note = side_of([upright_size(picture) for picture in pictures], options)
-        found = _survey_of(pictures, options)
+    side, note, found, value_range = options.size, "", None, options.value_range
+    if side is None:  # all are needed at once, for one size
+        listed = list(pictures)
+        side, note = side_of([upright_size(picture) for picture in listed], options)
+        pictures = iter(listed)
     whole = None if side is None else whole_side(side, options)
-    value_range = options.value_range or (fitting_range(found) if found else None)
-    wanted = Decoding(side, options.channels, whole, value_range)
-    decoded = []
-    for i, picture in enumerate(pictures):
+    decoded: list[DecodedPicture] = []
+    while (picture := next(pictures, None)) is not None:
+        if found is None and _is_wide(picture):  # the rest is needed at once, for one range
+            rest = [picture, *pictures]
+            found = _survey_of(rest)
+            value_range = options.value_range or fitting_range(found)
+            pictures = iter(rest[1:])
         try:
+            wanted = Decoding(side, options.channels, whole, value_range)
             decoded.append(decode_image(picture, wanted))
         except Exception as error:  # Pillow's plugins raise anything
             raise UserError(
-                f"image {i} cannot be read ({reason_in_words(error)}); leave it out."
+                f"image {len(decoded)} cannot be read ({reason_in_words(error)}); leave it out."
             ) from error
+    if not decoded:
+        raise UserError("there are no images; use at least one.")
     # Their contents are those of the squares, as for arrays: the same images in another form are
     # then split alike
     arrays = replace(joined(decoded, note), contents=None)

@@ -89,7 +89,7 @@ def read_pictures(
     Raises:
         UserError: no picture can be read, too many cannot, or the cache cannot be written.
     """
-    found = surveyed(pictures.listing, progress)
+    found = surveyed(pictures.listing, progress, options.channels)
     _check_strict(options, pictures, dict(_bad_in(pictures.listing.names, found.facts)))
     pictures, facts, pages = _with_pages(pictures, found.facts, options)
     readable = [fact for fact in facts if not isinstance(fact, str)]

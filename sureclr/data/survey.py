@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,15 @@ class Survey:
         values: (m,) sorted distinct values of pictures of more than 8 bits, thinned out.
         low: the low percentile of a pooled sample of their values.
         high: the high percentile.
+        typical: (k,) sorted distinct values of one of those pictures, whose values are spread as
+            widely as those of half of them.
     """
 
     facts: list[PictureFacts | str]
     values: NDArray[np.float64]
     low: float
     high: float
+    typical: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     @property
     def readable(self) -> list[PictureFacts]:
@@ -49,19 +52,25 @@ class Survey:
         return [facts for facts in self.facts if not isinstance(facts, str)]
 
 
-def surveyed(listing: Listing, progress: Progress = SILENT) -> Survey:
+def surveyed(listing: Listing, progress: Progress = SILENT, channels: int | None = None) -> Survey:
     """Look at every file of a source. What was found is kept in the cache.
+
+    Args:
+        listing: the files.
+        progress: what to report to.
+        channels: as for `inspect`.
 
     Raises:
         UserError: the cache cannot be written.
     """
     kept = kept_json(
-        listing.cache_file(suffix="-survey"),
+        listing.cache_file("survey", channels, suffix="-survey"),
         listing.digest,
-        lambda: _as_json(look_at(listing.files, progress)),
+        lambda: _as_json(look_at(listing.files, progress, channels)),
     )
     facts = [fact if isinstance(fact, str) else PictureFacts(*fact) for fact in kept["facts"]]
-    return Survey(facts, np.array(kept["values"], dtype=np.float64), kept["low"], kept["high"])
+    values, typical = (np.array(kept[key], dtype=np.float64) for key in ("values", "typical"))
+    return Survey(facts, values, kept["low"], kept["high"], typical)
 
 
 def _as_json(found: Survey) -> dict[str, Any]:
@@ -71,19 +80,22 @@ def _as_json(found: Survey) -> dict[str, Any]:
         "values": found.values.tolist(),
         "low": found.low,
         "high": found.high,
+        "typical": found.typical.tolist(),
     }
 
 
-def look_at(files: Sequence[FileRef], progress: Progress = SILENT) -> Survey:
+def look_at(
+    files: Sequence[FileRef], progress: Progress = SILENT, channels: int | None = None
+) -> Survey:
     """Inspect the header of every file, and sample values of those with more than 8 bits."""
     facts: list[PictureFacts | str] = []
     with report_progress(progress, "Looking at the images", len(files)) as update:
         for done, file in enumerate(files, 1):
-            facts.append(inspect(file))
+            facts.append(inspect(file, channels))
             update(done)
     wide = [row for row, fact in enumerate(facts) if not isinstance(fact, str) and fact.wide]
     chosen = np.unique(np.linspace(0, len(wide) - 1, min(len(wide), SAMPLED_IMAGES)).astype(int))
-    samples = [sample_values(files[wide[row]]) for row in chosen] if wide else []
+    samples = [sample_values(files[wide[row]], channels=channels) for row in chosen if wide]
     return with_values(facts, [sample for sample in samples if not isinstance(sample, str)])
 
 
@@ -94,13 +106,16 @@ def with_values(facts: list[PictureFacts | str], samples: Sequence[NDArray[np.fl
         facts: of the pictures.
         samples: values of each of some pictures of more than 8 bits.
     """
-    if not any(len(sample) for sample in samples):
+    samples = [sample for sample in samples if len(sample)]
+    if not samples:
         return Survey(facts, np.empty(0), 0.0, 0.0)
     values = np.concatenate(samples)
     low, high = np.percentile(values, PERCENTILES, method="nearest")
     distinct = np.unique(values)
     kept = np.linspace(0, len(distinct) - 1, min(len(distinct), KEPT_VALUES)).astype(int)
-    return Survey(facts, distinct[kept], float(low), float(high))
+    spread = [float(np.ptp(np.percentile(sample, PERCENTILES))) for sample in samples]
+    typical = np.unique(samples[int(np.argsort(spread)[len(spread) // 2])])
+    return Survey(facts, distinct[kept], float(low), float(high), typical)
 
 
 def fitting_size(sides: Sequence[int]) -> int:
@@ -182,12 +197,16 @@ def levels(values: NDArray[np.float64], value_range: tuple[float, float]) -> int
 
 def few_levels(found: Survey, value_range: tuple[float, float]) -> str:
     """Return a warning where scaling leaves few levels of values that had more; else ""."""
-    left = levels(found.values, value_range) if len(found.values) else 0
-    if left >= FEW_LEVELS or left >= len(found.values):
-        return ""
     low, high = value_range
-    return (
-        f"Only {left} levels are left of images with {len(found.values):,} different values or"
-        f" more, because {low:g} becomes black and {high:g} white; set value_range to the values"
-        " that matter."
-    )
+    for values, words in (
+        (found.values, "images with {:,} different values or more"),
+        (found.typical, "a typical image with {:,} different values"),
+    ):
+        left = levels(values, value_range) if len(values) else 0
+        if left < min(FEW_LEVELS, len(values)):
+            return (
+                f"Only {left} level{'s are' if left > 1 else ' is'} left of"
+                f" {words.format(len(values))}, because {low:g} becomes black and {high:g} white;"
+                " set value_range to the values that matter."
+            )
+    return ""

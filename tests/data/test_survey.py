@@ -155,6 +155,37 @@ def test_a_range_that_leaves_few_levels_is_warned_of(tmp_path: Path) -> None:
     assert any(text.startswith("Only ") and "levels are left" in text for text in progress.said)
 
 
+def test_one_picture_of_another_range_hides_no_lost_levels(tmp_path: Path) -> None:
+    counts = [(7000 + 4 * RANDOM.integers(0, 256, (16, 16))).astype(np.uint16) for _ in range(30)]
+    counts.append(RANDOM.integers(0, 65536, (16, 16)).astype(np.uint16))
+    root = write(tmp_path / "pics", counts)
+    progress = Listening()
+    images = load_images(f"folder:{root}", size=16, progress=progress)
+    left = [len(np.unique(image)) for image in images.images]
+    (warning,) = [text for text in progress.said if "left of a typical image" in text]
+    assert abs(int(warning.split()[1]) - np.median(left)) <= 1 < 32
+    again = Listening()  # from the cache
+    load_images(f"folder:{root}", size=16, progress=again)
+    assert again.said == progress.said
+    rid = Listening()
+    options = ReadOptions(value_range=(7000, 8020))
+    load_images(f"folder:{root}", size=16, progress=rid, options=options)
+    assert not any("left of" in text for text in rid.said)
+
+
+def test_arrays_that_need_channels_have_one_range_and_their_size(tmp_path: Path) -> None:
+    """(13, 20, 24) may be 13 or 24 bands, so the header is understood only with `channels`."""
+    bands = [(i + 1) * RANDOM.integers(0, 500, (13, 20, 24)).astype(np.uint16) for i in range(8)]
+    for i, values in enumerate(bands):
+        np.save(tmp_path / f"{i}.npy", values)
+    images = load_images(f"folder:{tmp_path}", options=ReadOptions(channels=13, strict=True))
+    assert images.images.shape == (8, 13, 20, 20) and images.report is not None
+    assert images.report.value_range == (0, 4095)
+    for row, values in enumerate(bands):
+        square = values[:, :, 2:22] * (255 / 4095)
+        assert np.abs(images.images[row].numpy() - square).max() <= 0.51
+
+
 def test_bands_are_kept_where_all_files_have_them_and_it_is_said(tmp_path: Path) -> None:
     bands = [RANDOM.integers(0, 10000, (13, 20, 16)).astype(np.uint16) for _ in range(6)]
     root = tmp_path / "pics"

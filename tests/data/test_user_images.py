@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, Subset, TensorDataset
 
+from sureclr.config import ReadOptions
 from sureclr.data.image_set import ImageSet, resize
 from sureclr.data.sources import load_images
 from sureclr.data.user_images import as_image_set
@@ -365,6 +366,20 @@ def test_what_cannot_be_images_is_one_sentence(images: Any, words: str) -> None:
 def test_impossible_shapes_are_refused(options: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words):
         as_image_set(noise(2, 4, 4), **options)
+
+
+@pytest.mark.parametrize("size", [None, 12])
+def test_wide_pictures_after_others_have_one_scale(size: int | None) -> None:
+    wide = [RANDOM.integers(0, 800 * (i + 1), (12, 12)).astype(np.uint16) for i in range(5)]
+    narrow = noise(12, 12)
+    pictures = [Image.fromarray(narrow), *map(Image.fromarray, wide)]
+    images = as_image_set(pictures, size=size)
+    assert np.array_equal(images.images[0, 0], narrow)
+    assert images.report is not None and images.report.value_range == (0, 4095)
+    for row, values in enumerate(wide, 1):
+        assert np.abs(images.images[row, 0].numpy() - values * (255 / 4095)).max() <= 0.51
+    given = as_image_set(pictures, size=size, options=ReadOptions(value_range=(0, 5000)))
+    assert given.report is not None and given.report.value_range == (0, 5000)
 
 
 def test_wide_pictures_and_files_have_one_scale(tmp_path: Path) -> None:
