@@ -323,6 +323,8 @@ def _raster(
     """The picture of a file in the form in which it is stored."""
     start = stream.read(132)
     stream.seek(0)
+    if not start:
+        raise Unreadable("the file is empty")
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return open_tiff(stream, source.page)
     if start[128:] == b"DICM":

@@ -311,6 +311,7 @@ def test_a_bad_file_gives_a_reason_and_no_exception(tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(BAD[name])
     reason = decode(str(tmp_path / name), 8, 3)
     assert isinstance(reason, str) and reason and str(tmp_path) not in reason
+    assert (reason == "the file is empty") == (name == "empty.jpg")
     size = picture_size(str(tmp_path / name))  # of a file that is cut, the header is intact
     sizes = {"cut.jpg": (64, 64), "cut.png": (64, 64), "bomb.png": (200_000, 100_000)}
     assert size == sizes[name] if name in sizes else isinstance(size, str)
@@ -785,6 +786,16 @@ def test_heic_is_read_without_registering_anything(tmp_path: Path) -> None:
     data = (tmp_path / "a.heic").read_bytes()
     (tmp_path / "b.heic").write_bytes(data[: len(data) // 2])
     refused(tmp_path / "b.heic")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_heic_of_a_phone_of_24_megapixels_is_read_in_512_mib(tmp_path: Path) -> None:
+    width, height = 5712, 4284
+    image = pillow_heif.from_bytes("RGB", (width, height), bytes(3 * width * height))
+    image.save(tmp_path / "a.heic", quality=20)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "a.heic")]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert 4 * width * height < 1024 * peak < 512 << 20
 
 
 def dicom(file: Path, pixels: Any, **elements: Any) -> Path:
