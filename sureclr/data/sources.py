@@ -127,6 +127,8 @@ def load_images(
     check_shape(options.size, options.channels)
     kind, _, place = source.partition(":")
     if kind in FILE_SOURCES and source not in SOURCES:
+        if not place:  # an empty path would be the current folder
+            raise UserError(f"{source!r} names no path; write it after the colon: {kind}:PATH.")
         pictures = FILE_SOURCES[kind](place)
         return read_pictures(pictures, options, seed=seed, progress=progress)
     images = convert(_named(source, root), options.size, options.channels)
@@ -160,8 +162,8 @@ def findable(source: str) -> str:
 
     Relative paths and `~` become absolute paths; other names stay as they are.
     """
-    kind, colon, place = source.partition(":")
-    if kind not in FILE_SOURCES or not colon or source in SOURCES:
+    kind, _, place = source.partition(":")
+    if kind not in FILE_SOURCES or not place or source in SOURCES:
         return source
     if kind == "folder":
         return "folder:" + ",".join(str(absolute(path)) for path in folders_of(place))
@@ -170,10 +172,11 @@ def findable(source: str) -> str:
 
 def folders_of(place: str) -> list[Path]:
     """Return the folders of "folder:A" or "folder:A,B"; a folder may have a comma in its name."""
-    parts = [Path(part) for part in place.split(",")]
+    parts = place.split(",")
     if len(parts) == 1 or absolute(Path(place)).exists():
         return [Path(place)]
-    return parts if all(part and absolute(part).is_dir() for part in parts) else [Path(place)]
+    are_folders = all(part and absolute(Path(part)).is_dir() for part in parts)
+    return [Path(part) for part in parts] if are_folders else [Path(place)]
 
 
 def _unknown_source(source: str) -> UserError:

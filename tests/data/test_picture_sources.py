@@ -342,3 +342,19 @@ def test_all_forms_are_listed_and_found_again(
     assert images.name == findable("tar:a.tar") == f"tar:{tmp_path}/a.tar" and is_source(
         images.name
     )
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tar", "parquet", "hf"])
+def test_an_empty_path_is_not_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """As in "folder:$PHOTOS" where the variable is not set."""
+    (tmp_path / "a").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "a" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert findable(f"{kind}:") == f"{kind}:"
+    with pytest.raises(UserError, match=f"'{kind}:' names no path; .* {kind}:PATH"):
+        load_images(f"{kind}:")
+    with pytest.raises(UserError, match="a, is not a folder"):
+        load_images("folder:a,")
+    assert len(load_images("folder:.")) == len(load_images("folder:a")) == 1
