@@ -331,3 +331,32 @@ def test_names_with_a_meaning_are_refused(name: str) -> None:
 
     with pytest.raises(UserError, match="cannot be named"):
         register_encoder(name)
+
+
+NARROW = """
+import torch
+from sureclr.models.encoders import Residual
+
+torch.manual_seed(0)
+for size, images in ((48, 64), (64, 32), (112, 8)):
+    block = Residual(8, 16, stride=2).to(memory_format=torch.channels_last)
+    x = torch.randn(images, 8, size, size).contiguous(memory_format=torch.channels_last)
+    block(x.requires_grad_()).square().mean().backward()
+"""
+
+
+def test_the_gradient_of_a_narrow_block_stays_inside_of_its_memory() -> None:
+    # oneDNN's gradient of a 1x1 convolution of stride 2 with fewer than 16 channels does not
+    # (torch 2.13 on a CPU with AVX-512): the process died
+    done = subprocess.run([sys.executable, "-c", NARROW], check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("side", [8, 9])
+def test_the_shortcut_is_a_strided_convolution(side: int) -> None:
+    torch.manual_seed(0)
+    block = Residual(3, 6, stride=2).eval()
+    x = torch.randn(2, 3, side, side)
+    shortcut = block.get_submodule("shortcut.0").weight
+    strided = block.get_submodule("shortcut.1")(torch.conv2d(x, shortcut, stride=2))
+    torch.testing.assert_close(block(x), (block.body(x) + strided).relu())
