@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,12 +145,21 @@ def arranged(names: Sequence[str]) -> Arrangement:
     first folder names the class (cat/2021/1.jpg).
 
     A folder "train" beside other folders of pictures, of which none is named like another split, is
-    taken for a class.
+    taken for a class. Split folders of which none may be trained on (test/ alone) do not count as
+    splits: the content decides, and the folders inside them name the classes.
 
     Args:
         names: paths with "/", relative to the folder of the source.
     """
     parts = [name.split("/") for name in names]
+    if held_back := _folders_to_test_on(parts):
+        inner = arranged(["/".join(p[1:]) for p in parts])
+        shown = ", ".join(f"{inert(name)}/" for name in sorted(held_back))
+        warning = (
+            f"There is no folder of training images beside {shown}, so these names do not decide"
+            " the splits."
+        )
+        return replace(inner, warnings=(warning, *inner.warnings))
     depth = _depth_of_splits(parts)
     if depth is not None:
         return _by_split_folders(names, parts, depth)
@@ -167,7 +176,19 @@ def arranged(names: Sequence[str]) -> Arrangement:
         for name in top[:1]
         if len(set(groups) - {""}) > 1
     ]
+    if len(set(groups)) == 1 and groups[0] and any(len(p) > 2 for p in parts):
+        warnings = [
+            f"All pictures lie in {inert(groups[0])}/, and one folder names no class; if the"
+            " folders inside it are classes, name that folder instead."
+        ]
     return Arrangement(order, [None] * len(order), groups, warnings=tuple(warnings))
+
+
+def _folders_to_test_on(parts: list[list[str]]) -> set[str]:
+    """The first folders if all are named like splits for testing; else none."""
+    folders = {p[0] if len(p) > 1 else "" for p in parts}
+    found = {split_of_name(name) for name in folders}
+    return folders if found and found <= {"test", "validation"} else set()
 
 
 def _are_split_folders(folders: set[str], loose: bool) -> bool:
@@ -179,7 +200,7 @@ def _are_split_folders(folders: set[str], loose: bool) -> bool:
     """
     found = {split_of_name(name) for name in folders} - {None}
     alone = len(folders) == 1 and not loose
-    return "train" in found and (len(found) > 1 or alone)
+    return bool({"train", "unlabelled"} & found) and (len(found) > 1 or alone)
 
 
 def _depth_of_splits(parts: list[list[str]]) -> int | None:
@@ -201,7 +222,7 @@ def _are_splits_inside_classes(parts: list[list[str]]) -> bool:
     if not parts or any(len(p) < 3 for p in parts):
         return False
     found = {split_of_name(p[1]) for p in parts}
-    return None not in found and "train" in found and len(found) > 1
+    return None not in found and bool({"train", "unlabelled"} & found) and len(found) > 1
 
 
 def _by_split_folders(names: Sequence[str], parts: list[list[str]], depth: int) -> Arrangement:

@@ -112,6 +112,26 @@ def test_a_class_may_be_named_train() -> None:
     assert "train/ is taken for a class" in warning
 
 
+def test_folders_to_test_on_alone_are_no_splits_and_no_classes() -> None:
+    """Pictures of which none may be trained on: their classes are inside."""
+    names = ["Test/cat/1", "Test/dog/2", "Validation/cat/3"]
+    order = arranged(names)
+    assert order.splits == [None] * 3 and order.groups == ["cat", "dog", "cat"]
+    assert [names[row] for row in order.rows] == names and "Test/, Validation/" in order.warnings[0]
+    assert arranged(["test/1", "test/2"]).groups == ["", ""]
+    assert arranged(["val/test/a/1", "val/train/b/2"]).groups == ["b", "a"]
+
+
+def test_unlabelled_images_may_be_trained_on() -> None:
+    order = arranged(["unlabelled/1", "unlabelled/2", "test/cat/3"])
+    assert order.splits == ["unlabelled", "unlabelled", "test"] and order.groups == ["", "", "cat"]
+
+
+def test_one_folder_that_holds_others_is_no_class() -> None:
+    (warning,) = arranged(["images/cat/1", "images/dog/2"]).warnings
+    assert "images/" in warning and not arranged(["images/1", "images/2"]).warnings
+
+
 def test_classes_without_splits() -> None:
     assert found("dog/x/1", "cat/2", "3") == [
         ("3", None, ""),
