@@ -154,10 +154,7 @@ def _bytes(path: Path) -> bytes:
             raise UserError(f"the labels {inert(path)} cannot be read (it is not a file); {FORMS}.")
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(
-            f"labels {str(path)!r} is neither a share nor a count, and there is no such file;"
-            f" {FORMS}."
-        ) from error
+        raise UserError(f"there is no file of labels {inert(path)}; {FORMS}.") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"the labels {inert(path)} cannot be read ({reason}); {FORMS}.") from error

@@ -389,6 +389,12 @@ def why_not_tested(images: ImageSet) -> str:
     missing = _missing_labels(images, labelled)
     if not missing:
         return f"{images.name} has no labelled test image; label some of its test images."
+    classes = images.labels[torch.from_numpy(labelled)].unique()
+    if len(classes) == 1:
+        return (
+            f"all {int(labelled.sum()):,} labels are of the class {images.classes[int(classes)]};"
+            f" label {max(missing, LEAST_OF_CLASS)} images of another class at least."
+        )
     return (
         f"{int(labelled.sum()):,} labels are too few to hold some of them out for a test, which"
         f" needs {LEAST_LABELS} in all and {LEAST_OF_CLASS} of each of two classes; label"

@@ -132,7 +132,7 @@ def test_a_file_of_labels_that_differs_from_the_folders_is_told(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--labels", "none.csv"], "no such file"),
+        (["--labels", "none.csv"], "there is no file of labels"),
         (["--labels", "150%"], "at most 100%"),
         (["--labels", "1"], "too few labels for 2 classes"),
         (["--labels", "99"], "99 labels are more than the 16"),

@@ -235,7 +235,7 @@ def test_labels_of_several_people_are_human_uncertainty_for_any_images(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["knn", "--labels", "none.csv"], "no such file"),
+        (["knn", "--labels", "none.csv"], "there is no file of labels"),
         (["knn", "--label-column", "2"], "name it with --labels"),
         (["knn", "--labels", "FILE", "--label-column", "kind"], "unknown column of"),
         (["knn", "--labels", "FILE", "--image-column", "9"], "--image-column 9 is none of them"),

@@ -347,7 +347,7 @@ def test_copies_of_an_image_stay_on_one_side() -> None:
     ("counts", "words"),
     [
         ((6, 6), "12 labels are too few .* label 8 more images"),
-        ((19,), "label 5 more images"),
+        ((19,), "all 19 labels are of the class a; label 5 images of another class"),
         ((17, 3), "label 2 more images"),
         ((30, 1), "label 4 more images"),
         ((4, 4, 4, 4, 4), "label 2 more images"),
