@@ -169,7 +169,7 @@ def _tiff_bands(
     extras = tuple(page.extrasamples)
     alphas = [planes - len(extras) + i for i, extra in enumerate(extras) if extra in (1, 2)]
     bands = planes - bool(alphas)
-    if depth != 1 or min(height, width, planes) < 1:
+    if depth != 1 or min(height, width, bands) < 1:  # the only plane may be alpha
         raise Unreadable("it is no picture of two dimensions")
     if kind.name not in KINDS or page.bitspersample != kind.itemsize * 8:
         raise Unreadable(f"values of the type {kind.name} in a TIFF file are not read here")

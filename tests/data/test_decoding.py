@@ -436,6 +436,16 @@ def test_declared_alpha_of_a_tiff_is_composited_on_white(tmp_path: Path, kind: A
     assert np.abs(decoded(file).square - expected.transpose(2, 0, 1)).max() < 1.51
 
 
+def test_alpha_alone_is_no_picture(tmp_path: Path) -> None:
+    file = tiff(tmp_path / "a.tif", np.ones((8, 8, 2), np.int8), extrasamples=["unassalpha"])
+    assert facts(file).bands == 1
+    # Now the header names one sample and not two
+    two, one = (struct.pack("<HHII", 277, 3, 1, count) for count in (2, 1))
+    assert file.read_bytes().count(two) == 1
+    file.write_bytes(file.read_bytes().replace(two, one))
+    assert "no picture" in refused(file) and "no picture" in str(inspect(FileRef(str(file))))
+
+
 def test_alpha_that_is_multiplied_in_is_not_multiplied_again(tmp_path: Path) -> None:
     values = np.full((4, 4, 4), 30000, np.uint16)
     file = tiff(tmp_path / "a.tif", values, photometric="rgb", extrasamples=["assocalpha"])
