@@ -289,7 +289,7 @@ def test_a_file_says_which_whatever_the_set_says_and_needs_no_class_complete(
     [
         ("path,label\nx.png,a\n", ["names no image of mine", "such as 'x.png'", "'0.png'"]),
         ("", ["empty"]),
-        (None, ["no such file"]),
+        (None, ["there is no file of labels"]),
     ],
 )
 def test_a_bad_file_is_one_sentence(content: str | None, words: list[str], tmp_path: Path) -> None:
