@@ -31,7 +31,7 @@ from sureclr.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
     from sureclr.data.embeddings import Embeddings
-    from sureclr.finetuning.results import FinetuningResult
+    from sureclr.finetuning.results import FinetuningResult, Gain
 
 SHOWN = 5  # rows of the file that are printed
 
@@ -220,6 +220,17 @@ def _seeds(words: str) -> int | tuple[int, ...]:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
+def _verdict(gain: "Gain") -> str:
+    """Return what the gain says, by both measures: the two intervals, and the paired gains."""
+    if gain.verdict != "no difference found":
+        return f"{gain.verdict} than from scratch, outside both intervals"
+    low, high = gain.interval or (0, 0)
+    if low <= 0 <= high:
+        return gain.verdict
+    better = "better" if low > 0 else "worse"
+    return f"{better} with the same labels, but the intervals of the two accuracies overlap"
+
+
 def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
     """Return a row for each classifier, and the gain."""
     rivals, intervals, gain = result.baselines, result.baseline_intervals, result.gain
@@ -249,12 +260,7 @@ def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
     if gain.interval:
         low, high = gain.interval
         between = f" ({low:+.4f} to {high:+.4f}, the same labels compared)"
-    verdict = (
-        gain.verdict
-        if gain.verdict == "no difference found"
-        else f"{gain.verdict} than from scratch, outside both intervals"
-    )
-    rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {verdict}")
+    rows.append(f"  fine-tuned minus scratch  {gain.mean:+.4f}{between}: {_verdict(gain)}")
     if (means := result.class_means) is not None:
         balanced, f1 = means.baseline_balanced_accuracy, means.baseline_macro_f1
         rows += [

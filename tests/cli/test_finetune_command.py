@@ -98,7 +98,9 @@ def test_seeds_may_be_named(run: Path, capsys: pytest.CaptureFixture[str]) -> No
     [
         ((0.33, 0.57), "-0.2400 (-0.2400 to -0.2400, the same labels compared): worse than from"),
         ((0.57, 0.33), "+0.2400 (+0.2400 to +0.2400, the same labels compared): better than from"),
-        ((0.57, 0.55), "+0.0200 (+0.0200 to +0.0200, the same labels compared): no difference"),
+        ((0.57, 0.55), "+0.0200 (+0.0200 to +0.0200, the same labels compared): better with the"),
+        ((0.55, 0.57), "-0.0200 (-0.0200 to -0.0200, the same labels compared): worse with the"),
+        ((0.57, 0.57), "+0.0000 (+0.0000 to +0.0000, the same labels compared): no difference"),
     ],
 )
 def test_the_text_says_worse_where_it_is(
@@ -117,6 +119,7 @@ def test_the_text_says_worse_where_it_is(
     out, err = capsys.readouterr()
     assert words in out and "2 of 2 seeds" in err
     assert ("outside both intervals" in out) == ("than from" in words)
+    assert ("but the intervals of the two accuracies overlap" in out) == ("with the" in words)
 
 
 def test_a_file_of_labels_that_differs_from_the_folders_is_told(
