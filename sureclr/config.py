@@ -157,6 +157,8 @@ class ReadOptions:
             of `size`. Pictures are never enlarged for it.
         strict: whether a file that cannot be read is an error.
         allow_unreadable: whether more than a tenth of the files may be unreadable.
+        unsplit: whether the images are only to be classified: there are no splits then, and every
+            picture is read, also copies and those that splits leave out.
     """
 
     size: int | None = None
@@ -166,6 +168,7 @@ class ReadOptions:
     cache_scale: float = 2.0
     strict: bool = False
     allow_unreadable: bool = False
+    unsplit: bool = False
 
 
 READ_OPTIONS = ReadOptions()

@@ -163,7 +163,10 @@ def _answer(answers: "Predictions", out: Path) -> dict[str, Any]:
 def _text(answers: "Predictions", out: Path) -> str:
     """Return the answers in words."""
     n, counts, facts = len(answers), answers.counts, answers.classifier
-    lines = [f"{n:,} images classified by the {facts.name} classifier into {len(counts)} classes:"]
+    lines = [
+        f"{n:,} {'image was' if n == 1 else 'images were'} classified by the {facts.name}"
+        f" classifier, which knows {len(facts.classes):,} classes:"
+    ]
     width = max(len(name) for name in counts)
     lines += [
         f"  {name:{width}s}  {count:,}  ({count / n:.1%})"
@@ -181,16 +184,20 @@ def _text(answers: "Predictions", out: Path) -> str:
 
 
 def _unfamiliar(answers: "Predictions") -> str:
+    from sureclr.data.image_report import counted
+
     number, m = int(answers.unfamiliar.sum()), answers.n_compared
     if 1 / (m + 1) > answers.threshold:
         return (
             f"No image can be marked as unfamiliar at {answers.threshold:g}: with {m:,} images to"
             f" compare with, the lowest p-value is {1 / (m + 1):.3g}; give a higher --unfamiliar."
         )
+    one = number == 1
+    marked = "; it is marked, and its class is" if one else "; they are marked, and their class is"
     return (
-        f"{number:,} images ({number / len(answers):.1%}) are unlike the training data (p at most"
-        f" {answers.threshold:g}, compared with {m:,} {answers.compared_with}); they are marked,"
-        " and their class is a guess."
+        f"{counted(number, 'image')} ({number / len(answers):.1%}) {'is' if one else 'are'} unlike"
+        f" the training data (p at most {answers.threshold:g}, compared with {m:,}"
+        f" {answers.compared_with}){f'{marked} a guess' if number else ''}."
     )
 
 

@@ -63,7 +63,8 @@ def read_folder(
         UserError: there is no such folder, no image in it can be read, or the cache cannot be
             written.
     """
-    pictures = list_folders([path] if isinstance(path, Path) else path)
+    paths = [path] if isinstance(path, Path) else path
+    pictures = list_folders(paths, every=options.unsplit)
     options = with_given(options, size, channels)
     return read_pictures(pictures, options, seed=seed, progress=progress)
 
@@ -77,17 +78,21 @@ def with_given(options: ReadOptions, size: int | None, channels: int | None) -> 
     )
 
 
-def list_folders(paths: Sequence[Path]) -> PictureList:
+def list_folders(paths: Sequence[Path], *, every: bool = False) -> PictureList:
     """Return the picture files of one folder or of several, with their classes and splits.
 
     The names of several folders' images start with the folder's name, or with its path where two
     folders have the same name.
 
+    Args:
+        paths: the folders.
+        every: whether pictures that the splits leave out are in the list as well, without a class.
+
     Raises:
         UserError: a folder is missing, or there is no picture file.
     """
     roots = [_real_folder(path) for path in paths]
-    found = [_list_folder(root) for root in roots]
+    found = [_list_folder(root, every) for root in roots]
     source = "folder:" + ",".join(str(absolute(path)) for path in paths)
     if not any(pictures.listing.names for pictures in found):
         left = Counter[str]()
@@ -135,10 +140,19 @@ def _others(left_out: Counter[str]) -> str:
     return f" but {', '.join(words)}" if words else ""
 
 
-def _list_folder(root: Path) -> PictureList:
+def _list_folder(root: Path, every: bool) -> PictureList:
     files, others = find_files(root)
     names = list(files)
     order = arranged(names)
+    if every:
+        rest = sorted(set(range(len(names))) - set(order.rows))
+        order = replace(
+            order,
+            rows=[*order.rows, *rest],
+            splits=[*order.splits, *[None] * len(rest)],
+            groups=[*order.groups, *[""] * len(rest)],
+            left_out={},
+        )
     chosen = [names[row] for row in order.rows]
     return PictureList(
         f"folder:{root}",

@@ -189,7 +189,9 @@ class ImageReport:
 
     def _counts(self) -> str:
         splits = ", ".join(f"{count:,} {split}" for split, count in self.splits.items() if count)
-        text = f"{inert(self.source)}: {counted(self.images, 'image')} ({splits})"
+        text = f"{inert(self.source)}: {counted(self.images, 'image')}" + f" ({splits})" * bool(
+            splits
+        )
         if not self.classes:
             return f"{text}, no labels."
         text += f", {counted(len(self.classes), 'class').replace('classs', 'classes')}"

@@ -89,6 +89,9 @@ def read_pictures(
     Raises:
         UserError: no picture can be read, too many cannot, or the cache cannot be written.
     """
+    if options.unsplit:
+        splits = ["test"] * len(pictures.listing.names)
+        pictures = replace(pictures, splits=splits, splits_from="", warnings=())
     found = surveyed(pictures.listing, progress, options.channels)
     _check_strict(options, pictures, dict(_bad_in(pictures.listing.names, found.facts)))
     pictures, facts, pages = _with_pages(pictures, found.facts, options)
@@ -137,6 +140,8 @@ def read_pictures(
         warnings=(*pictures.warnings, *([warning] if warning else [])),
     )
     report = _counted(report, manifest, copies, split[stays], labels[stays], classes)
+    if options.unsplit:
+        report = replace(report, splits={}, duplicates=Duplicates())
     images = ImageSet(
         name=pictures.source,
         images=torch.from_numpy(cached.squares),

@@ -129,7 +129,11 @@ def load_images(
     if kind in FILE_SOURCES and source not in SOURCES:
         if not place:  # an empty path would be the current folder
             raise UserError(f"{source!r} names no path; write it after the colon: {kind}:PATH.")
-        pictures = FILE_SOURCES[kind](place)
+        pictures = (
+            list_folders(folders_of(place), every=True)
+            if kind == "folder" and options.unsplit
+            else FILE_SOURCES[kind](place)
+        )
         return read_pictures(pictures, options, seed=seed, progress=progress)
     images = convert(_named(source, root), options.size, options.channels)
     report = short_report(images)

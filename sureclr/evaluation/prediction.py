@@ -152,7 +152,7 @@ class _Source:
             whole = session.catalogue
         else:
             run, progress = session.run, session.progress
-            whole = read_run_images(run, images, root, progress, allow_unreadable=True)
+            whole = read_run_images(run, images, root, progress, to_classify=True)
         errors: dict[str, str] = {}
         if whole.report is not None:
             copies = whole.report.duplicates.named.items()

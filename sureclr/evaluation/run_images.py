@@ -53,7 +53,7 @@ def read_run_images(
     root: Path | None = None,
     progress: Progress = SILENT,
     *,
-    allow_unreadable: bool = False,
+    to_classify: bool = False,
 ) -> ImageSet:
     """Return the images of an evaluation as their source has them, at the size of the run.
 
@@ -62,12 +62,15 @@ def read_run_images(
         data: as in `load_run_images`.
         root: the folder of downloaded data sets.
         progress: what to report to.
-        allow_unreadable: whether more than a tenth of the files of a source may be unreadable.
+        to_classify: whether the images are only to be classified: then they have no splits, every
+            picture is read, and files may be unreadable, whatever the run says of them.
 
     Raises:
         UserError: the images cannot be used.
     """
-    options = replace(run.config.read_options, allow_unreadable=allow_unreadable)
+    options = run.config.read_options
+    if to_classify:
+        options = replace(options, strict=False, allow_unreadable=True, unsplit=True)
     if data is None and not is_source(run.source):
         raise UserError(
             f"this run was trained on images given in Python ({run.source}), which are not stored;"

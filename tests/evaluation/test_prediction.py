@@ -610,12 +610,21 @@ def test_files_of_a_folder_that_cannot_be_read_have_a_row(place: Path) -> None:
     assert len(answers) == 6 and set(answers.errors) == {f"dark/bad{i}.png" for i in range(3)}
 
 
-def test_copies_that_the_reading_takes_out_have_a_row(place: Path) -> None:
-    """A folder with splits: a test image that repeats a training image is not evaluated."""
+def test_every_picture_of_a_folder_is_classified_and_no_split_is_spoken_of(place: Path) -> None:
+    """Training leaves out copies in the test split, and pictures beside the split folders."""
     write_classes(place / "some" / "train", 2, 5)
     write_classes(place / "some" / "test", 2, 6)
+    write_classes(place / "some" / "val", 1, 7)
     original = place / "some" / "train" / "dark" / "000.png"
-    (place / "some" / "test" / "dark" / "copy.png").write_bytes(original.read_bytes())
-    answers = predict(place / "run", place / "some", **QUIET)
-    words = "left out as an exact copy of train/dark/000.png"
-    assert len(answers) == 12 and answers.errors == {"test/dark/copy.png": words}
+    for name in ("test/dark/copy.png", "beside.png"):
+        (place / "some" / name).write_bytes(original.read_bytes())
+    (place / "some" / "bad.png").write_bytes(b"nothing")
+    files = {file.relative_to(place / "some").as_posix() for file in place.rglob("some/**/*.png")}
+    progress = Messages()
+    for images in (place / "some", f"folder:{place / 'some'}"):
+        answers = predict(place / "run", images, device="cpu", progress=progress)
+        assert {*answers.paths, *answers.errors} == files and set(answers.errors) == {"bad.png"}
+        row = dict(zip(answers.paths, answers.probability.tolist(), strict=True))
+        assert row["beside.png"] == row["test/dark/copy.png"] == row["train/dark/000.png"]
+        assert "Splits" not in answers.note
+    assert not [text for text in progress.messages if "some" in text and "train," in text]
