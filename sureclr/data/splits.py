@@ -1,6 +1,7 @@
 """Which image is in which split: by the names of folders, or by the content of the image."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,30 +12,18 @@ from torch import Tensor
 from sureclr.data.image_report import Duplicates, counted, inert
 
 TEST_FRACTION = 0.2
-# Names of folders that hold a split, in lower case and without "-", "_" and blanks
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "trainset": "train",
-    "trainingset": "train",
-    "unlabelled": "unlabelled",
-    "unlabeled": "unlabelled",
-    "unlabelledset": "unlabelled",
-    "unlabeledset": "unlabelled",
-    "test": "test",
-    "testing": "test",
-    "testset": "test",
+# Names of folders that hold a split, in lower case and without "-", "_" and blanks. Validation is
+# the test split where there is no test folder
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "unlabelled": ("unlabelled", "unlabeled"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation", "dev", "eval", "evaluation"),
 }
-VALIDATION_FOLDERS = (  # the test split where there is no test folder
-    "val",
-    "valid",
-    "validation",
-    "dev",
-    "eval",
-    "evaluation",
-    "valset",
-    "validset",
-    "validationset",
+SPLIT_FOLDERS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+WHAT = "set|data|dataset|images?|imgs?|photos?|pictures?|pics|split"
+SPLIT_NAME = re.compile(  # train, test_set, images_train, train2017, 01_train, seg_test
+    rf"\d*(?:{WHAT}|seg)?({'|'.join(SPLIT_FOLDERS)})(?:{WHAT})?\d*"
 )
 SPLITS_IN_ORDER = ("train", "unlabelled", "test")
 
@@ -42,11 +31,11 @@ SPLITS_IN_ORDER = ("train", "unlabelled", "test")
 def split_of_name(name: str) -> str | None:
     """Return "train", "unlabelled", "test" or "validation" for the name of a split's folder.
 
-    >>> split_of_name("Train"), split_of_name("test_set"), split_of_name("cat")
+    >>> split_of_name("Train"), split_of_name("test_images"), split_of_name("cat")
     ('train', 'test', None)
     """
-    word = "".join(c for c in name.casefold() if c not in "-_ ")
-    return SPLIT_FOLDERS.get(word, "validation" if word in VALIDATION_FOLDERS else None)
+    found = SPLIT_NAME.fullmatch(re.sub("[-_. ]", "", name.casefold()))
+    return SPLIT_FOLDERS[found[1]] if found else None
 
 
 def held_out_by_content(contents: Sequence[str], seed: int) -> NDArray[np.bool_]:
@@ -169,19 +158,39 @@ def arranged(names: Sequence[str]) -> Arrangement:
         )
     order = sorted(range(len(names)), key=lambda row: names[row])
     groups = [parts[row][0] if len(parts[row]) > 1 else "" for row in order]
-    top = [name for name in dict.fromkeys(groups) if split_of_name(name) is not None]
-    warnings = [
-        f"The folder {inert(name)}/ is taken for a class, because there are other folders beside it"
-        " and none of another split (put training and test images into train/ and test/)."
-        for name in top[:1]
-        if len(set(groups) - {""}) > 1
-    ]
-    if len(set(groups)) == 1 and groups[0] and any(len(p) > 2 for p in parts):
-        warnings = [
-            f"All pictures lie in {inert(groups[0])}/, and one folder names no class; if the"
+    return Arrangement(order, [None] * len(order), groups, warnings=_not_used(parts, set(groups)))
+
+
+def _not_used(parts: list[list[str]], groups: set[str]) -> tuple[str, ...]:
+    """Warnings about folders that are named like splits where no folders decide the split."""
+    warnings = []
+    top = sorted(name for name in groups if split_of_name(name) is not None)
+    if top and len(groups - {""}) > 1:
+        warnings.append(
+            f"The folder {inert(top[0])}/ is taken for a class, because there are other folders"
+            " beside it and none of another split (put training and test images into train/ and"
+            " test/)."
+        )
+    elif len(groups) == 1 and "" not in groups and any(len(p) > 2 for p in parts):
+        warnings.append(
+            f"All pictures lie in {inert(min(groups))}/, and one folder names no class; if the"
             " folders inside it are classes, name that folder instead."
-        ]
-    return Arrangement(order, [None] * len(order), groups, warnings=tuple(warnings))
+        )
+    children: dict[str, dict[str, str]] = {}
+    for p in parts:
+        for i in range(1, len(p) - 1):
+            if (kind := split_of_name(p[i])) is not None:
+                children.setdefault("/".join(p[:i]), {}).setdefault(kind, p[i])
+    for parent, kinds in children.items():
+        if "train" in kinds and len(kinds) > 1:
+            inside = " and ".join(f"{inert(parent)}/{inert(name)}/" for name in kinds.values())
+            warnings.append(
+                f"{inside} are not used as splits, and images of both are trained on, because there"
+                " are other folders without such sub-folders (use folder:.../"
+                f"{inert(parent)} alone, or give every folder the same sub-folders)."
+            )
+            break
+    return tuple(warnings)
 
 
 def _folders_to_test_on(parts: list[list[str]]) -> set[str]:
@@ -196,7 +205,7 @@ def _are_split_folders(folders: set[str], loose: bool) -> bool:
 
     Args:
         folders: names of the sub-folders that hold pictures.
-        loose: whether there are pictures beside them.
+        loose: whether there are pictures beside them, or above.
     """
     found = {split_of_name(name) for name in folders} - {None}
     alone = len(folders) == 1 and not loose
@@ -208,10 +217,10 @@ def _depth_of_splits(parts: list[list[str]]) -> int | None:
     depth = 0
     while parts:
         folders = {p[depth] for p in parts if len(p) > depth + 1}
-        loose = any(len(p) == depth + 1 for p in parts)
+        loose = any(len(p) <= depth + 1 for p in parts)
         if _are_split_folders(folders, loose):
             return depth
-        if len(folders) != 1 or loose:
+        if len(folders) != 1:
             return None
         depth += 1
     return None
@@ -227,7 +236,10 @@ def _are_splits_inside_classes(parts: list[list[str]]) -> bool:
 
 def _by_split_folders(names: Sequence[str], parts: list[list[str]], depth: int) -> Arrangement:
     folders = [p[depth] if len(p) > depth + 1 else "" for p in parts]
-    groups = [p[depth + 1] if len(p) > depth + 2 else "" for p in parts]
+    inside = [p for p in parts if len(p) > depth + 1 and split_of_name(p[depth]) is not None]
+    repeated = all(len(p) > depth + 2 and p[depth + 1] == p[depth] for p in inside)
+    below = depth + 1 + repeated  # of train/train/cat/1.jpg, as some archives have it, cat
+    groups = [p[below] if len(p) > below + 1 else "" for p in parts]
     return _arrangement(names, folders, groups, "")
 
 

@@ -46,11 +46,13 @@ def test_contents_are_equal_exactly_where_pixels_are() -> None:
 @pytest.mark.parametrize(
     ("split", "names"),
     {
-        "train": "train Train TRAIN training train_set Train-Set trainset TRAINING_SET",
-        "test": "test Test testing test_set TESTSET",
-        "validation": "val Val valid validation dev eval VALIDATION_SET",
-        "unlabelled": "unlabelled Unlabeled unlabeled_set",
-        None: "cat trains tester trained values device evaluate labelled",
+        "train": "train Train TRAIN training train_set Train-Set trainset TRAINING_SET"
+        " train2017 Train_Images images_train 01_train seg_train train-data",
+        "test": "test Test testing test_set TESTSET test1 seg_test test.images",
+        "validation": "val Val valid validation dev eval VALIDATION_SET val2017 val_imgs",
+        "unlabelled": "unlabelled Unlabeled unlabeled_set unlabeled2017",
+        None: "cat trains tester trained values device evaluate labelled steam_train test_tube"
+        " train_station data images 2017",
     }.items(),
 )
 def test_names_of_splits(split: str | None, names: str) -> None:
@@ -130,6 +132,38 @@ def test_unlabelled_images_may_be_trained_on() -> None:
 def test_one_folder_that_holds_others_is_no_class() -> None:
     (warning,) = arranged(["images/cat/1", "images/dog/2"]).warnings
     assert "images/" in warning and not arranged(["images/1", "images/2"]).warnings
+
+
+def test_a_repeated_split_folder_is_no_class() -> None:
+    """Archives such as Kaggle's have seg_train/seg_train/forest/1.jpg."""
+    names = ("seg_train/seg_train/a/1", "seg_test/seg_test/b/2", "seg_pred/seg_pred/3")
+    assert found(*names) == [(names[0], "train", "a"), (names[1], "test", "b")]
+    kept = ("train/train/1", "train/car/2", "test/train/3")  # a class may be named train
+    assert [group for _, _, group in found(*kept)] == ["car", "train", "train"]
+
+
+def test_a_picture_above_the_split_folders_changes_nothing() -> None:
+    names = ["data/train/a/1", "data/test/b/2"]
+    order = arranged([*names, "cover"])
+    assert [[*names, "cover"][row] for row in order.rows] == names
+    assert order.left_out == {"beside the split folders": 1}
+    assert arranged(["cover", "train/a/1"]).splits == [None, None]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["cat/train/1", "cat/test/2", "dog/3"],
+        ["images/train/1", "images/val/2", "docs/3"],
+        ["a/b/Train/1", "a/b/Test/2", "c/3"],
+    ],
+)
+def test_split_folders_that_are_not_used_are_named(names: list[str]) -> None:
+    order = arranged(names)
+    assert set(order.splits) == {None}
+    (warning,) = order.warnings
+    first, second = (name.rsplit("/", 1)[0] + "/" for name in names[:2])
+    assert f"{first} and {second} are not used as splits" in warning
 
 
 def test_classes_without_splits() -> None:
