@@ -46,6 +46,8 @@ BYTE_ORDER_MARKS = (  # the longer ones first: UTF-32's begins as UTF-16's does
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FALLBACKS = {"cp1252": "Windows-1252", "latin-1": "Latin-1"}
+# Cells that programs write where nothing is known; "none" and "na" are left, as they may be classes
+MISSING = ("nan", "#n/a", "n/a", "<na>", "null", "#null!", "#value!", "#ref!")
 SAMPLE = 500  # rows by which the column of the images is recognised
 
 Known = Callable[[str], bool]  # whether a text names an image of the set
@@ -224,7 +226,7 @@ def _split_in_all_ways(
     """Yield the cells by each delimiter, read with quotes where that is possible."""
     first, _, rest = text.partition("\n")
     above, delimiters = 0, ",\t;|"
-    if declared := re.fullmatch(r"sep=(.)\r?", first):  # Excel writes it
+    if declared := re.fullmatch(r'"?sep=(.)"?\r?', first):  # Excel writes it
         text, above, delimiters = rest, 1, declared[1]
     for delimiter in delimiters:
         try:
@@ -274,6 +276,8 @@ def _json_grid(text: str, path: Path) -> _Grid:
             inside = [v for v in content.values() if isinstance(v, list)]
             if len(inside) == 1 and inside[0] and all(isinstance(v, dict) for v in inside[0]):
                 numbered = list(enumerate(inside[0], 1))  # {"images": [{...}, ...]}
+            elif content and all(isinstance(v, dict) for v in content.values()):
+                numbered = list(enumerate(_records(content), 1))
             elif _is_record(content):
                 numbered = [(1, content)]
             else:  # {"cat.jpg": "cat", ...}
@@ -298,6 +302,22 @@ def _json_grid(text: str, path: Path) -> _Grid:
         )
     names = list(dict.fromkeys(name for _, value in numbered for name in value))
     return _Grid(names, [(line, [value.get(n) for n in names]) for line, value in numbered])
+
+
+def _records(content: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Objects of an object, by column as pandas writes them, else by image or number, as rows.
+
+    An object {image: {class: weight}} becomes rows of an image and its weights.
+    """
+    if _is_record(content):  # {"path": {"0": "cat.jpg"}, "label": {"0": "cat"}}
+        keys = dict.fromkeys(key for column in content.values() for key in column)
+        return [{n: column.get(key) for n, column in content.items()} for key in keys]
+    names = {_plain(name) for row in content.values() for name in row}
+    if names & set(IMAGE_NAMES):  # {"0": {"path": "cat.jpg", "label": "cat"}}
+        return list(content.values())
+    if names & set(LABEL_NAMES):  # {"cat.jpg": {"label": "cat"}}
+        return [{"path": key, **row} for key, row in content.items()]
+    return [{"path": key, "label": row} for key, row in content.items()]
 
 
 def _is_record(content: dict[str, Any]) -> bool:
@@ -519,7 +539,7 @@ def _table_rows(
             f"{inert(file.path)} is not UTF-8; it is read as {FALLBACKS[encoding]}. If letters with"
             " accents look wrong, save it as UTF-8.",
         )
-    rows = []
+    rows, missing = [], Counter[str]()
     for line, given in grid.rows[layout.start :]:
         where = f"{inert(file.path)}, line {line}"
         extra = [cell for cell in given[layout.width :] if _text(cell).strip()]
@@ -532,10 +552,20 @@ def _table_rows(
         cells = [*given, *[None] * (layout.width - len(given))]
         image = _text(cells[layout.image])
         votes = _votes_of(cells, layout, where)
+        if len(layout.labels) == 1:
+            for word in [w for w in votes if w.strip().casefold() in MISSING and w not in classes]:
+                missing[word.strip()] += 1
+                del votes[word]
         if image.strip():
             rows.append(LabelRow(line, image, votes))
         elif votes:
             raise UserError(f"{where}: no image is named; fill it in, or delete the line.")
+    if missing:
+        words = ", ".join(repr(inert(word)) for word in missing)
+        notes.append(
+            f"{inert(file.path)}: {words} in the column of the labels means that there is none"
+            f" ({missing.total():,} cell{'' if missing.total() == 1 else 's'})."
+        )
     return LabelRows(rows, encoding, notes)
 
 
@@ -575,7 +605,11 @@ def _text(value: Any) -> str:
 
 
 def _number(words: str) -> float | None:
-    """A finite number, also with a decimal comma; an empty cell is 0, and words are None."""
+    """A finite number, also with a decimal comma; an empty cell is 0, and words are None.
+
+    "True" is 1 and "False" 0, as pandas writes columns of one class each.
+    """
+    words = {"true": "1", "false": "0"}.get(words.strip().lower(), words)
     try:
         number = float(words.strip().replace(",", ".") or 0)
     except ValueError:

@@ -26,12 +26,15 @@ from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet
 from sureclr.data.label_file import FALLBACKS, LabelRow, read_label_rows
 from sureclr.data.label_request import LabelFile
+from sureclr.data.splits import split_of_name
 from sureclr.errors import UserError, unknown
 
 WHOLE = re.compile(r"[-+]?\d+(\.0*)?")
+OUTER_BLANKS = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
 TYPO = 0.6  # likeness above which an unknown class that few images have is taken for a typing error
 FEW = 3  # images of a new class from which on it is no typing error
 NAMED = 3  # unknown images that a message names
+LONG = 120  # letters of a name that a message shows
 
 
 class AmbiguousName(Exception):
@@ -146,7 +149,11 @@ class ImageIndex:
             if rows := whole.get("/".join(parts[start:])):
                 return rows
         joined = "/".join(parts)
-        return whole.get(joined) or ends.get(joined) or files.get(parts[-1]) or []
+        if rows := whole.get(joined) or ends.get(joined):
+            return rows
+        split = _splits(name)  # train/1.jpg is not test/1.jpg
+        rows = files.get(parts[-1], [])
+        return [row for row in rows if not split or _splits(self.paths[row]) in (set(), split)]
 
     def _endings(self, change: Callable[[str], str] | None) -> tuple[dict[str, list[int]], ...]:
         """Whole paths, their last parts, and their file names; each with the rows that have it."""
@@ -178,6 +185,11 @@ def canonical(path: str) -> str:
     """
     plain = normpath(unicodedata.normalize("NFC", path).replace("\\", "/"))
     return plain[1:] if plain.startswith("//") else plain
+
+
+def _splits(path: str) -> set[str | None]:
+    """The splits after which folders of a path are called."""
+    return {split_of_name(folder) for folder in path.split("/")[:-1]} - {None}
 
 
 def _without_ending(path: str) -> str:
@@ -273,7 +285,7 @@ def labels_in_file(file: LabelFile, images: ImageSet) -> FileLabels:
     if read.rows and not votes:
         raise UserError(
             f"{path} names no image of {images.name}: the file has names such as"
-            f" {inert(read.rows[0].image)!r}, and the images have names such as"
+            f" {_shown(read.rows[0].image)}, and the images have names such as"
             f" {images.paths[0]!r}; write these, or choose the column with image_column."
         )
     messages += _messages(path, images, unknown_names, guessed, blank, len(read.rows))
@@ -299,6 +311,12 @@ def labels_in_file(file: LabelFile, images: ImageSet) -> FileLabels:
     return FileLabels(
         rows, shares.argmax(1), shares.float() if soft else None, classes, own, messages
     )
+
+
+def _shown(name: str) -> str:
+    """A name in quotes, cut where it is long."""
+    quoted = repr(inert(name))
+    return quoted if len(quoted) <= LONG else f"{quoted[:LONG]}..."
 
 
 def _found(index: ImageIndex, row: LabelRow, path: str, images: ImageSet) -> Found | None:
@@ -340,7 +358,7 @@ def _messages(
         )
     if unknown_names:
         names = list(dict.fromkeys(unknown_names))
-        shown = ", ".join(repr(inert(name)) for name in names[:NAMED])
+        shown = ", ".join(map(_shown, names[:NAMED]))
         more = ", ..." if len(names) > NAMED else ""
         messages.append(
             f"{path}: {counted(len(names), 'name')} in it {'is' if len(names) == 1 else 'are'} not"
@@ -409,7 +427,7 @@ def _classes(
     if images.classes:
         messages.append(
             f"{path}: no label is a class of {images.name} ({', '.join(images.classes[:3])}, ...);"
-            f" the {len(ordered)} classes of the file are used in their place."
+            f" the classes of the file, {len(ordered)} in all, are used in their place."
         )
     _note_capitals(ordered, path, messages)
     shown = {word: inert(word) for word in ordered}
@@ -421,8 +439,8 @@ def _classes(
 
 
 def _tidy(name: str) -> str:
-    """A label without outer blanks, in Unicode's form NFC."""
-    return unicodedata.normalize("NFC", name.strip())
+    """A label without outer blanks, also those of no width, in Unicode's form NFC."""
+    return unicodedata.normalize("NFC", OUTER_BLANKS.sub("", name))
 
 
 def _own_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:

@@ -268,6 +268,14 @@ def test_two_images_of_a_file_are_never_taken_for_one(tmp_path: Path) -> None:
         read(tmp_path, "path,label\ntrain/1.jpg,x\ntest/1.jpg,y\n", of=images(["1.jpg"]))
 
 
+def test_a_training_image_is_never_a_test_image_of_the_same_file_name(tmp_path: Path) -> None:
+    of = images(("test/cat/1.jpg", "cat/2.jpg"))
+    found = read(tmp_path, "path,label\nTrain/1.jpg,cat\nvalid/2.jpg,dog\n", of)
+    assert by_path(found, of) == {"cat/2.jpg": "dog"}  # no folder of its path says otherwise
+    assert "'Train/1.jpg'" in " ".join(found.messages)
+    assert by_path(read(tmp_path, "path,label\nx/Testing/1.jpg,cat\n", of), of)
+
+
 def test_unknown_images_are_counted_and_three_are_named(tmp_path: Path) -> None:
     content = "path,label\na.jpg,x\n" + "".join(f"none{i}.jpg,y\n" for i in range(5))
     (message,) = read(tmp_path, content).messages
@@ -351,6 +359,45 @@ def test_a_column_for_each_class_holds_its_weights(tmp_path: Path) -> None:
     assert mapping(tmp_path, content) == {"a.jpg": "fox", "cats/b.jpg": "cow"}
     excel = content.replace(",", ";").replace("0.", "0,")
     assert mapping(tmp_path, excel) == {"a.jpg": "fox", "cats/b.jpg": "cow"}
+
+
+@pytest.mark.parametrize("ones", [bool, int, float])
+def test_what_get_dummies_makes_is_read(ones: type, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": NAMES, "label": ["cat", "dog", "cow", "cat", "dog"]})
+    wide = pandas.concat([frame[["path"]], pandas.get_dummies(frame.label).astype(ones)], axis=1)
+    expected = dict(zip(frame.path, frame.label, strict=True))
+    assert by_path(read(tmp_path, wide.to_csv(index=False)), images()) == expected
+    wide.to_parquet(tmp_path / "wide.parquet")
+    found = labels_in_file(LabelFile(tmp_path / "wide.parquet"), images())
+    assert by_path(found, images()) == expected
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "#N/A", "N/A", "<NA>", "NULL"])
+def test_cells_without_a_value_are_no_class(word: str, tmp_path: Path) -> None:
+    content = f"path,label\na.jpg,1.0\ne.png,{word}\ncats/b.jpg,2.0\n"
+    found = read(tmp_path, content)
+    assert by_path(found, images()) == {"a.jpg": "1", "cats/b.jpg": "2"}
+    assert any(f"{word!r} in the column of the labels" in note for note in found.messages)
+    of = images(classes=("1", word))  # a folder of this name is a class
+    assert by_path(read(tmp_path, content, of), of)["e.png"] == word
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records"])
+@pytest.mark.parametrize("index", [False, True])
+def test_json_of_pandas_is_read(orient: Any, index: bool, tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"path": NAMES, "label": ["cat", "dog", "cow", "cat", "dog"]})
+    expected = dict(zip(frame.path, frame.label, strict=True))
+    if index and orient == "index":
+        frame = frame.set_index("path")
+    found = read(tmp_path, frame.to_json(orient=orient), name="l.json")
+    assert by_path(found, images()) == expected
+
+
+def test_blanks_without_a_width_are_no_part_of_a_label(tmp_path: Path) -> None:
+    content = "path,label\na.jpg,cat\u200b\ne.png,\ufeff cat\ncats/b.jpg,cat\u00a0\n"
+    assert read(tmp_path, content).classes == ("cat",)
 
 
 def test_columns_of_measurements_are_not_taken_for_classes(tmp_path: Path) -> None:
