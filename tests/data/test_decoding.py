@@ -799,6 +799,7 @@ def test_heic_is_read_without_registering_anything(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.slow
 def test_the_heic_of_a_phone_of_24_megapixels_is_read_in_512_mib(tmp_path: Path) -> None:
     width, height = 5712, 4284
     image = pillow_heif.from_bytes("RGB", (width, height), bytes(3 * width * height))
