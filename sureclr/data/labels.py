@@ -358,8 +358,8 @@ def hold_out_labels(images: ImageSet, seed: int = 0, progress: Progress = SILENT
     )
     if rare:
         progress.message(
-            f"{len(rare)} classes have fewer than {LEAST_OF_CLASS} labels, which are all for"
-            f" training, so these classes are not tested: {', '.join(rare[:5])}"
+            f"Classes with fewer than {LEAST_OF_CLASS} labels are only trained on and not tested"
+            f" ({len(rare)}): {', '.join(rare[:5])}"
             f"{', ...' if len(rare) > 5 else ''}."
         )
     return replace(

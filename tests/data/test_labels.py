@@ -343,6 +343,15 @@ def test_copies_of_an_image_stay_on_one_side() -> None:
         )
 
 
+@pytest.mark.parametrize("rare", [(1,), (4, 2)])
+def test_classes_that_are_only_trained_on_are_counted_and_named(rare: tuple[int, ...]) -> None:
+    heard = Heard()
+    images = labelled_set((15, 10, *rare))
+    hold_out_labels(images, progress=heard)
+    named = ", ".join(f"{images.classes[2 + i]} ({n})" for i, n in enumerate(rare))
+    assert f"only trained on and not tested ({len(rare)}): {named}." in heard.messages[1]
+
+
 @pytest.mark.parametrize(
     ("counts", "words"),
     [
