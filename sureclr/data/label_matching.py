@@ -73,6 +73,7 @@ class ImageIndex:
         self.paths, self.encoding = images.paths, encoding
         self.exact = {path: row for row, path in enumerate(images.paths)}
         self.roots = _roots(images.name)
+        self.splits = {split_of_name(root.rpartition("/")[2]) for root in self.roots} - {None}
         self.cache: dict[str, Found | AmbiguousName | None] = {}
 
     def find(self, name: str) -> Found | None:
@@ -146,6 +147,9 @@ class ImageIndex:
         whole, ends, files = self._endings(change)
         parts = (change(name) if change else name).strip("/").split("/")
         for start in range(1, len(parts)):  # folders above ours
+            above = _splits("/".join(parts[: start + 1]))
+            if above and self.splits and above.isdisjoint(self.splits):
+                return []  # of the folder train/, test/1.jpg is no image
             if rows := whole.get("/".join(parts[start:])):
                 return rows
         joined = "/".join(parts)
@@ -153,7 +157,12 @@ class ImageIndex:
             return rows
         split = _splits(name)  # train/1.jpg is not test/1.jpg
         rows = files.get(parts[-1], [])
-        return [row for row in rows if not split or _splits(self.paths[row]) in (set(), split)]
+        return [
+            row
+            for row in rows
+            if not (split and (ours := _splits(self.paths[row]) or self.splits))
+            or not split.isdisjoint(ours)
+        ]
 
     def _endings(self, change: Callable[[str], str] | None) -> tuple[dict[str, list[int]], ...]:
         """Whole paths, their last parts, and their file names; each with the rows that have it."""

@@ -276,6 +276,18 @@ def test_a_training_image_is_never_a_test_image_of_the_same_file_name(tmp_path: 
     assert by_path(read(tmp_path, "path,label\nx/Testing/1.jpg,cat\n", of), of)
 
 
+@pytest.mark.parametrize("folder", ["train", "Training", "train2017"])
+def test_labels_of_a_whole_data_set_fit_its_training_folder(folder: str, tmp_path: Path) -> None:
+    of = images(("1.jpg", "2.jpg"), name=f"folder:/data/{folder}")
+    rows = f"{folder}/1.jpg,cat\n{folder}/2.jpg,dog\n"
+    found = read(tmp_path, f"path,label\n{rows}test/1.jpg,cow\nx/test/2.jpg,cow\n", of)
+    assert by_path(found, of) == {"1.jpg": "cat", "2.jpg": "dog"}
+    with pytest.raises(UserError, match="names no image"):
+        read(tmp_path, "path,label\ntest/1.jpg,cow\nval/a/2.jpg,cow\n", of)
+    other = images(("1.jpg",), name="folder:/data/photos")  # their new place has another name
+    assert by_path(read(tmp_path, "path,label\ntest/1.jpg,cow\n", other), other)
+
+
 def test_unknown_images_are_counted_and_three_are_named(tmp_path: Path) -> None:
     content = "path,label\na.jpg,x\n" + "".join(f"none{i}.jpg,y\n" for i in range(5))
     (message,) = read(tmp_path, content).messages
