@@ -175,7 +175,10 @@ def print_answer(as_json: bool, value: Any, text: str, next_command: str | None 
 
 def quoted(value: object) -> str:
     """Return a path or a name as a word that can be pasted into a shell."""
-    return shlex.quote(str(value))
+    text = str(value)
+    if isinstance(value, Path) and text.startswith("-"):  # or it would be read as a flag
+        text = f"./{text}"
+    return shlex.quote(text)
 
 
 def json_line(value: Any) -> str:

@@ -19,6 +19,7 @@ from sureclr.cli.shared import (
     TRAIN,
     CommandProgress,
     Device,
+    EvaluationOptions,
     ImageColumn,
     Json,
     LabelColumn,
@@ -147,9 +148,10 @@ def pretrain(
         return
     run = train(resolved, **options)
     last = run.directory.lines()[-1]
+    evaluated_with = EvaluationOptions(None, labels, image_column, label_column, root=root)
     print_answer(
         json,
         {"run": str(run.path), "last": last},
         f"The run is in {run.path}.",
-        f"sureclr evaluate {quoted(run.path)}",
+        f"sureclr evaluate {quoted(run.path)}{evaluated_with.words}",
     )

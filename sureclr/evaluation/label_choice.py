@@ -154,6 +154,11 @@ def _check(table: Embeddings, strategy: str, budget: int, free: int) -> None:
             f"budget is the number of images to label, 1 or more, not {budget}; try 10 for each"
             " class that you expect."
         )
+    if free == 0:
+        raise UserError(
+            "every training image has a label already; leave out the file of known labels, or add"
+            " images and train a new run."
+        )
     if budget > free:
         raise UserError(
             f"a budget of {budget:,} labels is more than the {free:,} training images without one;"

@@ -7,6 +7,7 @@ to F9 of the list of inputs that failed.
 import csv
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,22 @@ def test_labels_show_how_a_run_learns_and_change_nothing_of_it(place: Path, tmp_
     )
     report = json.loads((tmp_path / "with" / "images.json").read_text())
     assert report["monitor_labels"] == str(tmp_path / "mine.csv")
+
+
+def test_the_next_command_of_pretrain_repeats_the_labels_and_can_be_pasted(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [file.name for file in (place / "photos").glob("[0-9]*.png")]
+    lines = [f"{name},{kind_of(place / 'photos' / name)}" for name in names]
+    Path("-kinds.csv").write_text("\n".join(["file,kind", *lines]))
+    columns = ["--image-column", "file", "--label-column", "kind"]
+    given = ["--labels=-kinds.csv", *columns, "--out=-run"]
+    main(["pretrain", f"folder:{place / 'photos'}", *TINY, *given])
+    words = shlex.split(capsys.readouterr().out.split("next: sureclr ")[1])
+    assert words == ["evaluate", "./-run", "--labels", "./-kinds.csv", *columns]
+    main(["knn", *words[1:]])
+    assert "accuracy" in capsys.readouterr().out

@@ -247,6 +247,11 @@ def test_bad_input_is_one_sentence(loss: str, strategy: str, budget: int, words:
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value)
 
 
+def test_nothing_is_left_to_choose() -> None:
+    with pytest.raises(UserError, match="every training image has a label already"):
+        choose("k-means", 1, 0, np.ones(N + 5, dtype=bool))
+
+
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES.keys() - {*NEED_CERTAINTY, *NEED_RADIUS}))
 def test_strategies_that_need_no_certainty_do_without(strategy: str) -> None:
     assert len(label_next(world("nt-xent"), NONE, 3, strategy).rows) == 3
