@@ -21,6 +21,7 @@ from sureclr.errors import UserError
 from sureclr.schema import to_json
 
 if TYPE_CHECKING:
+    from pyarrow import Table
     from torch import Tensor
 
 HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or not contiguous
@@ -104,6 +105,23 @@ def read_file(path: Path, largest: int | None = None) -> bytes:
     """Return the content of a regular file; see `open_file`."""
     with open_file(path, largest) as file:
         return file.read()
+
+
+def read_parquet(path: Path) -> "Table":
+    """Return a whole table; a page whose checksum is wrong is refused.
+
+    One thread reads: where several read a damaged file, pyarrow 26 ends the process at its exit
+    (SIGABRT, in one of three tries).
+
+    Raises:
+        OSError: the file cannot be read, is no regular file, or is damaged.
+        pyarrow.ArrowException: it is no Parquet file.
+    """
+    from pyarrow import parquet
+
+    with open_file(path) as file:
+        whole = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+        return whole.read(use_threads=False)
 
 
 def make_folder(path: Path) -> None:

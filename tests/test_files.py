@@ -8,12 +8,16 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from sureclr.files import (
@@ -277,3 +281,33 @@ def test_equal_tensors_have_the_same_digest(same: Tensor) -> None:
 def test_unusual_tensors_have_a_digest(x: Tensor) -> None:
     assert len(digest_of_tensors(x)) == 64
     assert digest_of_tensors(x) != digest_of_tensors(x, x)
+
+
+READING = """
+import os, sys
+from pathlib import Path
+from pyarrow import parquet
+from sureclr.files import read_parquet
+
+before = len(os.listdir("/proc/self/task"))
+try:
+    read_parquet(Path(sys.argv[1]))
+except OSError:
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_a_damaged_table_is_read_by_one_thread(tmp_path: Path) -> None:
+    """Where several read it, pyarrow 26 aborts one process in three at its exit."""
+    path = tmp_path / "t.parquet"
+    values = np.random.default_rng(0).random(7200)
+    columns = {f"c{i}": pa.array(values + i) for i in range(8)}
+    parquet.write_table(pa.table(columns), path, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    done = subprocess.run(
+        [sys.executable, "-c", READING, str(path)], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "0\n", "threads that reading has started"

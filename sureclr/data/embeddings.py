@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, digest_of_tensors, open_file, writing_atomically
+from sureclr.files import digest_of_bytes, digest_of_tensors, read_parquet, writing_atomically
 from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
 
@@ -164,11 +164,9 @@ class Embeddings:
             UserError: the file is missing, damaged, or not such a table.
         """
         import pyarrow as pa
-        from pyarrow import parquet
 
         try:
-            with open_file(path) as file:
-                return _from_table(parquet.read_table(file, page_checksum_verification=True))
+            return _from_table(read_parquet(path))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(

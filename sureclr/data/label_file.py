@@ -342,9 +342,9 @@ def _parquet_grid(file: LabelFile) -> _Grid:
     try:
         schema = parquet.read_schema(file.path)
         names = [column.name for column in schema if is_plain(column.type)]
-        columns = [
-            column.to_pylist() for column in parquet.read_table(file.path, columns=names).columns
-        ]
+        # One thread: where several read a damaged file, pyarrow ends the process at its exit
+        table = parquet.ParquetFile(file.path).read(columns=names, use_threads=False)
+        columns = [column.to_pylist() for column in table.columns]
     except (OSError, pa.ArrowException, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -382,7 +382,11 @@ class _Table:
 
     def column(self, name: str) -> list[Any]:
         """Return all values of a column of small values."""
-        table = self._arrow if self._parquet is None else self._parquet.read(columns=[name])
+        table = (
+            self._arrow
+            if self._parquet is None
+            else self._parquet.read(columns=[name], use_threads=False)
+        )
         return list(table.column(name).to_pylist())
 
     def values(self, name: str, start: int, end: int) -> list[Any]:
@@ -393,7 +397,9 @@ class _Table:
         while start < end:
             group = bisect_right(self._ends, start)
             if group != self._group:
-                column = self._parquet.read_row_group(group, columns=[name]).column(name)
+                column = self._parquet.read_row_group(
+                    group, columns=[name], use_threads=False
+                ).column(name)
                 self._group, self._rows = group, column
             first = self._ends[group] - len(self._rows)
             stop = min(end, self._ends[group])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
-from sureclr.files import LARGEST_JSON, open_file, read_file
+from sureclr.files import LARGEST_JSON, read_file, read_parquet
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
@@ -178,13 +178,11 @@ def _read_places(path: Path) -> dict[str, Any] | None:
     """The columns of map.parquet, lists of numbers as arrays (n, k)."""
     import numpy as np
     import pyarrow as pa
-    from pyarrow import parquet
 
     if not os.path.lexists(path):
         return None
     try:
-        with open_file(path) as file:
-            table = parquet.read_table(file, page_checksum_verification=True)
+        table = read_parquet(path)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
             f"{path} cannot be read ({error}); delete it and evaluate the run again."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.image_set import ImageSet
-from sureclr.files import digest_of_bytes, open_file, writing_atomically
+from sureclr.files import digest_of_bytes, read_parquet, writing_atomically
 
 DIGEST_BYTES = 16  # of an image
 NAMED = 3  # images that a sentence names
@@ -61,11 +61,9 @@ class ImageRecord:
     def read(path: Path) -> "ImageRecord | None":
         """Read what `save` wrote; None if the file is missing or damaged."""
         import pyarrow as pa
-        from pyarrow import parquet
 
         try:
-            with open_file(path) as file:
-                table = parquet.read_table(file, page_checksum_verification=True)
+            table = read_parquet(path)
             paths = [str(json.loads(name)) for name in table["path"].to_pylist()]
             return ImageRecord(paths, b"".join(table["digest"].to_pylist()))
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError, RecursionError):
