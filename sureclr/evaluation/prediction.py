@@ -16,7 +16,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.data.decoding import ENDINGS, Decoding, FileRef
@@ -98,7 +100,7 @@ def conformal_p(scores: Tensor, reference: Tensor) -> Tensor:
     return (1 + at_most).double() / (len(reference) + 1)
 
 
-def familiarity(table: Embeddings) -> Familiarity:
+def familiarity(table: Embeddings, source_split: NDArray[np.str_] | None = None) -> Familiarity:
     """Return what tells whether an image is like the images of a table.
 
     An image's score is the cosine of its features to the nearest image that is not of the test
@@ -106,8 +108,16 @@ def familiarity(table: Embeddings) -> Familiarity:
     with those of the other images, each left out of the search. The encoder was trained on those,
     so they may be nearer to each other than new images of the same kind are, and the p-values of
     new images then come out too low.
+
+    Args:
+        table: the images.
+        source_split: (n,) their splits before labelled images were held out for testing. Test
+            images that the encoder was trained on are then not compared with, if there are others.
     """
-    others, test = table.select(table.split != "test"), table.select(table.split == "test")
+    test_rows = table.split == "test"
+    unseen = test_rows if source_split is None else test_rows & (source_split == "test")
+    others = table.select(~test_rows)
+    test = table.select(unseen if unseen.any() else test_rows)
     if len(test):
         rows = spread_rows(len(test))
         queries, own, words = test.features[rows], torch.full_like(rows, -1), "test images"
@@ -292,7 +302,7 @@ def predict(
         )
     with Session(run, data, labels, device=device, root=root, progress=progress) as session:
         fitted = _fitted(session, classifier)
-        comparison = familiarity(session.inputs.table)
+        comparison = familiarity(session.inputs.table, session.source_split)
         source = _Source.of(session, images, root)
         answering = _Answering.of(session, fitted, comparison)
         answers: list[dict[str, Any]] = []

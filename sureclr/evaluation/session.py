@@ -20,6 +20,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.data.sources import is_source
 from sureclr.errors import UserError
@@ -179,6 +182,11 @@ class Session:
                 raise
             reason = str(error)
         return images_without_pixels(run), reason
+
+    @property
+    def source_split(self) -> NDArray[np.str_]:
+        """(n,) the splits of the images as their source has them, without those for labels."""
+        return self._source[0].split
 
     @cached_property
     def digest(self) -> str:

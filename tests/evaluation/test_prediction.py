@@ -332,6 +332,25 @@ def test_without_test_images_each_training_image_is_left_out_of_its_own_search()
     assert np.allclose(found.reference, wanted, atol=2e-6) and "training" in found.compared_with
 
 
+def test_training_images_that_are_held_out_for_labels_are_not_compared_with(
+    place: Path, answers: Predictions, tables: tuple[Embeddings, Embeddings]
+) -> None:
+    """Only labels of training images: a part of them is tested, and the encoder knows them."""
+    own, _ = tables
+    labels = [
+        own.classes[k] if split == "train" else -1
+        for k, split in zip(own.labels.tolist(), own.split, strict=True)
+    ]
+    rows = [f"{path},{k}" for path, k in zip(own.paths, labels, strict=True) if k != -1]
+    (place / "labels.csv").write_text("\n".join(["path,label", *rows]), encoding="utf-8")
+    with open(place / "labels.csv", "a", encoding="utf-8") as file:
+        file.write(f"\n{own.paths[-1]},another\n")  # so that the test images lose their labels
+    write_classes(place / "more", 1, 9)
+    found = predict(place / "run", place / "more", labels=place / "labels.csv", **QUIET)
+    assert found.classifier.n_test > 1
+    assert found.n_compared == answers.n_compared == int((own.split == "test").sum())
+
+
 def test_strange_images_are_marked_and_keep_their_class(place: Path) -> None:
     strange = np.zeros((4, 8, 8, 3), np.uint8)
     strange[:, ::2, :, 0] = 255
