@@ -355,7 +355,9 @@ class _Table:
         self.file = file
         try:
             if file.suffix == ".parquet":
-                self._parquet: Any = parquet.ParquetFile(_opened(file))
+                self._parquet: Any = parquet.ParquetFile(
+                    _opened(file), page_checksum_verification=True
+                )
                 self.schema = self._parquet.schema_arrow
                 self._length = self._parquet.metadata.num_rows
                 groups = range(self._parquet.num_row_groups)
@@ -368,38 +370,53 @@ class _Table:
                 self._arrow: Any = ipc.open_file(_opened(file)).read_all()
             except pa.ArrowInvalid:
                 self._arrow = ipc.open_stream(_opened(file)).read_all()
+            self._arrow.validate(full=True)  # wrong offsets would end the process later
             self._parquet, self.schema = None, self._arrow.schema
             self._length = self._arrow.num_rows
         except (OSError, pa.ArrowException) as error:
-            words = " ".join(str(error).split())
-            raise UserError(
-                f"{inert(file)} cannot be read ({inert(words)}); use a complete Parquet or Arrow"
-                " file."
-            ) from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> UserError:
+        words = " ".join(str(error).split())
+        return UserError(
+            f"{inert(self.file)} cannot be read ({inert(words)}); use a complete Parquet or Arrow"
+            " file."
+        )
 
     def __len__(self) -> int:
         return int(self._length)
 
     def column(self, name: str) -> list[Any]:
         """Return all values of a column of small values."""
-        table = (
-            self._arrow
-            if self._parquet is None
-            else self._parquet.read(columns=[name], use_threads=False)
-        )
+        import pyarrow as pa
+
+        try:
+            table = (
+                self._arrow
+                if self._parquet is None
+                else self._parquet.read(columns=[name], use_threads=False)
+            )
+            table.validate(full=True)
+        except (OSError, pa.ArrowException) as error:
+            raise self._unreadable(error) from error
         return list(table.column(name).to_pylist())
 
     def values(self, name: str, start: int, end: int) -> list[Any]:
         """Return the values of a column in some rows."""
+        import pyarrow as pa
+
         if self._parquet is None:
             return list(self._arrow.column(name).slice(start, end - start).to_pylist())
         found: list[Any] = []
         while start < end:
             group = bisect_right(self._ends, start)
             if group != self._group:
-                column = self._parquet.read_row_group(
-                    group, columns=[name], use_threads=False
-                ).column(name)
+                try:
+                    part = self._parquet.read_row_group(group, columns=[name], use_threads=False)
+                    part.validate(full=True)
+                except (OSError, pa.ArrowException) as error:
+                    raise self._unreadable(error) from error
+                column = part.column(name)
                 self._group, self._rows = group, column
             first = self._ends[group] - len(self._rows)
             stop = min(end, self._ends[group])

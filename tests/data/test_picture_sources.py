@@ -5,6 +5,8 @@ the same files gives. The witnesses that write them are tarfile, pyarrow and dat
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -358,3 +360,49 @@ def test_an_empty_path_is_not_the_current_folder(
     with pytest.raises(UserError, match="a, is not a folder"):
         load_images("folder:a,")
     assert len(load_images("folder:.")) == len(load_images("folder:a")) == 1
+
+
+MUTANTS = """
+import random, sys
+from pathlib import Path
+from sureclr.data.sources import load_images
+from sureclr.errors import UserError
+
+for name in sys.argv[1:]:
+    path = Path(name)
+    good = path.read_bytes()
+    for seed in range(30):
+        random.seed(seed)
+        data = bytearray(good)
+        tail = len(data) // 3 if seed % 2 else 0  # the offsets and the labels are at the end
+        for _ in range(20):
+            data[random.randrange(tail, len(data))] = random.randrange(256)
+        mutant = path.with_name(f"{seed}{path.suffix}")
+        mutant.write_bytes(data)
+        try:
+            load_images(f"parquet:{mutant}")
+        except UserError as error:
+            print(error)
+"""
+
+
+def test_damaged_tables_end_in_one_sentence_and_not_the_process(tmp_path: Path) -> None:
+    """Wrong offsets in Arrow files ended it; wrong pages and labels ended in a traceback."""
+    pictures = []
+    for i in range(30):
+        stream = io.BytesIO()
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(stream, "png")
+        pictures.append(stream.getvalue())
+    table = pa.table({"image": pictures, "label": [f"class {i % 3}" for i in range(30)]})
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with ipc.new_file(tmp_path / "t.arrow", table.schema) as writer:
+        writer.write_table(table)
+    done = subprocess.run(
+        [sys.executable, "-c", MUTANTS, str(tmp_path / "t.parquet"), str(tmp_path / "t.arrow")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SURECLR_CACHE": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stdout.count(" cannot be read (") > 10
