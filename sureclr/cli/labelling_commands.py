@@ -140,7 +140,8 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
 def _choice_text(answer: dict[str, Any]) -> str:
     rows = answer["next"]
     lines = [
-        f"{answer['budget']} images to label; {answer['known']} have a label already.",
+        f"{answer['budget']} images to label"
+        + ("." if answer["note"] else f"; {answer['known']} have a label already."),
         f"Strategy {answer['strategy']}: {answer['about']} ({answer['why']})",
         *(f"  {row['path']}  {row['reason']}" for row in rows[:SHOWN]),
     ]

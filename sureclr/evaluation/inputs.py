@@ -89,8 +89,8 @@ class EvaluationInputs:
         """
         if self.no_pixels:
             raise UserError(
-                "it needs the pixels of the images, which cannot be read; name the images' new"
-                " place with data=folder:PATH."
+                "the pixels of the images are needed and cannot be read; name the images' new place"
+                " with data=folder:PATH."
             )
         return self.catalogue
 

@@ -144,7 +144,7 @@ def labelled_already(
         return labelled, ""
     return (
         np.zeros(len(images), dtype=bool),
-        f"every training image of {images.name} has a label; the choice ignores them",
+        f"Every training image of {images.name} has a label; the choice ignores these labels.",
     )
 
 

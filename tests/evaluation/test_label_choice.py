@@ -276,7 +276,7 @@ def images(labels: list[int]) -> ImageSet:
 def test_without_a_file_the_sets_own_labels_count_unless_all_have_one(tmp_path: Path) -> None:
     assert labelled_already(images([0, -1, 1, 0, 0]), None) == (pytest.approx([1, 0, 1, 0, 0]), "")
     labelled, note = labelled_already(images([0, 1, 1, 0, 0]), None)
-    assert not labelled.any() and "every training image of mine has a label" in note
+    assert not labelled.any() and "Every training image of mine has a label" in note
 
 
 def test_a_file_says_which_whatever_the_set_says_and_needs_no_class_complete(
