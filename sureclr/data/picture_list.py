@@ -14,6 +14,7 @@ from sureclr.data.folder_cache import ChosenFiles, Listing, Manifest, cached_pic
 from sureclr.data.image_report import Duplicates, ImageReport, inert, named_reasons
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.picture_arrays import whole_side
+from sureclr.data.pictures import MOST_BANDS
 from sureclr.data.splits import SPLITS_IN_ORDER, duplicates_of, held_out_by_content, split_words
 from sureclr.data.survey import (
     Survey,
@@ -28,7 +29,6 @@ from sureclr.errors import UserError
 from sureclr.progress import SILENT, Progress
 
 MAY_BE_UNREADABLE = 0.1  # share of the files; more needs the user's word
-MOST_BANDS = 32
 
 
 @dataclass(frozen=True, eq=False)
