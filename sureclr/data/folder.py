@@ -171,11 +171,6 @@ def _list_folder(root: Path, every: bool) -> PictureList:
     )
 
 
-def find_images(root: Path) -> dict[str, tuple[int, ...]]:
-    """Return all image files of a folder; see `find_files`."""
-    return find_files(root)[0]
-
-
 def find_files(root: Path) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
     """Return all image files of a folder, and how many other files there are.
 

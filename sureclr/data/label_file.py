@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.data.decoding import ENDINGS
-from sureclr.data.image_report import inert
+from sureclr.data.image_report import counted, inert
 from sureclr.data.label_request import FORMS, LabelFile
 from sureclr.errors import UserError, unknown
 
@@ -564,7 +564,7 @@ def _table_rows(
         words = ", ".join(repr(inert(word)) for word in missing)
         notes.append(
             f"{inert(file.path)}: {words} in the column of the labels means that there is none"
-            f" ({missing.total():,} cell{'' if missing.total() == 1 else 's'})."
+            f" ({counted(missing.total(), 'cell')})."
         )
     return LabelRows(rows, encoding, notes)
 

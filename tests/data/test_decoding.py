@@ -2,7 +2,6 @@
 pages, the content's sum, the whole picture, and files that cannot be read.
 """
 
-import io
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pillow_heif
 import pydicom
 import pytest
 import tifffile
+from bad_files import BAD, bomb, png
 from PIL import Image, ImageOps, TiffImagePlugin
 
 from sureclr.data import array_rasters, decoding, raster_pixels
@@ -271,39 +271,6 @@ def test_channels_are_the_pictures_own_where_none_are_asked_for(tmp_path: Path) 
 
 
 # --- bad files
-
-
-def png(width: int, height: int, bits: int, pixels: bytes) -> bytes:
-    """A grey PNG that says it has this size, with these compressed pixels."""
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    body = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b""))
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-def bomb() -> bytes:
-    """A PNG of 200 kB at most that says it has 2e10 pixels."""
-    return png(200_000, 100_000, 8, zlib.compress(bytes(1000)))
-
-
-def truncated(form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-        buffer, form
-    )
-    return buffer.getvalue()[:2000]
-
-
-BAD: dict[str, bytes] = {
-    "bomb.png": bomb(),
-    "cut.jpg": truncated("JPEG"),
-    "cut.png": truncated("PNG"),
-    "empty.jpg": b"",
-    "text.png": b"this is no picture",
-    "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(x) run\n",
-}
 
 
 @pytest.mark.parametrize("name", BAD)

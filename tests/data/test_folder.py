@@ -1,23 +1,21 @@
 """folder:PATH: classes and splits, whole pictures, the cache, and hostile files."""
 
-import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from bad_files import BAD
 from dying import die
 from PIL import Image
 
 from sureclr.config import PretrainConfig, ReadOptions, from_dict, read_yaml, to_yaml
 from sureclr.data import decoding, folder_cache
 from sureclr.data.decoding import Decoding, FileRef, decode
-from sureclr.data.folder import find_files, find_images
+from sureclr.data.folder import find_files
 from sureclr.data.image_report import inert
 from sureclr.data.image_set import ImageSet
 from sureclr.data.parallel_decoding import POOL_FROM, decode_files
@@ -97,35 +95,6 @@ class Recorder:
 # --- bad files
 
 
-def bomb() -> bytes:
-    """A PNG of 200 kB at most that says it has 2e10 pixels."""
-    header = struct.pack(">IIBBBBB", 200_000, 100_000, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    body = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
-
-
-def truncated(form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(
-        buffer, form
-    )
-    return buffer.getvalue()[:2000]
-
-
-BAD: dict[str, bytes] = {
-    "bomb.png": bomb(),
-    "cut.jpg": truncated("JPEG"),
-    "cut.png": truncated("PNG"),
-    "empty.jpg": b"",
-    "text.png": b"this is no picture",
-    "script.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n(x) run\n",
-}
-
-
 def test_bad_files_are_listed_and_not_fatal(tmp_path: Path, own_cache: Path, capfd: Any) -> None:
     root = tree(tmp_path / "pics", "cat/a.png", "cat/b.png", "dog/a.png", "dog/b.png")
     for name, data in BAD.items():
@@ -187,7 +156,7 @@ def test_hidden_files_and_other_files_are_skipped_and_the_order_is_by_name(tmp_p
     root = tree(tmp_path, "b.png", "a.PNG", ".hidden.png", ".git/x.png", "deep/er/c.jpeg")
     (root / "notes.txt").write_text("no picture")
     os.mkfifo(root / "pipe.png")
-    assert list(find_images(root)) == ["a.PNG", "b.png", "deep/er/c.jpeg"]
+    assert list(find_files(root)[0]) == ["a.PNG", "b.png", "deep/er/c.jpeg"]
     assert find_files(root)[1] == {".txt": 1}
 
 
@@ -200,7 +169,7 @@ def test_link_loops_end_and_a_link_never_takes_a_folders_place(tmp_path: Path) -
     os.symlink(tmp_path / "far", root / "far again")
     os.symlink("itself", root / "itself")
     os.symlink(root / "cat" / "a.png", root / "dog" / "copy.png")
-    assert list(find_images(root)) == ["cat/a.png", "dog/b.png", "dog/copy.png", "far/c.png"]
+    assert list(find_files(root)[0]) == ["cat/a.png", "dog/b.png", "dog/copy.png", "far/c.png"]
 
 
 def test_names_are_inert(tmp_path: Path, capfd: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from listening import Listening
 from PIL import Image
 from pyarrow import ipc, parquet
 
@@ -22,22 +23,11 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.picture_sources import list_parquet, list_shards
 from sureclr.data.sources import SOURCES, findable, is_source, load_images
 from sureclr.errors import UserError
-from sureclr.progress import SilentProgress
 
 
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
-
-
-class Listening(SilentProgress):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def png(seed: int, height: int = 8, width: int = 12) -> bytes:

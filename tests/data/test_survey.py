@@ -8,6 +8,7 @@ import pytest
 import tifffile
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from listening import Listening
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -22,7 +23,6 @@ from sureclr.data.survey import (
     fitting_size,
     levels,
 )
-from sureclr.progress import SilentProgress
 
 RANDOM = np.random.default_rng(0)
 
@@ -30,16 +30,6 @@ RANDOM = np.random.default_rng(0)
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
-
-
-class Listening(SilentProgress):
-    """Remembers what was said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def of_values(values: NDArray[Any]) -> Survey:
