@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or not contiguous
 LARGEST_JSON = 1 << 24  # bytes; parsed, the worst of such files takes about 400 MB
+SEAL = "sha256"  # key of the digest of a JSON object
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DRAFT = re.compile(r"\.(draft-\d+|.+\.\d+-\d+)")  # the names of `draft_path`, and of checkpoints
 
@@ -227,6 +228,40 @@ def remove(path: Path) -> None:
 def json_bytes(value: object) -> bytes:
     """Return the value as indented ASCII JSON that any reader accepts; see `schema.to_json`."""
     return json.dumps(to_json(value), indent=1, allow_nan=False).encode()
+
+
+def sealed(value: object) -> dict[str, Any]:
+    """Return a JSON object with one more key, `sha256`, the digest of all others.
+
+    Args:
+        value: a mapping or a dataclass, as `schema.to_json` takes it.
+    """
+    content = dict(to_json(value))
+    content.pop(SEAL, None)
+    return {**content, SEAL: _seal(content)}
+
+
+def unsealed(content: object, *, required: bool = True) -> dict[str, Any]:
+    """Return what was given to `sealed`, after a check of its digest.
+
+    Args:
+        content: parsed JSON.
+        required: whether it must have a digest, which files of older versions lack.
+
+    Raises:
+        ValueError: it is no object, has no digest, or does not match it.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it is no object")
+    rest = dict(content)
+    expected = rest.pop(SEAL, None)
+    if (required or expected is not None) and expected != _seal(rest):
+        raise ValueError("it does not match its sha256")
+    return rest
+
+
+def _seal(content: dict[str, Any]) -> str:
+    return digest_of_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def digest_of_bytes(*parts: bytes) -> str:

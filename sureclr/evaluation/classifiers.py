@@ -447,7 +447,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     provenance = replace(session.provenance(0.0), options={"method": METHOD})
     words = (METHOD, provenance.checkpoint, provenance.images, provenance.labels)
     origin = digest_of_bytes(json.dumps(words).encode())[:16]
-    folder = session.run.path / "classifiers"
+    folder = session.run.results_folder / "classifiers"
     path = folder / f"linear-{origin}.json"
     if not again and path.is_file():
         try:
@@ -499,7 +499,7 @@ def _read_kept(path: Any, provenance: Provenance) -> FittedClassifier:
 
 
 def _delete_outdated(session: Session, checkpoint: str) -> None:
-    for old in (session.run.path / "classifiers").glob("linear-*.json"):
+    for old in (session.run.results_folder / "classifiers").glob("linear-*.json"):
         try:
             made = from_json(KeptClassifier, json.loads(old.read_bytes())).provenance.checkpoint
         except (OSError, ValueError):

@@ -51,7 +51,7 @@ def evaluate_geometry(inputs: "EvaluationInputs") -> GeometryResult:
     """
     inputs.require_own_images("geometry")
     result, columns = describe_geometry(inputs.table, progress=inputs.progress)
-    save_map(inputs.run.path / "map.parquet", columns)
+    save_map(inputs.run.results_folder / "map.parquet", columns)
     return result
 
 

@@ -162,7 +162,7 @@ def stored_table(run: Run) -> Embeddings | None:
     Raises:
         UserError: the file is damaged.
     """
-    path = run.path / "embeddings.parquet"
+    path = run.results_folder / "embeddings.parquet"
     try:
         table = Embeddings.read(path) if path.exists() else None
     except UserError as error:
@@ -214,7 +214,7 @@ def embed_run_images(
         own: whether they are the images that the run was trained on.
         progress: what to report to.
     """
-    path = run.path / "embeddings.parquet"
+    path = run.results_folder / "embeddings.parquet"
     origin = f"checkpoint {run.checkpoint} images {digest}"
     if own and path.exists():
         stored = Embeddings.read(path)

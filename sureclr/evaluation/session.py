@@ -105,7 +105,7 @@ class Session:
             flag = stack.enter_context(stop_on_signals())
             stack.enter_context(self.run.directory.lock())
             self._check_weights()
-            read_results(self.run.path)
+            read_results(self.run.results_folder)
             self.progress = Stoppable(self.progress, flag, SAVED)
             self._held = stack.pop_all()
         return self
@@ -273,7 +273,7 @@ class Session:
         if name in TESTED and label_file_of(self._labels) is not None:
             check_tested(name, self._read[0])
         if name == "geometry" and self.own:  # its map is a file of its own
-            again = again or not (self.run.path / "map.parquet").exists()
+            again = again or not (self.run.results_folder / "map.parquet").exists()
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
     def stored_or_new(
@@ -285,7 +285,7 @@ class Session:
         images are gone, a stored result that was made with their pixels is kept; where they are
         back, one that was made without them is made anew.
         """
-        stored = read_results(self.run.path)
+        stored = read_results(self.run.results_folder)
         if key in stored:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
@@ -316,7 +316,7 @@ class Session:
         finally:
             self.progress.finish()
         provenance = self.provenance(time.monotonic() - began, other_checkpoint)
-        save_result(self.run.path, key, result, provenance)
+        save_result(self.run.results_folder, key, result, provenance)
         return result
 
 
@@ -395,7 +395,7 @@ def evaluate(
                 f"nothing could be evaluated on {session.run.path}; "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
-        stored = read_results(session.run.path)
+        stored = read_results(session.run.results_folder)
         provenance = {name: stored.provenance[session.key(name)] for name in entries}
     return Results(session.run.path, entries, provenance, skipped)
 

@@ -58,7 +58,7 @@ def read_entry(run: Run, key: str) -> tuple[FinetuningResult, Provenance] | None
     Raises:
         UserError: results.json is damaged, or was written with another schema.
     """
-    results = read_results(run.path)
+    results = read_results(run.results_folder)
     return (results.entries[key], results.provenance[key]) if key in results.entries else None
 
 
@@ -109,4 +109,4 @@ def save_entry(
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
     provenance = replace(origin, time=now, seconds=round(seconds, 3))
-    save_result(run.path, key, result, provenance)
+    save_result(run.results_folder, key, result, provenance)

@@ -125,7 +125,7 @@ def save_finetuned(
     """
     from safetensors.torch import save
 
-    folder, name = run.path / "finetuned", file_name(key)
+    folder, name = run.results_folder / "finetuned", file_name(key)
     make_folder(folder)
     tensors = model.state_dict().items()
     data = save({tensor: values.detach().cpu().contiguous() for tensor, values in tensors})

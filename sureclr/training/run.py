@@ -39,6 +39,7 @@ class Run:
         source: name of the images that it was trained on: a data source, or that of an ImageSet.
         checkpoint: digest of the checkpoint that holds the weights; "" if none does, as before
             training.
+        results_path: a folder for results instead of the run folder; None: the run folder.
     """
 
     directory: RunDir
@@ -49,6 +50,15 @@ class Run:
     channels: int
     source: str
     checkpoint: str = ""
+    results_path: Path | None = None
+
+    @property
+    def results_folder(self) -> Path:
+        """Return the folder of what is computed from the weights, such as results.json.
+
+        Also of embeddings.parquet, map.parquet, report.html, and classifiers.
+        """
+        return self.results_path or self.path
 
     @property
     def path(self) -> Path:
