@@ -115,7 +115,7 @@ class Session:
 
         Results and embeddings are kept in the folder, so they must be those of its weights.
         """
-        newest = self.run.directory.newest_digest()
+        newest = self.run.directory.checkpoint_digest()
         if not self.run.checkpoint:
             raise UserError(
                 "this network is untrained or redrawn, and no checkpoint holds its weights;"

@@ -146,7 +146,7 @@ def trained_on(directory: RunDir, config: PretrainConfig) -> str:
 
 def _of_these_weights(results: Results, directory: RunDir) -> Results:
     """Leave out results of other weights than those that the folder holds; say so as the reason."""
-    newest = directory.newest_digest()
+    newest = directory.checkpoint_digest()
     stale = {
         name
         for name, provenance in results.provenance.items()

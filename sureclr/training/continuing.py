@@ -28,7 +28,7 @@ def recorded_configuration(directory: RunDir) -> PretrainConfig:
     Raises:
         UserError: neither can be read.
     """
-    numbers = directory.newest_numbers()
+    numbers = directory.checkpoint_numbers()
     if numbers is None:
         return from_dict(read_yaml(directory.config))
     check_numbers(directory.path, numbers)

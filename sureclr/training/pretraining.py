@@ -112,7 +112,7 @@ def pretrain(
         training.images.shape[-1],
         training.images.shape[1],
         training.name,
-        directory.newest_digest() or "",
+        directory.checkpoint_digest() or "",
     )
 
 

@@ -39,7 +39,7 @@ from sureclr.files import (
     write_synced,
 )
 
-KEPT_CHECKPOINTS = 2
+KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
 LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
 LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
@@ -333,7 +333,7 @@ class RunDir:
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
     ) -> Path:
-        """Write a checkpoint whole or not at all, and remove all but the newest two.
+        """Write a checkpoint whole or not at all, and remove all but the newest two and the best.
 
         Args:
             step: number of steps done, which names the checkpoint.
@@ -377,11 +377,12 @@ class RunDir:
         return final
 
     def _prune(self) -> None:
-        """Remove all checkpoints that are older than the newest two with a readable step."""
-        saved = self.saved()
+        """Remove all that are older than the newest two with a readable step, but for the best."""
+        saved, best = self.saved(), self.best()
         kept = [path for path in saved if recorded_step(path) is not None][-KEPT_CHECKPOINTS:]
         for path in saved[: saved.index(kept[0])] if kept else []:
-            remove(path)
+            if path != best:
+                remove(path)
 
     def saved(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first, by the steps that they record.
@@ -403,16 +404,82 @@ class RunDir:
 
         return [path for _, path in sorted(folders, key=order)]
 
-    def load_checkpoint(self) -> Checkpoint:
-        """Load the newest undamaged checkpoint; a damaged one is reported on stderr and skipped.
+    def best(self) -> Path | None:
+        """Return the checkpoint with the highest accuracy that the monitor measured at its step.
+
+        Of equal ones it is the earliest. None: no checkpoint records an accuracy, as in a run
+        without labels.
+        """
+        scores = [(monitored_accuracy(recorded_numbers(path)), path) for path in self.saved()]
+        known = [(score, path) for score, path in scores if score is not None]
+        return max(known, key=lambda entry: entry[0])[1] if known else None
+
+    def chosen(self, which: str = "last") -> list[Path]:
+        """Return the checkpoints that a choice allows, the one to be tried first at the front.
+
+        Args:
+            which: "last", for which an older checkpoint may stand in where the newest is damaged;
+                "best", see `best`; or a number of steps in digits.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no such checkpoint.
+        """
+        saved = self.saved()
+        if which == "last":
+            return saved[::-1]
+        if which == "best":
+            if (best := self.best()) is not None:
+                return [best]
+            problem = (
+                "no best checkpoint, because no accuracy was measured at a saved step (that needs"
+                " labelled training images and monitor_every above 0)"
+            )
+        elif re.fullmatch(r"[0-9]{1,9}", which):
+            if found := [path for path in saved if recorded_step(path) == int(which)]:
+                return found[-1:]
+            problem = f"no checkpoint of step {int(which)}"
+        else:
+            problem = f"no checkpoint {which!r:.40}"
+        raise UserError(
+            f"the run in {self.path} has {problem}; {self._described()}, so choose one of these"
+            " with checkpoint=last, best or a step."
+        )
+
+    def _described(self) -> str:
+        """Which checkpoints there are, in words."""
+        saved, best = self.saved(), self.best()
+        words = []
+        for path in saved:
+            names = [
+                name
+                for name, is_it in (("best", path == best), ("last", path == saved[-1]))
+                if is_it
+            ]
+            step = recorded_step(path)
+            known = "a damaged one" if step is None else f"step {step}"
+            words.append(known + (f" ({' and '.join(names)})" if names else ""))
+        return f"it has {', '.join(words) or 'none'}"
+
+    def load_checkpoint(self, which: str = "last") -> Checkpoint:
+        """Load a checkpoint.
+
+        Args:
+            which: as in `chosen`. Of "last", a damaged one is reported on stderr and skipped; any
+                other choice has nothing that could stand in.
+
+        Raises:
+            UserError: there is no such checkpoint, or none that is undamaged.
         """
         from safetensors.torch import load
 
-        for path in reversed(self.saved()):
+        choice = self.chosen(which)
+        for path in choice:
             files = verified(path)
+            if files is None and which != "last":
+                raise UserError(
+                    f"checkpoint {path} is damaged (it does not match its manifest);"
+                    f" {self._described()}, so choose another with checkpoint=."
+                )
             if files is None:
                 print(
                     f"checkpoint {path} is damaged (it does not match its manifest); trying the one"
@@ -429,19 +496,19 @@ class RunDir:
             " overwrite=True."
         )
 
-    def newest_numbers(self) -> dict[str, Any] | None:
+    def checkpoint_numbers(self, which: str = "last") -> dict[str, Any] | None:
         """Return the numbers of the checkpoint that `load_checkpoint` would load, or None."""
-        for path in reversed(self.saved()):
+        for path in self.chosen(which):
             if (files := verified(path)) is not None:
                 return dict(json.loads(files["state.json"]))
         return None
 
-    def newest_digest(self) -> str | None:
+    def checkpoint_digest(self, which: str = "last") -> str | None:
         """Return the digest of the checkpoint that `load_checkpoint` would load.
 
         It reads and checks the files, but makes no tensors of them. None: there is no checkpoint.
         """
-        for path in reversed(self.saved()):
+        for path in self.chosen(which):
             if (files := verified(path)) is not None:
                 return hashlib.sha256(files["manifest.json"]).hexdigest()
         return None
@@ -591,16 +658,29 @@ def _has_the_right_size(path: Path) -> bool:
         return size == 8 + length + max(ends, default=0)
 
 
-def recorded_step(path: Path) -> int | None:
-    """Return the step in a checkpoint's state.json; None if it does not fit the manifest."""
+def recorded_numbers(path: Path) -> dict[str, Any] | None:
+    """Return a checkpoint's state.json; None if it does not fit the manifest, or has no step."""
     try:
         manifest = json.loads(read_file(path / "manifest.json", LARGEST_JSON))
         state = read_file(path / "state.json", LARGEST_JSON)
-        step = json.loads(state)["step"]
+        numbers = dict(json.loads(state))
         intact = manifest["state.json"] == hashlib.sha256(state).hexdigest()
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return step if intact and type(step) is int else None
+    return numbers if intact and type(numbers.get("step")) is int else None
+
+
+def recorded_step(path: Path) -> int | None:
+    """Return the step in a checkpoint's state.json; None if it does not fit the manifest."""
+    numbers = recorded_numbers(path)
+    return None if numbers is None else int(numbers["step"])
+
+
+def monitored_accuracy(numbers: Mapping[str, Any] | None) -> float | None:
+    """Return the kNN accuracy that the monitor measured at the step of a checkpoint, or None."""
+    monitor = (numbers or {}).get("monitor")
+    accuracy = monitor.get("knn") if isinstance(monitor, dict) else None
+    return accuracy if type(accuracy) is float and 0 <= accuracy <= 1 else None
 
 
 def _as_line(line: dict[str, Any]) -> bytes:

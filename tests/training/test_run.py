@@ -217,12 +217,12 @@ def test_the_checkpoint_is_that_of_the_weights(run: Run, tmp_path: Path) -> None
     (newest,) = [path for path in run.directory.saved() if path.name == "step-000000012"]
     expected = hashlib.sha256((newest / "manifest.json").read_bytes()).hexdigest()
     assert run.checkpoint == load(run.path, "cpu").checkpoint == expected
-    assert run.directory.newest_digest() == expected
+    assert run.directory.checkpoint_digest() == expected
     assert run.untrained().checkpoint == run.redrawn(1).checkpoint == ""
     shutil.copytree(run.path, tmp_path / "run")
     (tmp_path / "run" / "checkpoints" / newest.name / "state.json").write_text("{}")
     older = load(tmp_path / "run", "cpu")
-    assert older.checkpoint == older.directory.newest_digest() != expected
+    assert older.checkpoint == older.directory.checkpoint_digest() != expected
 
 
 def test_redrawn_weights_are_those_of_the_other_seed(run: Run) -> None:

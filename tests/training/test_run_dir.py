@@ -362,7 +362,7 @@ def test_damaged_checkpoints_displace_no_whole_one(run: RunDir) -> None:
         (path / "state.json").write_bytes(b"")
     run.save_checkpoint(20, at(20), {"step": 20})
     run.save_checkpoint(30, at(30), {"step": 30})
-    assert run.load_checkpoint().numbers["step"] == 30 and run.newest_numbers() == {"step": 30}
+    assert run.load_checkpoint().numbers["step"] == 30 and run.checkpoint_numbers() == {"step": 30}
 
 
 def test_a_manifest_cannot_name_files_elsewhere(run: RunDir, tmp_path: Path) -> None:
@@ -561,14 +561,14 @@ def test_default_name_of_the_folder_that_we_are_in(
 
 
 def test_the_digest_is_that_of_the_newest_undamaged_manifest(run: RunDir) -> None:
-    assert run.newest_digest() is None
+    assert run.checkpoint_digest() is None
     first = run.save_checkpoint(1, at(1), {"step": 1})
     one = hashlib.sha256((first / "manifest.json").read_bytes()).hexdigest()
-    assert run.newest_digest() == one == run.load_checkpoint().digest
+    assert run.checkpoint_digest() == one == run.load_checkpoint().digest
     second = run.save_checkpoint(2, at(2), {"step": 2})
-    assert run.newest_digest() == run.load_checkpoint().digest != one
+    assert run.checkpoint_digest() == run.load_checkpoint().digest != one
     (second / "state.json").write_text("{}")
-    assert run.newest_digest() == run.load_checkpoint().digest == one
+    assert run.checkpoint_digest() == run.load_checkpoint().digest == one
 
 
 def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
@@ -576,7 +576,7 @@ def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> N
     for name, value in (("a", 1), ("b", 1), ("c", 2)):
         directory = RunDir(tmp_path / name)
         directory.save_checkpoint(1, at(value), {"step": 1})
-        digests.append(directory.newest_digest())
+        digests.append(directory.checkpoint_digest())
     assert digests[0] == digests[1] != digests[2]
 
 
