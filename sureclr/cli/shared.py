@@ -130,7 +130,7 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "accept_changes again budget classifier data device human image_column known label_column"
+    "accept_changes again budget checkpoint classifier data device human image_column known label_column"
     " labels out overwrite resume root seed strategy track unfamiliar"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not

@@ -8,7 +8,7 @@ from sureclr.errors import UserError
 from sureclr.files import WriteError
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, stop_on_signals
-from sureclr.training.monitor import Monitor, collapse_warning, monitor_text
+from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
 from sureclr.training.records import (
     begin_run,
     resume_run,
@@ -89,20 +89,27 @@ def _take_steps(
 ) -> None:
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
     saved = f"continue with resume=True, out={str(directory.path)!r}"
+    best = BestSoFar.of(directory, trainer.per_epoch)
     while trainer.done < trainer.steps:
         untrained = _untrained_knn(trainer, monitor)
         began = time.monotonic()
         loss, posterior = trainer.step()
         numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
+        is_best = False
         if trainer.done % trainer.per_epoch == 0:
             numbers |= _monitored(trainer, directory, monitor, progress)
+            if "knn" in numbers:
+                trainer.monitored = {"knn": numbers["knn"], "queries": len(monitor.queries)}
+                is_best = best.takes(numbers["knn"], len(monitor.queries), trainer.done)
         directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
         tracker(numbers)
         progress.update(trainer.done, numbers)
         complete = trainer.done == trainer.steps
+        if "knn" in numbers and (warning := best.warning(numbers["knn"], complete)):
+            progress.message(warning)
         if complete:
             _report_gain(directory, numbers, progress)
-        if stop or complete or trainer.is_due(trainer.config.checkpoint_every):
+        if stop or complete or is_best or trainer.is_due(trainer.config.checkpoint_every):
             trainer.check_weights()
             directory.save_checkpoint(trainer.done, *trainer.state())
             trainer.saved_step = trainer.done

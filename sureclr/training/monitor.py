@@ -18,6 +18,7 @@ from sureclr.maths import losses, metrics, neighbours
 from sureclr.maths.sphere import Posterior
 from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
+from sureclr.training.run_dir import RunDir, recorded_monitor, recorded_step
 
 PROBES = 1024  # fixed training images that are followed
 BANK = 4096  # labelled training images among which held-out ones find their neighbours
@@ -118,6 +119,62 @@ class Monitor:
         similarity, index = neighbours.top_k(queries.features, bank.features, k)
         voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
         return {"knn": float((voted == queries.labels).float().mean())}
+
+
+@dataclass
+class BestSoFar:
+    """The checkpoint with the highest kNN accuracy so far.
+
+    Attributes:
+        per_epoch: steps of an epoch.
+        accuracy: measured on held-out training images; below 0: none was measured yet.
+        queries: their number.
+        step: after which it was measured.
+        warned: the accuracy of the last warning.
+    """
+
+    per_epoch: int
+    accuracy: float = -1.0
+    queries: int = 0
+    step: int = 0
+    warned: float = 1.0
+
+    @staticmethod
+    def of(directory: RunDir, per_epoch: int) -> "BestSoFar":
+        """Return what the checkpoints of a run folder say."""
+        found = BestSoFar(per_epoch)
+        best = directory.best()
+        if best is not None and (monitor := recorded_monitor(best)) is not None:
+            found.takes(*monitor, recorded_step(best) or 0)
+        return found
+
+    def takes(self, accuracy: float, queries: int, step: int) -> bool:
+        """Return whether an accuracy is a new best, and remember it if so."""
+        if accuracy <= self.accuracy:
+            return False
+        self.accuracy, self.queries, self.step, self.warned = accuracy, queries, step, 1.0
+        return True
+
+    def warning(self, accuracy: float, complete: bool) -> str | None:
+        """Return a sentence if an accuracy lies below the 95 % interval of the best one.
+
+        While the run goes on, it is said again only of an accuracy that is lower still.
+
+        Args:
+            accuracy: that was measured now.
+            complete: whether the run ends here.
+        """
+        low, high = metrics.wilson_interval(round(self.accuracy * self.queries), self.queries)
+        if accuracy >= low or not (complete or accuracy < self.warned):
+            return None
+        self.warned = accuracy
+        when, epoch = "at the end" if complete else "now", self.step // self.per_epoch
+        return (
+            f"The encoder got worse: kNN accuracy on held-out training images was"
+            f" {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) after epoch {epoch} and"
+            f" is {accuracy:.3f} {when}. A lower learning_rate may help. The checkpoint of epoch"
+            f" {epoch} is kept: use it with checkpoint=best."
+        )
 
 
 def mean_cosine_of_different(first: Tensor, second: Tensor | None = None) -> float:

@@ -410,8 +410,8 @@ class RunDir:
         Of equal ones it is the earliest. None: no checkpoint records an accuracy, as in a run
         without labels.
         """
-        scores = [(monitored_accuracy(recorded_numbers(path)), path) for path in self.saved()]
-        known = [(score, path) for score, path in scores if score is not None]
+        found = [(recorded_monitor(path), path) for path in self.saved()]
+        known = [(monitor[0], path) for monitor, path in found if monitor is not None]
         return max(known, key=lambda entry: entry[0])[1] if known else None
 
     def chosen(self, which: str = "last") -> list[Path]:
@@ -676,11 +676,18 @@ def recorded_step(path: Path) -> int | None:
     return None if numbers is None else int(numbers["step"])
 
 
-def monitored_accuracy(numbers: Mapping[str, Any] | None) -> float | None:
-    """Return the kNN accuracy that the monitor measured at the step of a checkpoint, or None."""
-    monitor = (numbers or {}).get("monitor")
-    accuracy = monitor.get("knn") if isinstance(monitor, dict) else None
-    return accuracy if type(accuracy) is float and 0 <= accuracy <= 1 else None
+def recorded_monitor(path: Path) -> tuple[float, int] | None:
+    """Return the kNN accuracy that was measured at a checkpoint's step, and of how many images.
+
+    None: nothing was measured there, or the checkpoint does not say it in a form of ours.
+    """
+    monitor = (recorded_numbers(path) or {}).get("monitor")
+    if not isinstance(monitor, dict):
+        return None
+    accuracy, queries = monitor.get("knn"), monitor.get("queries")
+    if type(accuracy) is not float or type(queries) is not int:
+        return None
+    return (accuracy, queries) if 0 <= accuracy <= 1 and queries > 0 else None
 
 
 def _as_line(line: dict[str, Any]) -> bytes:

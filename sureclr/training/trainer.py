@@ -37,6 +37,8 @@ class Trainer:
         record: what every checkpoint stores beside the state: the digest of the images, and the
             changes that were accepted when the run was resumed.
         saved_step: the step of the newest checkpoint; None: there is none.
+        monitored: what the monitor measured after the last step, `knn` and its number of `queries`;
+            None: nothing was measured there.
     """
 
     config: PretrainConfig
@@ -48,6 +50,7 @@ class Trainer:
     done: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
+    monitored: dict[str, float] | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -75,6 +78,7 @@ class Trainer:
             raise self._diverged(f"the loss is {value}")
         self.optimizer.step()
         self.done += 1
+        self.monitored = None
         return value, posterior
 
     def gradient(self) -> tuple[Tensor, Posterior]:
@@ -121,17 +125,23 @@ class Trainer:
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def check_weights(self) -> None:
-        """Raise a `UserError` if a weight, a running statistic or a moment is not finite.
+        """Raise a `UserError` if a tensor of the state is not finite; it names the tensor.
 
         Call it before a checkpoint: a loss can be finite when its gradient is not. A moment of the
         optimizer that is infinite keeps its weight where it is for ever.
         """
-        tensors = [*self.model.parameters(), *self.model.buffers(), *self.objective.buffers()]
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
-            raise self._diverged("a weight or a running statistic is not finite")
-        moments = [v for entry in self.optimizer.state.values() for v in entry.values()]
-        if not all(bool(v.isfinite().all()) for v in moments if isinstance(v, Tensor)):
-            raise self._diverged("a moment of the optimizer is not finite")
+        named = {
+            f"{name} of the {owner}": tensor
+            for owner, module in (("network", self.model), ("loss", self.objective))
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        names = {id(tensor): name for name, tensor in named.items()}
+        for parameter, entry in self.optimizer.state.items():
+            of = names.get(id(parameter), "a parameter")
+            named |= {f"the optimizer's {key} for {of}": value for key, value in entry.items()}
+        for name, value in named.items():
+            if isinstance(value, Tensor | float) and not torch.as_tensor(value).isfinite().all():
+                raise self._diverged(f"{name} is not finite")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the parts and the numbers of a checkpoint."""
@@ -150,6 +160,8 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
+        if self.monitored is not None:
+            numbers["monitor"] = self.monitored
         parts = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
@@ -168,6 +180,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         self.done = self.saved_step = numbers["step"]
         self.record = {key: numbers[key] for key in RECORDED if key in numbers}
+        self.monitored = numbers.get("monitor")
 
     def _generator(self) -> torch.Generator:
         """Return a generator for losses that sample.
