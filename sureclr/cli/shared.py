@@ -130,8 +130,8 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "accept_changes again budget checkpoint classifier data device human image_column known label_column"
-    " labels out overwrite resume root seed strategy track unfamiliar"
+    "accept_changes again budget checkpoint classifier data device human image_column known"
+    " label_column labels out overwrite resume root seed strategy track unfamiliar"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(
