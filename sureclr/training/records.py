@@ -77,8 +77,14 @@ def resume_run(
         refuse_changes(directory, changes)
     if checkpoint is not None:
         _restore(directory, trainer, checkpoint.parts, numbers)
-    elif _own_state(trainer):
-        _restore_own(trainer, directory.load_initial())
+    else:
+        if lines := directory.lines():
+            progress.message(
+                f"{directory.checkpoints} holds no checkpoint, although the run had taken"
+                f" {lines[-1]['step']} steps; it starts again from its first step."
+            )
+        if _own_state(trainer):
+            _restore_own(trainer, directory.load_initial())
     if text := machine_changes(directory, environment()):
         progress.message(text)
     _record_images(directory, trainer, images)

@@ -3,6 +3,7 @@
 Witness of the order of steps: the accuracies are given, so that the best one is known.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,14 @@ def test_a_record_of_another_form_is_no_best(tmp_path: Path, monitor: Any) -> No
     directory.prepare(resume=False, overwrite=False)
     directory.save_checkpoint(3, {"model": {}}, {"step": 3, "monitor": monitor})
     assert directory.best() is None
+
+
+def test_a_run_without_its_checkpoints_says_that_it_starts_again(
+    tmp_path: Path, accuracies: list[float]
+) -> None:
+    run_of(tmp_path / "a", accuracies, WORSE[:2])
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    accuracies[:] = [0.1, *WORSE[:2]]
+    heard = Listening()
+    train(tmp_path / "a", labelled(), epochs=2, monitor_every=1, resume=True, progress=heard)
+    assert any("had taken 6 steps; it starts again from its first step" in s for s in heard.said)
