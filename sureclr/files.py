@@ -1,18 +1,27 @@
 """The one way in which SureCLR writes files: complete or not at all, and never through a link.
 
-Also what goes with it: reading that no pipe can hold up, JSON that every reader accepts, and
-checksums.
+A draft with a random name is written beside the target, synced to the disk, and takes the target's
+name; then the folder is synced. While a process lives, it holds a lock on its drafts, so that those
+of dead processes can be told apart and removed.
+
+Also what goes with it: the lock of a folder, reading that no pipe can hold up, JSON that every
+reader accepts, and checksums.
 """
 
 import errno
 import json
 import os
 import re
+import secrets
+import shlex
 import shutil
+import socket
 import stat
-import threading
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -26,9 +35,17 @@ if TYPE_CHECKING:
 
 HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or not contiguous
 LARGEST_JSON = 1 << 24  # bytes; parsed, the worst of such files takes about 400 MB
+WINDOWS = os.name == "nt"
 SEAL = "sha256"  # key of the digest of a JSON object
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DRAFT = re.compile(r"\.(draft-\d+|.+\.\d+-\d+)")  # the names of `draft_path`, and of checkpoints
+DRAFT_START = ".sureclr-draft-"  # 16 random hexadecimal digits follow
+NEW_DRAFT = re.compile(re.escape(DRAFT_START) + "[0-9a-f]{16}")
+DRAFT = re.compile(NEW_DRAFT.pattern + r"|\.(draft-\d+|.+\.\d+-\d+)")  # and of older versions
+DRAFT_AGE = 86_400  # seconds after which a draft is dead, on a drive that has no locks
+BLOCK = 4096  # bytes; disks give room to files in blocks of about so many
+LONGEST_HOLDER = 1 << 12  # bytes of what a lock says of its holder
+LONGEST_WORDS = 200  # characters of a command in it
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 
 class WriteError(UserError, OSError):
@@ -54,6 +71,8 @@ class WriteError(UserError, OSError):
         if error.errno in OF_SPACE:
             free = free_bytes(path.parent)
             space = "" if free is None else f" and {free:,} are free"
+            if free is not None and free >= needed:
+                space += ", so that a quota or the number of files is used up"
             reason += f": at least {needed:,} bytes are needed{space}"
         self.failure = f"{path} could not be written ({reason})"
 
@@ -98,6 +117,10 @@ def open_file(path: Path, largest: int | None = None) -> Iterator[IO[bytes]]:
             raise OSError(errno.EFBIG, reason, str(path))
         with os.fdopen(handle, "rb", closefd=False) as file:
             yield file
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a read that failed names no file
+            error.filename = str(path)
+        raise
     finally:
         os.close(handle)
 
@@ -146,7 +169,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
 
     Readers see the old content or the new one, never a part. The draft lies beside the target and
     is removed if the block fails. If `path` is a symbolic link, the link is replaced; the file that
-    it points to does not change.
+    it points to does not change. At the end, file and folder are on the disk.
 
     Args:
         path: the file to write. Its folder must exist.
@@ -157,23 +180,58 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         WriteError: the disk is full, or the folder is missing or not writable.
     """
-    draft = draft_path(path)
     written = 0
-    try:
-        draft.unlink(missing_ok=True)  # of a dead process with the same number, or a link
-        with draft.open("xb") as file:  # "x" fails at a link instead of following it
-            yield file
-            written = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            written = max(written, draft.stat().st_size)
-            draft.unlink()
-        if isinstance(error, OSError) and not isinstance(error, FileExistsError | WriteError):
+    with _draft(path, folder=False) as (draft, handle, held):
+        try:
+            with os.fdopen(handle, "wb", closefd=False) as file:
+                yield file
+                written = file.tell()
+                file.flush()
+            os.fsync(handle)
+            if WINDOWS:  # has no locks, and renames no open file
+                held.close()
+            draft.replace(path)
+            sync_folder(path.parent)
+        except OSError as error:
+            ours = (None, str(draft), str(path), str(path.parent))
+            if isinstance(error, WriteError) or error.filename not in ours:
+                raise  # of another file, which the block has read
+            if error.errno in OF_SPACE:  # there was no room for one more block
+                written = max(written, os.fstat(handle).st_size + BLOCK)
+            remove(draft)  # before the free bytes are counted
             raise WriteError(path, error, written) from error
-        raise
+
+
+@contextmanager
+def writing_folder_atomically(path: Path) -> Iterator[Path]:
+    """Make a folder that takes the name `path` at the end of the block, as `writing_atomically`.
+
+    A folder that has the name already is moved to `replaced_path(path)` and then deleted; after a
+    kill between the two, `restore_replaced` gives it its name back.
+
+    Args:
+        path: the folder to write. The one around it must exist.
+
+    Yields:
+        The draft of the folder; write into it with `write_synced`.
+
+    Raises:
+        OSError: the disk is full, or the folder around it is missing or not writable.
+    """
+    with _draft(path, folder=True) as (draft, *_):
+        yield draft
+        sync_folder(draft)
+        replaced = replaced_path(path)
+        if os.path.lexists(path):
+            remove(replaced)
+            path.rename(replaced)
+        try:
+            draft.rename(path)
+        except OSError:
+            restore_replaced(path.parent)
+            raise
+        remove(replaced)
+        sync_folder(path.parent)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -193,28 +251,259 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise WriteError(path, error, len(data)) from error.__cause__
 
 
-def draft_path(path: Path) -> Path:
-    """Return the name under which this thread writes a file before it takes the name `path`."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-
-
-def write_synced(path: Path, data: bytes) -> None:
+def write_synced(path: Path, *blocks: bytes) -> None:
     """Write a file in a folder that is itself a draft, and wait until it is on the disk."""
     with path.open("xb") as file:
-        file.write(data)
+        for block in blocks:
+            file.write(block)
         file.flush()
         os.fsync(file.fileno())
 
 
+def try_to_write(folder: Path, count: int) -> None:
+    """Write a folder with a file of so many bytes, and delete it, to see that there is room for it.
+
+    It tells before hours of work what a checkpoint would meet: a full disk, a quota, a drive that
+    is read-only or lost, or one on which a folder cannot be renamed.
+
+    Raises:
+        WriteError: it cannot be written.
+    """
+    trial, block = folder / _draft_name(), os.urandom(min(count, 1 << 20))
+    whole, rest = divmod(count, max(len(block), 1))
+    try:
+        with writing_folder_atomically(trial) as draft:
+            write_synced(draft / "trial", *[block] * whole, block[:rest])
+    except OSError as error:
+        raise WriteError(folder, error, count) from error
+    finally:
+        with suppress(OSError):
+            remove(trial)
+
+
+def replaced_path(path: Path) -> Path:
+    """Return the name that a folder has while another one takes its place."""
+    return path.with_name(f".replaced-{path.name}")
+
+
+def restore_replaced(folder: Path) -> None:
+    """Give folders their names back that were moved aside to be replaced, and were not."""
+    for path in folder.glob(".replaced-*"):
+        final = folder / path.name.removeprefix(".replaced-")
+        remove(path) if os.path.lexists(final) else path.rename(final)
+
+
+def _draft_name() -> str:
+    return DRAFT_START + secrets.token_hex(8)
+
+
+@contextmanager
+def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]:
+    """Make a draft of a file or a folder beside it, and delete what is left of it at the end.
+
+    Nothing that lies there already can take its place, because its name is random and new. The
+    process holds a lock on it as long as it lives. The first draft in a folder removes those that
+    dead processes left there.
+
+    Yields:
+        The draft; its handle, which of a file is open for writing; and what closes the handle.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    try:
+        _tidy_once(path.parent)
+        draft, handle = _new_draft(path.parent, folder)
+    except OSError as error:
+        raise WriteError(path, error, 0) from error
+    with ExitStack() as held:
+        held.callback(os.close, handle)
+        try:
+            yield draft, handle, held
+        finally:
+            with suppress(OSError):
+                remove(draft)
+
+
+def _new_draft(parent: Path, folder: bool) -> tuple[Path, int]:
+    while True:
+        draft = parent / _draft_name()
+        with suppress(FileExistsError):
+            handle = _open_draft(draft, folder)
+            # Between the two calls, another process may have taken it for one of a dead process
+            if _flock(handle) is not False and os.fstat(handle).st_nlink > 0:
+                return draft, handle
+            os.close(handle)
+
+
+def _open_draft(draft: Path, folder: bool) -> int:
+    if folder:
+        draft.mkdir()
+        return os.open(os.devnull if WINDOWS else draft, os.O_RDONLY)
+    # O_EXCL fails at a link instead of following it
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    return os.open(draft, flags, 0o666)
+
+
+def _flock(handle: int) -> bool | None:
+    """Lock an open file; False: another process has locked it; None: the drive has no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return None if error.errno in NO_LOCKS else False
+    return True
+
+
+_tidied: set[tuple[int, Path]] = set()  # folders, each with the process that tidied it
+
+
+def _tidy_once(folder: Path) -> None:
+    """Remove the drafts of dead processes from a folder, once in the life of this process."""
+    key = (os.getpid(), folder.absolute())
+    if key not in _tidied:
+        _tidied.add(key)
+        remove_dead_drafts(folder)
+
+
+def remove_dead_drafts(folder: Path, *, alone: bool = False) -> None:
+    """Remove the drafts of processes that died while they wrote, never those of a living one.
+
+    Args:
+        folder: in which they lie; it need not exist.
+        alone: whether the caller holds a lock that all who write here take. Then drafts of older
+            versions are removed too, which have no lock of their own.
+    """
+    pattern = DRAFT if alone else NEW_DRAFT
+    with suppress(OSError):  # what cannot be removed now does no harm
+        with os.scandir(folder) as entries:
+            drafts = [folder / entry.name for entry in entries if pattern.fullmatch(entry.name)]
+        for draft in drafts:
+            with suppress(OSError):
+                _remove_dead(draft, alone)
+
+
+def _remove_dead(draft: Path, alone: bool) -> None:
+    status = draft.lstat()
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        if alone:  # a link or a pipe, which no process of ours has made
+            remove(draft)
+        return
+    access = os.O_RDONLY if stat.S_ISDIR(status.st_mode) else os.O_RDWR
+    handle = os.open(draft, access | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    try:
+        locked = _flock(handle)
+        old = alone or time.time() - status.st_mtime > DRAFT_AGE
+        if locked or (locked is None and old):
+            remove(draft)
+    finally:
+        os.close(handle)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until a rename in this folder is on the disk, where the system can do that."""
-    if os.name == "nt":
+    if WINDOWS:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # some network drives sync no folders
+            raise
     finally:
         os.close(handle)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Keep other writers out of a folder inside the block.
+
+    The system releases the lock when the process ends, however it ends. On a drive that has no
+    locks, a line on stderr says so.
+
+    Args:
+        folder: in which the file `lock` is made; it says who holds the lock.
+
+    Raises:
+        UserError: another process holds the lock, which the sentence describes; or the folder
+            cannot be written.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(os.fdopen(_open_lock(folder), "r+b"))
+        locked = _flock(file.fileno())
+        if locked is False:
+            holder = _holder(file.read(LONGEST_HOLDER))
+            raise UserError(
+                f"another process is writing to {folder}{holder}; wait for it, or choose another"
+                " out."
+            )
+        if locked is None and not WINDOWS:
+            print(
+                f"the drive of {folder} has no locks: let only one process write there",
+                file=sys.stderr,
+            )
+        ours = os.fstat(file.fileno()).st_nlink == 1  # else the content is another file's too
+        if ours:
+            _hold(file.fileno())
+        try:
+            yield
+        finally:
+            if ours:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), 0)
+
+
+def _open_lock(folder: Path) -> int:
+    """Open the file that is locked, without following a link or waiting for a pipe."""
+    path = folder / "lock"
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a link, and writing through it could change a file outside the run;"
+                " delete the link."
+            ) from error
+        raise UserError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another out."
+        ) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is a pipe or a device and not a file; delete it.")
+    return handle
+
+
+def _hold(handle: int) -> None:
+    """Write into the lock who holds it."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "doing": _doing()}
+    with suppress(OSError):  # it only helps others: a full disk is no reason to stop
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(holder).encode(), 0)
+
+
+def _doing() -> str:
+    """Return the words of the command that runs here, or that it is a Python session."""
+    program = Path(sys.argv[0] if sys.argv else "")
+    if program.stem == "sureclr" or program.parts[-3:] == ("sureclr", "cli", "__main__.py"):
+        return shlex.join(["sureclr", *sys.argv[1:]])[:LONGEST_WORDS]
+    return "a Python session"
+
+
+def _holder(data: bytes) -> str:
+    """Who holds a lock, in words, or "" where the lock does not say."""
+    try:
+        holder = json.loads(data)
+        pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
+        doing = str(holder.get("doing", ""))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    words = f", doing {doing[:LONGEST_WORDS]!r}" if doing else ""
+    return f" (process {pid} on {host!r:.40}, since {since:.25}{words})"
 
 
 def remove(path: Path) -> None:

@@ -20,11 +20,13 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
+from sureclr import files
 from sureclr.files import (
+    DRAFT,
+    DRAFT_START,
     HASHED_BYTES,
     digest_of_bytes,
     digest_of_tensors,
-    draft_path,
     json_bytes,
     remove,
     sync_folder,
@@ -90,7 +92,7 @@ def test_the_draft_is_on_the_disk_before_it_takes_the_name(
 
     monkeypatch.setattr(os, "fsync", recording)
     write_atomically(path, b"12345")
-    assert synced == [(5, False)]
+    assert synced[0] == (5, False) and len(synced) == 2 and synced[1][1]  # then the folder
 
 
 @pytest.mark.parametrize("where", ["missing/a.bin", "file/a.bin"])
@@ -109,41 +111,127 @@ def test_a_target_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path) ->
     assert path.read_bytes() == b"new" and not path.is_symlink()
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_draft_that_is_a_link_is_replaced_and_not_followed(tmp_path: Path, exists: bool) -> None:
-    other, path = tmp_path / "other.txt", tmp_path / "a.txt"
-    if exists:
-        other.write_bytes(b"precious")
-    draft_path(path).symlink_to(other)
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new" and not path.is_symlink()
-    assert (other.read_bytes() == b"precious") if exists else not other.exists()
-    assert not draft_path(path).is_symlink()
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link", "folder", "pipe"])
+def test_nothing_planted_stands_in_the_way_or_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The first two random names are guessed: what lies there stays, and the next one is taken."""
+    (tmp_path / "other.txt").write_bytes(b"precious")
+    (tmp_path / "a").mkdir()
+    planted = [tmp_path / "a" / f"{DRAFT_START}{i:016x}" for i in range(2)]
+    for path in planted:
+        if kind == "file":
+            path.write_bytes(b"mine")
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.symlink_to(tmp_path / ("other.txt" if kind == "link" else "nowhere"))
+    monkeypatch.setattr(files, "_tidy_once", lambda folder: None)
+    names = iter([*(path.name for path in planted), f"{DRAFT_START}{7:016x}"])
+    monkeypatch.setattr(files, "_draft_name", lambda: next(names))
+    write_atomically(tmp_path / "a" / "x", b"new")
+    assert (tmp_path / "a" / "x").read_bytes() == b"new"
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        *(path.name for path in planted),
+        "x",
+    ]
+    assert (tmp_path / "other.txt").read_bytes() == b"precious"
+    assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_link_that_appears_at_the_last_moment_is_not_followed(
+def test_names_of_drafts_do_not_repeat() -> None:
+    names = {files._draft_name() for _ in range(1000)}
+    assert len(names) == 1000 and all(DRAFT.fullmatch(name) for name in names)
+
+
+WRITING = """
+import sys, time
+from pathlib import Path
+from sureclr.files import write_synced, writing_atomically, writing_folder_atomically
+
+folder = Path(sys.argv[1])
+with writing_atomically(folder / "a") as file, writing_folder_atomically(folder / "b") as draft:
+    file.write(b"half")
+    file.flush()
+    write_synced(draft / "c", b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_drafts_of_the_dead_are_removed_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    """Whatever their age; and an old file of the user's that has no name of ours stays."""
+    (tmp_path / ".draft-7").write_bytes(b"of the user, outside of a run")
+    words = [sys.executable, "-c", WRITING, str(tmp_path)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+        drafts = {path for path in tmp_path.iterdir() if path.name.startswith(DRAFT_START)}
+        for draft in drafts:
+            os.utime(draft, (0, 0))
+        for alone in (False, True):
+            (tmp_path / ".draft-7").write_bytes(b"")
+            files.remove_dead_drafts(tmp_path, alone=alone)
+            assert len(drafts) == 2 and drafts <= set(tmp_path.iterdir())
+            assert (tmp_path / ".draft-7").exists() is not alone
+        writer.kill()
+    write_atomically(tmp_path / "x", b"new")  # the first write of this process in this folder
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_drive_without_locks_keeps_young_drafts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As if someone made the link after an older draft was deleted."""
-    other, path = tmp_path / "other.txt", tmp_path / "a.txt"
-    other.write_bytes(b"precious")
-    draft_path(path).symlink_to(other)
-    with monkeypatch.context() as patch, pytest.raises(FileExistsError):
-        patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
-        write_atomically(path, b"new")
-    assert other.read_bytes() == b"precious" and not path.exists()
+    monkeypatch.setattr(files, "_flock", lambda handle: None)
+    young, old = (tmp_path / f"{DRAFT_START}{i:016x}" for i in range(2))
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    files.remove_dead_drafts(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
+    write_atomically(tmp_path / "x", b"new")
+    files.remove_dead_drafts(tmp_path, alone=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_the_draft_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
-    draft_path(tmp_path / "a.txt").write_bytes(b"a long half of an older file")
-    write_atomically(tmp_path / "a.txt", b"new")
-    assert (tmp_path / "a.txt").read_bytes() == b"new"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+def test_a_folder_is_written_whole_or_not_at_all_and_replaces_another(tmp_path: Path) -> None:
+    path = tmp_path / "step"
+    for text in (b"old", b"new"):
+        with files.writing_folder_atomically(path) as draft:
+            write_synced(draft / "a", text[:1], text[1:])
+            assert not path.exists() or (path / "a").read_bytes() == b"old"
+        assert (path / "a").read_bytes() == text
+        assert [entry.name for entry in tmp_path.iterdir()] == ["step"]
+    with pytest.raises(KeyboardInterrupt), files.writing_folder_atomically(path) as draft:
+        raise KeyboardInterrupt
+    assert (path / "a").read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_draft_is_hidden_and_beside_its_target(tmp_path: Path) -> None:
-    draft = draft_path(tmp_path / "a.txt")
-    assert draft.parent == tmp_path and draft.name.startswith(".a.txt.")
+def test_a_folder_that_cannot_take_the_name_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "step", os.rename
+    path.mkdir()
+    (path / "a").write_bytes(b"old")
+
+    def failing(source: Path, target: Path) -> None:
+        if Path(source).name.startswith(DRAFT_START):
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="output"):
+        patch.setattr(os, "rename", failing)
+        with files.writing_folder_atomically(path) as draft:
+            write_synced(draft / "a", b"new")
+    assert (path / "a").read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_of_another_file_is_not_said_to_be_of_this_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, writing_atomically(tmp_path / "a"):
+        (tmp_path / "elsewhere" / "b").read_bytes()
+    assert not isinstance(caught.value, files.WriteError)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_others_may_read_the_file_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """label-next and finetune: which images to label, and what a few labels are worth."""
 
 import csv
+import errno
+import io
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +30,7 @@ from sureclr.cli.shared import (
 )
 from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
+from sureclr.files import write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -126,11 +130,14 @@ def _rows(table: "Embeddings", rows: list[int], reasons: list[str]) -> list[dict
 
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
     try:
-        with out.open("x", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        if os.path.lexists(out):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
+        write_atomically(out, text.getvalue().encode())
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); give another --out."

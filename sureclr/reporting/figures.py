@@ -14,6 +14,7 @@ from sureclr.config import ViewConfig
 from sureclr.data.pictures import Pictures
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
+from sureclr.files import writing_atomically
 from sureclr.reporting.pictures import shown_bands
 
 if TYPE_CHECKING:
@@ -150,7 +151,8 @@ def _settings(config: ViewConfig, channels: int, height: int, width: int) -> str
 def _save(figure: "Figure", path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=_DPI, format="png")
+        with writing_atomically(path) as file:
+            figure.savefig(file, dpi=_DPI, format="png")
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; give another out=."

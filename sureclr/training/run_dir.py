@@ -9,14 +9,12 @@ import hashlib
 import json
 import os
 import re
-import socket
-import stat
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +23,28 @@ from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.files import (
+    BLOCK,
     DRAFT,
     LARGEST_JSON,
     WriteError,
+    folder_lock,
     free_bytes,
     json_bytes,
     make_folder,
     open_file,
     read_file,
     remove,
-    sync_folder,
+    remove_dead_drafts,
+    restore_replaced,
     write_atomically,
     write_synced,
+    writing_folder_atomically,
 )
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
 LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
 LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
-LONGEST_HOLDER = 1 << 10  # bytes of what the lock says of its holder
 CHECKED_LINE = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}')
 OF_THE_WEIGHTS = (  # worthless once training continues
     "results.json",
@@ -189,57 +190,9 @@ class RunDir:
                 f"the run folder {self.path} cannot be made ({error.strerror}); give another out=."
             ) from error
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keep other writers out of the folder inside the block.
-
-        Raises:
-            UserError: another process is writing, or the folder cannot be written.
-        """
-        try:
-            import fcntl
-        except ImportError:  # Windows has no flock: there, users must avoid a second writer
-            yield
-            return
-        with os.fdopen(self._open_lock(), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = _holder(file.read(LONGEST_HOLDER))
-                raise UserError(
-                    f"another process is writing to {self.path}{holder}; wait for it, or choose"
-                    " another out."
-                ) from error
-            ours = os.fstat(file.fileno()).st_nlink == 1  # else the content is another file's too
-            if ours:
-                _hold(file.fileno())
-            try:
-                yield
-            finally:
-                if ours:
-                    with suppress(OSError):
-                        os.ftruncate(file.fileno(), 0)
-
-    def _open_lock(self) -> int:
-        """Open the file that is locked, without following a link or waiting for a pipe."""
-        path = self.path / "lock"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            handle = os.open(path, flags, 0o666)
-        except OSError as error:
-            if path.is_symlink():
-                raise UserError(
-                    f"{path} is a link, and writing through it could change a file outside the"
-                    " run; delete the link."
-                ) from error
-            raise UserError(
-                f"the run folder {self.path} cannot be written ({error.strerror}); choose another"
-                " out."
-            ) from error
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise UserError(f"{path} is a pipe or a device and not a file; delete it.")
-        return handle
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other writers out of the folder inside the block; see `files.folder_lock`."""
+        return folder_lock(self.path)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl.
@@ -312,14 +265,11 @@ class RunDir:
 
         A checkpoint that was moved aside to be replaced, and was not, comes back.
         """
-        for folder in (self.path, self.checkpoints, self.snapshots):
-            if folder.is_dir() and not (folder.is_symlink() and folder != self.path):
-                for path in list(folder.iterdir()):
-                    if DRAFT.fullmatch(path.name):
-                        remove(path)
-        for path in self.checkpoints.glob(".replaced-step-*"):
-            final = self.checkpoints / path.name.removeprefix(".replaced-")
-            remove(path) if os.path.lexists(final) else path.rename(final)
+        folders = [self.checkpoints, self.snapshots]
+        folders += [self.path / name for name in ("finetuned", "classifiers")]
+        for folder in (self.path, *(path for path in folders if not path.is_symlink())):
+            remove_dead_drafts(folder, alone=True)
+        restore_replaced(self.checkpoints)
 
     def check_space(self, needed: int) -> None:
         """Raise a `UserError` if fewer bytes than these are free on the disk of the folder."""
@@ -351,28 +301,15 @@ class RunDir:
             {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
         ).encode()
         final = self.checkpoints / f"step-{step:09d}"
-        draft = self.checkpoints / f".draft-{os.getpid()}"
-        replaced = self.checkpoints / f".replaced-{final.name}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             make_folder(self.checkpoints)
-            remove(draft)
-            draft.mkdir()
-            for name, data in files.items():
-                write_synced(draft / name, data)
-            if final.exists():
-                remove(replaced)
-                final.rename(replaced)
-            draft.rename(final)
-            remove(replaced)
-            sync_folder(self.checkpoints)
-        except BaseException as error:
-            with suppress(OSError):
-                remove(draft)
-            if isinstance(error, OSError):
-                total = sum(len(data) for data in files.values())
-                raise WriteError(final, error, total) from error
-            raise
+            with writing_folder_atomically(final) as draft:
+                for name, data in files.items():
+                    write_synced(draft / name, data)
+        except OSError as error:
+            needed = sum(len(data) + -len(data) % BLOCK for data in files.values())
+            raise WriteError(final, error, needed) from error
         self._prune()
         return final
 
@@ -713,22 +650,3 @@ def _line(text: bytes) -> tuple[dict[str, Any], bool] | None:
         return None
     numbers = all(type(value) in (int, float) for value in line.values())
     return (line, checked is not None) if numbers else None
-
-
-def _hold(handle: int) -> None:
-    """Write into the lock who holds it."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
-    with suppress(OSError):  # it only helps others: a full disk is no reason to stop
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(holder).encode(), 0)
-
-
-def _holder(data: bytes) -> str:
-    """Who holds a lock, in words, or "" where the lock does not say."""
-    try:
-        holder = json.loads(data)
-        pid, host, since = int(holder["pid"]), str(holder["host"]), str(holder["since"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
-    return f" (process {pid} on {host!r:.40}, since {since:.25})"

@@ -5,6 +5,7 @@ else.
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -184,6 +185,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_no_writer(run: RunDir) -> 
     try:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         held = rf"another process is writing to .* \(process {holder.pid} on .*, since 20"
+        held += r".*, doing 'a Python session'\)"
         with pytest.raises(UserError, match=held), run.lock():
             pass
         with pytest.raises(UserError, match="another process is writing"):
@@ -513,7 +515,7 @@ def test_a_full_disk_leaves_no_draft_and_says_what_is_needed(
 ) -> None:
     """R11: the sentence has the path, the bytes needed and the bytes free."""
     first = run.save_checkpoint(1, at(1), {"step": 1})
-    needed = sum(file.stat().st_size for file in first.iterdir())
+    needed = sum(math.ceil(file.stat().st_size / 4096) * 4096 for file in first.iterdir())
 
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
