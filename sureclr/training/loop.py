@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sureclr.errors import UserError
-from sureclr.files import WriteError
+from sureclr.files import OF_SPACE, WriteError
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, stop_on_signals
 from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
@@ -50,7 +50,8 @@ def run_training(
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
         stop = stack.enter_context(stop_on_signals())
-        directory.check_space(trainer.checkpoint_bytes())
+        coming = 1 if resume else trainer.checkpoints_in_all()
+        directory.check_space(trainer.checkpoint_bytes(), coming)
         if resume:
             resume_run(directory, trainer, progress, accept_changes=accept_changes)
         else:
@@ -73,8 +74,9 @@ def run_training(
 def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
     """Return a sentence that says what is kept, and how to go on."""
     kept = "nothing is" if trainer.saved_step is None else f"step {trainer.saved_step} is"
+    remedy = "make room there" if error.errno in OF_SPACE else "bring its drive back"
     return UserError(
-        f"{error.failure}; of the weights, {kept} saved: make room there, and continue with"
+        f"{error.failure}; of the weights, {kept} saved: {remedy}, and continue with"
         f" resume=True, out={str(directory.path)!r}"
     )
 

@@ -94,7 +94,7 @@ def pretrain(
     trainer = fitting_trainer(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
-    directory.prepare(resume, overwrite)
+    directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
     run_training(
         trainer,
         directory,

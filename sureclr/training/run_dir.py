@@ -36,12 +36,14 @@ from sureclr.files import (
     remove,
     remove_dead_drafts,
     restore_replaced,
+    try_to_write,
     write_atomically,
     write_synced,
     writing_folder_atomically,
 )
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
+MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
 LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
 LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
@@ -166,10 +168,16 @@ class RunDir:
                 f"{self.path} exists and holds files that are not a run; give another out=."
             )
 
-    def prepare(self, resume: bool, overwrite: bool) -> None:
+    def prepare(self, resume: bool, overwrite: bool, needed: int = 0) -> None:
         """Check again, make the folder, and remove an old run that is overwritten.
 
         Files that are not part of a run stay.
+
+        Args:
+            resume: whether the run there is continued.
+            overwrite: whether it is replaced.
+            needed: bytes of a checkpoint of the new run. Where they will not be free without the
+                old run either, it stays.
 
         Raises:
             UserError: as in `check`, or the folder cannot be made.
@@ -177,6 +185,7 @@ class RunDir:
         self.check(resume, overwrite)
         if self.is_run() and not resume:
             with self.lock():
+                self._check_room_without(needed)
                 self.forget_results()
                 for name in OURS:
                     if name != "lock":
@@ -189,6 +198,18 @@ class RunDir:
             raise UserError(
                 f"the run folder {self.path} cannot be made ({error.strerror}); give another out=."
             ) from error
+
+    def _check_room_without(self, needed: int) -> None:
+        """Raise a `UserError` if fewer bytes are free even when the run is removed."""
+        ours = [path for name in OURS for path in (self.path / name, *_inside(self.path / name))]
+        removed = sum(path.lstat().st_size for path in ours if path.is_file())
+        free = free_bytes(self.path)
+        if free is not None and free + removed < needed:
+            raise UserError(
+                f"a checkpoint of the new run needs about {needed:,} bytes, and {free:,} are free"
+                f" in {self.path}, with {removed:,} more once the old run is removed; it stays."
+                " Free some space there, or give another out=."
+            )
 
     def lock(self) -> AbstractContextManager[None]:
         """Keep other writers out of the folder inside the block; see `files.folder_lock`."""
@@ -271,14 +292,29 @@ class RunDir:
             remove_dead_drafts(folder, alone=True)
         restore_replaced(self.checkpoints)
 
-    def check_space(self, needed: int) -> None:
-        """Raise a `UserError` if fewer bytes than these are free on the disk of the folder."""
-        free = free_bytes(self.path)
+    def check_space(self, size: int, coming: int = 1) -> None:
+        """Check before hours of training that the folder can take its checkpoints.
+
+        A trial of their size is written, renamed and deleted, which meets what a checkpoint would
+        meet: a quota, a drive that is lost, or one that cannot rename folders.
+
+        Args:
+            size: of a checkpoint, in bytes.
+            coming: number of checkpoints that will be written.
+
+        Raises:
+            UserError: there is not enough room, or the trial failed.
+        """
+        at_once = min(coming, MOST_CHECKPOINTS - len(self.saved()))
+        needed, free = max(at_once, 1) * size, free_bytes(self.path)
         if free is not None and free < needed:
+            what = "a checkpoint" if needed == size else f"checkpoints of {size:,} bytes"
             raise UserError(
-                f"a checkpoint in {self.path} needs about {needed:,} bytes, and {free:,} are free;"
-                " free some space there, or give another out=."
+                f"{what} in {self.path} {'needs' if needed == size else 'need'} about {needed:,}"
+                f" bytes, and {free:,} are free; free some space there, or give another out=."
             )
+        make_folder(self.checkpoints)
+        try_to_write(self.checkpoints, size)
 
     def save_checkpoint(
         self, step: int, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]
@@ -522,6 +558,12 @@ def read_checked_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], d
     if expected is not None and expected != _digest(tensors, about):
         raise ValueError("it does not match its sha256")
     return tensors, about
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder of ours; nothing for a link or a file."""
+    if folder.is_dir() and not folder.is_symlink():
+        yield from folder.rglob("*")
 
 
 def plain_tensors(part: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -124,6 +124,10 @@ class Trainer:
         copies = 3 if self.config.optimizer == "adam" else 2  # with the optimizer's moments
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def checkpoints_in_all(self) -> int:
+        """Return how many checkpoints the whole run writes, if nothing stops it."""
+        return math.ceil(self.config.epochs / (self.config.checkpoint_every or self.config.epochs))
+
     def check_weights(self) -> None:
         """Raise a `UserError` if a tensor of the state is not finite; it names the tensor.
 

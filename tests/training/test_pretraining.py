@@ -391,7 +391,7 @@ def test_a_third_interrupt_stops_at_once_and_leaves_no_half(unbroken: Path, tmp_
     def three_times(handle: int) -> None:
         real(handle)
         if (
-            any((out / "checkpoints").glob(".draft-*"))
+            any((out / "checkpoints").glob(".sureclr-draft-*"))
             and (out / "checkpoints/step-000000003").is_dir()
         ):
             for _ in range(3):
