@@ -8,7 +8,7 @@ import contextlib
 import gzip
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,6 +172,50 @@ def findable(source: str) -> str:
     if kind == "folder":
         return "folder:" + ",".join(str(absolute(path)) for path in folders_of(place))
     return f"{kind}:{absolute(Path(place))}"
+
+
+def paths_from(folder: Path, source: str) -> list[str]:
+    """Return the paths of a source of picture files, relative to a folder; [] for other sources.
+
+    >>> paths_from(Path("/work/runs/one"), "folder:/work/photos")
+    ['../../photos']
+    """
+    kind, _, place = source.partition(":")
+    if kind not in FILE_SOURCES or not place or source in SOURCES:
+        return []
+    paths = folders_of(place) if kind == "folder" else [Path(place)]
+    try:
+        return [os.path.relpath(absolute(path), absolute(folder)) for path in paths]
+    except ValueError:  # Windows: on another drive
+        return []
+
+
+def where_now(source: str, folder: Path, paths: Sequence[str]) -> str:
+    """Return the source at its recorded place, or where it was moved together with a folder.
+
+    The recorded, absolute place has precedence. Only where nothing is there, and something is at
+    the same place relative to the folder, that one is returned.
+
+    Args:
+        source: as a run records it.
+        folder: of the run, as it is now.
+        paths: what `paths_from` returned for the folder where it was then.
+    """
+    kind, _, place = source.partition(":")
+    moved = [os.path.normpath(absolute(folder) / path) for path in paths]
+    if kind not in FILE_SOURCES or not moved:
+        return source
+    recorded = folders_of(place) if kind == "folder" else [Path(place)]
+    if all(map(_is_there, recorded)) or not all(_is_there(Path(path)) for path in moved):
+        return source
+    return f"{kind}:{','.join(moved)}"
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path exists; of a pattern, the part before its first sign."""
+    parts = path.parts
+    plain = next((i for i, part in enumerate(parts) if set(part) & set("*?[{")), len(parts))
+    return path.exists() or (plain < len(parts) and Path(*parts[:plain]).exists())
 
 
 def folders_of(place: str) -> list[Path]:

@@ -12,7 +12,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
-from sureclr.data.sources import is_source, load_images
+from sureclr.data.sources import is_source, load_images, where_now
 from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
@@ -59,7 +59,8 @@ def read_run_images(
 
     Args:
         run: the trained run.
-        data: as in `load_run_images`.
+        data: as in `load_run_images`. Where the run's own images are no longer at their recorded
+            place, they are looked for at the same place relative to the run folder.
         root: the folder of downloaded data sets.
         progress: what to report to.
         to_classify: whether the images are only to be classified: then they have no splits, every
@@ -76,9 +77,10 @@ def read_run_images(
             f"this run was trained on images given in Python ({run.source}), which are not stored;"
             " pass labelled images as data=."
         )
-    source = run.source if data is None else data
+    where = where_now(run.source, run.path, run.directory.image_paths())
+    source = where if data is None else data
     if isinstance(source, str) and is_source(source):
-        return load_images(
+        images = load_images(
             source,
             root=root,
             size=run.size,
@@ -87,6 +89,10 @@ def read_run_images(
             progress=progress,
             options=options,
         )
+        if data is not None or where == run.source:
+            return images
+        progress.message(f"{run.source} is gone; its images are read from {where}.")
+        return replace(images, name=run.source)
     return as_image_set(
         source,
         size=run.size,

@@ -256,7 +256,7 @@ class Session:
         """What the user gave beside the images."""
         options = {} if self._human is None else {"human": str(self._human)}
         if (file := label_file_of(self._labels)) is not None:
-            options["labels"] = str(file.path)
+            options["labels"] = str(file.path.absolute())
         return options
 
     def evaluate(self, name: str, *, again: bool = False) -> Any:

@@ -37,6 +37,8 @@ def training_images(
     device: torch.device,
     progress: Progress,
     labels: LabelFile | None = None,
+    *,
+    where: str = "",
 ) -> ImageSet:
     """Return the images that may be trained on, on the device if they fit.
 
@@ -47,12 +49,17 @@ def training_images(
         device: on which the network runs.
         progress: gets the number of decoded images.
         labels: of the images, for the monitor alone: they change no step of the training.
+        where: the source at its place of today, where it was moved together with the run; the
+            images keep the recorded name.
     """
     options = config.read_options
     if images is None:
         everything = load_images(
-            config.source, root=root, seed=config.seed, progress=progress, options=options
+            where or config.source, root=root, seed=config.seed, progress=progress, options=options
         )
+        if where not in ("", config.source):
+            progress.message(f"{config.source} is gone; its images are read from {where}.")
+            everything = replace(everything, name=config.source)
     elif isinstance(images, np.ndarray | Tensor):  # whole, so that views are cropped from the whole
         everything = as_image_set(images, progress=progress, options=replace(options, size=None))
     else:

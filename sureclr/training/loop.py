@@ -4,6 +4,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from sureclr.data.sources import paths_from, where_now
 from sureclr.errors import UserError
 from sureclr.files import OF_SPACE, WriteError
 from sureclr.progress import Progress
@@ -57,8 +58,10 @@ def run_training(
         else:
             begin_run(directory, trainer)
         if (report := trainer.images.report) is not None:
-            named = {} if monitor_labels is None else {"monitor_labels": str(monitor_labels)}
-            directory.save_image_report({**report.to_json(), **named})
+            where = where_now(trainer.images.name, directory.path, directory.image_paths())
+            named = {"from_run": paths_from(directory.path, where)}
+            labels = {} if monitor_labels is None else {"monitor_labels": str(monitor_labels)}
+            directory.save_image_report({**report.to_json(), **named, **labels})
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)

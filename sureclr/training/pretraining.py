@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig
+from sureclr.data.sources import where_now
 from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
@@ -87,7 +88,8 @@ def pretrain(
     file = label_file_of(labels)
     if resume:
         config = _continued(directory, config, accept_changes)
-    training = training_images(config, images, root, chosen, progress, file)
+    where = _where(directory, config, resume)
+    training = training_images(config, images, root, chosen, progress, file, where=where)
     if not resume:
         config = as_resolved(config, training, progress)
     probe = chosen.type != "cpu" and not resume
@@ -102,7 +104,7 @@ def pretrain(
         resume=resume,
         track=track,
         accept_changes=accept_changes,
-        monitor_labels=None if file is None else file.path,
+        monitor_labels=None if file is None else file.path.absolute(),
     )
     return Run(
         directory,
@@ -159,8 +161,15 @@ def check_pretraining(
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
     file = label_file_of(labels)
-    images = training_images(config, None, root, on_cpu, progress, file)
+    where = _where(RunDir(Path(out)), config, resume) if out is not None else ""
+    images = training_images(config, None, root, on_cpu, progress, file, where=where)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
+
+
+def _where(directory: RunDir, config: PretrainConfig, resume: bool) -> str:
+    """Return the source of a run at its place of today."""
+    paths = directory.image_paths() if resume else []
+    return where_now(config.source, directory.path, paths)
 
 
 def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) -> PretrainConfig:

@@ -236,6 +236,14 @@ class RunDir:
         """Write images.json: what was understood of the training images."""
         write_atomically(self.path / "images.json", json_bytes(report))
 
+    def image_paths(self) -> list[str]:
+        """Return the paths of the images relative to the run, as images.json has them, or []."""
+        try:
+            report = json.loads(read_file(self.path / "images.json", LARGEST_JSON))
+            return [str(path) for path in report["from_run"]]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return []
+
     def lines(self) -> list[dict[str, Any]]:
         """Return all whole lines of metrics.jsonl; damaged ones are counted on stderr and skipped.
 
