@@ -175,7 +175,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         path: the file to write. Its folder must exist.
 
     Yields:
-        The open draft, in binary mode.
+        The open draft, in binary mode, for writing and reading.
 
     Raises:
         WriteError: the disk is full, or the folder is missing or not writable.
@@ -183,7 +183,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
     written = 0
     with _draft(path, folder=False) as (draft, handle, held):
         try:
-            with os.fdopen(handle, "wb", closefd=False) as file:
+            with os.fdopen(handle, "w+b", closefd=False) as file:
                 yield file
                 written = file.tell()
                 file.flush()

@@ -28,7 +28,14 @@ from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
 from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, json_bytes, writing_atomically
+from sureclr.files import (
+    WriteError,
+    digest_of_bytes,
+    json_bytes,
+    open_file,
+    read_file,
+    writing_atomically,
+)
 from sureclr.progress import SILENT, Progress
 
 # Of decoding and of the files: raise it when either changes, and all caches are made anew
@@ -169,24 +176,24 @@ def cached_pictures(
     options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
     path, digest = listing.cache_file(*options), listing.digest
     manifest = _read_manifest(path)
-    intact = False
-    if manifest is not None and manifest.listing != digest:
+    if manifest is None and os.path.lexists(path):
+        progress.message(
+            f"The cache {path} is damaged or of another version, so the images are decoded again."
+        )
+    elif manifest is not None and manifest.listing != digest:
         progress.message(_changes(manifest, listing))
     elif manifest is not None:
-        intact = _is_intact(path.parent, manifest)
-        if not intact:
-            progress.message(
-                f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
-                " again."
-            )
-    if manifest is None or not intact:
-        _check_room(path.parent, expected_bytes, progress)
-        shape = [0, wanted.channels or 3, wanted.size or 0, wanted.size or 0]
-        plan = Manifest(listing.where, digest, "", shape)
-        decoded = decode_files(listing.files, wanted, progress)
-        manifest = _build(path, plan, zip(listing.names, decoded, strict=True))
-    squares = _map_file(path.parent / manifest.pixels, manifest.shape)
-    return CachedPictures(squares, _map_pictures(path.parent, manifest), manifest)
+        if (found := _mapped(path.parent, manifest)) is not None:
+            return found
+        progress.message(
+            f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
+            " again."
+        )
+    _check_room(path.parent, expected_bytes, progress)
+    shape = [0, wanted.channels or 3, wanted.size or 0, wanted.size or 0]
+    plan = Manifest(listing.where, digest, "", shape)
+    decoded = decode_files(listing.files, wanted, progress)
+    return _build(path, plan, zip(listing.names, decoded, strict=True), expected_bytes)
 
 
 def cache_root() -> Path:
@@ -208,7 +215,7 @@ def kept_json(file: Path, digest: str, make: Callable[[], Any]) -> Any:
         UserError: the cache cannot be written.
     """
     try:
-        kept = json.loads(file.read_bytes())
+        kept = json.loads(read_file(file))
         if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
             return kept["value"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -222,10 +229,17 @@ def kept_json(file: Path, digest: str, make: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def _writing_to(folder: Path) -> Iterator[None]:
+def _writing_to(folder: Path, needed: int = 0) -> Iterator[None]:
+    """Turn errors in the block into a sentence; `needed` is the least number of bytes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
+    except WriteError as error:
+        failure = WriteError(folder, error, needed).failure if needed else error.failure
+        raise UserError(
+            f"{failure}; it belongs to the cache of images, so set SURECLR_CACHE to a folder"
+            " with room."
+        ) from error
     except OSError as error:
         raise UserError(
             f"the cache of images {folder} cannot be written ({error.strerror or error}); set"
@@ -266,28 +280,45 @@ def _changes(manifest: Manifest, listing: Listing) -> str:
     return f"The image files are not those that were decoded before{what}; they are decoded again."
 
 
-def _build(path: Path, plan: Manifest, decoded: Iterable[tuple[str, Decoded]]) -> Manifest:
+def _build(
+    path: Path, plan: Manifest, decoded: Iterable[tuple[str, Decoded]], expected_bytes: int
+) -> CachedPictures:
     """Write the pixel files and then their manifest, and delete what is out of date.
+
+    The files are mapped before they have their names: another process, which finds the folder
+    changed meanwhile, may then delete them without harm.
 
     Args:
         path: of the manifest.
         plan: the manifest before any file is decoded.
         decoded: the name of each picture, and what became of it.
+        expected_bytes: of the pixels.
     """
     pixels = path.with_name(f"{path.stem}-{plan.listing[:16]}.bin")
     whole = pixels.with_suffix(".whole.bin")
-    with _writing_to(path.parent):
+    with _writing_to(path.parent, expected_bytes):
         with writing_atomically(pixels) as squares, writing_atomically(whole) as wholes:
             manifest = _write_pixels(squares, wholes, plan, decoded)
-        if not manifest.whole_sha256:
-            whole.unlink()
-        manifest = replace(
-            manifest, pixels=pixels.name, whole=whole.name if manifest.whole_sha256 else ""
-        )
+            differ = bool(manifest.whole_sha256)
+            manifest = replace(
+                manifest,
+                pixels=pixels.name,
+                whole=whole.name if differ else "",
+                listing=plan.listing,
+            )
+            squares.flush()
+            wholes.flush()
+            found = CachedPictures(
+                _map_file(squares, manifest.shape),
+                _map_pictures(wholes, manifest) if differ else None,
+                manifest,
+            )
+        if not differ:
+            whole.unlink(missing_ok=True)
         with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
             file.write(json_bytes(asdict(manifest)))
         _delete_old(path, manifest)
-    return manifest
+    return found
 
 
 def _write_pixels(
@@ -309,11 +340,10 @@ def _write_pixels(
         whole = result.square if result.whole is None else result.whole
         if not differ and not np.array_equal(whole, result.square):
             differ = True
-            squares.flush()
-            with open(squares.name, "rb") as earlier:
-                for block in iter(partial(earlier.read, READ_BYTES), b""):
-                    wholes.write(block)
-                    whole_checksum.update(block)
+            squares.seek(0)  # its end is reached again when all of it is read
+            for block in iter(partial(squares.read, READ_BYTES), b""):
+                wholes.write(block)
+                whole_checksum.update(block)
         squares.write(square)
         checksum.update(square)
         if differ:
@@ -362,51 +392,53 @@ def _delete_old(path: Path, manifest: Manifest) -> None:
 def _read_manifest(path: Path) -> Manifest | None:
     """The manifest; None if it is missing or damaged."""
     try:
-        return Manifest(**json.loads(path.read_bytes()))
+        return Manifest(**json.loads(read_file(path)))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _is_intact(folder: Path, manifest: Manifest) -> bool:
-    """Whether the pixel files have the lengths and checksums that the manifest says."""
+def _mapped(folder: Path, manifest: Manifest) -> CachedPictures | None:
+    """Map the pixel files; None if lengths or checksums are not those that the manifest says."""
     try:
-        squares = folder / manifest.pixels
-        end = manifest.rows_digest()
-        if not _has_checksum(squares, prod(manifest.shape), end, manifest.sha256):
-            return False
+        with open_file(folder / manifest.pixels) as file:
+            end = manifest.rows_digest()
+            if not _has_checksum(file, prod(manifest.shape), end, manifest.sha256):
+                return None
+            squares = _map_file(file, manifest.shape)
         if not manifest.whole:
-            return True
+            return CachedPictures(squares, None, manifest)
         areas = zip(manifest.heights, manifest.widths, strict=True)
         length = manifest.shape[1] * sum(height * width for height, width in areas)
-        return _has_checksum(folder / manifest.whole, length, b"", manifest.whole_sha256)
+        with open_file(folder / manifest.whole) as file:
+            if not _has_checksum(file, length, b"", manifest.whole_sha256):
+                return None
+            return CachedPictures(squares, _map_pictures(file, manifest), manifest)
     except (OSError, TypeError, ValueError):
-        return False
+        return None
 
 
-def _has_checksum(file: Path, length: int, end: bytes, sha256: str) -> bool:
-    if file.stat().st_size != length:
+def _has_checksum(file: IO[bytes], length: int, end: bytes, sha256: str) -> bool:
+    if os.fstat(file.fileno()).st_size != length:
         return False
     checksum = hashlib.sha256()
-    with file.open("rb") as stream:
-        for block in iter(partial(stream.read, READ_BYTES), b""):
-            checksum.update(block)
+    for block in iter(partial(file.read, READ_BYTES), b""):
+        checksum.update(block)
     checksum.update(end)
     return checksum.hexdigest() == sha256
 
 
-def _map_file(file: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
+def _map_file(file: IO[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Map an open file; the map stays when the file is closed or deleted."""
     if not prod(shape):
         return np.empty(shape, np.uint8)  # nothing could be read, and an empty file has no map
     return np.memmap(file, np.uint8, mode="c", shape=tuple(shape))
 
 
-def _map_pictures(folder: Path, manifest: Manifest) -> Pictures | None:
-    if not manifest.whole:
-        return None
+def _map_pictures(file: IO[bytes], manifest: Manifest) -> Pictures:
     height, width = torch.tensor(manifest.heights), torch.tensor(manifest.widths)
     channels = manifest.shape[1]
     lengths = channels * height * width
-    values = _map_file(folder / manifest.whole, [int(lengths.sum())])
+    values = _map_file(file, [int(lengths.sum())])
     start = lengths.cumsum(0) - lengths
     return Pictures(torch.from_numpy(values), start, height, width, channels)
 

@@ -1,6 +1,7 @@
 """folder:PATH: classes and splits, whole pictures, the cache, and hostile files."""
 
 import json
+import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -431,6 +432,9 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "half a manifest": (MANIFEST, lambda file: file.write_bytes(file.read_bytes()[:50])),
     "another manifest": (MANIFEST, lambda file: file.write_text("[1, 2]")),
     "a changed name": (MANIFEST, swap_names),
+    "a pipe for pixels": ("*.bin", lambda file: (file.unlink(), os.mkfifo(file))),
+    "a pipe for a manifest": (MANIFEST, lambda file: (file.unlink(), os.mkfifo(file))),
+    "the file of another folder": ("*.bin", lambda file: file.write_bytes(bytes(384))),
 }
 
 
@@ -443,7 +447,9 @@ def test_a_damaged_cache_is_noticed_and_built_again(
     pattern, harm = DAMAGE[damage]
     harm(next(own_cache.glob(pattern)))
     decoded.clear()
-    again = read(root)
+    recorder = Recorder()
+    again = read(root, progress=recorder)
+    assert any("decoded again" in m for m in recorder.messages) is (damage != "no manifest")
     assert sorted(decoded) == ["a.png", "b.png"]
     assert again.images.tolist() == [[[[value] * 8] * 8] * 3 for value in (0, 1)] and list(
         again.paths
@@ -475,6 +481,46 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="set SURECLR_CACHE"):
         read(tree(tmp_path / "pics", "a.png"))
+
+
+def test_pixels_that_another_process_deletes_meanwhile_stay_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as one that decodes the same folder after a picture came: before and after the map."""
+    real = folder_cache._delete_old
+
+    def deleting(path: Path, manifest: Any) -> None:
+        real(path, manifest)
+        (path.parent / manifest.pixels).unlink()
+
+    monkeypatch.setattr(folder_cache, "_delete_old", deleting)
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    for _ in range(2):
+        assert read(root).images[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def _decode_often(root: Path, seed: int) -> None:
+    for number in range(8):
+        images = read(root).images
+        assert [*images[:2, 0, 0, 0].tolist()] == [0, 1]
+        (root / f"{seed}-{number}.txt").touch()
+        os.utime(root / "b.png", ns=(seed, number))  # so that all have to decode again
+
+
+def test_two_processes_that_decode_one_folder_do_no_harm(tmp_path: Path, own_cache: Path) -> None:
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    processes = [
+        multiprocessing.get_context("fork").Process(target=_decode_often, args=(root, seed))
+        for seed in (1, 2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    read(root)
+    assert not [path for path in own_cache.iterdir() if path.name.startswith(".")]
+    assert len(list(own_cache.glob("*.bin"))) == 1
 
 
 def test_processes_give_what_one_gives_in_order_and_report(tmp_path: Path) -> None:
