@@ -300,12 +300,7 @@ def _build(
         with writing_atomically(pixels) as squares, writing_atomically(whole) as wholes:
             manifest = _write_pixels(squares, wholes, plan, decoded)
             differ = bool(manifest.whole_sha256)
-            manifest = replace(
-                manifest,
-                pixels=pixels.name,
-                whole=whole.name if differ else "",
-                listing=plan.listing,
-            )
+            manifest = replace(manifest, pixels=pixels.name, whole=whole.name if differ else "")
             squares.flush()
             wholes.flush()
             found = CachedPictures(
