@@ -54,6 +54,7 @@ class WriteError(UserError, OSError):
     It is an `OSError` too, with the number and the text of the system's own error.
 
     Attributes:
+        reason: why, in words, with the bytes needed and free where the disk is full.
         failure: the sentence without what to do.
     """
 
@@ -74,13 +75,18 @@ class WriteError(UserError, OSError):
             if free is not None and free >= needed:
                 space += ", so that a quota or the number of files is used up"
             reason += f": at least {needed:,} bytes are needed{space}"
-        self.failure = f"{path} could not be written ({reason})"
+        self.reason, self.failure = reason, f"{path} could not be written ({reason})"
 
     def __str__(self) -> str:
         """Return the sentence."""
         if self.errno in OF_SPACE:
             return f"{self.failure}; free some space there, and run the same command again."
         return f"{self.failure}; make its folder writable, or choose another place."
+
+
+def why(error: OSError) -> str:
+    """Return the reason of an error in words, for a sentence that names the file itself."""
+    return error.reason if isinstance(error, WriteError) else error.strerror or str(error)
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -30,7 +30,7 @@ from sureclr.cli.shared import (
 )
 from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
-from sureclr.files import write_atomically
+from sureclr.files import why, write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ def _write(out: Path, rows: list[dict[str, Any]]) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
         write_atomically(out, text.getvalue().encode())
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be written ({error.strerror or error}); give another --out."
-        ) from error
+        raise UserError(f"{out} cannot be written ({why(error)}); give another --out.") from error
 
 
 def _choice_text(answer: dict[str, Any]) -> str:

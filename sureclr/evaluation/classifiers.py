@@ -26,7 +26,7 @@ from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import linear_probe
 from sureclr.evaluation.results import Interval, Number, Provenance
 from sureclr.evaluation.session import Session
-from sureclr.files import digest_of_bytes, json_bytes, remove, write_atomically
+from sureclr.files import digest_of_bytes, json_bytes, remove, why, write_atomically
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k
 from sureclr.schema import from_json
@@ -475,8 +475,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         write_atomically(path, json_bytes(kept))
     except OSError as error:
         session.progress.message(
-            f"The classifier could not be kept in {folder} ({error.strerror or error}); it is used"
-            " all the same."
+            f"The classifier could not be kept in {folder} ({why(error)}); it is used all the same."
         )
     return linear_classifier(parameters, facts)
 

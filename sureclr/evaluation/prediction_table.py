@@ -14,7 +14,7 @@ from torch import Tensor, full_like
 from sureclr.errors import UserError
 from sureclr.evaluation.classifiers import ClassifierFacts
 from sureclr.evaluation.results import Interval
-from sureclr.files import writing_atomically
+from sureclr.files import why, writing_atomically
 from sureclr.maths.metrics import wilson_interval
 
 NEIGHBOURS = 3  # labelled images that are named beside each answer
@@ -167,7 +167,7 @@ class Predictions:
                 writers.get(path.suffix.lower(), self._write_parquet)(file)
         except OSError as error:
             raise UserError(
-                f"{path} cannot be written ({error.strerror or error}); give another out=."
+                f"{path} cannot be written ({why(error)}); give another out=."
             ) from error
         return path
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, json_bytes, read_file, write_atomically
+from sureclr.files import LARGEST_JSON, json_bytes, read_file, why, write_atomically
 from sureclr.schema import SchemaError, from_json, to_json
 
 if TYPE_CHECKING:
@@ -931,7 +931,7 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
     try:
         write_atomically(path, json_bytes(content))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
+        raise UserError(f"{path} cannot be written ({why(error)}).") from error
 
 
 def entry_to_json(result: Any, provenance: Provenance) -> dict[str, Any]:

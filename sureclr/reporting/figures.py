@@ -14,7 +14,7 @@ from sureclr.config import ViewConfig
 from sureclr.data.pictures import Pictures
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
-from sureclr.files import writing_atomically
+from sureclr.files import why, writing_atomically
 from sureclr.reporting.pictures import shown_bands
 
 if TYPE_CHECKING:
@@ -154,6 +154,4 @@ def _save(figure: "Figure", path: Path) -> None:
         with writing_atomically(path) as file:
             figure.savefig(file, dpi=_DPI, format="png")
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; give another out=."
-        ) from error
+        raise UserError(f"cannot write {path}: {why(error)}; give another out=.") from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Comparison, Results, run_path
-from sureclr.files import write_atomically
+from sureclr.files import why, write_atomically
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.reporting import captions
 from sureclr.reporting.rendering import render
@@ -143,5 +143,5 @@ def write_page(page: str, out: Path) -> None:
         write_atomically(out, page.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise UserError(
-            f"the report {out} cannot be written ({error.strerror or error}); give another out=."
+            f"the report {out} cannot be written ({why(error)}); give another out=."
         ) from error

@@ -75,7 +75,7 @@ def outcome(top: Path) -> dict[str, str]:
     ]
     if (run / "results.json").exists():
         results = json.loads((run / "results.json").read_text())
-        for name in ("knn", "linear", "finetune:12"):
+        for name in {"knn", "linear", "finetune:12"} & results.keys():
             found[name] = [results[name].get(key) for key in ("accuracy", "interval", "seeds")]
     return {k: hashlib.sha256(json.dumps(v).encode()).hexdigest() for k, v in found.items()}
 
