@@ -298,7 +298,8 @@ class RunDir:
         folders += [self.path / name for name in ("finetuned", "classifiers")]
         for folder in (self.path, *(path for path in folders if not path.is_symlink())):
             remove_dead_drafts(folder, alone=True)
-        restore_replaced(self.checkpoints)
+        if not self.checkpoints.is_symlink():
+            restore_replaced(self.checkpoints)
 
     def check_space(self, size: int, coming: int = 1) -> None:
         """Check before hours of training that the folder can take its checkpoints.

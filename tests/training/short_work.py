@@ -63,7 +63,9 @@ def outcome(top: Path) -> dict[str, str]:
     left = [path for path in top.rglob("*") if DRAFT.fullmatch(path.name)]
     assert not left, left
     run, found = top / "run", dict[str, Any]()
-    found["weights"] = [(n, hashlib.sha256(_bytes(t)).hexdigest()) for n, t in weights(run).items()]
+    found["weights"] = [
+        (n, hashlib.sha256(_bytes(t)).hexdigest()) for n, t in sorted(weights(run).items())
+    ]
     files = [run / "encoder.safetensors", *sorted((run / "snapshots").iterdir())]
     files += [*run.glob("finetuned/*.safetensors"), *run.glob("classifiers/*.safetensors")]
     files += top.glob("predictions.csv")
