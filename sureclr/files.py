@@ -38,6 +38,10 @@ LARGEST_JSON = 1 << 24  # bytes; parsed, the worst of such files takes about 400
 WINDOWS = os.name == "nt"
 SEAL = "sha256"  # key of the digest of a JSON object
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OF_DRIVES = (  # a file may be whole although it cannot be read
+    *(errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES, errno.EPERM, errno.ETIMEDOUT),
+    *(errno.EHOSTDOWN, errno.ENETDOWN, errno.ENODEV, errno.ENXIO),
+)
 DRAFT_START = ".sureclr-draft-"  # 16 random hexadecimal digits follow
 NEW_DRAFT = re.compile(re.escape(DRAFT_START) + "[0-9a-f]{16}")
 DRAFT = re.compile(NEW_DRAFT.pattern + r"|\.(draft-\d+|.+\.\d+-\d+)")  # and of older versions
@@ -87,6 +91,18 @@ class WriteError(UserError, OSError):
 def why(error: OSError) -> str:
     """Return the reason of an error in words, for a sentence that names the file itself."""
     return error.reason if isinstance(error, WriteError) else error.strerror or str(error)
+
+
+def refuse_if_lost(error: OSError, path: Path) -> None:
+    """Raise a `UserError` if an error says that a drive cannot be read, and not that a file is bad.
+
+    Where a missing or damaged file has a substitute, an unreadable one must not be taken for it.
+    """
+    if error.errno in OF_DRIVES:
+        raise UserError(
+            f"{path} cannot be read ({why(error)}); bring its drive back or let this user read it,"
+            " or move it away to go on without it."
+        ) from error
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -204,7 +220,8 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
                 raise  # of another file, which the block has read
             if error.errno in OF_SPACE:  # there was no room for one more block
                 written = max(written, os.fstat(handle).st_size + BLOCK)
-            remove(draft)  # before the free bytes are counted
+            with suppress(OSError):
+                remove(draft)  # before the free bytes are counted
             raise WriteError(path, error, written) from error
 
 

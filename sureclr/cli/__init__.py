@@ -2,6 +2,7 @@
 
 import codecs
 import io
+import os
 import sys
 from typing import NoReturn
 
@@ -53,6 +54,12 @@ def _run(words: list[str] | None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+    except OSError as error:  # such as a network drive that went away
+        if error.filename is None:
+            raise
+        place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        reason = error.strerror or str(error)
+        _fail(inert(f"{place} cannot be used ({reason}); mend that, and run the command again."), 2)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":
             raise

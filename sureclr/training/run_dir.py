@@ -33,6 +33,7 @@ from sureclr.files import (
     make_folder,
     open_file,
     read_file,
+    refuse_if_lost,
     remove,
     remove_dead_drafts,
     restore_replaced,
@@ -274,6 +275,7 @@ class RunDir:
                 while text := file.readline(LONGEST_LINE):
                     yield text
         except OSError as error:
+            refuse_if_lost(error, self.metrics)
             raise UserError(
                 f"{self.metrics} cannot be read ({error.strerror}); move it away."
             ) from error
@@ -519,7 +521,10 @@ class RunDir:
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             intact = header["__metadata__"]["sha256"] == _digest(tensors)
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except OSError as error:
+            refuse_if_lost(error, self.initial)
+            intact = False
+        except (SafetensorError, ValueError, KeyError):
             intact = False
         if not intact:
             raise UserError(
@@ -600,6 +605,9 @@ def verified(path: Path) -> dict[str, bytes] | None:
     """Return the files of a checkpoint, the manifest included.
 
     None if a file is missing or differs from the manifest.
+
+    Raises:
+        UserError: the drive cannot be read, so that the checkpoint may be whole.
     """
     try:
         manifest_data = read_file(path / "manifest.json", LARGEST_JSON)
@@ -609,7 +617,10 @@ def verified(path: Path) -> dict[str, bytes] | None:
         if not all(_has_the_right_size(path / name) for name in manifest):
             return None
         files = {name: read_file(path / name) for name in manifest}
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except OSError as error:
+        refuse_if_lost(error, path)
+        return None
+    except (ValueError, TypeError, LookupError, RecursionError):
         return None
     intact = all(
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
@@ -653,7 +664,10 @@ def recorded_numbers(path: Path) -> dict[str, Any] | None:
         state = read_file(path / "state.json", LARGEST_JSON)
         numbers = dict(json.loads(state))
         intact = manifest["state.json"] == hashlib.sha256(state).hexdigest()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError as error:
+        refuse_if_lost(error, path)
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return numbers if intact and type(numbers.get("step")) is int else None
 

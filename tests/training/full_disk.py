@@ -80,14 +80,18 @@ def used(disk: Path) -> int:
     return shutil.disk_usage(disk).used
 
 
-def trial(case: Case, disk: Path, room: int) -> str:
-    """Run the command with so much room and then with all of it; return what is wrong, or ""."""
+def trial(case: Case, disk: Path, room: int) -> tuple[bool, str]:
+    """Run the command with so much room, and then with all of it.
+
+    Returns:
+        Whether it was refused, and what is wrong or "".
+    """
     words = [word.replace("DISK", str(disk)) for word in case.words]
     os.environ["SURECLR_CACHE"] = case.cache.replace("DISK", str(disk))
     fresh(disk, case.prior)
     set_room(disk, room)
     code, said = command(words)
-    wrong = []
+    first, wrong = code, []
     if code not in (0, 2):
         wrong.append(f"exit code {code}: {said[-1500:]}")
     elif code == 2:
@@ -107,7 +111,7 @@ def trial(case: Case, disk: Path, room: int) -> str:
             case.check(disk)
         except (Exception, AssertionError) as error:
             wrong.append(f"{error!r} after {said[-300:]}")
-    return "; ".join(wrong)
+    return first == 2, "; ".join(wrong)
 
 
 def cases(images: Path, base: Path) -> dict[str, Case]:
@@ -172,7 +176,7 @@ def all_sizes(images: Path, base: Path, count: int) -> None:
     disk.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "none", str(disk)]
     subprocess.run(mount, check=True)
-    told = done = 0
+    commands = tried = refused = 0
     wrong = []
     for name, case in cases(images, base).items():
         words = [word.replace("DISK", str(disk)) for word in case.words]
@@ -182,15 +186,16 @@ def all_sizes(images: Path, base: Path, count: int) -> None:
         code, said = command(words)
         assert code == 0, said
         need = used(disk) - before
-        refused = 0
         for number in range(count):
             room = need * number // count // 4096 * 4096
-            if problem := trial(case, disk, room):
+            told, problem = trial(case, disk, room)
+            if problem:
                 wrong.append(f"{name} with {room:,} of {need:,} bytes: {problem}")
-            refused += 1
-        told += refused
-        done += 1
-    print(json.dumps({"commands": done, "tried": told, "wrong": wrong}))
+            refused += told
+            tried += 1
+        commands += 1
+    found = {"commands": commands, "tried": tried, "refused": refused, "wrong": wrong}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
