@@ -139,7 +139,7 @@ def test_a_drive_that_fails_is_one_sentence_with_path_and_reason(
     assert after == before
 
 
-@pytest.mark.parametrize("every", [20, SLOW_STEP])
+@pytest.mark.parametrize("every", [40, SLOW_STEP])
 def test_a_drive_that_fails_at_any_operation_is_one_sentence(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int
 ) -> None:
@@ -181,7 +181,9 @@ def test_a_drive_that_fails_at_any_operation_is_one_sentence(
     assert wrong == [] and refused > 0
 
 
-@pytest.mark.parametrize("name", REASONS)
+@pytest.mark.parametrize(
+    "name", ["EROFS", *(pytest.param(name, marks=pytest.mark.slow) for name in REASONS[1:])]
+)
 def test_training_that_loses_its_drive_says_which_step_is_kept(
     images: Path, finished: Path, tmp_path: Path, name: str
 ) -> None:
