@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.schema import to_json
+from sureclr.stopping import drafts
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -159,6 +160,7 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
     """
     draft = draft_path(path)
     written = 0
+    drafts.add(draft)
     try:
         draft.unlink(missing_ok=True)  # of a dead process with the same number, or a link
         with draft.open("xb") as file:  # "x" fails at a link instead of following it
@@ -174,6 +176,8 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and not isinstance(error, FileExistsError | WriteError):
             raise WriteError(path, error, written) from error
         raise
+    finally:
+        drafts.discard(draft)
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -49,7 +49,7 @@ def run_training(
     """
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
-        stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(stop_on_signals(_begun(directory)))
         directory.check_space(trainer.checkpoint_bytes())
         if resume:
             resume_run(directory, trainer, progress, accept_changes=accept_changes)
@@ -62,12 +62,19 @@ def run_training(
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
-            _take_steps(trainer, directory, monitor, stop, progress, tracker)
-            write_encoder(directory, trainer)
+            with stop_on_signals() as stop:  # of these, the state is saved first
+                _take_steps(trainer, directory, monitor, stop, progress, tracker)
+                write_encoder(directory, trainer)
+                stop.check(f"the run in {directory.path} is complete")
         except WriteError as error:
             raise _not_written(error, trainer, directory) from error
         finally:
             progress.finish()
+
+
+def _begun(directory: RunDir) -> str:
+    """Return how to go on with a run that a signal stops before its next step."""
+    return f"nothing new was computed; continue with resume=True, out={str(directory.path)!r}"
 
 
 def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
@@ -91,7 +98,7 @@ def _take_steps(
     saved = f"continue with resume=True, out={str(directory.path)!r}"
     best = BestSoFar.of(directory, trainer.per_epoch)
     while trainer.done < trainer.steps:
-        untrained = _untrained_knn(trainer, monitor)
+        untrained = _untrained_knn(trainer, directory, monitor)
         began = time.monotonic()
         loss, posterior = trainer.step()
         numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
@@ -116,11 +123,12 @@ def _take_steps(
         stop.check(saved)
 
 
-def _untrained_knn(trainer: Trainer, monitor: Monitor) -> dict[str, float]:
+def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
     """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
     if trainer.done > 0 or not trainer.config.monitor_every:
         return {}
-    return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+    with stop_on_signals(_begun(directory)):
+        return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
 
 
 def _monitored(

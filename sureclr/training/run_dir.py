@@ -38,6 +38,7 @@ from sureclr.files import (
     write_atomically,
     write_synced,
 )
+from sureclr.stopping import drafts
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
@@ -357,6 +358,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             make_folder(self.checkpoints)
             remove(draft)
+            drafts.add(draft)
             draft.mkdir()
             for name, data in files.items():
                 write_synced(draft / name, data)
@@ -373,6 +375,8 @@ class RunDir:
                 total = sum(len(data) for data in files.values())
                 raise WriteError(final, error, total) from error
             raise
+        finally:
+            drafts.discard(draft)
         self._prune()
         return final
 
