@@ -16,9 +16,9 @@ def main(words: list[str] | None = None) -> None:
     with signals_of_a_command(ends_process=words is None):
         try:
             # Late: a signal while this is imported gets its sentence too
-            from sureclr.cli.running import run
+            from sureclr.cli.running import run_command
 
-            run(words)
+            run_command(words)
         except Stopped as stopped:
             say_stopped(str(stopped))
             raise SystemExit(stopped.exit_code) from None

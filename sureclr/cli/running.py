@@ -28,7 +28,7 @@ NO_MEMORY = (
 TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
 
 
-def run(words: list[str] | None) -> None:
+def run_command(words: list[str] | None) -> None:
     """Run a command.
 
     Args:
