@@ -24,13 +24,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import FLAGS, equal
+from tiny import equal
 
 from sureclr.files import DRAFT
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="reads /proc, and sends signals to groups"
 )
+FLAGS = [  # of a run of seconds, with whatever a run can have
+    *("--encoder", "small-10", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
+    *("--checkpoint-every", "2", "--snapshot-every", "4", "--monitor-every", "2", "--size", "12"),
+]
 WITHIN = 5.0  # seconds from the first signal until the whole group has gone
 
 
@@ -133,7 +137,7 @@ def write_images(folder: Path, count: int, size: int = 24) -> Path:
 
 def pretraining(photos: Path, out: Path, *more: str) -> list[str]:
     source = f"folder:{photos}"
-    return ["pretrain", source, *FLAGS, "--size", "12", "--out", str(out), *more]
+    return ["pretrain", source, *FLAGS, "--out", str(out), *more]
 
 
 # --- The ordinary form ----------------------------------------------------------------
@@ -255,7 +259,7 @@ def json_in(folder: Path) -> Any:
 def scenes(place: Path) -> list[Scene]:
     photos = write_images(place / "photos", 300)
     cache, run, unbroken = place / "cache", place / "trained", place / "unbroken"
-    train = ("--epochs", "8", "--batch-size", "80", "--monitor-every", "2", "--snapshot-every", "4")
+    train = ("--epochs", "8", "--batch-size", "80")
     subprocess.run(
         [sys.executable, "-m", "sureclr.cli", *pretraining(photos, run, *train)],
         check=True,
