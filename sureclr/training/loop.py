@@ -7,7 +7,7 @@ from pathlib import Path
 from sureclr.errors import UserError
 from sureclr.files import WriteError
 from sureclr.progress import Progress
-from sureclr.stopping import StopFlag, stop_on_signals
+from sureclr.stopping import StopFlag, Stopped, stop_on_signals
 from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
 from sureclr.training.records import (
     begin_run,
@@ -97,14 +97,20 @@ def _take_steps(
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
     saved = f"continue with resume=True, out={str(directory.path)!r}"
     best = BestSoFar.of(directory, trainer.per_epoch)
-    while trainer.done < trainer.steps:
-        untrained = _untrained_knn(trainer, directory, monitor)
-        began = time.monotonic()
-        loss, posterior = trainer.step()
-        numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
+    while trainer.done < trainer.steps or trainer.unmonitored:
+        # A run that was stopped while its monitor measured goes on there
+        numbers = trainer.unmonitored or _step(trainer, directory, monitor)
         is_best = False
         if trainer.done % trainer.per_epoch == 0:
-            numbers |= _monitored(trainer, directory, monitor, progress)
+            trainer.unmonitored = numbers
+            try:
+                with stop_on_signals(saved):  # it may take minutes
+                    numbers = numbers | _monitored(trainer, directory, monitor, progress)
+            except Stopped:
+                trainer.check_weights()
+                directory.save_checkpoint(trainer.done, *trainer.state())
+                raise
+            trainer.unmonitored = {}
             if "knn" in numbers:
                 trainer.monitored = {"knn": numbers["knn"], "queries": len(monitor.queries)}
                 is_best = best.takes(numbers["knn"], len(monitor.queries), trainer.done)
@@ -121,6 +127,14 @@ def _take_steps(
             directory.save_checkpoint(trainer.done, *trainer.state())
             trainer.saved_step = trainer.done
         stop.check(saved)
+
+
+def _step(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
+    """Take a step and return its numbers."""
+    untrained = _untrained_knn(trainer, directory, monitor)
+    began = time.monotonic()
+    loss, posterior = trainer.step()
+    return step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
 
 
 def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
