@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +120,7 @@ def _receive(number: int, frame: FrameType | None) -> None:
     if flag.count > PATIENCE:
         if _now.command:
             _end_at_once(flag.signal or number, LOST)
+            return  # its sentence is being said
         raise KeyboardInterrupt
     if flag.signal is None:
         flag.signal = number
@@ -210,48 +211,70 @@ def signals_held() -> Iterator[None]:
     _raise_if_asked()
 
 
-@contextmanager
-def signals_of_a_command(*, ends_process: bool) -> Iterator[None]:
-    """Let one request to stop end a command only once, with one sentence and nothing left behind.
+def run_as_a_command(work: Callable[[], None], *, ends_process: bool) -> None:
+    """Do the work of a command, so that one request to stop ends it with one sentence.
 
-    Around a whole command, before anything large is imported. SIGHUP (a closed terminal) counts as
-    SIGTERM. Further signals while the command says that it has stopped, and while Python shuts
-    down, change neither the sentence nor the exit code.
+    Whatever the moment, it leaves no process and no draft behind. SIGHUP (a closed terminal) counts
+    as SIGTERM. Further signals while the command says that it has stopped, and while Python shuts
+    down, change neither the sentence nor the exit code. In another thread than the main one it
+    only does the work.
 
     Args:
+        work: the command, which imports what is large only when it is called.
         ends_process: whether the process ends with the command. After a signal it then ends at
             once, without what Python does at its end, which can take long or hang.
+
+    Raises:
+        SystemExit: a signal stopped the work; the code is 128 + signal.
     """
     if not _is_main() or _now.flag is not None:
-        yield
+        work()
         return
-    _now.flag, _now.command, _now.said, _now.ending = StopFlag(), True, False, threading.Lock()
-    _now.blocks[:] = [UNCHANGED]
-    before: dict[int, Any] = {}
-    hook, watcher = sys.unraisablehook, None
+    before, restore = _listen()
     try:
-        watcher = _Watcher() if os.name == "posix" else None
-        sys.unraisablehook = _quiet_about_stops(hook)
-        for number in STOPPING:
-            if number != getattr(signal, "SIGHUP", None) or _is_heard(number):
-                before[number] = signal.signal(number, _receive)
-        if hasattr(signal, "SIGALRM"):
-            before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _receive_again)
-        yield
+        try:
+            try:
+                work()
+            except (ImportError, SystemError):  # what modules in C make of `Stopped`
+                _raise_if_asked()
+                raise
+            finally:
+                _now.blocks.clear()  # nothing is raised from here on
+        except Stopped as stopped:
+            say_stopped(str(stopped))
+            raise SystemExit(stopped.exit_code) from None
     finally:
-        stopped = isinstance(sys.exception(), SystemExit | Stopped) and bool(_now.flag)
-        _now.blocks.clear()  # nothing is raised from here on
+        error = sys.exception()
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
-        if stopped and ends_process:
-            error = sys.exception()
-            _end(error.code if isinstance(error, SystemExit) else 1)
+        if ends_process and _now.flag and isinstance(error, SystemExit):
+            _end(error.code)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_IGN if ends_process else handler)
+        restore()
+        _now.flag, _now.command = None, False
+
+
+def _listen() -> tuple[dict[int, Any], Callable[[], None]]:
+    """Install the handlers of a command; return those from before, and what undoes the rest."""
+    _now.flag, _now.command, _now.said, _now.ending = StopFlag(), True, False, threading.Lock()
+    _now.blocks[:] = [UNCHANGED]
+    hook = sys.unraisablehook
+    sys.unraisablehook = _quiet_about_stops(hook)
+    watcher = _Watcher() if os.name == "posix" else None
+    before: dict[int, Any] = {}
+    if hasattr(signal, "SIGALRM"):
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, _receive_again)
+    for number in STOPPING:
+        if number != getattr(signal, "SIGHUP", None) or _is_heard(number):
+            before[number] = signal.signal(number, _receive)
+
+    def restore() -> None:
+        sys.unraisablehook = hook
         if watcher is not None:
             watcher.close()
-        sys.unraisablehook = hook
-        _now.flag, _now.command = None, False
+
+    return before, restore
 
 
 def say_stopped(sentence: str) -> None:
@@ -263,11 +286,6 @@ def say_stopped(sentence: str) -> None:
             sys.stderr.write("\x1b[?25h")  # shows the cursor that a progress bar may have hidden
         print(f"sureclr: {sentence}", file=sys.stderr, flush=True)
     _now.said = True
-
-
-def signal_that_came() -> int | None:
-    """Return the first signal that came inside the block, or None."""
-    return None if _now.flag is None else _now.flag.signal
 
 
 class _Watcher:

@@ -167,16 +167,46 @@ def test_a_signal_while_images_are_decoded_leaves_neither_process_nor_draft(tmp_
 
 
 LONG_CALL = """
-import hashlib
-from sureclr.stopping import Stopped, drafts, say_stopped, signals_of_a_command
+import hashlib, sys
 from pathlib import Path
-with signals_of_a_command(ends_process=True):
-    drafts.add(Path(__import__("sys").argv[1]))
-    try:
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # half a minute without Python
-    except Stopped as stopped:
-        say_stopped(str(stopped))
+from sureclr.stopping import drafts, run_as_a_command
+
+def work():
+    drafts.add(Path(sys.argv[1]))
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000_000)  # half a minute without Python
+
+run_as_a_command(work, ends_process=True)
 """
+SWALLOWED = """
+import time
+from sureclr.stopping import run_as_a_command
+
+class Careless:
+    def __del__(self):
+        print("ready", flush=True)
+        time.sleep(0.6)  # Python has to ignore what is raised here
+
+def work():
+    while True:
+        Careless()
+        time.sleep(0.6)
+
+run_as_a_command(work, ends_process=True)
+"""
+
+
+def test_python_that_swallows_the_stop_gets_it_again(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWALLOWED],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    ended = interrupt(process, [signal.SIGINT], group=False)
+    assert not ended.refused() and ended.code == 130 and ended.seconds < 2
 
 
 @pytest.mark.parametrize(("count", "within"), [(1, 4.5), (3, 1.5)])
