@@ -77,6 +77,7 @@ def start(words: list[str], cache: Path) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
         env=environment(cache),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also under `nohup`
     )
     while process.poll() is None and not listens(process.pid):
         time.sleep(0.002)
