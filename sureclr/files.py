@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.schema import to_json
+from sureclr.stopping import drafts, signals_held
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -245,15 +246,16 @@ def writing_folder_atomically(path: Path) -> Iterator[Path]:
         yield draft
         sync_folder(draft)
         replaced = replaced_path(path)
-        if os.path.lexists(path):
+        with signals_held():
+            if os.path.lexists(path):
+                remove(replaced)
+                path.rename(replaced)
+            try:
+                draft.rename(path)
+            except OSError:
+                restore_replaced(path.parent)
+                raise
             remove(replaced)
-            path.rename(replaced)
-        try:
-            draft.rename(path)
-        except OSError:
-            restore_replaced(path.parent)
-            raise
-        remove(replaced)
         sync_folder(path.parent)
 
 
@@ -334,18 +336,23 @@ def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]
     Raises:
         WriteError: it cannot be made.
     """
-    try:
-        _tidy_once(path.parent)
-        draft, handle = _new_draft(path.parent, folder)
-    except OSError as error:
-        raise WriteError(path, error, 0) from error
-    with ExitStack() as held:
-        held.callback(os.close, handle)
-        try:
-            yield draft, handle, held
-        finally:
-            with suppress(OSError):
-                remove(draft)
+    with ExitStack() as held, ExitStack() as ends:
+        with signals_held():
+            try:
+                _tidy_once(path.parent)
+                draft, handle = _new_draft(path.parent, folder)
+            except OSError as error:
+                raise WriteError(path, error, 0) from error
+            held.callback(os.close, handle)
+            drafts.add(draft)
+            ends.callback(drafts.discard, draft)
+            ends.callback(_remove_if_possible, draft)
+        yield draft, handle, held
+
+
+def _remove_if_possible(path: Path) -> None:
+    with suppress(OSError):
+        remove(path)
 
 
 def _new_draft(parent: Path, folder: bool) -> tuple[Path, int]:

@@ -203,7 +203,6 @@ def finetune(
         values["seeds"] = _seeds(seeds)
     config = FinetuneConfig(**values)
     from sureclr.finetuning.service import finetune as finetune_run
-    from sureclr.schema import to_json
 
     result = finetune_run(
         run, data, config, again=again, device=device, root=root, progress=CommandProgress()
@@ -212,7 +211,7 @@ def finetune(
     labels = (file.path, file.image_column, file.label_column) if file else (None, None, None)
     words = EvaluationOptions(data, labels[0], labels[1], labels[2], root=root).words
     next_command = f"sureclr evaluate {quoted(run)}{words}"
-    print_answer(json, to_json(result), _finetuning_text(run, result), next_command)
+    print_answer(json, result, _finetuning_text(run, result), next_command)
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:

@@ -22,6 +22,7 @@ from sureclr.version import __version__
 app = App(
     name="sureclr",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # it gets a sentence
     help=(
         "Self-supervised image representations with a certainty for each image: SimCLR, and a"
         " probabilistic contrastive loss. New here? Run `sureclr demo`, then `sureclr list`."
@@ -182,8 +183,10 @@ def quoted(value: object) -> str:
 
 
 def json_line(value: Any) -> str:
-    """Return one line of JSON."""
-    return json.dumps(value) + "\n"
+    """Return one line of JSON; a dataclass becomes an object."""
+    from sureclr.schema import to_json
+
+    return json.dumps(to_json(value)) + "\n"
 
 
 def with_flags(sentence: str) -> str:
