@@ -1,9 +1,5 @@
 """label-next and finetune: which images to label, and what a few labels are worth."""
 
-import csv
-import errno
-import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,10 +23,10 @@ from sureclr.cli.shared import (
     file_of_labels,
     print_answer,
     quoted,
+    write_new_csv,
 )
 from sureclr.data.label_request import LabelRequest
 from sureclr.errors import UserError
-from sureclr.files import why, write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -100,7 +96,7 @@ def label_next(
         name = strategy or DEFAULT
         choice = choose_images(table, labelled, budget, name, seed)
     rows = _rows(table, choice.rows.tolist(), choice.reasons)
-    _write(out, rows)
+    write_new_csv(out, rows)
     answer = {
         "strategy": name,
         "about": (STRATEGIES[name].__doc__ or "").split("\n")[0],
@@ -127,19 +123,6 @@ def _rows(table: "Embeddings", rows: list[int], reasons: list[str]) -> list[dict
             line["certainty"] = round(float(table.certainty[row]), 4)
         lines.append(line)
     return lines
-
-
-def _write(out: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        if os.path.lexists(out):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
-        write_atomically(out, text.getvalue().encode())
-    except OSError as error:
-        raise UserError(f"{out} cannot be written ({why(error)}); give another --out.") from error
 
 
 def _choice_text(answer: dict[str, Any]) -> str:

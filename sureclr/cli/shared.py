@@ -1,6 +1,10 @@
 """What the commands share: the app, its groups, the types of common arguments, and their answer."""
 
+import csv
+import errno
+import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -15,6 +19,7 @@ from sureclr.cli.flags import SHORT_FLAGS
 from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
+from sureclr.files import why, write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.progress import ConsoleProgress
 from sureclr.version import __version__
@@ -180,6 +185,24 @@ def quoted(value: object) -> str:
     if isinstance(value, Path) and text.startswith("-"):  # or it would be read as a flag
         text = f"./{text}"
     return shlex.quote(text)
+
+
+def write_new_csv(out: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table whose columns are the keys of its first row; the file must not exist.
+
+    Raises:
+        UserError: it exists, or cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        if os.path.lexists(out):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))
+        write_atomically(out, text.getvalue().encode())
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({why(error)}); give another --out.") from error
 
 
 def json_line(value: Any) -> str:

@@ -12,7 +12,7 @@ from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
-from sureclr.data.sources import load_images
+from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
@@ -38,7 +38,7 @@ def training_images(
     progress: Progress,
     labels: LabelFile | None = None,
     *,
-    where: str = "",
+    begun: tuple[Path, list[str]] | None = None,
 ) -> ImageSet:
     """Return the images that may be trained on, on the device if they fit.
 
@@ -49,15 +49,16 @@ def training_images(
         device: on which the network runs.
         progress: gets the number of decoded images.
         labels: of the images, for the monitor alone: they change no step of the training.
-        where: the source at its place of today, where it was moved together with the run; the
-            images keep the recorded name.
+        begun: the folder of a run that goes on, and the paths of its images relative to it. They
+            are tried where the images were moved together with the run; these keep their name.
     """
     options = config.read_options
     if images is None:
+        where = where_now(config.source, *begun) if begun else config.source
         everything = load_images(
-            where or config.source, root=root, seed=config.seed, progress=progress, options=options
+            where, root=root, seed=config.seed, progress=progress, options=options
         )
-        if where not in ("", config.source):
+        if where != config.source:
             progress.message(f"{config.source} is gone; its images are read from {where}.")
             everything = replace(everything, name=config.source)
     elif isinstance(images, np.ndarray | Tensor):  # whole, so that views are cropped from the whole

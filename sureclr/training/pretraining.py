@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig
-from sureclr.data.sources import where_now
 from sureclr.maths.objectives import Objective
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
@@ -88,8 +87,8 @@ def pretrain(
     file = label_file_of(labels)
     if resume:
         config = _continued(directory, config, accept_changes)
-    where = _where(directory, config, resume)
-    training = training_images(config, images, root, chosen, progress, file, where=where)
+    begun = (directory.path, directory.image_paths()) if resume else None
+    training = training_images(config, images, root, chosen, progress, file, begun=begun)
     if not resume:
         config = as_resolved(config, training, progress)
     probe = chosen.type != "cpu" and not resume
@@ -161,15 +160,9 @@ def check_pretraining(
     progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
     file = label_file_of(labels)
-    where = _where(RunDir(Path(out)), config, resume) if out is not None else ""
-    images = training_images(config, None, root, on_cpu, progress, file, where=where)
+    begun = (Path(out), RunDir(Path(out)).image_paths()) if out is not None and resume else None
+    images = training_images(config, None, root, on_cpu, progress, file, begun=begun)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
-
-
-def _where(directory: RunDir, config: PretrainConfig, resume: bool) -> str:
-    """Return the source of a run at its place of today."""
-    paths = directory.image_paths() if resume else []
-    return where_now(config.source, directory.path, paths)
 
 
 def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) -> PretrainConfig:
