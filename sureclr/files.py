@@ -28,6 +28,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.schema import to_json
+from sureclr.stopping import drafts, signals_held
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -245,15 +246,16 @@ def writing_folder_atomically(path: Path) -> Iterator[Path]:
         yield draft
         sync_folder(draft)
         replaced = replaced_path(path)
-        if os.path.lexists(path):
+        with signals_held():
+            if os.path.lexists(path):
+                remove(replaced)
+                path.rename(replaced)
+            try:
+                draft.rename(path)
+            except OSError:
+                restore_replaced(path.parent)
+                raise
             remove(replaced)
-            path.rename(replaced)
-        try:
-            draft.rename(path)
-        except OSError:
-            restore_replaced(path.parent)
-            raise
-        remove(replaced)
         sync_folder(path.parent)
 
 
@@ -334,18 +336,23 @@ def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]
     Raises:
         WriteError: it cannot be made.
     """
-    try:
-        _tidy_once(path.parent)
-        draft, handle = _new_draft(path.parent, folder)
-    except OSError as error:
-        raise WriteError(path, error, 0) from error
+    draft = None
     with ExitStack() as held:
-        held.callback(os.close, handle)
         try:
+            with signals_held():
+                try:
+                    _tidy_once(path.parent)
+                    draft, handle = _new_draft(path.parent, folder)
+                except OSError as error:
+                    raise WriteError(path, error, 0) from error
+                drafts.add(draft)
+                held.callback(os.close, handle)
             yield draft, handle, held
         finally:
-            with suppress(OSError):
-                remove(draft)
+            if draft is not None:
+                with suppress(OSError):
+                    remove(draft)
+                drafts.discard(draft)
 
 
 def _new_draft(parent: Path, folder: bool) -> tuple[Path, int]:
@@ -403,8 +410,8 @@ def remove_dead_drafts(folder: Path, *, alone: bool = False) -> None:
     pattern = DRAFT if alone else NEW_DRAFT
     with suppress(OSError):  # what cannot be removed now does no harm
         with os.scandir(folder) as entries:
-            drafts = [folder / entry.name for entry in entries if pattern.fullmatch(entry.name)]
-        for draft in drafts:
+            found = [folder / entry.name for entry in entries if pattern.fullmatch(entry.name)]
+        for draft in found:
             with suppress(OSError):
                 _remove_dead(draft, alone)
 

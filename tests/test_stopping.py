@@ -1,5 +1,5 @@
-"""Signals become a flag: the first asks, the second changes nothing, the third insists, and the
-handlers that were there come back.
+"""Signals become a flag, or stop at once: the first asks, the second changes nothing, the third
+insists, and the handlers that were there come back.
 """
 
 import os
@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from sureclr.stopping import StopFlag, Stopped, stop_on_signals
+from sureclr.stopping import StopFlag, Stopped, signals_held, stop_on_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -70,3 +70,53 @@ def test_another_thread_gets_a_flag_that_nobody_sets() -> None:
     thread.start()
     thread.join()
     assert len(found) == 1 and not found[0]
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_block_with_nothing_to_save_is_left_at_once() -> None:
+    """Also by code that takes every `Exception` for a failure and goes on."""
+    before, reached = signal.getsignal(signal.SIGINT), []
+    with (
+        pytest.raises(Stopped, match="stopped by SIGINT; all is saved") as stopped,
+        stop_on_signals("all is saved"),
+    ):
+        try:
+            interrupt()
+            reached.append("after the signal")
+        except Exception:
+            reached.append("taken for a failure")
+        finally:
+            interrupt()  # an impatient person: what cleans up is not interrupted again
+            reached.append("cleaned up")
+    assert reached == ["cleaned up"] and stopped.value.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_held_signal_stops_at_the_end_of_the_block() -> None:
+    reached = []
+    with pytest.raises(Stopped, match="all is saved"), stop_on_signals("all is saved"):
+        with signals_held():
+            interrupt()
+            with signals_held():
+                reached.append("inside")
+            reached.append("still inside")
+        reached.append("after the block")
+    assert reached == ["inside", "still inside"]
+
+
+def test_the_innermost_block_decides_how_a_signal_stops() -> None:
+    reached = []
+    with pytest.raises(Stopped, match="the outer one"), stop_on_signals("the outer one"):
+        with stop_on_signals() as saves:
+            interrupt()
+            reached.append("saved" if saves else "no flag")
+        reached.append("after the inner block")
+    assert reached == ["saved"]
+    with pytest.raises(Stopped, match="the inner one"), stop_on_signals():
+        interrupt()
+        with stop_on_signals("the inner one"):
+            reached.append("inside")
+    assert reached == ["saved"]

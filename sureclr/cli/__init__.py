@@ -1,102 +1,23 @@
 """The command line. No other package depends on it; torch is imported only when a command runs."""
 
-import codecs
-import io
-import os
-import sys
-from typing import NoReturn
-
-from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
-
-from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
-    demo_command,
-    evaluation_commands,
-    labelling_commands,
-    prediction_commands,
-    report_commands,
-    start_commands,
-    training_commands,
-)
-from sureclr.cli.shared import app, with_flags
-from sureclr.data.image_report import inert
-from sureclr.errors import UserError, unknown
-from sureclr.stopping import Stopped, signals_of_a_command
-
-NO_MEMORY = (
-    "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient stays that"
-    " of the whole batch)."
-)
-TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
+from sureclr.stopping import run_as_a_command
 
 
 def main(words: list[str] | None = None) -> None:
     """Run a command and exit.
 
-    Exit codes: 0 it is done; 2 the user can mend it; 130 or 143 a signal stopped it and its state
-    is saved; 1 it is a bug of ours.
+    Exit codes: 0 it is done; 2 the user can mend it; 129, 130 or 143 a signal stopped it and its
+    state is saved; 1 it is a bug of ours.
+
+    Args:
+        words: of the command; None: those that the process was started with, which then ends with
+            the command.
     """
-    _show_any_name()
-    with signals_of_a_command():
-        _run(words)
 
+    def work() -> None:
+        # Late: a signal while this is imported gets its sentence too
+        from sureclr.cli.running import run_command
 
-def _run(words: list[str] | None) -> None:
-    try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
-    except UserError as error:
-        _fail(inert(with_flags(str(error))), 2)
-    except CycloptsError as error:
-        _fail(_usage_error(error), 2)
-    except Stopped as stopped:
-        _fail(with_flags(str(stopped)), stopped.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(0) from None
-    except OSError as error:  # such as a network drive that went away
-        if error.filename is None:
-            raise
-        place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
-        reason = error.strerror or str(error)
-        _fail(inert(f"{place} cannot be used ({reason}); mend that, and run the command again."), 2)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":
-            raise
-        _fail(NO_MEMORY, 2)
+        run_command(words)
 
-
-def _show_any_name() -> None:
-    """Let both streams show names that are not UTF-8 as their bytes, which can be pasted."""
-    codecs.register_error("sureclr.show", _bytes_or_escapes)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="sureclr.show")
-
-
-def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
-    try:
-        return codecs.lookup_error("surrogateescape")(error)
-    except UnicodeError:
-        return codecs.lookup_error("backslashreplace")(error)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    print(f"sureclr: {text}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def _usage_error(error: CycloptsError) -> str:
-    """Return what is wrong with the words of a command."""
-    if isinstance(error, UnknownCommandError) and error.unused_tokens:
-        commands = [name for name in app if not name.startswith("-")]
-        return str(unknown("command", error.unused_tokens[0], commands))
-    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        command = (error.command_chain or ("this command",))[-1]
-        extra = " ".join(error.unused_tokens)
-        count = "is one word" if len(error.unused_tokens) == 1 else "are words"
-        return (
-            f"`{command}` takes {TAKES.get(command, 'one word before its options')}, and {extra!r}"
-            f" {count} too many; `sureclr {command} --help` shows what it takes."
-        )
-    return str(error)
+    run_as_a_command(work, ends_process=words is None)

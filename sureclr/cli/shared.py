@@ -22,6 +22,7 @@ from sureclr.version import __version__
 app = App(
     name="sureclr",
     version=__version__,
+    suppress_keyboard_interrupt=False,  # it gets a sentence
     help=(
         "Self-supervised image representations with a certainty for each image: SimCLR, and a"
         " probabilistic contrastive loss. New here? Run `sureclr demo`, then `sureclr list`."

@@ -102,7 +102,7 @@ class Session:
             UserError: another process writes to this run, or its results.json cannot be read.
         """
         with ExitStack() as stack:
-            flag = stack.enter_context(stop_on_signals())
+            flag = stack.enter_context(stop_on_signals(SAVED))
             stack.enter_context(self.run.directory.lock())
             self._check_weights()
             read_results(self.run.results_folder)
