@@ -94,8 +94,8 @@ def _stderr(complaints: Complaints, catch: bool) -> Iterator[None]:
         return
     try:
         with _paper() as paper:
-            os.dup2(paper.fileno(), STDERR)
             try:
+                os.dup2(paper.fileno(), STDERR)
                 yield
             finally:
                 os.dup2(original, STDERR)
@@ -107,4 +107,5 @@ def _stderr(complaints: Complaints, catch: bool) -> Iterator[None]:
                         complaints.count += 1
                         complaints.last = line.decode(errors="replace").strip() or complaints.last
     finally:
+        os.dup2(original, STDERR)  # again: a signal may have interrupted the first time
         os.close(original)

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -14,12 +15,13 @@ from sureclr.data import decoding
 from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.errors import UserError
 from sureclr.progress import SILENT, Progress, report_progress
+from sureclr.stopping import STOPPING, signals_held
 
 POOL_FROM = 256  # fewer images are decoded in this process: starting others would take longer
 FILES_AT_ONCE = 16  # handed to a worker at a time
 # Handed out for each worker beyond what is yielded: results wait in memory for those before them
 BATCHES_AHEAD = 4
-IGNORED = (signal.SIGINT, signal.SIGTERM)  # by the workers: their parent decides
+IGNORED = STOPPING  # by the workers: their parent decides
 POLL = 0.2  # seconds; a signal's handler runs at least this often
 
 Decoded = DecodedPicture | str  # or the reason why a file cannot be read
@@ -78,7 +80,8 @@ def _in_processes(
     workers: list[_Worker] = []
     try:
         for _ in range(min(count, len(batches))):
-            workers.append(_started())
+            with signals_held():
+                workers.append(_started())
         yield from _in_order(workers, files, wanted)
     except (EOFError, OSError) as error:
         raise UserError(
@@ -86,11 +89,12 @@ def _in_processes(
             "if this is your own script, put its work under `if __name__ == '__main__':`."
         ) from error
     finally:
-        for worker in workers:
-            worker.process.kill()
-        for worker in workers:
-            worker.process.join()
-            worker.pipe.close()
+        with signals_held():
+            for worker in workers:
+                worker.process.kill()
+            for worker in workers:
+                worker.process.join()
+                worker.pipe.close()
 
 
 def _in_order(
@@ -139,10 +143,19 @@ def _started() -> _Worker:
     return _Worker(process, ours)
 
 
+def _die_with_parent() -> None:
+    """End this worker when its parent has gone, also in the middle of a large picture."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _work(pipe: Connection) -> None:
     """What a worker does until its parent has gone."""
     for ignored in IGNORED:
         signal.signal(ignored, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         while True:
             number, decode, files, wanted = pipe.recv()

@@ -163,3 +163,42 @@ def group_lives(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+ENDLESS = """
+import sys
+from dying import sleep
+from sureclr.data import decoding
+from sureclr.data.decoding import Decoding, FileRef
+from sureclr.data.parallel_decoding import decode_files
+
+if __name__ == "__main__":
+    decoding.decode = sleep
+    list(decode_files([FileRef(sys.argv[1])] * 4000, Decoding(8)))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+def test_processes_die_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Also in the middle of a picture, and also where that one is killed by SIGKILL."""
+    (tmp_path / "script.py").write_text(ENDLESS)
+    tests = str(Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "a.png")],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '.')}"},
+    )
+    try:
+        while process.poll() is None and not (tmp_path / "a.png.begun").exists():
+            time.sleep(0.01)
+        process.kill()
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=20)
+        while time.monotonic() - killed < 3 and group_lives(process.pid):
+            time.sleep(0.01)
+        assert not group_lives(process.pid) and errors == ""
+    finally:
+        if group_lives(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
