@@ -8,7 +8,7 @@ from sureclr.data.sources import paths_from, where_now
 from sureclr.errors import UserError
 from sureclr.files import OF_SPACE, WriteError
 from sureclr.progress import Progress
-from sureclr.stopping import StopFlag, stop_on_signals
+from sureclr.stopping import StopFlag, Stopped, stop_on_signals
 from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
 from sureclr.training.records import (
     begin_run,
@@ -50,7 +50,7 @@ def run_training(
     """
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
-        stop = stack.enter_context(stop_on_signals())
+        stack.enter_context(stop_on_signals(_begun(directory)))
         coming = 1 if resume else trainer.checkpoints_in_all()
         directory.check_space(trainer.checkpoint_bytes(), coming)
         if resume:
@@ -66,12 +66,19 @@ def run_training(
         monitor = Monitor.of(trainer.images, trainer.config.seed)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
-            _take_steps(trainer, directory, monitor, stop, progress, tracker)
-            write_encoder(directory, trainer)
+            with stop_on_signals() as stop:  # of these, the state is saved first
+                _take_steps(trainer, directory, monitor, stop, progress, tracker)
+                write_encoder(directory, trainer)
+                stop.check(f"the run in {directory.path} is complete")
         except WriteError as error:
             raise _not_written(error, trainer, directory) from error
         finally:
             progress.finish()
+
+
+def _begun(directory: RunDir) -> str:
+    """Return how to go on with a run that a signal stops before its next step."""
+    return f"nothing new was computed; continue with resume=True, out={str(directory.path)!r}"
 
 
 def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
@@ -95,14 +102,20 @@ def _take_steps(
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
     saved = f"continue with resume=True, out={str(directory.path)!r}"
     best = BestSoFar.of(directory, trainer.per_epoch)
-    while trainer.done < trainer.steps:
-        untrained = _untrained_knn(trainer, monitor)
-        began = time.monotonic()
-        loss, posterior = trainer.step()
-        numbers = step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
+    while trainer.done < trainer.steps or trainer.unmonitored:
+        # A run that was stopped while its monitor measured goes on there
+        numbers = trainer.unmonitored or _step(trainer, directory, monitor)
         is_best = False
         if trainer.done % trainer.per_epoch == 0:
-            numbers |= _monitored(trainer, directory, monitor, progress)
+            trainer.unmonitored = numbers
+            try:
+                with stop_on_signals(saved):  # it may take minutes
+                    numbers = numbers | _monitored(trainer, directory, monitor, progress)
+            except Stopped:
+                trainer.check_weights()
+                directory.save_checkpoint(trainer.done, *trainer.state())
+                raise
+            trainer.unmonitored = {}
             if "knn" in numbers:
                 trainer.monitored = {"knn": numbers["knn"], "queries": len(monitor.queries)}
                 is_best = best.takes(numbers["knn"], len(monitor.queries), trainer.done)
@@ -121,11 +134,20 @@ def _take_steps(
         stop.check(saved)
 
 
-def _untrained_knn(trainer: Trainer, monitor: Monitor) -> dict[str, float]:
+def _step(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
+    """Take a step and return its numbers."""
+    untrained = _untrained_knn(trainer, directory, monitor)
+    began = time.monotonic()
+    loss, posterior = trainer.step()
+    return step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
+
+
+def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
     """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
     if trainer.done > 0 or not trainer.config.monitor_every:
         return {}
-    return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+    with stop_on_signals(_begun(directory)):
+        return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
 
 
 def _monitored(

@@ -39,6 +39,8 @@ class Trainer:
         saved_step: the step of the newest checkpoint; None: there is none.
         monitored: what the monitor measured after the last step, `knn` and its number of `queries`;
             None: nothing was measured there.
+        unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
+            signal stops it; else {}.
     """
 
     config: PretrainConfig
@@ -51,6 +53,7 @@ class Trainer:
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
     monitored: dict[str, float] | None = None
+    unmonitored: dict[str, float] = field(default_factory=dict)
 
     @property
     def per_epoch(self) -> int:
@@ -166,6 +169,8 @@ class Trainer:
         }
         if self.monitored is not None:
             numbers["monitor"] = self.monitored
+        if self.unmonitored:
+            numbers["unmonitored"] = self.unmonitored
         parts = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
@@ -185,6 +190,7 @@ class Trainer:
         self.done = self.saved_step = numbers["step"]
         self.record = {key: numbers[key] for key in RECORDED if key in numbers}
         self.monitored = numbers.get("monitor")
+        self.unmonitored = numbers.get("unmonitored", {})
 
     def _generator(self) -> torch.Generator:
         """Return a generator for losses that sample.

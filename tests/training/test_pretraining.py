@@ -249,6 +249,32 @@ def test_stopped_by_a_signal_and_resumed(unbroken: Path, tmp_path: Path, steps: 
     assert equal(unbroken, out) and (out / "encoder.safetensors").exists()
 
 
+class StopsTheMonitor(SilentProgress):
+    """Sends SIGTERM while the monitor measures after this epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.start = f"after epoch {epoch}:"
+
+    def message(self, text: str) -> None:
+        if text.startswith(self.start):
+            terminate()
+            raise AssertionError("the signal did not stop the monitor at once")
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_a_monitor_that_a_signal_stopped_measures_when_the_run_goes_on(
+    unbroken: Path, tmp_path: Path, epoch: int
+) -> None:
+    """It can take minutes, and no step may be lost nor any of its numbers, also in the last one."""
+    out = tmp_path / "run"
+    with pytest.raises(Stopped, match="SIGTERM.*resume=True"):
+        train(out, progress=StopsTheMonitor(epoch))
+    assert max((out / "checkpoints").iterdir()).name == f"step-{3 * epoch:09d}"
+    assert len(lines(out)) == 3 * epoch - 1
+    train(out, resume=True)
+    assert equal(unbroken, out) and (out / "encoder.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
