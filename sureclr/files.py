@@ -336,6 +336,7 @@ def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]
     Raises:
         WriteError: it cannot be made.
     """
+<<<<<<< HEAD
     with ExitStack() as held, ExitStack() as ends:
         with signals_held():
             try:
@@ -353,6 +354,25 @@ def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]
 def _remove_if_possible(path: Path) -> None:
     with suppress(OSError):
         remove(path)
+=======
+    draft = None
+    with ExitStack() as held:
+        try:
+            with signals_held():
+                try:
+                    _tidy_once(path.parent)
+                    draft, handle = _new_draft(path.parent, folder)
+                except OSError as error:
+                    raise WriteError(path, error, 0) from error
+                drafts.add(draft)
+                held.callback(os.close, handle)
+            yield draft, handle, held
+        finally:
+            if draft is not None:
+                with suppress(OSError):
+                    remove(draft)
+                drafts.discard(draft)
+>>>>>>> h6-interrupts
 
 
 def _new_draft(parent: Path, folder: bool) -> tuple[Path, int]:
@@ -410,8 +430,8 @@ def remove_dead_drafts(folder: Path, *, alone: bool = False) -> None:
     pattern = DRAFT if alone else NEW_DRAFT
     with suppress(OSError):  # what cannot be removed now does no harm
         with os.scandir(folder) as entries:
-            drafts = [folder / entry.name for entry in entries if pattern.fullmatch(entry.name)]
-        for draft in drafts:
+            found = [folder / entry.name for entry in entries if pattern.fullmatch(entry.name)]
+        for draft in found:
             with suppress(OSError):
                 _remove_dead(draft, alone)
 
