@@ -87,7 +87,8 @@ def test_radii_of_zero_are_finite_in_value_and_gradient(
 def test_a_radius_that_is_not_a_number_is_not_hidden(softening: losses.Softening) -> None:
     mu, rho = views()
     rho[0] = math.nan
-    assert losses.sure(mu, rho, TAU, weight=0, softening=softening).isnan()
+    with pytest.raises(UserError, match="radii must lie in"):
+        losses.sure(mu, rho, TAU, weight=0, softening=softening)
 
 
 def test_the_likelihood_leaves_the_directions_alone() -> None:
