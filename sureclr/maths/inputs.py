@@ -13,7 +13,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-from sureclr.config import LARGEST_NUMBER, LEAST_TEMPERATURE
+from sureclr.config import LARGEST, LARGEST_NUMBER, LEAST_TEMPERATURE
 from sureclr.errors import UserError
 
 LARGEST_OPTION = LARGEST_NUMBER["temperature"]  # of a loss, whatever it is
@@ -69,14 +69,16 @@ def checked_temperature(value: float) -> float:
 
 
 def checked_count(name: str, value: int) -> int:
-    """Return the value of the argument `name` if it is a whole number, 1 or more.
+    """Return the value of the argument `name` if it is a whole number from 1 to 65,536.
 
     Raises:
         UserError: it is not.
     """
-    if not _is_number(value) or not 1 <= value <= LARGEST_OPTION or value != int(value):
+    most = LARGEST["samples"]
+    if not _is_number(value) or not 1 <= value <= most or value != int(value):
         raise UserError(
-            f"{name} must be a whole number, 1 or more, and is {value}; choose for example 16."
+            f"{name} must be a whole number from 1 to {most:,}, and is {value}; choose for example"
+            " 16."
         )
     return int(value)
 

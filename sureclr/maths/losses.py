@@ -25,6 +25,7 @@ from sureclr.errors import UserError
 from sureclr.maths.inputs import (
     RULES,
     check_rows,
+    check_values,
     check_views,
     checked_share,
     checked_temperature,
@@ -65,7 +66,8 @@ def full_precision(loss: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
 
     @wraps(loss)
     def in_float32(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
-        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        device = next((x.device.type for x in tensors), "cpu")
         with torch.autocast(device, enabled=False):
             arguments: Any = map(_raised, args)
             options: Any = {name: _raised(x) for name, x in kwargs.items()}
@@ -389,18 +391,25 @@ def mean_squared_cosine(directions: Tensor, views: int = 2) -> Tensor:
         UserError: there are fewer than two images, or the rows do not divide into views.
     """
     check_rows("directions", directions)
-    if len(directions) % views or len(directions) < 2 * views:
-        raise UserError(
-            f"the mean over different images needs {views} views of each of 2 images or more, not"
-            f" {len(directions)} rows; add images."
-        )
+    _check_images(len(directions), views)
+    added = check_values({"directions": directions})
     parts = directions.chunk(views)
     everything = (directions.T @ directions).square().sum()
     same_image = torch.stack([x.square().sum(-1).square() for x in parts]).sum(0)
     for x, y in combinations(parts, 2):
         same_image = same_image + 2 * (x * y).sum(-1).square()
     count = len(directions) * (len(directions) - views)
-    return ((everything - same_image.sum()) / count).clamp(min=0)
+    result = ((everything - same_image.sum()) / count).clamp(min=0)
+    return result if added is None else result + added
+
+
+def _check_images(rows: int, views: int) -> None:
+    """Raise a `UserError` unless the rows are `views` views of each of two images or more."""
+    if views < 1 or rows % views or rows < 2 * views:
+        raise UserError(
+            f"the mean over different images needs {views} views of each of 2 images or more, not"
+            f" {rows} rows; add images."
+        )
 
 
 def measured_dimension(directions: Tensor, views: int = 2) -> Tensor:
@@ -440,8 +449,10 @@ def log_mean_exp_evidence(
         views: of each image; 1 where every row shows another image.
 
     Raises:
-        UserError: the posterior has no radius.
+        UserError: the posterior has no radius, there are fewer than two images, or the rows do not
+            divide into views.
     """
+    _check_images(len(posterior.direction), views)
     n = len(posterior.direction) // views
     s = evidence_matrix(posterior, posterior, dimension)
     by_image = without_own_image(s, views).logsumexp(-1).reshape(views, n).logsumexp(0) - math.log(

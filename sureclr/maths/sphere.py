@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.maths.inputs import check_dimension, check_floating, check_numbers, check_values
+from sureclr.maths.inputs import above, check_dimension, check_floating, check_numbers, check_values
 
 # 1 - rho never falls below this in training (theory 5); the radius of a fusion may come closer to 1
 GAP_MIN = 1e-3
@@ -141,12 +141,7 @@ def kernel_dimension_of(direction: Tensor, dimension: float | Tensor | None) -> 
     """
     if dimension is None:
         return direction.shape[-1]
-    if isinstance(dimension, int | float) and not 1 < dimension < math.inf:
-        raise UserError(
-            f"dimension must be a finite number above 1, and is {dimension}; leave it out for the"
-            " number of coordinates."
-        )
-    return dimension
+    return dimension if isinstance(dimension, Tensor) else above("dimension", dimension, 1)
 
 
 def log_kernel(
