@@ -1,14 +1,14 @@
-"""What losses and the functions of the sphere accept: types and shapes, and ranges of numbers.
+"""What losses, the sphere and tables accept: types and shapes, and ranges of numbers.
 
 Types, shapes and plain numbers are always checked, which costs nothing. The values of a tensor are
 checked where reading them is cheap: on a CPU, outside of torch.compile and torch.func.vmap. A GPU
 would have to be waited for in every step, so there a value outside its range makes the result NaN
-instead: never a plausible number.
+instead: never a plausible number. Functions of tables wait in any case, and check everything.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -99,6 +99,11 @@ def checked_share(name: str, value: float, meaning: str) -> float:
     return value
 
 
+def is_whole(value: object) -> bool:
+    """Whether it is one whole number, of Python or numpy, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_number(value: object) -> bool:
     """Whether it is one real number: also numpy's, and a tensor without a dimension."""
     return (isinstance(value, Real) and not isinstance(value, bool)) or (
@@ -117,14 +122,19 @@ def _small_enough(name: str, value: float) -> float:
 # Tensors
 
 
-def check_floating(name: str, x: object) -> None:
-    """Raise a `UserError` unless x, the argument `name`, is a floating-point tensor."""
+def check_tensor(name: str, x: object) -> None:
+    """Raise a `UserError` unless x, the argument `name`, is a tensor."""
     if not isinstance(x, Tensor):
         raise UserError(
             f"{name} must be a torch tensor, and is a {type(x).__module__}.{type(x).__name__};"
             " convert it with torch.as_tensor(...)."
         )
-    if not x.is_floating_point():
+
+
+def check_floating(name: str, x: object) -> None:
+    """Raise a `UserError` unless x, the argument `name`, is a floating-point tensor."""
+    check_tensor(name, x)
+    if isinstance(x, Tensor) and not x.is_floating_point():
         raise UserError(
             f"{name} must have a floating-point type, and has {x.dtype}; convert it with .float()."
         )
@@ -318,3 +328,79 @@ def _sentence(name: str, words: str, kept: Tensor, x: Tensor) -> str:
         f"{name} {words}; {len(broken)} of {kept.numel()} break this rule, the first is {found}"
         f" at index {int(broken[0])}. Find out where they come from."
     )
+
+
+# Tables
+
+
+def check_table(name: str, x: object, least: int = 1) -> None:
+    """Raise a `UserError` unless x is a table of finite numbers, (n, f) with f >= 1.
+
+    Args:
+        name: of the argument.
+        x: its value, of any real type.
+        least: number of rows that it must have.
+    """
+    if not isinstance(x, Tensor) or x.ndim != 2 or x.is_complex() or not x.shape[1]:
+        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise UserError(
+            f"{name} must be a real torch tensor of the shape (rows, columns), with a column or"
+            f" more, and are {got}; reshape or convert them."
+        )
+    if len(x) < least:
+        raise UserError(
+            f"{name} must have {least} row{'s' * (least > 1)} or more, and have {len(x)}; add rows."
+        )
+    if not x.isfinite().all():
+        bad = int((~x.isfinite().all(1)).sum())
+        raise UserError(
+            f"{name} must be finite, and {bad} of {len(x)} rows are not; find out where they come"
+            " from."
+        )
+
+
+def check_columns(**columns: object) -> None:
+    """Raise a `UserError` unless the arguments are tensors (n,) of one length n >= 1, all finite.
+
+    The keywords are the names of the arguments.
+    """
+    lengths = {}
+    for name, x in columns.items():
+        if not isinstance(x, Tensor) or x.ndim != 1 or x.is_complex():
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(
+                f"{name} must be a real torch tensor of the shape (n,), and is {got}; reshape or"
+                " convert it."
+            )
+        if bad := int((~x.isfinite()).sum()):
+            raise UserError(
+                f"{name} must be finite, and {bad} of {len(x)} values are not finite; leave them"
+                " out."
+            )
+        lengths[name] = len(x)
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        counts = " and ".join(f"{name} has {n}" for name, n in lengths.items())
+        raise UserError(f"there must be rows, as many of each: {counts}; add the missing ones.")
+
+
+def check_shares(name: str, x: Tensor) -> None:
+    """Raise a `UserError` unless all values lie in [0, 1], as those of a truth value do."""
+    if not ((x >= 0) & (x <= 1)).all():
+        raise UserError(
+            f"{name} must lie in [0, 1] (bool, or 0 and 1), and some values do not; compare them"
+            " with what is right first."
+        )
+
+
+def check_classes(name: str, labels: Tensor, classes: int) -> None:
+    """Raise a `UserError` unless labels are whole numbers in 0..classes - 1."""
+    if labels.is_floating_point() or labels.is_complex():
+        raise UserError(
+            f"{name} must be whole numbers, and have the type {labels.dtype}; convert them with"
+            " .long()."
+        )
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"{name} must be classes in 0..{classes - 1}, and lie in {int(labels.min())}.."
+            f"{int(labels.max())}; number the classes anew."
+        )

@@ -55,14 +55,23 @@ def unit_rows(x: Tensor) -> Tensor:
             [0.0000, 0.0000]])
     """
     x = at_least_float32(x)
-    largest, limits = x.detach().abs().amax(-1, keepdim=True), torch.finfo(x.dtype)
-    # With these margins the sum of squares of up to 1e8 coordinates is a normal number
+    x = x / scale_for_squares(x.detach(), -1)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length == 0, 1, length)
+
+
+def scale_for_squares(x: Tensor, dim: int) -> Tensor:
+    """Return by what to divide x so that sums of squares over a dimension are normal numbers.
+
+    It is 1 where they are already (or all numbers are 0), else the largest absolute value. The
+    dimension stays, with the length 1.
+    """
+    largest, limits = x.abs().amax(dim, keepdim=True), torch.finfo(x.dtype)
+    # With these margins the sum of squares of up to 1e8 numbers is a normal number
     ordinary = (largest < math.sqrt(limits.max) / 1e4) & (
         largest > math.sqrt(limits.tiny / limits.eps)
     )
-    x = x / torch.where(ordinary | (largest == 0), 1, largest)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(length == 0, 1, length)
+    return torch.where(ordinary | (largest == 0), 1, largest)
 
 
 # The posterior
