@@ -394,7 +394,7 @@ class PretrainConfig:
                 0 <= self.warmup_epochs < math.inf,
                 self.warmup_epochs,
             ),
-            ("seed must not be negative, and below 2^31", 0 <= self.seed < 2**31, self.seed),
+            _seed_rule(self.seed),
             (
                 f"temperature must be at least {LEAST_TEMPERATURE:g}, or None for the loss's own",
                 self.temperature is None or self.temperature >= LEAST_TEMPERATURE,
@@ -459,12 +459,12 @@ Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
 
 
 def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
-    """Return the rules about how picture files become pixels."""
-    values = options.value_range
+    """Return the rules about how picture files become pixels; an encoder needs 4 x 4 of them."""
+    values, least = options.value_range, 4 if isinstance(options, PretrainConfig) else 1
     return [
         (
-            "size must be at least 4 pixels, or None",
-            options.size is None or options.size >= 4,
+            f"size must be at least {least} pixel{'s' * (least > 1)}, or None",
+            options.size is None or options.size >= least,
             options.size,
         ),
         (
@@ -479,6 +479,16 @@ def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
         ),
         ("cache_scale must be 1 to 8", 1 <= options.cache_scale <= 8, options.cache_scale),
     ]
+
+
+def _seed_rule(seed: object) -> Rule:
+    holds = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31
+    return "seed must not be negative, and below 2^31", holds, seed
+
+
+def check_seed(seed: object) -> None:
+    """Raise a `UserError` unless a seed is a whole number from 0 to 2^31 - 1."""
+    check_rules([_seed_rule(seed)])
 
 
 def check_rules(rules: Iterable[Rule]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sureclr.config import check_seed
 from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
@@ -26,7 +27,7 @@ from sureclr.evaluation.results import (
     PosteriorProbe,
 )
 from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_split
-from sureclr.maths.inputs import check_tensor, is_whole
+from sureclr.maths.inputs import check_tensor
 from sureclr.maths.logistic import (
     ROWS_AT_ONCE,
     check_penalty,
@@ -146,8 +147,7 @@ def linear_probe(
     check_penalty(strengths)
     if not 0 < validation < 1:
         raise UserError(f"validation must lie between 0 and 1, not {validation}; try 0.2.")
-    if not is_whole(seed) or not 0 <= seed < 2**63:
-        raise UserError(f"seed must be a whole number from 0 on, below 2^63, not {seed}; try 0.")
+    check_seed(seed)
     classes, target = train_y.unique(return_inverse=True)
     grid = tuple(sorted(strengths))
     scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
