@@ -19,6 +19,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.feature_space import predict_classes
 from sureclr.evaluation.results import BlockSimilarity, Comparison, Number
 from sureclr.evaluation.tables import finite_or_none
+from sureclr.maths.inputs import check_table
 from sureclr.maths.metrics import spearman
 from sureclr.maths.neighbours import top_k
 from sureclr.progress import SILENT, Progress
@@ -199,7 +200,18 @@ def cka(x: Tensor, y: Tensor) -> float:
     Args:
         x: (n, f).
         y: (n, g), rows the same images.
+
+    Raises:
+        UserError: there are fewer than four images, the numbers of rows differ, or a number is not
+            finite.
     """
+    check_table("x", x, LEAST)
+    check_table("y", y, LEAST)
+    if len(x) != len(y):
+        raise UserError(
+            f"CKA compares the same images, and there are {len(x)} and {len(y)} rows; embed the"
+            " same ones."
+        )
     x, y = centre(x), centre(y)
     return normalise_hsic(hsic(x, y), hsic(x, x), hsic(y, y))
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sureclr.errors import UserError
 from sureclr.evaluation.neighbour_vote import knn_accuracy
 from sureclr.evaluation.probes import linear_probe
+from sureclr.evaluation.similarity import cka
 from sureclr.maths import (
     coverage,
     inputs,
@@ -81,6 +82,8 @@ BAD_DIRECTIONS = {
     "one vector": (MU[0], r"directions must have the shape \(rows, coordinates\)"),
     "a map": (MU[:, None], r"directions must have the shape \(rows, coordinates\)"),
     "an odd number": (MU[:7], "two views of each of 2 images or more.* not 7"),
+    "three images": ("x must have 4 rows", lambda: cka(TABLE[:3], TABLE[:3])),
+    "other images": ("CKA compares the same images", lambda: cka(TABLE, TABLE[:5])),
     "one image": (MU[:2], "two views of each of 2 images or more.* not 2"),
     "nothing": (MU[:0], "two views of each of 2 images or more.* not 0"),
     "integers": ((9 * MU).long(), "directions must have a floating-point type"),
@@ -352,6 +355,7 @@ def test_tables_without_an_answer_are_refused(name: str) -> None:
         "alignment": lambda: metrics.alignment(bad, bad),
         "uniformity": lambda: metrics.uniformity(bad),
         "effective_rank": lambda: metrics.effective_rank(bad),
+        "cka": lambda: cka(bad, bad),
         "instance_match": lambda: metrics.instance_match(bad, bad),
         "nearest": lambda: metrics.nearest_has_class(bad, some),
     }
