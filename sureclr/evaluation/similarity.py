@@ -19,7 +19,6 @@ from sureclr.errors import UserError
 from sureclr.evaluation.feature_space import predict_classes
 from sureclr.evaluation.results import BlockSimilarity, Comparison, Number
 from sureclr.evaluation.tables import finite_or_none
-from sureclr.maths.inputs import check_table
 from sureclr.maths.metrics import spearman
 from sureclr.maths.neighbours import top_k
 from sureclr.progress import SILENT, Progress
@@ -205,13 +204,14 @@ def cka(x: Tensor, y: Tensor) -> float:
         UserError: there are fewer than four images, the numbers of rows differ, or a number is not
             finite.
     """
-    check_table("x", x, LEAST)
-    check_table("y", y, LEAST)
-    if len(x) != len(y):
+    tables = [table for table in (x, y) if isinstance(table, Tensor) and table.ndim == 2]
+    if len(tables) < 2 or not LEAST <= len(x) == len(y) or not x.shape[1] * y.shape[1]:
         raise UserError(
-            f"CKA compares the same images, and there are {len(x)} and {len(y)} rows; embed the"
-            " same ones."
+            f"CKA compares two tables (n, f) and (n, g) of the same images, {LEAST} or more; embed"
+            " the same images with both encoders."
         )
+    if bad := sum(int((~table.isfinite().all(1)).sum()) for table in tables):
+        raise UserError(f"CKA needs finite numbers, and {bad} rows have others; leave them out.")
     x, y = centre(x), centre(y)
     return normalise_hsic(hsic(x, y), hsic(x, x), hsic(y, y))
 

@@ -27,15 +27,21 @@ class OutOfRange(UserError):
 # Plain numbers
 
 
-def above(name: str, value: float, bound: float) -> float:
+def above(name: str, value: float, bound: float, way_out: str = "choose a larger one") -> float:
     """Return the value of the argument `name` if it is a finite number above the bound.
+
+    Args:
+        name: of the argument.
+        value: of it.
+        bound: that it must exceed.
+        way_out: the end of the sentence.
 
     Raises:
         UserError: it is not, or it is above `LARGEST_OPTION`, where float32 would overflow.
     """
     if not _is_number(value) or not bound < value < math.inf:
         raise UserError(
-            f"{name} must be a finite number above {bound:g}, and is {value}; choose a larger one."
+            f"{name} must be a finite number above {bound:g}, and is {value}; {way_out}."
         )
     return _small_enough(name, value)
 

@@ -150,7 +150,9 @@ def kernel_dimension_of(direction: Tensor, dimension: float | Tensor | None) -> 
     """
     if dimension is None:
         return direction.shape[-1]
-    return dimension if isinstance(dimension, Tensor) else above("dimension", dimension, 1)
+    if isinstance(dimension, Tensor):
+        return dimension
+    return above("dimension", dimension, 1, "leave it out for the number of coordinates")
 
 
 def log_kernel(
