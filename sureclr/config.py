@@ -6,7 +6,7 @@ Every default stands here and nowhere else. A recipe is a function that returns 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,7 +32,18 @@ LARGEST = {  # what decides memory and time; far above what anybody has used
     "monitor_every": 1_000_000,
     "snapshot_every": 1_000_000,
     "checkpoint_every": 1_000_000,
+    "seeds": 10_000,
 }
+LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 3e38
+    "learning_rate": 1e30,
+    "classifier_learning_rate": 1e30,
+    "weight_decay": 1e30,
+    "temperature": 10**9,
+    "certainty_weight": 10**9,
+    "kernel_dimension": 10**9,
+}
+LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
+LARGEST_AMOUNT = 1000  # of a change of colour; every pixel is black or white long before
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,17 @@ class ViewConfig:
         """Refuse values that cannot be used.
 
         Raises:
-            UserError: a value out of range; the sentence names its field.
+            UserError: a value of another type or out of range; the sentence names its field.
         """
+        _check_types(self, "views.")
         for name in ("flip", "jitter_p", "grey_p", "blur_p", "blur_kernel"):
             _check_view(self, name, 0 <= getattr(self, name) <= 1, "must lie in [0, 1]")
         for name in ("strength", "brightness", "contrast", "saturation", "hue"):
             _check_view(
-                self, name, 0 <= getattr(self, name) < math.inf, "must be zero (off) or positive"
+                self,
+                name,
+                0 <= getattr(self, name) <= LARGEST_AMOUNT,
+                f"must be zero (off) or positive, and at most {LARGEST_AMOUNT:,}",
             )
         for name in ("crop_area", "crop_aspect", "blur_sigma"):
             low, high = getattr(self, name)
@@ -159,6 +174,9 @@ class ReadOptions:
         allow_unreadable: whether more than a tenth of the files may be unreadable.
         unsplit: whether the images are only to be classified: there are no splits then, and every
             picture is read, also copies and those that splits leave out.
+
+    Raises:
+        UserError: a value of another type or out of range; the sentence names its field.
     """
 
     size: int | None = None
@@ -170,8 +188,11 @@ class ReadOptions:
     allow_unreadable: bool = False
     unsplit: bool = False
 
-
-READ_OPTIONS = ReadOptions()
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        _check_types(self)
+        check_rules(_read_rules(self))
+        check_largest(self)
 
 
 @dataclass(frozen=True)
@@ -310,23 +331,14 @@ class PretrainConfig:
         Raises:
             UserError: a value of another type or out of range; the sentence names its field.
         """
-        as_field_types(
-            type(self), {name: value for name, value in vars(self).items() if name != "views"}
-        )
+        _check_types(self)
         if not isinstance(self.views, ViewConfig):
             raise UserError(
                 f"views must be a ViewConfig, not {self.views!r}; make one with"
                 " sureclr.ViewConfig(...)."
             )
-        for name, largest in LARGEST.items():
-            if (value := getattr(self, name)) is not None and value > largest:
-                raise UserError(
-                    f"{name} must be at most {largest:,}, so that a slip of the pen cannot take all"
-                    f" memory or time; got {value}."
-                )
-        for rule, holds, value in self._rules():
-            if not holds:
-                raise UserError(f"{rule}; got {value}.")
+        check_rules(self._rules())
+        check_largest(self)
         if self.micro_batch and self.batch_size % self.micro_batch:
             nearest = max(1, round(self.batch_size / self.micro_batch)) * self.micro_batch
             raise UserError(
@@ -334,13 +346,13 @@ class PretrainConfig:
                 f" try batch_size {nearest}."
             )
 
-    def _rules(self) -> list[tuple[str, bool, Any]]:
+    def _rules(self) -> list["Rule"]:
         """(The rule in words, whether it holds, the value) of each rule about one field."""
         return [
             (
                 "source must be a name or folder:PATH, without a zero byte",
                 bool(self.source) and "\0" not in self.source,
-                repr(self.source),
+                self.source,
             ),
             (
                 "batch_size must be at least 2, because a batch of 1 has no other image to compare"
@@ -366,23 +378,7 @@ class PretrainConfig:
                 self.projection_hidden is None or self.projection_hidden >= 1,
                 self.projection_hidden,
             ),
-            (
-                "size must be at least 4 pixels, or None",
-                self.size is None or self.size >= 4,
-                self.size,
-            ),
-            (
-                "channels must be 1 to 32, or None",
-                self.channels is None or 1 <= self.channels <= 32,
-                self.channels,
-            ),
-            (
-                "value_range must be two finite numbers, the smaller first, or None",
-                self.value_range is None
-                or -math.inf < self.value_range[0] < self.value_range[1] < math.inf,
-                self.value_range,
-            ),
-            ("cache_scale must be 1 to 8", 1 <= self.cache_scale <= 8, self.cache_scale),
+            *_read_rules(self),
             (
                 "learning_rate must be a positive number",
                 0 < self.learning_rate < math.inf,
@@ -398,7 +394,32 @@ class PretrainConfig:
                 0 <= self.warmup_epochs < math.inf,
                 self.warmup_epochs,
             ),
-            ("seed must not be negative, and below 2^31", 0 <= self.seed < 2**31, self.seed),
+            _seed_rule(self.seed),
+            (
+                f"temperature must be at least {LEAST_TEMPERATURE:g}, or None for the loss's own",
+                self.temperature is None or self.temperature >= LEAST_TEMPERATURE,
+                self.temperature,
+            ),
+            (
+                "certainty_weight must be 0 or a positive number, or None for the loss's own",
+                self.certainty_weight is None or self.certainty_weight >= 0,
+                self.certainty_weight,
+            ),
+            (
+                "kernel_dimension must be a number above 1, measured, or None for all coordinates",
+                not isinstance(self.kernel_dimension, int | float) or self.kernel_dimension > 1,
+                self.kernel_dimension,
+            ),
+            (
+                "empirical_prior must lie in [0, 1], or be None for 0",
+                self.empirical_prior is None or 0 <= self.empirical_prior <= 1,
+                self.empirical_prior,
+            ),
+            (
+                "samples must be at least 1, or None for the loss's own",
+                self.samples is None or self.samples >= 1,
+                self.samples,
+            ),
             *(
                 (f"{name} must not be negative", getattr(self, name) >= 0, getattr(self, name))
                 for name in ("monitor_every", "snapshot_every", "checkpoint_every")
@@ -432,6 +453,83 @@ class PretrainConfig:
             "softening": "off" if simclr else self.softening,
             "samples": self.samples,
         }
+
+
+Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
+
+
+def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
+    """Return the rules about how picture files become pixels; an encoder needs 4 x 4 of them."""
+    values, least = options.value_range, 4 if isinstance(options, PretrainConfig) else 1
+    return [
+        (
+            f"size must be at least {least} pixel{'s' * (least > 1)}, or None",
+            options.size is None or options.size >= least,
+            options.size,
+        ),
+        (
+            "channels must be 1 to 32, or None",
+            options.channels is None or 1 <= options.channels <= 32,
+            options.channels,
+        ),
+        (
+            "value_range must be two finite numbers, the smaller first, or None",
+            values is None or -math.inf < values[0] < values[1] < math.inf,
+            values,
+        ),
+        ("cache_scale must be 1 to 8", 1 <= options.cache_scale <= 8, options.cache_scale),
+    ]
+
+
+def _seed_rule(seed: object) -> Rule:
+    holds = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**31
+    return "seed must not be negative, and below 2^31", holds, seed
+
+
+def check_seed(seed: object) -> None:
+    """Raise a `UserError` unless a seed is a whole number from 0 to 2^31 - 1."""
+    check_rules([_seed_rule(seed)])
+
+
+def check_rules(rules: Iterable[Rule]) -> None:
+    """Raise a `UserError` with the first rule that does not hold, and the value."""
+    for rule, holds, value in rules:
+        if not holds:
+            raise UserError(f"{rule}; got {shown(value)}.")
+
+
+def check_largest(config: object) -> None:
+    """Raise a `UserError` if a field of a configuration is above its bound; it names the field."""
+    reasons = (
+        (LARGEST, "so that a slip of the pen cannot take all memory or time"),
+        (LARGEST_NUMBER, "because larger numbers overflow in training"),
+    )
+    for bounds, reason in reasons:
+        for name, largest in bounds.items():
+            value = getattr(config, name, None)
+            if isinstance(value, int | float) and value > largest:
+                raise UserError(
+                    f"{name} must be at most {largest:,}, {reason}; got {shown(value)}."
+                )
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Raise a `UserError` if a field has another type; a list becomes a tuple where one is due.
+
+    A field that is a configuration itself has checked itself.
+    """
+    values = {name: value for name, value in vars(config).items() if name != "views"}
+    for name, value in as_field_types(type(config), values, prefix).items():
+        if isinstance(value, tuple):
+            object.__setattr__(config, name, value)
+
+
+def shown(value: object) -> str:
+    """Return a value in the words of an error message: at most 200 characters of its `repr`."""
+    try:
+        return repr(value)[:200]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 class _Loader(yaml.SafeLoader):
@@ -578,7 +676,7 @@ def _as_type(hint: object, value: object, key: str) -> object:
             return value
     raise UserError(
         f"configuration key {key} must be {' or '.join(map(_in_words, choices))}; got"
-        f" {repr(value)[:200]}."
+        f" {shown(value)}."
     )
 
 
@@ -610,3 +708,6 @@ def differing(config: PretrainConfig, other: PretrainConfig) -> list[str]:
     return [
         f.name for f in fields(PretrainConfig) if getattr(config, f.name) != getattr(other, f.name)
     ]
+
+
+READ_OPTIONS = ReadOptions()

@@ -2,6 +2,7 @@
 is named.
 """
 
+import math
 import os
 import re
 from dataclasses import fields, replace
@@ -14,13 +15,16 @@ from hypothesis import strategies as st
 
 from sureclr.config import (
     PretrainConfig,
+    ReadOptions,
     ViewConfig,
+    check_seed,
     differing,
     from_dict,
     read_yaml,
     to_yaml,
 )
 from sureclr.errors import UserError
+from sureclr.finetuning.config import FinetuneConfig
 from sureclr.recipes import RECIPES, recipe, recipe_for
 
 
@@ -379,3 +383,143 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
     with pytest.raises(UserError, match="a pipe or a device and not a file"):
         read_yaml(tmp_path / "config.yaml")
+
+
+# --- Every number of every configuration ------------------------------------------------
+
+NOT_FINITE = [math.nan, math.inf, -math.inf]
+TRIED: list[Any] = [*NOT_FINITE, -1, 0, 1e300, 10**30, 10**400, 10**5000, True, "x"]
+CONFIGURATIONS: list[tuple[type, dict[str, Any]]] = [
+    (PretrainConfig, {"source": "digits"}),
+    (ViewConfig, {}),
+    (ReadOptions, {}),
+    (FinetuneConfig, {}),
+]
+# Fields that hold words, truth values or another configuration
+WORDS = (
+    "source pages strict allow_unreadable encoder stem init loss softening certainty_gradient"
+    " optimizer precision views unsplit labels image_column label_column tune schedule bn"
+)
+NO_NUMBERS = set(WORDS.split())
+NUMBERS = [
+    (config, base, field.name)
+    for config, base in CONFIGURATIONS
+    for field in fields(config)
+    if field.name not in NO_NUMBERS
+]
+CAN_BE_OFF = (
+    "certainty_weight empirical_prior weight_decay warmup_epochs seed monitor_every snapshot_every"
+    " checkpoint_every flip jitter_p grey_p blur_p blur_kernel strength brightness contrast"
+    " saturation hue"
+)
+OFF = "0 switches it off, or is the smallest there is"
+FOLDS = "data sets have any number of folds, and the sentence about them names the field"
+HARMLESS = "a crop or a blur of any shape is an image (tests/maths/test_extremes.py)"
+# (field, the values of TRIED that are allowed, why)
+ALLOWED: dict[str, tuple[list[Any], str]] = {
+    **dict.fromkeys(
+        CAN_BE_OFF.split(),
+        ([0], OFF),
+    ),
+    "learning_rate": ([10**30], "the bound itself, 1e30: training diverges and says so (R13)"),
+    "classifier_learning_rate": ([10**30], "likewise"),
+    "learning_rates": ([10**30], "likewise"),
+    "fold": ([0, 10**30, 10**400, 10**5000], FOLDS),
+    "crop_aspect": ([1e300, 10**30], HARMLESS),
+    "blur_sigma": ([1e300, 10**30], HARMLESS),
+}
+ALLOWED["weight_decay"] = ([0, 10**30], f"{OFF}; 1e30 is the bound itself")
+PAIRS = ("crop_area", "crop_aspect", "blur_sigma", "value_range")
+
+
+def given_value(name: str, value: Any) -> Any:
+    """The value as the field takes it: twice where it is a pair, else alone."""
+    return (value, value) if name in PAIRS else (value,) if name == "learning_rates" else value
+
+
+def test_the_table_of_numbers_is_complete() -> None:
+    """A new field is a number, or its name is added to those that are none."""
+    named = {field.name for config, _ in CONFIGURATIONS for field in fields(config)}
+    assert named >= NO_NUMBERS and set(ALLOWED) <= {name for _, _, name in NUMBERS}
+    for config, base, name in NUMBERS:
+        value = getattr(config(**base), name)
+        assert value is None or isinstance(value, int | float | tuple), name
+        assert not isinstance(value, bool), name
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "name"), NUMBERS, ids=[f"{c.__name__}.{n}" for c, _, n in NUMBERS]
+)
+def test_no_number_ends_in_a_traceback_or_in_nan(
+    config: type, base: dict[str, Any], name: str
+) -> None:
+    allowed, _ = ALLOWED.get(name, ([], ""))
+    for value in TRIED:
+        given = given_value(name, value)
+        if any(value is one or (value == one and type(value) is type(one)) for one in allowed):
+            config(**{**base, name: given})
+            continue
+        with pytest.raises(UserError, match=rf"\b{name}\b") as caught:
+            config(**{**base, name: given})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+WRITTEN = [".nan", ".inf", "-.inf", "-1", "1e300", "1" + "0" * 30, "1" + "0" * 400, "true", "x"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for config, _, name in NUMBERS if config in (PretrainConfig, ViewConfig)]
+)
+def test_no_number_of_a_file_ends_in_a_traceback_or_in_nan(name: str, tmp_path: Path) -> None:
+    """As above, from config.yaml."""
+    of_views = name in {field.name for field in fields(ViewConfig)}
+    allowed, _ = ALLOWED.get(name, ([], ""))
+    for words in WRITTEN:
+        value = f"[{words}, {words}]" if name in PAIRS else words
+        text = f"views: {{{name}: {value}}}" if of_views else f"{name}: {value}"
+        if words[0].isdigit() and float(words) in [float(x) for x in allowed if x < 10**300]:
+            read(f"source: digits\n{text}", tmp_path)
+            continue
+        if words == "1e300" and 1e300 in allowed:
+            continue
+        with pytest.raises(UserError, match=rf"\b{name}\b"):
+            read(f"source: digits\n{text}", tmp_path)
+
+
+FLAGS = [
+    ("--temperature", "nan"),
+    ("--kernel-dimension", "1e300"),
+    ("--epochs", "1e3"),
+    ("--seed", "9" * 30),
+    ("--views.brightness", "1e300"),
+]
+
+
+@pytest.mark.parametrize(("flag", "value"), FLAGS)
+def test_the_command_line_names_the_flag(
+    flag: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sureclr.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "digits", "--out", str(tmp_path / "run"), f"{flag}={value}"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and not (tmp_path / "run").exists()
+    assert flag.removeprefix("--") in said.replace("_", "-") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("seed", [-1, 2**31, 10**30, 1.5, math.nan, True, "x", None])
+def test_seeds_are_checked_where_they_come_in(seed: Any) -> None:
+    from sureclr.data.sources import load_images
+
+    with pytest.raises(UserError, match="seed must not be negative, and below"):
+        check_seed(seed)
+    with pytest.raises(UserError, match="seed must not be negative, and below"):
+        load_images("digits", seed=seed)
+
+
+def test_lists_of_a_configuration_in_python_become_tuples() -> None:
+    """So that a configuration equals what its file gives back."""
+    assert ViewConfig(crop_area=[0.1, 1]) == ViewConfig(crop_area=(0.1, 1.0))  # type: ignore[arg-type]
+    assert ReadOptions(value_range=[0, 9]).value_range == (0.0, 9.0)  # type: ignore[arg-type]
+    assert PretrainConfig("digits", value_range=[0, 9]).value_range == (0.0, 9.0)  # type: ignore[arg-type]

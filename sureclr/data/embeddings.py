@@ -22,6 +22,9 @@ from sureclr.maths.sphere import Posterior
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray, FixedSizeListArray, Table
 
+# Of a radius from 1, where float32 has rounded it to 1: up to there `sphere.information` is exact,
+# and nearer to 1 information and evidence grow without bound
+SMALLEST_GAP = 1e-6
 ROWS_AT_ONCE = 1 << 14  # whose information is computed together: 12 MiB for each of its integrals
 
 
@@ -78,17 +81,17 @@ class Embeddings:
         """
         if self.radius is None:
             return None
-        surest = 1 - 1e-6  # up to which `sphere.information` is exact; it grows without bound
         parts = [
-            sphere.information(radii.double().clamp(max=surest), self.direction.shape[1])
+            sphere.information(radii.double().clamp(max=1 - SMALLEST_GAP), self.direction.shape[1])
             for radii in self.radius.split(ROWS_AT_ONCE)
         ]
         return torch.cat(parts).float()
 
     @property
     def posterior(self) -> Posterior:
-        """Direction, radius and certainty as one value."""
-        return Posterior(self.direction, self.radius, certainty=self.certainty)
+        """Direction, radius and certainty as one value; a gap is at least `SMALLEST_GAP`."""
+        gap = None if self.radius is None else (1 - self.radius).clamp(min=SMALLEST_GAP)
+        return Posterior(self.direction, self.radius, gap, self.certainty)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Embeddings":
         """Return some rows of the table.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sureclr.config import READ_OPTIONS, ReadOptions
+from sureclr.config import READ_OPTIONS, ReadOptions, check_seed
 from sureclr.data.downloads import downloading
 from sureclr.data.folder import absolute, list_folders, with_given
 from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
@@ -121,9 +121,11 @@ def load_images(
         options: how picture files become pixels.
 
     Raises:
-        UserError: the name is unknown, or files are missing and cannot be downloaded, or damaged.
+        UserError: the name is unknown, a number is out of range, or files are missing and cannot
+            be downloaded, or damaged.
     """
     options = with_given(options, size, channels)
+    check_seed(seed)
     check_shape(options.size, options.channels)
     kind, _, place = source.partition(":")
     if kind in FILE_SOURCES and source not in SOURCES:

@@ -131,12 +131,12 @@ def _draw_box(
 
 
 def _central_size(whole: Tensor, aspect: tuple[float, float]) -> Tensor:
-    """(n, 2) int64: the largest height and width with an aspect that is allowed."""
+    """(n, 2) int64, 1 or more: the largest height and width with an aspect that is allowed."""
     height, width = whole.unbind(dim=1)
     ratio = width.double() / height
     tall = (width.double() / aspect[0]).round().long().where(ratio < aspect[0], height)
     wide = (height.double() * aspect[1]).round().long().where(ratio > aspect[1], width)
-    return torch.stack([tall, wide], dim=1)
+    return torch.stack([tall, wide], dim=1).clamp(min=1)
 
 
 def crop_and_flip(images: Tensor, box: Tensor, flip: Tensor) -> Tensor:

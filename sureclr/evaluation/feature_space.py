@@ -24,7 +24,7 @@ from sureclr.evaluation.tables import evidence_dimension, finite_or_none
 from sureclr.files import writing_atomically
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence, unit_rows
+from sureclr.maths.sphere import Posterior, evidence, radius_and_gap, unit_rows
 from sureclr.progress import SILENT, Progress, report_progress
 
 if TYPE_CHECKING:
@@ -357,8 +357,9 @@ def nearest_images(
     }
     if mapped.radius is None:
         return columns
+    _, gaps = radius_and_gap(mapped.posterior)
     first, second = (
-        Posterior(mapped.direction[i], mapped.radius[i])
+        Posterior(mapped.direction[i], mapped.radius[i], gaps[i])
         for i in (own.repeat_interleave(k), index.flatten())
     )
     s = evidence(first, second, evidence_dimension(mapped))

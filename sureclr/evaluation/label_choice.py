@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sureclr.config import check_seed
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.label_matching import labels_in_file
@@ -102,10 +103,11 @@ def label_next(
 
     Raises:
         UserError: the strategy is unknown or needs what the run's loss does not have, or the budget
-            is below 1 or above the number of images without a label.
+            is below 1 or above the number of images without a label, or the seed is out of range.
     """
     if strategy not in STRATEGIES:
         raise unknown("strategy", strategy, STRATEGIES)
+    check_seed(seed)
     free = np.flatnonzero((table.split != "test") & ~labelled)
     _check(table, strategy, budget, len(free))
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).numpy()

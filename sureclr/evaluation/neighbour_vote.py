@@ -3,6 +3,7 @@
 No training is needed.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import BaselineIntervals, Baselines, Interval, KnnResult
 from sureclr.evaluation.tables import class_numbers, labelled_split
+from sureclr.maths.inputs import check_tensor, is_whole
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k, vote
 
@@ -116,11 +118,15 @@ def knn_accuracy(
         UserError: a row has no label or features that are not finite, or k or temperature are out
             of range.
     """
+    tensors = {"train_features": train_features, "train_labels": train_labels}
+    tensors |= {"test_features": test_features, "test_labels": test_labels}
+    for name, x in tensors.items():
+        check_tensor(name, x)
     _check(train_features, train_labels, k, len(train_features), temperature)
     _check(test_features, test_labels, k, len(train_features), temperature)
     similarity, index = top_k(test_features, train_features, k)
-    labels = train_labels[index]
-    predictions = vote(similarity, labels, int(labels.max()) + 1, temperature)
+    names, named = train_labels.unique(return_inverse=True)  # a label may be any whole number
+    predictions = names[vote(similarity, named[index], len(names), temperature)]
     correct, total = int((predictions == test_labels).sum()), len(test_labels)
     return NeighbourVote(
         accuracy=correct / total,
@@ -143,15 +149,22 @@ def _check(features: Tensor, labels: Tensor, k: int, available: int, temperature
             f"kNN needs labels, and {int((labels < 0).sum())} of {len(labels)} rows have none; drop"
             " those rows."
         )
+    if features.ndim != 2 or labels.is_floating_point():
+        raise UserError(
+            "kNN needs features (n, f) and whole numbers as labels (n,), not"
+            f" {tuple(features.shape)} and {labels.dtype}; reshape or convert them."
+        )
     if not torch.isfinite(features).all():
         bad = int((~features.isfinite().all(1)).sum())
         raise UserError(
             f"features must be finite, and those of {bad} of {len(features)} rows are not; check"
             " whether the encoder has diverged."
         )
-    if not 1 <= k <= available:
+    if not is_whole(k) or not 1 <= k <= available:
         raise UserError(
             f"k is {k}, and there are {available} training rows; choose 1 <= k <= {available}."
         )
-    if temperature <= 0:
-        raise UserError(f"the vote's temperature must be above 0, not {temperature}; try 0.1.")
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise UserError(
+            f"the vote's temperature must be a finite number above 0, not {temperature}; try 0.1."
+        )

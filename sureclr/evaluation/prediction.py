@@ -407,8 +407,11 @@ class _Answering:
             return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
         others = self.comparison.features
         _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
-        distance = (features - others[rows[:, 0]]).norm(dim=1)
-        return torch.where(distance <= SAME * features.norm(dim=1), rows[:, 0], -1)
+        distance, length = (  # float64, in which no square overflows
+            torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+            for x in (features - others[rows[:, 0]], features)
+        )
+        return torch.where(distance <= SAME * length, rows[:, 0], -1)
 
 
 def _digest(pixels: Tensor) -> bytes:

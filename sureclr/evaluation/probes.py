@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sureclr.config import check_seed
 from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
@@ -26,8 +27,10 @@ from sureclr.evaluation.results import (
     PosteriorProbe,
 )
 from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_split
+from sureclr.maths.inputs import check_tensor
 from sureclr.maths.logistic import (
     ROWS_AT_ONCE,
+    check_penalty,
     logistic_regression,
     standardisation,
 )
@@ -135,14 +138,16 @@ def linear_probe(
         UserError: a row has no label or features that are not finite, there is only one class, or
             a strength is not above 0.
     """
+    tensors = {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+    for name, x in tensors.items():
+        check_tensor(name, x)
     train_x, test_x = _on_wide_device(train_x), _on_wide_device(test_x)
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
     check_rows(train_x, train_y, test_x, test_y)
-    if not strengths or min(strengths) <= 0:
-        raise UserError(
-            "a linear probe needs one or more strengths of its penalty, each above 0, not"
-            f" {list(strengths)}; try 0.01."
-        )
+    check_penalty(strengths)
+    if not 0 < validation < 1:
+        raise UserError(f"validation must lie between 0 and 1, not {validation}; try 0.2.")
+    check_seed(seed)
     classes, target = train_y.unique(return_inverse=True)
     grid = tuple(sorted(strengths))
     scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
@@ -255,6 +260,11 @@ def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor)
         test_y: (m,) labels.
     """
     for name, x, y in (("training", train_x, train_y), ("test", test_x, test_y)):
+        if x.ndim != 2 or x.shape[1] != train_x.shape[-1] or y.is_floating_point():
+            raise UserError(
+                "a linear probe needs features (n, f), as wide in training and test, and whole"
+                f" numbers as labels (n,); its {name} rows are {tuple(x.shape)} and {y.dtype}."
+            )
         if len(x) != len(y) or len(y) == 0:
             raise UserError(
                 f"a linear probe needs one label for each of its {name} rows, and there are"

@@ -88,7 +88,10 @@ def score_images(table: Embeddings, reference: Reference) -> ScoredImages:
     """Score embedded images. The nearest training image is found by the cosine of the features."""
     similarity, index = (t[:, 0] for t in top_k(table.features, reference.train.features, 1))
     scores = {} if table.certainty is None else {"certainty": table.certainty}
-    scores |= {"neighbour_similarity": similarity, "feature_norm": table.features.norm(dim=1)}
+    scores |= {
+        "neighbour_similarity": similarity,
+        "feature_norm": torch.linalg.vector_norm(table.features, dim=1, dtype=torch.float64),
+    }
     if (logits := reference.logits(table)) is not None:
         scores["negative_entropy"] = -entropy(logits)
     known = (table.labels >= 0) & (reference.probe is not None)

@@ -199,7 +199,19 @@ def cka(x: Tensor, y: Tensor) -> float:
     Args:
         x: (n, f).
         y: (n, g), rows the same images.
+
+    Raises:
+        UserError: there are fewer than four images, the numbers of rows differ, or a number is not
+            finite.
     """
+    tables = [table for table in (x, y) if isinstance(table, Tensor) and table.ndim == 2]
+    if len(tables) < 2 or not LEAST <= len(x) == len(y) or not x.shape[1] * y.shape[1]:
+        raise UserError(
+            f"CKA compares two tables (n, f) and (n, g) of the same images, {LEAST} or more; embed"
+            " the same images with both encoders."
+        )
+    if bad := sum(int((~table.isfinite().all(1)).sum()) for table in tables):
+        raise UserError(f"CKA needs finite numbers, and {bad} rows have others; leave them out.")
     x, y = centre(x), centre(y)
     return normalise_hsic(hsic(x, y), hsic(x, x), hsic(y, y))
 

@@ -8,9 +8,8 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from sureclr.config import as_field_types
+from sureclr.config import LARGEST, LARGEST_NUMBER, Rule, as_field_types, check_largest, check_rules
 from sureclr.data.label_request import LabelRequest
-from sureclr.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -97,17 +96,16 @@ class FinetuneConfig:
         names = (field.name for field in fields(self) if field.name not in own_rules)
         as_field_types(type(self), {name: getattr(self, name) for name in names})
         LabelRequest.of(self.label_request)
-        for rule, holds, value in self._rules():
-            if not holds:
-                raise UserError(f"{rule}; got {value}.")
+        check_rules(self._rules())
+        check_largest(self)
 
-    def _rules(self) -> list[tuple[str, bool, Any]]:
+    def _rules(self) -> list[Rule]:
         """(The rule in words, whether it holds, the value) of each rule about one field."""
         rates, classifier_rate = self.learning_rates, self.classifier_learning_rate
         return [
             (
                 "seeds must be a number from 1 on, or different whole numbers from 0 on such as"
-                " 0,1,2",
+                f" 0,1,2, at most {LARGEST['seeds']:,} of them",
                 _are_seeds(self.seeds),
                 self.seeds,
             ),
@@ -123,10 +121,13 @@ class FinetuneConfig:
                 self.batch_size,
             ),
             (
-                "learning_rates must be different positive numbers, for example (0.01, 0.1)",
+                "learning_rates must be different positive numbers up to"
+                f" {LARGEST_NUMBER['learning_rate']:g}, for example (0.01, 0.1)",
                 isinstance(rates, tuple)
                 and bool(rates)
-                and all(map(_is_positive, rates))
+                and all(
+                    _is_positive(rate) and rate <= LARGEST_NUMBER["learning_rate"] for rate in rates
+                )
                 and len(set(rates)) == len(rates),
                 rates,
             ),
@@ -170,7 +171,7 @@ def _are_seeds(value: Any) -> bool:
     """Whether it is a number of repetitions, or a tuple of different seeds."""
     if isinstance(value, tuple):
         whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in value)
-        return whole and 0 < len(set(value)) == len(value)
+        return whole and 0 < len(set(value)) == len(value) <= LARGEST["seeds"]
     return type(value) is int and value >= 1
 
 

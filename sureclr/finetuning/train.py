@@ -268,7 +268,7 @@ def fit(
     weights = deepcopy(model.state_dict())
     with seeded(training.seed, model.device):
         for epoch in range(training.config.epochs):
-            if not training.run_epoch(epoch, progress):
+            if not training.run_epoch(epoch, progress) or not has_finite_weights(model):
                 break
             done = (epoch + 1) * training.steps_per_epoch
             score = scorer(model, held_out, partial(_still_at, progress, done))
@@ -277,6 +277,14 @@ def fit(
                 best, best_epoch, weights = score, epoch + 1, deepcopy(model.state_dict())
     model.load_state_dict(weights)
     return Fit(training.learning_rate, best_epoch, best, model.eval())
+
+
+def has_finite_weights(model: nn.Module) -> bool:
+    """Whether no weight and no running statistic is NaN or infinite.
+
+    The loss of a step is that before its update, and where nothing is held out no score would tell.
+    """
+    return all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
 
 
 def _still_at(progress: Progress, done: int, images: int) -> None:

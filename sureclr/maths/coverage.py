@@ -5,6 +5,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sureclr.errors import UserError
+from sureclr.maths.inputs import check_table, is_whole
+
 LAZY = 64  # rows whose gain is updated at once
 
 
@@ -25,7 +28,18 @@ def greedy_cover(
 
     Returns:
         the chosen rows in order, and by how much each raised the sum.
+
+    Raises:
+        UserError: a number is not finite, the shapes do not fit, or the budget exceeds n.
     """
+    check_table("near", near, 0)
+    if tuple(covered.shape) != (near.shape[1],) or not covered.isfinite().all():
+        raise UserError(
+            f"covered must be {near.shape[1]} finite numbers, one for each column of near, and has"
+            f" the shape {tuple(covered.shape)}; start from zeros."
+        )
+    if not is_whole(budget) or not 0 <= budget <= len(near):
+        raise UserError(f"budget must be 0 to {len(near)}, the number of rows, and is {budget}.")
     bound = torch.full((len(near),), torch.inf, dtype=near.dtype, device=near.device)
     rows: list[int] = []
     gains: list[float] = []

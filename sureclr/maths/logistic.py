@@ -29,11 +29,21 @@ from math import log
 import torch
 from torch import Tensor
 
-from sureclr.maths.sphere import at_least_float32
+from sureclr.errors import UserError
+from sureclr.maths.inputs import (
+    above,
+    check_classes,
+    check_columns,
+    check_floating,
+    check_table,
+    checked_count,
+)
+from sureclr.maths.sphere import at_least_float32, scale_for_squares
 
 MEMORY = 20  # L-BFGS pairs kept; each is as small as the weights
 # Rows x strengths x classes in one batch: 256 MiB in float32. More strengths are solved in turn
 LOGITS_AT_ONCE = 1 << 26
+LARGEST_FEATURE = 1e9  # a standardised one is at most the root of the number of rows
 ROWS_AT_ONCE = 8192  # turned into float64 at once
 COVARIANCE_ROWS = 4  # rows per feature that the preconditioner uses
 # The preconditioner is factored again when the spread has changed by this factor. Digits, strength
@@ -67,10 +77,16 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 
     The deviation is over n, not n - 1, and 1 for a constant column. A column is constant if its
     deviation is below the rounding of its mean: dividing by that would turn rounding into a
-    feature.
+    feature. Columns of 1e30 and of 1e-30 come out right, though their squares do not fit.
+
+    Raises:
+        UserError: the features are not finite, or there are none.
     """
-    variance, mean = torch.var_mean(at_least_float32(features), dim=0, correction=0)
-    deviation = variance.sqrt()
+    check_table("features", features)
+    features = at_least_float32(features)
+    scale = scale_for_squares(features, 0)
+    variance, mean = torch.var_mean(features / scale, dim=0, correction=0)
+    deviation, mean = variance.sqrt() * scale[0], mean * scale[0]
     constant = deviation <= 10 * torch.finfo(deviation.dtype).eps * mean.abs()
     return mean, torch.where(constant, torch.ones_like(deviation), deviation)
 
@@ -93,7 +109,11 @@ def logistic_regression(
         tolerance: stop when |grad J| <= tolerance * |grad J at 0|, for every strength.
         max_iterations: after which the solver stops without having converged.
         logits_at_once: rows x strengths x classes in one batch. It changes memory, not the result.
+
+    Raises:
+        UserError: features are not finite, or a number or a class does not fit.
     """
+    _check(x, target, strengths, tolerance, max_iterations)
     at_once = max(1, logits_at_once // (len(x) * int(target.max() + 1)))
     groups = [strengths[i : i + at_once] for i in range(0, len(strengths), at_once)]
     parts = [
@@ -104,6 +124,44 @@ def logistic_regression(
         **{n: torch.cat([getattr(p, n) for p in parts]) for n in names},
         iterations=max(p.iterations for p in parts),
     )
+
+
+def _check(
+    x: Tensor,
+    target: Tensor,
+    strengths: Sequence[float],
+    tolerance: float,
+    max_iterations: int,
+) -> None:
+    """Raise a `UserError` that names the rule which an argument of the regression breaks."""
+    check_floating("x", x)
+    check_table("x", x)
+    if (largest := float(x.abs().max())) > LARGEST_FEATURE:
+        raise UserError(
+            f"x must be standardised, and has numbers up to {largest:g}; subtract the mean and"
+            " divide by the deviation that `standardisation` returns."
+        )
+    check_columns(target=target)
+    if len(target) != len(x) or len(target.unique()) < 2:
+        raise UserError(
+            f"the regression needs a class for each row, and two classes or more; there are"
+            f" {len(x)} rows and {len(target)} labels of {len(target.unique())} classes."
+        )
+    check_classes("target", target, len(target.unique()))
+    check_penalty(strengths)
+    above("tolerance", tolerance, 0)
+    checked_count("max_iterations", max_iterations)
+
+
+def check_penalty(strengths: Sequence[float]) -> None:
+    """Raise a `UserError` unless there are strengths, all of them numbers that can be used."""
+    if not strengths or isinstance(strengths, str):
+        raise UserError(
+            "logistic regression needs one or more strengths of its penalty, each above 0, not"
+            f" {strengths!r}; try [0.01]."
+        )
+    for strength in strengths:
+        above("strengths", strength, 0)
 
 
 class LogisticObjective:

@@ -3,12 +3,14 @@
 Conventions: `directions` is (2n, d), unit vectors mu. Rows i and i + n are the views of image i,
 and p(i) is row i's partner. A loss is a mean over all 2n views, in nats. Inside every loss half
 precision is raised to float32 and autocast is off (theory 5); float64 stays float64. A `UserError`
-is raised where the rows do not make at least two pairs or a number lies outside its range.
+is raised where a tensor has another type or shape, the rows do not make at least two pairs, or a
+number lies outside its range (inputs.py, also for GPUs).
 
 The defaults of SURE and NT-Xent stand here and nowhere else: the loss modules (objectives.py) and
 the tiled losses (tiles.py) refer to these names.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
@@ -20,6 +22,16 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sureclr.errors import UserError
+from sureclr.maths.inputs import (
+    RULES,
+    check_rows,
+    check_values,
+    check_views,
+    checked_share,
+    checked_temperature,
+    not_negative,
+    pairs,
+)
 from sureclr.maths.sphere import (
     Posterior,
     at_least_float32,
@@ -54,7 +66,8 @@ def full_precision(loss: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
 
     @wraps(loss)
     def in_float32(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
-        device = next(x.device.type for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        tensors = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        device = next((x.device.type for x in tensors), "cpu")
         with torch.autocast(device, enabled=False):
             arguments: Any = map(_raised, args)
             options: Any = {name: _raised(x) for name, x in kwargs.items()}
@@ -68,30 +81,31 @@ def _raised(x: object) -> object:
     return at_least_float32(x) if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def above(name: str, value: float, bound: float) -> float:
-    """Return the value of the argument `name` if it is a finite number above the bound.
+def loss_of_views(loss: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
+    """Wrap a loss: `full_precision`, and its views are checked first (inputs.py).
 
-    Raises:
-        UserError: it is not.
+    Its first argument is `directions`; arguments of one number a view are known by their names.
     """
-    if not bound < value < math.inf:
-        raise UserError(
-            f"{name} must be a finite number above {bound:g}, and is {value}; choose a larger one."
-        )
-    return value
+    arguments = tuple(inspect.signature(loss).parameters.items())
+    of_views = {"radii", "gaps", *RULES} - {"directions"}
+    in_full_precision = full_precision(loss)
 
+    @wraps(loss)
+    def checked(*args: Inputs.args, **kwargs: Inputs.kwargs) -> Tensor:
+        given: dict[str, Any] = {name: x for (name, _), x in zip(arguments, args, strict=False)}
+        given |= kwargs
+        numbers = {
+            name: given[name]
+            for name, parameter in arguments
+            if name in of_views
+            and name in given
+            and not (given[name] is None and parameter.default is None)
+        }
+        added = check_views(given["directions"], numbers) if "directions" in given else None
+        result = in_full_precision(*args, **kwargs)
+        return result if added is None else result + added
 
-def not_negative(name: str, value: float) -> float:
-    """Return the value of the argument `name` if it is a finite number, 0 or more.
-
-    Raises:
-        UserError: it is not.
-    """
-    if not 0 <= value < math.inf:
-        raise UserError(
-            f"{name} must be a finite number, 0 or more, and is {value}; 0 switches its term off."
-        )
-    return value
+    return checked
 
 
 def checked_prior(empirical_prior: float) -> float:
@@ -100,12 +114,7 @@ def checked_prior(empirical_prior: float) -> float:
     Raises:
         UserError: it does not lie in [0, 1].
     """
-    if not 0 <= empirical_prior <= 1:
-        raise UserError(
-            f"empirical_prior must lie in [0, 1], and is {empirical_prior}; 0 is the uniform"
-            " prior of the model."
-        )
-    return empirical_prior
+    return checked_share("empirical_prior", empirical_prior, "0 is the uniform prior of the model")
 
 
 def checked_softening(softening: Softening) -> Softening:
@@ -120,21 +129,6 @@ def checked_softening(softening: Softening) -> Softening:
             f" leave it out for {SOFTENING}."
         )
     return softening
-
-
-def pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (2n, ...) into the first and the second view of each image, (n, ...) each.
-
-    Raises:
-        UserError: the rows do not make at least two pairs.
-    """
-    if len(rows) % 2 or len(rows) < 4:
-        raise UserError(
-            "a loss needs two views of each of 2 images or more, so 4, 6, 8, ... rows, not"
-            f" {len(rows)}; add images."
-        )
-    first, second = rows.chunk(2)
-    return first, second
 
 
 def partners(evidence: Tensor) -> Tensor:
@@ -167,13 +161,12 @@ def info_nce(evidence: Tensor) -> Tensor:
 # NT-Xent and SURE
 
 
-@full_precision
+@loss_of_views
 def per_view_nt_xent(
     directions: Tensor, temperature: float = TEMPERATURE, sharpness: Tensor | None = None
 ) -> Tensor:
     """Return the NT-Xent loss of every view in nats, (2n,). Arguments as for `nt_xent`."""
-    pairs(directions)
-    logits = directions @ directions.T / above("temperature", temperature, 0)
+    logits = directions @ directions.T / checked_temperature(temperature)
     return info_nce(logits if sharpness is None else logits * sharpness[:, None])
 
 
@@ -194,12 +187,12 @@ def nt_xent(
         a scalar in nats, the mean over all 2n views.
 
     Raises:
-        UserError: the rows do not make two pairs, or the temperature is not a positive number.
+        UserError: a tensor or the temperature does not fit.
     """
     return per_view_nt_xent(directions, temperature, sharpness).mean()
 
 
-@full_precision
+@loss_of_views
 def radius_likelihood(
     directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
 ) -> Tensor:
@@ -218,7 +211,7 @@ def radius_likelihood(
     return -log_kernel(cosine_gap(mu, other), rho * rho_other, gap, m).mean()
 
 
-@full_precision
+@loss_of_views
 def log_base_rate(
     directions: Tensor,
     radii: Tensor,
@@ -263,6 +256,7 @@ def log_base_rate(
     return total / len(radii)
 
 
+@loss_of_views
 def sure(
     directions: Tensor,
     radii: Tensor,
@@ -302,10 +296,10 @@ def sure(
         a scalar in nats, the mean over 2n views.
 
     Raises:
-        UserError: the rows do not make two pairs, or a number lies outside its range.
+        UserError: a tensor does not fit, or a number lies outside its range.
     """
     checked_softening(softening)
-    if isinstance(weight, int | float):
+    if weight is not None and not isinstance(weight, Tensor):
         not_negative("weight", weight)
     checked_prior(empirical_prior)
     m = kernel_dimension_of(directions, dimension)
@@ -354,6 +348,7 @@ def _over_mean(x: Tensor) -> Tensor:
     return torch.where(mean == 0, torch.ones_like(x), x / mean)
 
 
+@loss_of_views
 def certainty_loss(
     directions: Tensor,
     radii: Tensor,
@@ -395,18 +390,26 @@ def mean_squared_cosine(directions: Tensor, views: int = 2) -> Tensor:
     Raises:
         UserError: there are fewer than two images, or the rows do not divide into views.
     """
-    if len(directions) % views or len(directions) < 2 * views:
-        raise UserError(
-            f"the mean over different images needs {views} views of each of 2 images or more, not"
-            f" {len(directions)} rows; add images."
-        )
+    check_rows("directions", directions)
+    _check_images(len(directions), views)
+    added = check_values({"directions": directions})
     parts = directions.chunk(views)
     everything = (directions.T @ directions).square().sum()
     same_image = torch.stack([x.square().sum(-1).square() for x in parts]).sum(0)
     for x, y in combinations(parts, 2):
         same_image = same_image + 2 * (x * y).sum(-1).square()
     count = len(directions) * (len(directions) - views)
-    return ((everything - same_image.sum()) / count).clamp(min=0)
+    result = ((everything - same_image.sum()) / count).clamp(min=0)
+    return result if added is None else result + added
+
+
+def _check_images(rows: int, views: int) -> None:
+    """Raise a `UserError` unless the rows are `views` views of each of two images or more."""
+    if views < 1 or rows % views or rows < 2 * views:
+        raise UserError(
+            f"the mean over different images needs {views} views of each of 2 images or more, not"
+            f" {rows} rows; add images."
+        )
 
 
 def measured_dimension(directions: Tensor, views: int = 2) -> Tensor:
@@ -446,8 +449,10 @@ def log_mean_exp_evidence(
         views: of each image; 1 where every row shows another image.
 
     Raises:
-        UserError: the posterior has no radius.
+        UserError: the posterior has no radius, there are fewer than two images, or the rows do not
+            divide into views.
     """
+    _check_images(len(posterior.direction), views)
     n = len(posterior.direction) // views
     s = evidence_matrix(posterior, posterior, dimension)
     by_image = without_own_image(s, views).logsumexp(-1).reshape(views, n).logsumexp(0) - math.log(

@@ -13,6 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sureclr.errors import UserError
+from sureclr.maths.inputs import (
+    above,
+    check_classes,
+    check_columns,
+    check_shares,
+    check_table,
+    check_values,
+    checked_count,
+)
 from sureclr.maths.neighbours import top_k
 
 BLOCK = 2048  # rows of a block of pairs: 32 MiB in float64
@@ -22,7 +32,11 @@ def alignment(first: Tensor, second: Tensor) -> float:
     """Return the mean of |mu_i - mu'_i|^2 over the pairs of views (n, d) of one image, in [0, 4].
 
     Wang & Isola 2020, eq. 3, alpha = 2.
+
+    Raises:
+        UserError: there are no pairs, the shapes differ, or a number is not finite.
     """
+    _check_pairs(first, second)
     return float((first.double() - second.double()).square().sum(1).mean())
 
 
@@ -38,13 +52,17 @@ def uniformity(directions: Tensor, t: float = 2.0, block: int = BLOCK) -> float:
         block: rows of a block of pairs. It changes memory, not the result.
 
     Raises:
-        ValueError: fewer than two directions.
+        UserError: there are fewer than two directions, or they are not unit vectors.
     """
+    check_table("directions", directions, 0)
     n, total = len(directions), 0.0
     if n < 2:
-        raise ValueError(
-            f"uniformity is a mean over pairs, so it needs two directions or more, not {n}"
+        raise UserError(
+            f"uniformity is a mean over pairs, so it needs two directions or more, not {n}; add"
+            " images."
         )
+    above("t", t, 0)
+    check_values({"directions": directions.double()})
     for start in range(0, n, block):
         rows = directions[start : start + block].double()
         for other in range(start, n, block):
@@ -66,12 +84,15 @@ def effective_rank(features: Tensor, block: int = BLOCK) -> float:
         block: rows of a block. It changes memory, not the result.
 
     Raises:
-        torch.linalg.LinAlgError: a feature is NaN or infinite.
+        UserError: there are no features, or one is NaN or infinite.
     """
+    check_table("features", features)
+    largest = max(abs(float(end)) for end in features.aminmax())
+    scale = 1.0 if 1e-100 < largest < 1e100 or largest == 0 else largest  # for the squares
     tall = features if len(features) >= features.shape[1] else features.T
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64, device=features.device)
     for rows in tall.split(block):
-        gram.addmm_(rows.double().T, rows.double())
+        gram.addmm_((rows.double() / scale).T, rows.double() / scale)
     share = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     share = share / share.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return float(torch.exp(-torch.special.xlogy(share, share).sum()))
@@ -81,7 +102,11 @@ def instance_match(first: Tensor, second: Tensor) -> float:
     """Return how often the nearest view of the other side is a view's own partner, in [0, 1].
 
     The mean is over the 2n views, (n, d) and (n, d).
+
+    Raises:
+        UserError: there are no pairs, the shapes differ, or a number is not finite.
     """
+    _check_pairs(first, second)
     own = torch.arange(len(first), device=first.device)
     hits = [
         (top_k(a, b, 1)[1][:, 0] == own).double().mean()
@@ -103,7 +128,16 @@ def nearest_has_class(
 
     Returns:
         `correct` (q,) bool, and the cosine (q,), the baseline for any learned certainty.
+
+    Raises:
+        UserError: a row has no label, or `top_k` refuses the rows.
     """
+    for name, x, of in (("labels", labels, queries), ("key_labels", key_labels, keys)):
+        if x is not None and of is not None and len(x) != len(of):
+            raise UserError(
+                f"{name} must have one label for each row, and there are {len(of)} rows and"
+                f" {len(x)} labels; add the missing ones."
+            )
     if keys is None or key_labels is None:
         similarity, index = top_k(queries, queries, 1, exclude_self=True)
         return labels[index[:, 0]] == labels, similarity[:, 0]
@@ -142,8 +176,10 @@ def auroc(score: Tensor, positive: Tensor) -> float:
         positive: (n,) bool.
 
     Raises:
-        ValueError: a score is not finite.
+        UserError: a score is not finite, or there is not one truth value for each score.
     """
+    check_columns(score=score, positive=positive)
+    check_shares("positive", positive)
     positive = positive.bool()
     p, n = int(positive.sum()), int((~positive).sum())
     if p * n == 0:
@@ -158,9 +194,11 @@ def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     counts with the mean error of its group.
 
     Raises:
-        ValueError: a certainty is not finite.
+        UserError: a certainty is not finite, or there is not one truth value for each.
     """
-    _, group = _finite(certainty).unique(return_inverse=True)
+    check_columns(certainty=certainty, correct=correct)
+    check_shares("correct", correct)
+    _, group = certainty.unique(return_inverse=True)
     error = 1 - correct.to(torch.float64)
     mean = error.new_zeros(int(group.max()) + 1).scatter_add_(0, group, error) / group.bincount()
     k = torch.arange(1, len(error) + 1, dtype=torch.float64, device=error.device)
@@ -179,7 +217,11 @@ def spearman(first: Tensor, second: Tensor) -> float:
     """Return Spearman's rank correlation of (n,) and (n,), with mean ranks for equal values.
 
     NaN if one of them is constant.
+
+    Raises:
+        UserError: a value is not finite, or the lengths differ.
     """
+    check_columns(first=first, second=second)
     a, b = (r - r.mean() for r in (ranks(first), ranks(second)))
     scale = float((a.square().sum() * b.square().sum()).sqrt())
     return float((a * b).sum()) / scale if scale > 0 else math.nan
@@ -189,9 +231,10 @@ def ranks(values: Tensor) -> Tensor:
     """Return the ranks from 1 of (n,) values, float64; equal values share their mean rank.
 
     Raises:
-        ValueError: a value is not finite.
+        UserError: a value is not finite, or there is none.
     """
-    _, group, count = _finite(values).unique(return_inverse=True, return_counts=True)
+    check_columns(values=values)
+    _, group, count = values.unique(return_inverse=True, return_counts=True)
     last = count.cumsum(0).double()
     mean: Tensor = last - (count.double() - 1) / 2
     return mean[group]
@@ -233,12 +276,16 @@ def calibration_by_bins(
             equal width between the smallest and the largest prediction.
 
     Raises:
-        ValueError: a prediction is not finite.
+        UserError: a value is not finite, the lengths differ, or there is no such binning.
     """
+    check_columns(predicted=predicted, observed=observed)
+    checked_count("bins", bins)
+    if binning not in ("count", "width"):
+        raise UserError(f"binning must be count or width, and is {binning!r}; choose one of them.")
     if binning == "count":
         position = (ranks(predicted) - 0.5) / len(predicted)
     else:
-        low, high = _finite(predicted).double().aminmax()
+        low, high = predicted.double().aminmax()
         width = (high - low).clamp_min(torch.finfo(torch.float64).tiny)
         position = (predicted.double() - low) / width
     return _table(position, predicted, observed, bins)
@@ -249,9 +296,19 @@ def ece(probabilities: Tensor, target: Tensor, bins: int = 15) -> float:
 
     Args:
         probabilities: (n, K), rows sum to 1.
-        target: (n,) int64, the right column.
+        target: (n,) int64, the right column; -1 where there is none, and every answer is wrong.
         bins: of equal width in [0, 1].
+
+    Raises:
+        UserError: a row is no distribution, or a target no column.
     """
+    check_table("probabilities", probabilities)
+    check_shares("probabilities", probabilities)
+    if ((probabilities.double().sum(1) - 1).abs() > 0.01).any():
+        raise UserError("each row of probabilities must sum to 1; apply a softmax first.")
+    check_columns(target=target, rows_of_probabilities=probabilities[:, 0])
+    check_classes("target", target.where(target != -1, 0), probabilities.shape[1])
+    checked_count("bins", bins)
     confidence, guess = probabilities.double().max(1)
     return _table(confidence, confidence, guess == target, bins).error
 
@@ -268,7 +325,11 @@ def monotone_map(score: Tensor, outcome: Tensor) -> Callable[[Tensor], Tensor]:
 
     Returns:
         a function of (m,) scores.
+
+    Raises:
+        UserError: a value is not finite, or the lengths differ.
     """
+    check_columns(score=score, outcome=outcome)
     from sklearn.isotonic import IsotonicRegression  # imported late: it takes 1.4 s
 
     model = IsotonicRegression(out_of_bounds="clip").fit(
@@ -331,12 +392,12 @@ def count_classes(truth: Tensor, predicted: Tensor, classes: int) -> ClassCounts
         classes: K. No K x K table is made, so there may be many.
 
     Raises:
-        ValueError: there are no rows, or a class lies outside 0..classes - 1.
+        UserError: there are no rows, the lengths differ, or a class lies outside 0..classes - 1.
     """
+    check_columns(truth=truth, predicted=predicted)
+    for name, labels in (("truth", truth), ("predicted", predicted)):
+        check_classes(name, labels, classes)
     truth, predicted = truth.cpu().long(), predicted.cpu().long()
-    both = torch.cat([truth, predicted])
-    if len(truth) == 0 or not 0 <= int(both.min()) <= int(both.max()) < classes:
-        raise ValueError(f"counting needs rows, and classes in 0..{classes - 1}")
     pairs, count = (classes * truth + predicted).unique(return_counts=True)
     pairs = torch.stack([pairs // classes, pairs % classes], 1)
     wrong = pairs[:, 0] != pairs[:, 1]
@@ -380,12 +441,14 @@ def wilson_interval(
         z: the normal quantile of the confidence.
 
     Raises:
-        ValueError: no trials, or successes outside [0, trials].
+        UserError: there are no trials, successes lie outside [0, trials], or z is not above 0.
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(
-            f"a rate needs 0 <= successes <= trials and a trial, not {successes} of {trials}"
+    if not 1 <= trials < math.inf or not 0 <= successes <= trials:
+        raise UserError(
+            f"a rate needs 0 <= successes <= trials and a trial, not {successes} of {trials}; count"
+            " them again."
         )
+    above("z", z, 0)
     rate, shrink = successes / trials, 1 + z * z / trials
     middle = (rate + z * z / (2 * trials)) / shrink
     half = z / shrink * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
@@ -393,13 +456,15 @@ def wilson_interval(
     return low, 1.0 if successes == trials else min(1.0, middle + half)
 
 
-def _finite(values: Tensor) -> Tensor:
-    if not values.isfinite().all():
-        raise ValueError(
-            f"{int((~values.isfinite()).sum())} of {len(values)} values are not finite; they have"
-            " no order"
+def _check_pairs(first: Tensor, second: Tensor) -> None:
+    """Raise a `UserError` unless both are finite tables of one shape, with a row or more."""
+    check_table("first", first)
+    check_table("second", second)
+    if first.shape != second.shape:
+        raise UserError(
+            f"first and second must have one shape, and have {tuple(first.shape)} and"
+            f" {tuple(second.shape)}; row i of both must show the same image."
         )
-    return values
 
 
 def _table(position: Tensor, predicted: Tensor, observed: Tensor, bins: int) -> Calibration:

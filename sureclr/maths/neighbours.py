@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sureclr.errors import UserError
+from sureclr.maths.inputs import above, check_classes, check_table, is_whole
 from sureclr.maths.sphere import unit_rows
 
 QUERY_BLOCK, KEY_BLOCK = 1024, 16384
@@ -40,18 +42,26 @@ def top_k(
         the similarity (q, k), and the index (q, k) int64.
 
     Raises:
-        ValueError: k out of range, or exclude_self with different numbers of queries and keys.
+        UserError: k is out of range, the rows are not tables of the same width, a number is not
+            finite, or exclude_self is given with different numbers of queries and keys.
     """
+    check_table("queries", queries, 0)
+    check_table("keys", keys, 0)
+    if queries.shape[1] != keys.shape[1]:
+        raise UserError(
+            f"queries and keys must have as many columns, and have {queries.shape[1]} and"
+            f" {keys.shape[1]}; take both from the same encoder."
+        )
     available = len(keys) - exclude_self
-    if not 1 <= k <= available:
-        raise ValueError(
-            f"k = {k} neighbours need 1 <= k <= {available}, the number of"
-            f" keys{' but itself' * exclude_self}; choose another k"
+    if not is_whole(k) or not 1 <= k <= available:
+        raise UserError(
+            f"k = {k} neighbours need a whole number with 1 <= k <= {max(0, available)}, the number"
+            f" of keys{' but itself' * exclude_self}; choose another k."
         )
     if exclude_self and len(queries) != len(keys):
-        raise ValueError(
+        raise UserError(
             f"exclude_self needs queries and keys to be the same rows, but there are {len(queries)}"
-            f" queries and {len(keys)} keys"
+            f" queries and {len(keys)} keys; leave it out, or pass the same rows twice."
         )
     queries, keys = unit_rows(queries), unit_rows(keys)
     rows = [
@@ -79,7 +89,18 @@ def vote(
 
     Returns:
         (q,) int64; the lowest class where votes are equal.
+
+    Raises:
+        UserError: shapes differ, a similarity is not finite, or a number lies outside its range.
     """
+    above("temperature", temperature, 0)
+    check_table("similarity", similarity, 0)
+    if similarity.shape != labels_of_neighbours.shape:
+        raise UserError(
+            f"there must be a label for each neighbour, (q, k), and there are similarities of"
+            f" {tuple(similarity.shape)} and labels of {tuple(labels_of_neighbours.shape)}."
+        )
+    check_classes("labels_of_neighbours", labels_of_neighbours, classes)
     # Subtracting the maximum is a factor common to a row: it changes no vote, and none overflows
     best = similarity.amax(1, keepdim=True)
     weight = torch.exp((similarity - best).double() / temperature)

@@ -18,13 +18,20 @@ from torch import Tensor, nn
 
 from sureclr.errors import UserError
 from sureclr.maths import losses, references, tiles
+from sureclr.maths.inputs import (
+    above,
+    check_numbers,
+    check_rows,
+    check_values,
+    checked_count,
+    checked_temperature,
+    not_negative,
+)
 from sureclr.maths.losses import (
     EMPIRICAL_PRIOR,
     SOFTENING,
     TEMPERATURE,
     Softening,
-    above,
-    not_negative,
 )
 from sureclr.maths.references import ELK_TEMPERATURE, PREDICTION_WEIGHT, REGRESSION_WEIGHT
 from sureclr.maths.sphere import (
@@ -39,6 +46,7 @@ from sureclr.maths.vmf import vmf_mean_resultant_length
 from sureclr.registry import Registry
 
 MEASURED: Literal["measured"] = "measured"
+LARGEST_K = 1e15  # its square is a float32 number; the result is K_MAX long before
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
 
 
@@ -47,7 +55,7 @@ def bounded(k: Tensor) -> Tensor:
 
     So 1 - rho >= GAP_MIN, and the slope falls only as |k|^-3, so no view is stuck.
     """
-    k = at_least_float32(k)
+    k = at_least_float32(k).clamp(-LARGEST_K, LARGEST_K)
     return k / torch.sqrt(1 + (k / K_MAX).square())
 
 
@@ -119,9 +127,12 @@ class Objective(nn.Module, ABC):
             a scalar in at least float32, in nats, the mean over 2n views.
 
         Raises:
-            UserError: the tensors do not fit, or the rows do not make two pairs.
+            UserError: the tensors do not fit, the rows do not make two pairs, or a value is NaN or
+                infinite (on a GPU the loss is NaN then, see inputs.py).
         """
         if not isinstance(views, Posterior):
+            given = {"projections": views, "k": k if self.uses_certainty else None}
+            check_values({name: x for name, x in given.items() if isinstance(x, Tensor)})
             posterior = self.read(views, k)
         elif k is None:
             posterior = views
@@ -139,7 +150,7 @@ class Objective(nn.Module, ABC):
         Raises:
             UserError: projections are not a floating-point tensor of shape (n, d).
         """
-        _check_projections(projections)
+        check_rows("projections", projections)
         return unit_rows(projections)
 
     def number(self, projections: Tensor, k: Tensor | None) -> Tensor:
@@ -149,23 +160,13 @@ class Objective(nn.Module, ABC):
             UserError: k is missing, or not a floating-point tensor with one number for each row of
                 the projections, on their device.
         """
-        _check_projections(projections)
+        check_rows("projections", projections)
         if k is None:
             raise UserError(
                 f"{type(self).__name__} needs one number a view beside the direction; pass k of"
                 " shape (n,)."
             )
-        _check_floating("k", k)
-        if k.shape != projections.shape[:1]:
-            raise UserError(
-                f"k must have the shape ({len(projections)},), one number for each row of"
-                f" projections, and has {tuple(k.shape)}; reshape it, for example with"
-                " k.flatten()."
-            )
-        if k.device != projections.device:
-            raise UserError(
-                f"k is on {k.device} and projections are on {projections.device}; move one of them."
-            )
+        check_numbers("k", k, projections, "projections")
         return at_least_float32(k)
 
     def need(self, what: str, value: Tensor | None) -> Tensor:
@@ -180,29 +181,6 @@ class Objective(nn.Module, ABC):
                 " read(projections, k)."
             )
         return value
-
-
-def _check_projections(projections: object) -> None:
-    """Raise a `UserError` unless projections are a floating-point tensor of two dimensions."""
-    _check_floating("projections", projections)
-    if isinstance(projections, Tensor) and projections.ndim != 2:
-        raise UserError(
-            "projections must have the shape (rows, coordinates), and have"
-            f" {tuple(projections.shape)}; reshape them."
-        )
-
-
-def _check_floating(name: str, x: object) -> None:
-    """Raise a `UserError` unless x is a floating-point tensor."""
-    if not isinstance(x, Tensor):
-        raise UserError(
-            f"{name} must be a torch tensor, and is a {type(x).__module__}.{type(x).__name__};"
-            " convert it with torch.as_tensor(...)."
-        )
-    if not x.is_floating_point():
-        raise UserError(
-            f"{name} must have a floating-point type, and has {x.dtype}; convert it with .float()."
-        )
 
 
 OBJECTIVES = Registry[type[Objective]]("loss", "sureclr.losses")
@@ -253,7 +231,7 @@ class DirectionLoss(Objective):
     def __init__(self, temperature: float = TEMPERATURE) -> None:
         """Check the temperature."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
 
     def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
         """Return the directions of the projections, without radius or certainty."""
@@ -334,12 +312,12 @@ class SureLoss(RadiusLoss):
     ) -> None:
         """Check the options and start the running mean."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
         self.weight = weight if weight is None else not_negative("weight", weight)
         self.dimension = dimension if dimension == MEASURED else checked_dimension(dimension)
         self.empirical_prior = losses.checked_prior(empirical_prior)
         self.softening: Softening = losses.checked_softening(softening)
-        if not 0 <= momentum < 1:
+        if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
             raise UserError(
                 f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel"
                 " dimension."
@@ -489,8 +467,8 @@ class MCInfoNCELoss(VonMisesFisherLoss):
     def __init__(self, temperature: float = TEMPERATURE, samples: int = 16) -> None:
         """Check the options."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
-        self.samples = int(above("samples", samples, 0))
+        self.temperature = checked_temperature(temperature)
+        self.samples = checked_count("samples", samples)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
         """Return `references.mc_infonce` of the views."""
@@ -516,7 +494,7 @@ class ELKLoss(VonMisesFisherLoss):
     def __init__(self, temperature: float = ELK_TEMPERATURE) -> None:
         """Check the temperature."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
         """Return `references.elk` of the views."""
@@ -541,7 +519,7 @@ class TauLoss(Objective):
     def __init__(self, temperature: float = TEMPERATURE) -> None:
         """Check the temperature."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
 
     def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
         """Return direction and temperature of each row."""
@@ -570,7 +548,7 @@ class LossPredictionLoss(Objective):
     def __init__(self, temperature: float = TEMPERATURE, weight: float = PREDICTION_WEIGHT) -> None:
         """Check the options."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
         self.weight = not_negative("weight", weight)
 
     def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
@@ -601,7 +579,7 @@ class CosineRegressionLoss(RadiusLoss):
     def __init__(self, temperature: float = TEMPERATURE, weight: float = REGRESSION_WEIGHT) -> None:
         """Check the options."""
         super().__init__()
-        self.temperature = above("temperature", temperature, 0)
+        self.temperature = checked_temperature(temperature)
         self.weight = not_negative("weight", weight)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:

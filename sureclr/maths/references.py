@@ -1,8 +1,8 @@
 """The reference losses, each the formula of its paper.
 
 Conventions as in losses.py: `directions` is (2n, d), unit vectors mu; rows i and i + n are the
-views of image i; a loss is a mean over all 2n views, in nats. A `UserError` is raised where the
-rows do not make two pairs or a number lies outside its range.
+views of image i; a loss is a mean over all 2n views, in nats. A `UserError` is raised where a
+tensor does not fit or a number lies outside its range (inputs.py).
 """
 
 import math
@@ -10,14 +10,14 @@ import math
 import torch
 from torch import Tensor
 
+from sureclr.maths.inputs import checked_count, checked_temperature, not_negative, pairs
 from sureclr.maths.losses import (
     TEMPERATURE,
     Dimension,
-    above,
     full_precision,
     info_nce,
+    loss_of_views,
     nt_xent,
-    pairs,
     partners,
     per_view_nt_xent,
     without_own_image,
@@ -33,7 +33,7 @@ REGRESSION_WEIGHT = 1.0  # lambda of `cosine_regression`
 # InfoNCE over the evidence of a pair of posteriors
 
 
-@full_precision
+@loss_of_views
 def poisson_nce(
     directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
 ) -> Tensor:
@@ -44,7 +44,6 @@ def poisson_nce(
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
     views = Posterior(directions, radii, gaps)
     return info_nce(evidence_matrix(views, views, dimension)).mean()
 
@@ -71,6 +70,7 @@ def gaussian_evidence(
     return dimension * (a * c_minus_a / one_minus_a2 - torch.log(one_minus_a2) / 2)
 
 
+@loss_of_views
 def gaussian_nce(
     directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
 ) -> Tensor:
@@ -81,12 +81,11 @@ def gaussian_nce(
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
     m = kernel_dimension_of(directions, dimension)
     return info_nce(gaussian_evidence(directions, radii, m, gaps)).mean()
 
 
-@full_precision
+@loss_of_views
 def elk(directions: Tensor, kappas: Tensor, temperature: float = ELK_TEMPERATURE) -> Tensor:
     """Return InfoNCE over the expected likelihood kernel of two von Mises-Fisher posteriors.
 
@@ -105,7 +104,6 @@ def elk(directions: Tensor, kappas: Tensor, temperature: float = ELK_TEMPERATURE
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
     # float32 would lose the difference of the log C's, which are of size kappa
     d, mu, kappa = directions.shape[1], wide(directions), wide(kappas)
     squared_norm = (
@@ -114,10 +112,10 @@ def elk(directions: Tensor, kappas: Tensor, temperature: float = ELK_TEMPERATURE
     norm = squared_norm.clamp(min=torch.finfo(kappa.dtype).tiny).sqrt()
     log_c = vmf_log_normaliser(kappa, d)
     evidence = log_c[:, None] + log_c - vmf_log_normaliser(norm, d)
-    return info_nce(evidence.to(directions.dtype) / above("temperature", temperature, 0)).mean()
+    return info_nce(evidence.to(directions.dtype) / checked_temperature(temperature)).mean()
 
 
-@full_precision
+@loss_of_views
 def mc_infonce(
     directions: Tensor, kappas: Tensor, temperature: float, samples: int, generator: torch.Generator
 ) -> Tensor:
@@ -138,19 +136,18 @@ def mc_infonce(
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
-    count = int(above("samples", samples, 0))
+    count = checked_count("samples", samples)
     z = sample_vmf(
         directions.expand(count, -1, -1), kappas.expand(count, -1), generator
     )  # (S, 2n, d)
-    log_ratio = -info_nce(z @ z.mT / above("temperature", temperature, 0))  # (S, 2n)
+    log_ratio = -info_nce(z @ z.mT / checked_temperature(temperature))  # (S, 2n)
     return (math.log(count) - log_ratio.logsumexp(0)).mean()
 
 
 # Variants of NT-Xent
 
 
-@full_precision
+@loss_of_views
 def dcl(directions: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     """Return - mean_i log( exp(mu_i.mu_p(i) / tau) / sum_{j != i, p(i)} exp(mu_i.mu_j / tau) ).
 
@@ -164,12 +161,11 @@ def dcl(directions: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
-    evidence = directions @ directions.T / above("temperature", temperature, 0)
+    evidence = directions @ directions.T / checked_temperature(temperature)
     return (without_own_image(evidence).logsumexp(-1) - partners(evidence)).mean()
 
 
-@full_precision
+@loss_of_views
 def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
     """Return - mean_i log( exp(mu_i.mu_p(i) / tau_i) / sum_{j != i} exp(mu_i.mu_j / tau_i) ).
 
@@ -184,11 +180,10 @@ def tau(directions: Tensor, temperatures: Tensor) -> Tensor:
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    pairs(directions)
     return info_nce(directions @ directions.T / temperatures[:, None]).mean()
 
 
-@full_precision
+@loss_of_views
 def loss_prediction(
     directions: Tensor,
     predictions: Tensor,
@@ -210,10 +205,11 @@ def loss_prediction(
         a scalar, nats plus lambda times nats^2, the mean over 2n views.
     """
     per_view = per_view_nt_xent(directions, temperature)
-    return per_view.mean() + weight * (predictions - per_view.detach()).square().mean()
+    regression = (predictions - per_view.detach()).square().mean()
+    return per_view.mean() + not_negative("weight", weight) * regression
 
 
-@full_precision
+@loss_of_views
 def cosine_regression(
     directions: Tensor,
     radii: Tensor,
@@ -236,4 +232,4 @@ def cosine_regression(
     rho, rho_other = pairs(radii)
     mu, other = pairs(directions.detach())
     regression = (rho * rho_other - (mu * other).sum(-1)).square().mean()
-    return nt_xent(directions, temperature) + weight * regression
+    return nt_xent(directions, temperature) + not_negative("weight", weight) * regression

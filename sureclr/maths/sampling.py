@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sureclr.errors import UserError
-from sureclr.maths.sphere import Posterior, check_dimension, radius_and_gap, unit_rows, wide
+from sureclr.maths.inputs import check_dimension, check_finite, check_values
+from sureclr.maths.sphere import Posterior, radius_and_gap, unit_rows, wide
 
 
 def uniform_directions(
@@ -44,6 +44,7 @@ def sample(posterior: Posterior, generator: torch.Generator) -> Tensor:
     """
     direction = posterior.direction.detach()
     radius, gap = (value.detach() for value in radius_and_gap(posterior))
+    check_values({"radii": radius, "gaps": gap})
     h = _half_rapidity(radius, gap, direction.shape[-1], generator)
     return around(direction, torch.tanh(h), 1 / torch.cosh(h), generator)
 
@@ -70,19 +71,6 @@ def uniform(n: int, generator: torch.Generator, like: Tensor) -> Tensor:
     """Draw (n,) numbers, uniform in [0, 1), of the dtype and device of `like`."""
     numbers = torch.rand(n, generator=generator, device=generator.device, dtype=like.dtype)
     return numbers.to(like.device)
-
-
-def check_finite(x: Tensor, rule: str) -> None:
-    """Raise a `UserError` with this rule if a number is not finite.
-
-    No proposal would ever be accepted for it, so rejection would run for ever.
-    """
-    if not x.isfinite().all():
-        bad = int((~x.isfinite()).sum())
-        raise UserError(
-            f"{rule}, but {bad} of {x.numel()} break this rule; leave them out, or find out where"
-            " they come from."
-        )
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.errors import UserError
+from sureclr.maths.inputs import above, check_dimension, check_floating, check_numbers, check_values
 
 # 1 - rho never falls below this in training (theory 5); the radius of a fusion may come closer to 1
 GAP_MIN = 1e-3
@@ -54,14 +55,23 @@ def unit_rows(x: Tensor) -> Tensor:
             [0.0000, 0.0000]])
     """
     x = at_least_float32(x)
-    largest, limits = x.detach().abs().amax(-1, keepdim=True), torch.finfo(x.dtype)
-    # With these margins the sum of squares of up to 1e8 coordinates is a normal number
+    x = x / scale_for_squares(x.detach(), -1)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length == 0, 1, length)
+
+
+def scale_for_squares(x: Tensor, dim: int) -> Tensor:
+    """Return by what to divide x so that sums of squares over a dimension are normal numbers.
+
+    It is 1 where they are already (or all numbers are 0), else the largest absolute value. The
+    dimension stays, with the length 1.
+    """
+    largest, limits = x.abs().amax(dim, keepdim=True), torch.finfo(x.dtype)
+    # With these margins the sum of squares of up to 1e8 numbers is a normal number
     ordinary = (largest < math.sqrt(limits.max) / 1e4) & (
         largest > math.sqrt(limits.tiny / limits.eps)
     )
-    x = x / torch.where(ordinary | (largest == 0), 1, largest)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(length == 0, 1, length)
+    return torch.where(ordinary | (largest == 0), 1, largest)
 
 
 # The posterior
@@ -83,7 +93,9 @@ class Posterior:
             radius is that number.
 
     Raises:
-        UserError: the directions have fewer than two coordinates.
+        UserError: the directions have fewer than two coordinates, or a tensor is not of a
+            floating-point type or has not one number for each direction. Values are checked where
+            they are used.
     """
 
     direction: Tensor
@@ -93,8 +105,12 @@ class Posterior:
     parameter: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Check the number of coordinates and fill in the gap and the certainty."""
-        check_dimension(self.direction.shape[-1])
+        """Check types and shapes, and fill in the gap and the certainty."""
+        check_floating("direction", self.direction)
+        check_dimension(self.direction.shape[-1] if self.direction.ndim else 0)
+        for name in ("radius", "gap", "certainty", "parameter"):
+            if getattr(self, name) is not None:
+                check_numbers(name, getattr(self, name), self.direction, "direction")
         if self.gap is None and self.radius is not None:
             object.__setattr__(self, "gap", 1 - self.radius)
         if self.certainty is None and self.radius is not None:
@@ -105,15 +121,6 @@ class Posterior:
         """E[z | x] = u = rho * mu, (..., d), exactly, with |u| < 1 (theory 1)."""
         radius, _ = radius_and_gap(self)
         return radius.unsqueeze(-1) * self.direction
-
-
-def check_dimension(dimension: float) -> None:
-    """Raise a `UserError` below two coordinates: S^0 is two points and has no Poisson kernel."""
-    if dimension < 2:
-        raise UserError(
-            f"a posterior on the sphere needs at least 2 coordinates, not {dimension}; use 2 or"
-            " more."
-        )
 
 
 def radius_and_gap(posterior: Posterior) -> tuple[Tensor, Tensor]:
@@ -143,12 +150,9 @@ def kernel_dimension_of(direction: Tensor, dimension: float | Tensor | None) -> 
     """
     if dimension is None:
         return direction.shape[-1]
-    if isinstance(dimension, int | float) and not 1 < dimension < math.inf:
-        raise UserError(
-            f"dimension must be a finite number above 1, and is {dimension}; leave it out for the"
-            " number of coordinates."
-        )
-    return dimension
+    if isinstance(dimension, Tensor):
+        return dimension
+    return above("dimension", dimension, 1, "leave it out for the number of coordinates")
 
 
 def log_kernel(
@@ -188,8 +192,11 @@ def pair_radius(a: Posterior, b: Posterior) -> tuple[Tensor, Tensor]:
     """Return r = rho rho' and 1 - r of paired posteriors, (...) each.
 
     Radii multiply, because noise on top of noise does (theory 1, the semigroup).
+
+    Raises:
+        UserError: a posterior has no radius, or one lies outside [0, 1).
     """
-    (radius, gap), (other, other_gap) = radius_and_gap(a), radius_and_gap(b)
+    (radius, gap), (other, other_gap) = usable_radius(a), usable_radius(b)
     return radius * other, pair_gap(gap, other_gap)
 
 
@@ -201,6 +208,18 @@ def cosine_gap(mu: Tensor, other: Tensor) -> Tensor:
     return (mu - other).square().sum(-1) / 2
 
 
+def usable_radius(posterior: Posterior) -> tuple[Tensor, Tensor]:
+    """Return rho and 1 - rho, (...) each, in at least float32, after a look at their values.
+
+    Raises:
+        UserError: the posterior has no radius, or one lies outside [0, 1). On a GPU, which is not
+            waited for, such a radius becomes NaN (inputs.py).
+    """
+    radius, gap = map(at_least_float32, radius_and_gap(posterior))
+    added = check_values({"radii": radius, "gaps": gap})
+    return (radius if added is None else radius + added), gap
+
+
 def log_density(posterior: Posterior, z: Tensor) -> Tensor:
     """Return log q(z | x) = log P(u, z) in nats, for unit vectors z (..., d), broadcast.
 
@@ -210,10 +229,9 @@ def log_density(posterior: Posterior, z: Tensor) -> Tensor:
     >>> log_density(knows_nothing, torch.tensor([0.0, 1.0]))
     tensor(0.)
     """
-    radius, gap = radius_and_gap(posterior)
-    return log_kernel(
-        cosine_gap(posterior.direction, z), radius, gap, posterior.direction.shape[-1]
-    )
+    radius, gap = usable_radius(posterior)
+    away = cosine_gap(at_least_float32(posterior.direction), z)
+    return log_kernel(away, radius, gap, posterior.direction.shape[-1])
 
 
 def density(posterior: Posterior, z: Tensor) -> Tensor:
@@ -233,11 +251,13 @@ def evidence(a: Posterior, b: Posterior, dimension: float | Tensor | None = None
         dimension: m of the kernel. Default: the number of coordinates.
 
     Raises:
-        UserError: a posterior has no radius, or the dimension is not above 1.
+        UserError: a posterior has no radius, one lies outside [0, 1), or the dimension is not
+            above 1.
     """
     r, gap = pair_radius(a, b)
     m = kernel_dimension_of(a.direction, dimension)
-    return log_kernel(cosine_gap(a.direction, b.direction), r, gap, m)
+    mu, other = map(at_least_float32, (a.direction, b.direction))
+    return log_kernel(cosine_gap(mu, other), r, gap, m)
 
 
 def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None = None) -> Tensor:
@@ -256,20 +276,18 @@ def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None
         dimension: m of the kernel. Default: the number of coordinates.
 
     Raises:
-        UserError: a posterior has no radius, or the dimension is not above 1.
+        UserError: a posterior has no radius, one lies outside [0, 1), or the dimension is not
+            above 1.
     """
-    r, gap = pair_radius(_column(a), b)
+    mu, other = map(at_least_float32, (a.direction, b.direction))
+    (radius, gap), (radii, gaps) = usable_radius(a), usable_radius(b)
+    r, gap = radius[:, None] * radii, pair_gap(gap[:, None], gaps)
     # A bfloat16 product would be 24 nats wrong at rho = 0.99 (theory 5)
     with torch.autocast(a.direction.device.type, enabled=False):
-        by_product = 1 - a.direction @ b.direction.T
+        by_product = 1 - mu @ other.T
     near = squared_distance(by_product.detach(), r, gap) < NEAR * torch.finfo(r.dtype).eps
-    exact = _refined(by_product, near, a.direction, b.direction)
+    exact = _refined(by_product, near, mu, other)
     return log_kernel(exact, r, gap, kernel_dimension_of(a.direction, dimension))
-
-
-def _column(posterior: Posterior) -> Posterior:
-    radius, gap = radius_and_gap(posterior)
-    return Posterior(posterior.direction, radius[:, None], gap[:, None])
 
 
 def _refined(by_product: Tensor, near: Tensor, mu: Tensor, other: Tensor) -> Tensor:
@@ -305,14 +323,17 @@ def information(radius: Tensor, dimension: float, gap: Tensor | None = None) -> 
         (...) in the dtype of radius.
 
     Raises:
-        UserError: the dimension is below 2.
+        UserError: the dimension is below 2, or a radius lies outside [0, 1).
 
     >>> information(torch.tensor(0.6, dtype=torch.float64), 2)  # d = 2: -log(1 - rho^2)
     tensor(0.4463, dtype=torch.float64)
     """
     check_dimension(dimension)
+    check_floating("radius", radius)
     gap = 1 - wide(radius) if gap is None else wide(gap)
-    return _information(gap * (2 - gap), dimension).to(radius.dtype)
+    added = check_values({"radii": radius, "gaps": gap})
+    result = _information(gap * (2 - gap), dimension).to(radius.dtype)
+    return result if added is None else result + added.to(result)
 
 
 def _information(rest: Tensor, dimension: float) -> Tensor:

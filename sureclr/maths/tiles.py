@@ -27,8 +27,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sureclr.errors import UserError
 from sureclr.maths import losses
-from sureclr.maths.losses import TEMPERATURE, above, full_precision, pairs
+from sureclr.maths.inputs import checked_temperature
+from sureclr.maths.losses import TEMPERATURE, loss_of_views
 from sureclr.maths.sphere import wide
 
 # Rows and columns: 1 MiB in float32 stays in the second-level cache (100 GF/s a core, and 88 at
@@ -42,7 +44,7 @@ BITS = 1 / math.log(2)  # in a nat
 Entries = Callable[[slice, slice], Tensor]
 
 
-@full_precision
+@loss_of_views
 def nt_xent(
     directions: Tensor,
     temperature: float = TEMPERATURE,
@@ -68,13 +70,17 @@ def nt_xent(
         a scalar in nats, the mean over all 2n views.
 
     Raises:
-        UserError: the rows do not make two pairs, or the temperature is not a positive number.
+        UserError: a tensor or the temperature does not fit, or the temperature needs a gradient.
     """
-    pairs(directions)
+    if isinstance(temperature, Tensor) and temperature.requires_grad:
+        raise UserError(
+            "temperature gets no gradient from NT-Xent in tiles; use sureclr.maths.losses.nt_xent,"
+            " or pass temperature.item()."
+        )
     needed = torch.is_grad_enabled() and directions.requires_grad
     own = None if sharpness is None else sharpness.detach()
     result = nt_xent_and_gradient(
-        directions, above("temperature", temperature, 0), needed, own, tile, cache_bytes
+        directions, checked_temperature(temperature), needed, own, tile, cache_bytes
     )
     loss: Tensor = result[0]
     return loss

@@ -12,8 +12,9 @@ import torch
 from numpy.polynomial import Polynomial
 from torch import Tensor
 
-from sureclr.maths.sampling import around, check_finite, uniform, uniform_directions
-from sureclr.maths.sphere import check_dimension, wide
+from sureclr.maths.inputs import check_dimension, check_finite
+from sureclr.maths.sampling import around, uniform, uniform_directions
+from sureclr.maths.sphere import wide
 
 # Relative error 1e-14 from this order on (measured against mpmath, kappa from 0.01 to 1e5)
 DEBYE_TERMS, DEBYE_ORDER = 8, 30

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
+from sureclr.maths.inputs import checked_count
 from sureclr.maths.sphere import Posterior
 from sureclr.models.encoders import encoder_blocks, pooled
 from sureclr.models.simclr import SimCLR
@@ -37,8 +38,9 @@ def embed(
         progress: gets the number of embedded images after each batch; may raise to stop.
 
     Raises:
-        UserError: there are no images.
+        UserError: there are no images, or batch is not 1 or more.
     """
+    batch = checked_count("batch", batch)
     if len(images) == 0:
         raise UserError(f"{images.name} has no images to embed; choose a source that has some.")
     outputs: list[tuple[Tensor, Posterior]] = []
@@ -83,7 +85,11 @@ def embed_blocks(
 
     Returns:
         The name of each block, with (n, c) float32 on the CPU.
+
+    Raises:
+        UserError: batch is not 1 or more.
     """
+    batch = checked_count("batch", batch)
     index = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
     backbone = model.encoder.backbone
     parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}

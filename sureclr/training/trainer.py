@@ -12,6 +12,7 @@ from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
+from sureclr.maths.inputs import OutOfRange
 from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
@@ -76,7 +77,10 @@ class Trainer:
         """
         set_learning_rate(self.optimizer, self.rate())
         self.optimizer.zero_grad(set_to_none=True)
-        loss, posterior = self.gradient()
+        try:
+            loss, posterior = self.gradient()
+        except OutOfRange:  # what the network put out is NaN or infinite, and so the loss would be
+            raise self._diverged(f"the loss is {math.nan}") from None
         if not math.isfinite(value := float(loss)):
             raise self._diverged(f"the loss is {value}")
         self.optimizer.step()

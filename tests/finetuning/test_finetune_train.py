@@ -218,6 +218,21 @@ def test_a_training_that_diverges_at_once_has_no_score_and_its_first_weights(run
     assert all(math.isfinite(loss) for loss in losses(recorder)) and len(losses(recorder)) < 8
 
 
+def test_weights_that_are_not_finite_are_never_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of an epoch spoils them: no loss tells, and nothing is held out."""
+    before = new_classifier(run, "finetune", 3, 0).state_dict()
+
+    def spoil(self: Training, epoch: int, progress: object) -> bool:
+        self.model.classifier.weight.data[0, 0] = math.inf
+        return True
+
+    monkeypatch.setattr(Training, "run_epoch", spoil)
+    result = fit(training(run, epochs=2), NONE)
+    assert result.epoch == 0 and same(before, result.model.state_dict())
+
+
 def test_progress_is_updated_while_an_epoch_is_scored(run: Run) -> None:
     recorder = Recorder()
     fit(training(run, epochs=2), LABELS, recorder)

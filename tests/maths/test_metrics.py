@@ -19,6 +19,7 @@ from sklearn.metrics import (
 )
 from torch.nn.functional import normalize
 
+from sureclr.errors import UserError
 from sureclr.maths import metrics
 
 seeds = st.integers(0, 10**6)
@@ -54,7 +55,7 @@ def test_uniformity_is_the_mean_over_pairs_in_blocks(t: float) -> None:
 def test_uniformity_of_a_collapse_and_of_two_poles() -> None:
     assert metrics.uniformity(torch.eye(4)[:1].expand(10, 4)) == pytest.approx(0, abs=1e-12)
     assert metrics.uniformity(torch.tensor([[1.0, 0], [-1, 0]])) == pytest.approx(-8)
-    with pytest.raises(ValueError, match="two directions"):
+    with pytest.raises(UserError, match="two directions"):
         metrics.uniformity(torch.ones(1, 3))
 
 
@@ -144,7 +145,7 @@ def test_auroc_equals_scikit_learn_with_ties(seed: int, levels: int) -> None:
 
 def test_auroc_of_one_kind_is_not_a_number_and_nan_scores_are_refused() -> None:
     assert math.isnan(metrics.auroc(torch.rand(5), torch.ones(5, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="1 of 3 values are not finite"):
+    with pytest.raises(UserError, match="1 of 3 values are not finite"):
         metrics.auroc(torch.tensor([0.1, math.nan, 0.2]), torch.tensor([True, False, True]))
 
 
@@ -288,7 +289,7 @@ def test_wilson_of_no_and_of_all_successes_stays_inside(trials: int) -> None:
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_needs_a_rate(successes: int, trials: int) -> None:
-    with pytest.raises(ValueError, match="rate"):
+    with pytest.raises(UserError, match="rate"):
         metrics.wilson_interval(successes, trials)
 
 
@@ -326,7 +327,7 @@ def test_numbers_per_class_are_those_of_scikit_learn(
 def test_counting_needs_rows_and_classes_that_exist() -> None:
     one = torch.tensor([1])
     for truth, named in ((one[:0], one[:0]), (one, one + 1), (one - 2, one)):
-        with pytest.raises(ValueError, match="classes in 0..1"):
+        with pytest.raises(UserError, match="classes in 0..1|must be rows"):
             metrics.count_classes(truth, named, 2)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sureclr.errors import UserError
 from sureclr.maths import neighbours
 from sureclr.maths.neighbours import top_k, vote
 
@@ -127,12 +128,12 @@ def test_the_default_temperature_of_the_vote(s: float, winner: int) -> None:
 
 @pytest.mark.parametrize(("k", "exclude_self"), [(0, False), (6, False), (5, True)])
 def test_k_out_of_range(k: int, exclude_self: bool) -> None:
-    with pytest.raises(ValueError, match="neighbours need"):
+    with pytest.raises(UserError, match="neighbours need"):
         top_k(torch.randn(5, 3), torch.randn(5, 3), k, exclude_self)
 
 
 def test_exclude_self_needs_the_same_rows() -> None:
-    with pytest.raises(ValueError, match="same rows"):
+    with pytest.raises(UserError, match="same rows"):
         top_k(torch.randn(4, 3), torch.randn(5, 3), 1, exclude_self=True)
 
 

@@ -205,7 +205,10 @@ def test_directions_that_are_not_numbers_are_not_hidden() -> None:
     x = views(20).detach()
     x[3, 0] = math.nan
     a = of_row(20).float()
-    assert tiles.nt_xent(x, 0.2).isnan() and tiles.nt_xent(x, 0.2, a).isnan()
+    for given in (None, a):
+        with pytest.raises(UserError, match="directions must be rows of length 1"):
+            tiles.nt_xent(x, 0.2, given)
+        assert tiles.in_tiles(x, 0.2, False, given)[0].isnan()  # as on a GPU, which is not asked
 
 
 @pytest.mark.parametrize("softening", ["off", "anchors", "means"])

@@ -10,6 +10,7 @@ from sureclr.config import PretrainConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
+from sureclr.maths.sphere import evidence_matrix
 from sureclr.models.embedding import as_float, embed, embed_blocks, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import SilentProgress
@@ -209,3 +210,25 @@ def test_a_damaged_table_is_told(content: str, table: Embeddings, tmp_path: Path
     with pytest.raises(UserError, match="delete it and evaluate again") as caught:
         Embeddings.read(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, 10**12, float("nan"), "x"])
+def test_batches_are_whole_numbers(batch: object) -> None:
+    for function in (embed, embed_blocks):
+        with pytest.raises(UserError, match="batch must be a whole number from 1 to 65,536"):
+            function(model(), images(), batch=batch)  # type: ignore[operator]
+
+
+def test_a_radius_of_1_in_a_table_has_finite_evidence() -> None:
+    """A loss of a user may reach it, and float32 rounds to it; the gap counts as 1e-6."""
+    direction = torch.nn.functional.normalize(torch.ones(3, 4), dim=1)
+    radius = torch.tensor([0.0, 0.5, 1.0])
+    table = Embeddings(
+        torch.ones(3, 2), direction, radius, radius, torch.zeros(3).long(), ("a",),
+        np.array(["train"] * 3), ["x", "y", "z"],
+    )  # fmt: skip
+    s = evidence_matrix(table.posterior, table.posterior)
+    assert s.isfinite().all() and table.information is not None
+    assert table.information.isfinite().all()
+    assert torch.equal(table.posterior.radius, radius)
+    assert torch.equal(table.posterior.gap[:2], (1 - radius)[:2])
