@@ -336,25 +336,6 @@ def _draft(path: Path, *, folder: bool) -> Iterator[tuple[Path, int, ExitStack]]
     Raises:
         WriteError: it cannot be made.
     """
-<<<<<<< HEAD
-    with ExitStack() as held, ExitStack() as ends:
-        with signals_held():
-            try:
-                _tidy_once(path.parent)
-                draft, handle = _new_draft(path.parent, folder)
-            except OSError as error:
-                raise WriteError(path, error, 0) from error
-            held.callback(os.close, handle)
-            drafts.add(draft)
-            ends.callback(drafts.discard, draft)
-            ends.callback(_remove_if_possible, draft)
-        yield draft, handle, held
-
-
-def _remove_if_possible(path: Path) -> None:
-    with suppress(OSError):
-        remove(path)
-=======
     draft = None
     with ExitStack() as held:
         try:
@@ -372,7 +353,6 @@ def _remove_if_possible(path: Path) -> None:
                 with suppress(OSError):
                     remove(draft)
                 drafts.discard(draft)
->>>>>>> h6-interrupts
 
 
 def _new_draft(parent: Path, folder: bool) -> tuple[Path, int]:
