@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sureclr.config import (
+    LARGEST,
+    LARGEST_NUMBER,
     PretrainConfig,
     ReadOptions,
     ViewConfig,
@@ -523,3 +525,18 @@ def test_lists_of_a_configuration_in_python_become_tuples() -> None:
     assert ViewConfig(crop_area=[0.1, 1]) == ViewConfig(crop_area=(0.1, 1.0))  # type: ignore[arg-type]
     assert ReadOptions(value_range=[0, 9]).value_range == (0.0, 9.0)  # type: ignore[arg-type]
     assert PretrainConfig("digits", value_range=[0, 9]).value_range == (0.0, 9.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "base", "name"),
+    [number for number in NUMBERS if number[2] in {**LARGEST, **LARGEST_NUMBER}],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_the_bound_itself_is_accepted_and_no_more(
+    config: type, base: dict[str, Any], name: str
+) -> None:
+    bound = {**LARGEST, **LARGEST_NUMBER}[name]
+    others = {"batch_size": bound} if name == "micro_batch" else {}
+    config(**{**base, **others, name: given_value(name, bound)})
+    with pytest.raises(UserError, match=rf"^{name} must"):
+        config(**{**base, **others, name: given_value(name, 2 * bound)})
