@@ -148,7 +148,7 @@ def test_the_plain_scores_are_what_they_say() -> None:
     assert torch.allclose(
         scores["neighbour_similarity"].double(), (unit[TRAIN:] @ unit[:TRAIN].T).amax(1), atol=1e-6
     )
-    assert torch.allclose(scores["feature_norm"], test.features.square().sum(1).sqrt())
+    assert torch.allclose(scores["feature_norm"], test.features.double().square().sum(1).sqrt())
     assert reference.probe is not None
     assert torch.allclose(
         scores["negative_entropy"],
