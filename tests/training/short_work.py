@@ -16,6 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet  # noqa: F401  (what the work imports late, so that each process has it)
+import safetensors.torch  # noqa: F401
+import sklearn.linear_model  # noqa: F401
+import timm  # noqa: F401
 import torch
 from tiny import train, weights
 
