@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
-from sureclr.files import LARGEST_JSON, read_file, unsealed
+from sureclr.files import LARGEST_JSON, read_file, refuse_if_lost, unsealed
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
@@ -234,5 +234,8 @@ def _sealed_json(path: Path) -> dict[str, Any] | None:
         return {}
     try:
         return unsealed(json.loads(read_file(path, LARGEST_JSON)), path.name, required=False)
-    except (OSError, ValueError, RecursionError):
-        return None
+    except OSError as error:
+        refuse_if_lost(error, path)
+    except (ValueError, RecursionError):
+        pass
+    return None
