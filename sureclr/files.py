@@ -549,22 +549,24 @@ def json_bytes(value: object) -> bytes:
     return json.dumps(to_json(value), indent=1, allow_nan=False).encode()
 
 
-def sealed(value: object) -> dict[str, Any]:
+def sealed(value: object, name: str = "") -> dict[str, Any]:
     """Return a JSON object with one more key, `sha256`, the digest of all others.
 
     Args:
         value: a mapping or a dataclass, as `schema.to_json` takes it.
+        name: under which the object is kept, which the digest covers too.
     """
     content = dict(to_json(value))
     content.pop(SEAL, None)
-    return {**content, SEAL: _seal(content)}
+    return {**content, SEAL: _seal(content, name)}
 
 
-def unsealed(content: object, *, required: bool = True) -> dict[str, Any]:
+def unsealed(content: object, name: str = "", *, required: bool = True) -> dict[str, Any]:
     """Return what was given to `sealed`, after a check of its digest.
 
     Args:
         content: parsed JSON.
+        name: under which the object was found.
         required: whether it must have a digest, which files of older versions lack.
 
     Raises:
@@ -574,13 +576,14 @@ def unsealed(content: object, *, required: bool = True) -> dict[str, Any]:
         raise ValueError("it is no object")
     rest = dict(content)
     expected = rest.pop(SEAL, None)
-    if (required or expected is not None) and expected != _seal(rest):
+    if (required or expected is not None) and expected != _seal(rest, name):
         raise ValueError("it does not match its sha256")
     return rest
 
 
-def _seal(content: dict[str, Any]) -> str:
-    return digest_of_bytes(json.dumps(content, sort_keys=True).encode())
+def _seal(content: dict[str, Any], name: str) -> str:
+    named = [name, content] if name else content
+    return digest_of_bytes(json.dumps(named, sort_keys=True).encode())
 
 
 def digest_of_bytes(*parts: bytes) -> str:

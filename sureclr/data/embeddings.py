@@ -170,7 +170,14 @@ class Embeddings:
 
         try:
             return _from_table(read_parquet(path))
-        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            pa.ArrowException,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the embedding table {path} cannot be read ({reason}); delete it and evaluate"

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +27,18 @@ from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import linear_probe
 from sureclr.evaluation.results import Interval, Number, Provenance
 from sureclr.evaluation.session import Session
-from sureclr.files import digest_of_bytes, json_bytes, remove, why, write_atomically
+from sureclr.files import (
+    LARGEST_JSON,
+    digest_of_bytes,
+    json_bytes,
+    make_folder,
+    read_file,
+    remove,
+    sealed,
+    unsealed,
+    why,
+    write_atomically,
+)
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k
 from sureclr.schema import from_json
@@ -419,13 +431,13 @@ class KeptClassifier:
 
     Attributes:
         file: name of the file of the parameters, beside it.
-        sha256: of that file.
+        parameters_sha256: of that file.
         facts: what is known of the classifier.
         provenance: the checkpoint, images and labels that it was made of.
     """
 
     file: str
-    sha256: str
+    parameters_sha256: str
     facts: ClassifierFacts
     provenance: Provenance
 
@@ -452,7 +464,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     if not again and path.is_file():
         try:
             return _read_kept(path, provenance)
-        except (OSError, ValueError, KeyError) as error:  # a SchemaError is a ValueError
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             reason = " ".join(str(error).split())
             session.progress.message(f"{path} cannot be used ({reason}); it is made anew.")
     session.progress.begin("Fitting the linear classifier", 1)
@@ -469,10 +481,10 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         f"linear-{origin}.safetensors", hashlib.sha256(data).hexdigest(), facts, provenance
     )
     try:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         _delete_outdated(session, provenance.checkpoint)
         write_atomically(folder / kept.file, data)
-        write_atomically(path, json_bytes(kept))
+        write_atomically(path, json_bytes(sealed(kept, path.name)))
     except OSError as error:
         session.progress.message(
             f"The classifier could not be kept in {folder} ({why(error)}); it is used all the same."
@@ -480,16 +492,16 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     return linear_classifier(parameters, facts)
 
 
-def _read_kept(path: Any, provenance: Provenance) -> FittedClassifier:
+def _read_kept(path: Path, provenance: Provenance) -> FittedClassifier:
     """Return a kept classifier; ValueError, KeyError or OSError where it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    kept = from_json(KeptClassifier, json.loads(path.read_bytes()))
+    kept = _read_record(path)
     if not kept.provenance.same_origin(provenance):
         raise ValueError("it is of another origin than its name says")
-    data = (path.parent / path.with_suffix(".safetensors").name).read_bytes()
-    if hashlib.sha256(data).hexdigest() != kept.sha256:
+    data = read_file(path.with_suffix(".safetensors"))
+    if hashlib.sha256(data).hexdigest() != kept.parameters_sha256:
         raise ValueError("its parameters do not match their sha256")
     try:
         return linear_classifier(load(data)["parameters"], kept.facts)
@@ -497,11 +509,17 @@ def _read_kept(path: Any, provenance: Provenance) -> FittedClassifier:
         raise ValueError(str(error)) from error
 
 
+def _read_record(path: Path) -> KeptClassifier:
+    """Return what the JSON of a kept classifier holds; OSError or ValueError if it is damaged."""
+    content = json.loads(read_file(path, LARGEST_JSON))
+    return from_json(KeptClassifier, unsealed(content, path.name))
+
+
 def _delete_outdated(session: Session, checkpoint: str) -> None:
     for old in (session.run.results_folder / "classifiers").glob("linear-*.json"):
         try:
-            made = from_json(KeptClassifier, json.loads(old.read_bytes())).provenance.checkpoint
-        except (OSError, ValueError):
+            made = _read_record(old).provenance.checkpoint
+        except (OSError, ValueError, RecursionError):
             made = ""
         if made != checkpoint:
             remove(old.with_suffix(".safetensors"))

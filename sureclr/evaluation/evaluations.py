@@ -30,6 +30,7 @@ from sureclr.schema import to_json
 
 Evaluation = Callable[[EvaluationInputs], Any]
 
+TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
 RESERVED = ("schema", "comparison", "finetune")  # other keys of results.json
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation", "sureclr.evaluations")
 
@@ -64,11 +65,12 @@ def checked_result(key: str, result: Any) -> Any:
         if is_dataclass(result) or isinstance(result, dict):
             content = to_json(result)
             json.dumps(content, allow_nan=False)
-            if "provenance" not in content:
+            if content.keys().isdisjoint(TAKEN):
                 return result
     except (TypeError, ValueError):
         pass
     raise UserError(
-        f"the evaluation {key} must return a dataclass, or a dict without the key provenance, of"
-        f" plain numbers, strings, lists and dicts; it returned {type(result).__name__}."
+        f"the evaluation {key} must return a dataclass, or a dict without the keys"
+        f" {' and '.join(TAKEN)}, of plain numbers, strings, lists and dicts; it returned"
+        f" {type(result).__name__}."
     )

@@ -6,8 +6,7 @@ directions are those of the map. Neighbours and clusters are by cosine.
 """
 
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from torch.nn.functional import pad
 
 from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.map_file import Columns, MapOrigin, save_map
 from sureclr.errors import UserError
 from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
 from sureclr.evaluation.tables import evidence_dimension, finite_or_none
-from sureclr.files import writing_atomically
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
 from sureclr.maths.sphere import Posterior, evidence, radius_and_gap, unit_rows
@@ -29,8 +28,6 @@ from sureclr.progress import SILENT, Progress, report_progress
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
-
-Columns = dict[str, NDArray[Any]]  # of map.parquet, a row for each image of the map
 
 MAP = 10_000  # images on the map at most: as many as a browser moves smoothly
 AXES, SHARES = 5, 10  # directions that are described, and shares of variance in the result
@@ -51,7 +48,8 @@ def evaluate_geometry(inputs: "EvaluationInputs") -> GeometryResult:
     """
     inputs.require_own_images("geometry")
     result, columns = describe_geometry(inputs.table, progress=inputs.progress)
-    save_map(inputs.run.results_folder / "map.parquet", columns)
+    origin = MapOrigin.of(inputs.table.origin, inputs.catalogue)
+    save_map(inputs.map_path, columns, origin)
     return result
 
 
@@ -364,20 +362,3 @@ def nearest_images(
     )
     s = evidence(first, second, evidence_dimension(mapped))
     return {**columns, "evidence": s.view(-1, k).float().numpy()}
-
-
-def save_map(path: Path, columns: Columns) -> None:
-    """Write map.parquet; matrices become lists."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    arrays = {
-        name: (
-            pa.array(list(column))
-            if column.ndim == 2
-            else pa.array(column, pa.bool_() if name == "correct" else None)
-        )
-        for name, column in columns.items()
-    }
-    with writing_atomically(path) as file:
-        parquet.write_table(pa.table(arrays), file, write_page_checksum=True)

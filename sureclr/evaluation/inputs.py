@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
@@ -93,6 +94,20 @@ class EvaluationInputs:
                 " with data=folder:PATH."
             )
         return self.catalogue
+
+    @property
+    def map_path(self) -> Path:
+        """Where the map of the images lies, a file of its own beside the result `geometry`."""
+        return self.run.results_folder / "map.parquet"
+
+    def map_problem(self) -> str:
+        """Return why the map of the images cannot be used, without a full stop, or ""."""
+        try:
+            made_of = read_map(self.map_path)[1]
+        except UserError as error:
+            return str(error).rstrip(".")
+        same = made_of == MapOrigin.of(self.table.origin, self.catalogue)
+        return "" if same else f"{self.map_path} was made of other weights, images or labels"
 
     def embed(self, images: ImageSet) -> Embeddings:
         """Embed images that fit the run."""

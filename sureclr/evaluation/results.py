@@ -9,6 +9,7 @@ names of what may say how certain an image is: `certainty` (the loss's own), `ne
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from html import escape
@@ -16,14 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, json_bytes, read_file, why, write_atomically
-from sureclr.schema import SchemaError, from_json, to_json
+from sureclr.files import (
+    LARGEST_JSON,
+    json_bytes,
+    read_file,
+    sealed,
+    unsealed,
+    why,
+    write_atomically,
+)
+from sureclr.schema import from_json, to_json
 
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 2  # of results.json: raise it whenever a field below changes
-READABLE = (1, 2)  # schemas that are read: the keys that schema 1 lacks have defaults below
+SCHEMA = 3  # of results.json: raise it whenever a field below changes
+READABLE = (1, 2, 3)  # schemas that are read: the keys that schema 1 lacks have defaults below
+UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
 Number = float | None
@@ -862,12 +872,14 @@ class Results(Mapping[str, Any]):
             another run ("comparison:NAME") or of a request ("finetune:10%").
         provenance: name -> what the result was made of.
         skipped: evaluation -> why it could not be made just now.
+        damaged: name -> why the stored result was left out.
     """
 
     run: Path
     entries: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Provenance] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         """Return the result of this name."""
@@ -903,7 +915,7 @@ class Results(Mapping[str, Any]):
     def to_json(self) -> dict[str, Any]:
         """Return what `results.json` holds."""
         return {"schema": SCHEMA} | {
-            name: entry_to_json(result, self.provenance[name])
+            name: entry_to_json(name, result, self.provenance[name])
             for name, result in self.entries.items()
         }
 
@@ -916,38 +928,71 @@ def run_path(run: "str | Path | Run | Results") -> Path:
 
 
 def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> None:
-    """Set one result in the `results.json` of a run folder; the others stay.
+    """Set one result in the `results.json` of a run folder; the others stay, damaged ones too.
 
     The caller holds the run's lock.
 
     Raises:
         UserError: the file is damaged, was written with another schema, or cannot be written.
     """
-    read_results(run)  # never write over a file that this version does not understand
+    results, content = _read(run)  # never write over a file that this version does not understand
+    for key in results:
+        content[key] = sealed(content[key], key)
+    content[name] = entry_to_json(name, result, provenance)
     path = run / "results.json"
-    content = json.loads(read_file(path)) if path.exists() else {"schema": SCHEMA}
-    content["schema"] = SCHEMA
-    content[name] = entry_to_json(result, provenance)
     try:
-        write_atomically(path, json_bytes(content))
+        write_atomically(path, json_bytes({"schema": SCHEMA, **content}))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({why(error)}).") from error
 
 
-def entry_to_json(result: Any, provenance: Provenance) -> dict[str, Any]:
-    """Return one entry of `results.json`: the result's own keys, and `provenance`."""
-    return {**to_json(result), "provenance": to_json(provenance)}
+def entry_to_json(name: str, result: Any, provenance: Provenance) -> dict[str, Any]:
+    """Return one entry of `results.json`: the result's own keys, `provenance` and `sha256`.
+
+    The sha256 is of all others and of the name.
+    """
+    return sealed({**to_json(result), "provenance": to_json(provenance)}, name)
 
 
-def read_results(run: Path) -> Results:
+def read_results(run: Path, *, quiet: bool = False) -> Results:
     """Read `results.json` of a run folder; no file means no results.
 
+    A result that does not match its checksum is left out: `.damaged` names it.
+
+    Args:
+        run: the folder.
+        quiet: whether damaged results are not named on stderr as well.
+
     Raises:
-        UserError: the file is damaged, or was written with another schema.
+        UserError: the file is damaged as a whole, or was written with another schema.
     """
+    results, _ = _read(run)
+    if results.damaged and not quiet:
+        print(damage_text(results), file=sys.stderr)
+    return results
+
+
+def damage_text(results: Results) -> str:
+    """Return one sentence that names the damaged results.
+
+    >>> damage_text(Results(Path("a"), damaged={"knn": "a list"}))
+    'a/results.json: knn is damaged (a list) and left out; evaluate it again, or delete it there.'
+    """
+    names = [f"{name!r:.60}"[1:-1] for name in results.damaged]
+    reason = next(iter(results.damaged.values()))
+    one = len(names) == 1
+    return (
+        f"{results.run / 'results.json'}: {', '.join(names)} {'is' if one else 'are'} damaged"
+        f" ({reason}) and left out; evaluate {'it' if one else 'them'}"
+        f" again, or delete {'it' if one else 'them'} there."
+    )
+
+
+def _read(run: Path) -> tuple[Results, dict[str, Any]]:
+    """The results of a folder, and the JSON of each, of damaged ones too."""
     path = run / "results.json"
     if not os.path.lexists(path):
-        return Results(run)
+        return Results(run), {}
     try:
         content = json.loads(read_file(path, LARGEST_JSON))
         if not isinstance(content, dict):
@@ -962,24 +1007,22 @@ def read_results(run: Path) -> Results:
             f"{path} was written by another version of SureCLR (this one reads schemas up to"
             f" {SCHEMA}); move it away and evaluate the run again."
         )
-    try:
-        return _parse_results(run, content)
-    except (SchemaError, OverflowError) as error:
-        raise UserError(
-            f"{path} does not have the form of schema {schema} ({error}); move it away and evaluate"
-            " the run again."
-        ) from error
-
-
-def _parse_results(run: Path, content: dict[str, Any]) -> Results:
-    entries, provenance = {}, {}
+    results = Results(run)
     for name, entry in content.items():
-        if not isinstance(entry, dict):
-            raise SchemaError(f"{name} is no object")
-        values = dict(entry)
-        provenance[name] = from_json(
-            Provenance, values.pop("provenance", None), f"{name}.provenance"
-        )
-        record = RESULT_TYPES.get(name.split(":")[0])
-        entries[name] = values if record is None else from_json(record, values, name)
-    return Results(run, entries, provenance)
+        try:
+            values = unsealed(entry, name, required=schema not in UNSEALED)
+            result, provenance = _parsed_entry(name, values)
+        except (ValueError, OverflowError, RecursionError) as error:
+            results.damaged[name] = f"{' '.join(str(error).split()):.200}"
+            continue
+        results.entries[name], results.provenance[name] = result, provenance
+    return results, content
+
+
+def _parsed_entry(name: str, entry: dict[str, Any]) -> tuple[Any, Provenance]:
+    """The result and its provenance; a SchemaError where they have another form."""
+    values = dict(entry)
+    origin = values.pop("provenance", None)
+    provenance = from_json(Provenance, origin, f"{name}.provenance")
+    record = RESULT_TYPES.get(name.split(":")[0])
+    return values if record is None else from_json(record, values, name), provenance

@@ -11,6 +11,7 @@ Where the run's own images are gone (a folder was moved, a disk is not there), w
 works from the stored table embeddings.parquet, if the same checkpoint made it.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from sureclr.evaluation.results import (
     Comparison,
     Provenance,
     Results,
+    damage_text,
     read_results,
     run_path,
     save_result,
@@ -105,7 +107,9 @@ class Session:
             flag = stack.enter_context(stop_on_signals(SAVED))
             stack.enter_context(self.run.directory.lock())
             self._check_weights()
-            read_results(self.run.results_folder)
+            stored = read_results(self.run.results_folder, quiet=True)
+            if stored.damaged:
+                self.progress.message(damage_text(stored))
             self.progress = Stoppable(self.progress, flag, SAVED)
             self._held = stack.pop_all()
         return self
@@ -273,7 +277,11 @@ class Session:
         if name in TESTED and label_file_of(self._labels) is not None:
             check_tested(name, self._read[0])
         if name == "geometry" and self.own:  # its map is a file of its own
-            again = again or not (self.run.results_folder / "map.parquet").exists()
+            if not os.path.lexists(self.run.results_folder / "map.parquet"):
+                again = True
+            elif not again and (problem := self.inputs.map_problem()):
+                again = True
+                self.progress.message(f"The map of the images is made anew: {problem}.")
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
     def stored_or_new(
@@ -285,7 +293,7 @@ class Session:
         images are gone, a stored result that was made with their pixels is kept; where they are
         back, one that was made without them is made anew.
         """
-        stored = read_results(self.run.results_folder)
+        stored = read_results(self.run.results_folder, quiet=True)
         if key in stored:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
@@ -395,7 +403,7 @@ def evaluate(
                 f"nothing could be evaluated on {session.run.path}; "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
-        stored = read_results(session.run.results_folder)
+        stored = read_results(session.run.results_folder, quiet=True)
         provenance = {name: stored.provenance[session.key(name)] for name in entries}
     return Results(session.run.path, entries, provenance, skipped)
 

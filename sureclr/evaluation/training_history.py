@@ -11,6 +11,7 @@ all other snapshot images, not those of a training batch, and the network is in 
 a loss without a temperature (or with one for each image) the weights are NT-Xent's at tau = 0.2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,15 @@ def evaluate_learning(inputs: "EvaluationInputs") -> LearningResult:
     """
     inputs.require_own_images("learning")
     objective = inputs.run.objective
+    recorded = inputs.run.directory.checkpoint_numbers() or {}
     return describe_snapshots(
         inputs.run.directory.snapshots,
         inputs.catalogue,
         float(getattr(objective, "temperature", SPLIT_TEMPERATURE)),
         getattr(objective, "softening", "off"),
         inputs.progress,
+        origins=recorded.get("origins", ()),
+        expected=recorded.get("snapshots", ()),
     )
 
 
@@ -89,12 +93,12 @@ class Snapshot:
 
     Attributes:
         epoch: its number.
-        numbers: the monitor's.
+        numbers: the monitor's, and the origin of the run.
         tensors: those of NEEDED that the file has.
     """
 
     epoch: int
-    numbers: dict[str, float]
+    numbers: dict[str, Any]
     tensors: dict[str, Tensor]
 
     @property
@@ -122,6 +126,9 @@ def describe_snapshots(
     temperature: float,
     softening: Softening = "off",
     progress: Progress = SILENT,
+    *,
+    origins: Sequence[str] = (),
+    expected: Sequence[int] = (),
 ) -> LearningResult:
     """Describe the snapshots in a folder as tuples over epochs.
 
@@ -130,12 +137,21 @@ def describe_snapshots(
         images: training and test images of the run, for row numbers and class names.
         temperature: of the gradient's weights, the run's own.
         softening: of the run's loss.
-        progress: reports how far the work is; it may raise to stop.
+        progress: reports how far the work is, and names snapshots that are left out; it may raise
+            to stop.
+        origins: of the run's snapshots; others are left out.
+        expected: epochs of the snapshots that the run has saved.
 
     Raises:
         UserError: no snapshot can be read.
     """
-    snapshots, damaged = read_snapshots(folder)
+    snapshots, damaged = read_snapshots(folder, origins)
+    for epoch in sorted({*expected} - {snapshot.epoch for snapshot in snapshots}):
+        damaged.setdefault(f"epoch-{epoch:05d}.safetensors", "it is missing")
+    if damaged:
+        file, reason = next(iter(damaged.items()))
+        number = f"{len(damaged)} of {len(damaged) + len(snapshots)}"
+        progress.message(f"Of the snapshots in {folder}, {number} are left out: {file}, {reason}.")
     weightings = []
     with report_progress(progress, "Reading snapshots", len(snapshots)) as update:
         for done, snapshot in enumerate(snapshots, 1):
@@ -167,15 +183,21 @@ def describe_snapshots(
     )
 
 
-def read_snapshots(folder: Path) -> tuple[list[Snapshot], dict[str, str]]:
-    """Read the snapshots in a folder by epoch, and the names of damaged files with the reasons.
+def read_snapshots(
+    folder: Path, origins: Sequence[str] = ()
+) -> tuple[list[Snapshot], dict[str, str]]:
+    """Read the snapshots in a folder by epoch, and the names of unusable files with the reasons.
+
+    Args:
+        folder: a run's `snapshots`.
+        origins: that they may have; none: any. Those of older versions have none.
 
     Raises:
         UserError: no snapshot can be read.
     """
     snapshots, damaged = [], {}
     for file in sorted(folder.glob("epoch-*.safetensors")):
-        snapshot = read_snapshot(file)
+        snapshot = read_snapshot(file, origins)
         if isinstance(snapshot, Snapshot):
             snapshots.append(snapshot)
         else:
@@ -189,8 +211,8 @@ def read_snapshots(folder: Path) -> tuple[list[Snapshot], dict[str, str]]:
     return snapshots, damaged
 
 
-def read_snapshot(file: Path) -> Snapshot | str:
-    """Return a snapshot, or the reason why it cannot be used."""
+def read_snapshot(file: Path, origins: Sequence[str] = ()) -> Snapshot | str:
+    """Return a snapshot, or the reason why it cannot be used; see `read_snapshots`."""
     try:
         content, numbers = read_checked_safetensors(file, "numbers")
         tensors = {name: content[name] for name in NEEDED if name in content}
@@ -201,6 +223,10 @@ def read_snapshot(file: Path) -> Snapshot | str:
             or not snapshot.directions.isfinite().all()
         ):
             return "its directions are not finite, or there are too few"
+        if origins and numbers.get("origin", origins[0]) not in origins:
+            return "it belongs to another run"
+        if file.name != f"epoch-{snapshot.epoch:05d}.safetensors":
+            return f"it is of epoch {snapshot.epoch}, which is not what its name says"
         return snapshot
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         return f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"

@@ -58,7 +58,7 @@ def read_entry(run: Run, key: str) -> tuple[FinetuningResult, Provenance] | None
     Raises:
         UserError: results.json is damaged, or was written with another schema.
     """
-    results = read_results(run.results_folder)
+    results = read_results(run.results_folder, quiet=True)  # the session named damaged ones
     return (results.entries[key], results.provenance[key]) if key in results.entries else None
 
 

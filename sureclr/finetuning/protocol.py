@@ -77,7 +77,7 @@ def run_finetuning(
         finished.append(seed)
         if weights is None or _best(finished) is seed:
             classes = draw.labelled.with_own_classes().images.classes
-            weights = save_finetuned(run, key, model, classes, seed)
+            weights = save_finetuned(run, key, model, classes, seed, (origin.images, origin.labels))
         result = summarise(finished, config, len(draws), weights, why_not)
         save_entry(run, key, result, origin, seconds + time.monotonic() - began)
     assert weights is not None  # there is at least one seed

@@ -7,10 +7,13 @@ features of the pretrained encoder). All three have the same labels.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from sureclr.evaluation.results import RESULT_TYPES, ClassNumbers, Interval, Number
+from sureclr.files import unsealed
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.maths.metrics import Verdict
+from sureclr.schema import from_json
 
 
 @dataclass(frozen=True)
@@ -232,3 +235,60 @@ class FinetuningResult:
 
 
 RESULT_TYPES["finetune"] = FinetuningResult
+
+
+@dataclass(frozen=True)
+class ClassifierRecord:
+    """What finetuned/NAME.json holds.
+
+    Attributes:
+        key: of the result in results.json.
+        file: with the weights, beside the JSON.
+        weights_sha256: of that file.
+        classes: names of the outputs, in order.
+        encoder: name of the network.
+        stem: its first layers.
+        channels: of the images that it takes.
+        size: their side in pixels.
+        seed: of the fine-tuning.
+        fold: from which its labels came, or None.
+        n_labels: labels, held-out ones included.
+        learning_rate: that was chosen on the held-out labels.
+        epoch: that was chosen.
+        validation: accuracy on the held-out labels; None where none were held out.
+        accuracy: on the test images; None where there were none.
+        checkpoint: digest of the checkpoint whose encoder was fine-tuned; "" in older files, like
+            the next two.
+        images: digest of pixels, paths and splits.
+        labels: digest of labels and class names.
+    """
+
+    key: str
+    file: str
+    weights_sha256: str
+    classes: tuple[str, ...]
+    encoder: str
+    stem: str
+    channels: int
+    size: int
+    seed: int
+    fold: int | None
+    n_labels: int
+    learning_rate: float
+    epoch: int
+    validation: float | None
+    accuracy: float | None
+    checkpoint: str = ""
+    images: str = ""
+    labels: str = ""
+
+    @staticmethod
+    def of(content: Any) -> "ClassifierRecord":
+        """Return the record in parsed JSON.
+
+        Raises:
+            ValueError: it does not match its sha256, or has another form.
+        """
+        if isinstance(content, dict) and "weights_sha256" not in content:  # of an older version
+            content = {**content, "weights_sha256": content.get("sha256"), "sha256": None}
+        return from_json(ClassifierRecord, unsealed(content, required=False))

@@ -17,55 +17,24 @@ from torch import Tensor, nn
 
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
-from sureclr.files import LARGEST_JSON, make_folder, read_file, remove, write_atomically
-from sureclr.finetuning.results import SavedWeights, SeedResult
+from sureclr.files import (
+    LARGEST_JSON,
+    json_bytes,
+    make_folder,
+    read_file,
+    remove,
+    sealed,
+    write_atomically,
+)
+from sureclr.finetuning.results import ClassifierRecord, SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import encoder
 from sureclr.models.simclr import StandardisedEncoder
-from sureclr.schema import from_json, to_json
 from sureclr.training.building import is_own, own_network
 from sureclr.training.devices import choose_device
 from sureclr.training.run import Run
-
-
-@dataclass(frozen=True)
-class ClassifierRecord:
-    """What finetuned/NAME.json holds.
-
-    Attributes:
-        key: of the result in results.json.
-        file: with the weights, beside the JSON.
-        sha256: of that file.
-        classes: names of the outputs, in order.
-        encoder: name of the network.
-        stem: its first layers.
-        channels: of the images that it takes.
-        size: their side in pixels.
-        seed: of the fine-tuning.
-        fold: from which its labels came, or None.
-        n_labels: labels, held-out ones included.
-        learning_rate: that was chosen on the held-out labels.
-        epoch: that was chosen.
-        validation: accuracy on the held-out labels; None where none were held out.
-        accuracy: on the test images; None where there were none.
-    """
-
-    key: str
-    file: str
-    sha256: str
-    classes: tuple[str, ...]
-    encoder: str
-    stem: str
-    channels: int
-    size: int
-    seed: int
-    fold: int | None
-    n_labels: int
-    learning_rate: float
-    epoch: int
-    validation: float | None
-    accuracy: float | None
+from sureclr.training.run_dir import RunDir
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -112,7 +81,12 @@ class Finetuned:
 
 
 def save_finetuned(
-    run: Run, key: str, model: Classifier, classes: tuple[str, ...], seed: SeedResult
+    run: Run,
+    key: str,
+    model: Classifier,
+    classes: tuple[str, ...],
+    seed: SeedResult,
+    digests: tuple[str, str],
 ) -> SavedWeights:
     """Save a classifier in the run folder, in place of an older one with this key.
 
@@ -122,6 +96,7 @@ def save_finetuned(
         model: to be saved.
         classes: names of its outputs.
         seed: the repetition that the model is of.
+        digests: of the images and of the labels that it was made of.
     """
     from safetensors.torch import save
 
@@ -133,7 +108,7 @@ def save_finetuned(
     record = ClassifierRecord(
         key=key,
         file=f"{name}-{digest[:12]}.safetensors",
-        sha256=digest,
+        weights_sha256=digest,
         classes=classes,
         encoder=run.config.encoder,
         stem=run.config.stem,
@@ -146,9 +121,12 @@ def save_finetuned(
         epoch=seed.finetune.epoch,
         validation=seed.finetune.validation,
         accuracy=seed.finetune.accuracy,
+        checkpoint=run.checkpoint,
+        images=digests[0],
+        labels=digests[1],
     )
     write_atomically(folder / record.file, data)
-    write_atomically(folder / f"{name}.json", json.dumps(to_json(record), indent=1).encode())
+    write_atomically(folder / f"{name}.json", json_bytes(sealed(record)))
     for old in folder.glob(f"{name}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name != record.file:
             remove(old)
@@ -188,7 +166,8 @@ def load_finetuned(
         network: the encoder, with any weights, where the run was trained with one of your own.
 
     Raises:
-        UserError: there is no such classifier, or its files are damaged.
+        UserError: there is no such classifier, its files are damaged, or it was made of another
+            checkpoint than the run's newest undamaged one.
     """
     folder = Path(run) / "finetuned"
     path = folder / f"{file_name(labels)}.json"
@@ -197,6 +176,12 @@ def load_finetuned(
     from safetensors.torch import load
 
     record = _read_record(path)
+    newest = RunDir(Path(run)).checkpoint_digest()
+    if record.checkpoint and newest is not None and record.checkpoint != newest:
+        raise UserError(
+            f"the fine-tuned classifier {path} was made of another checkpoint of the run than the"
+            " newest undamaged one; fine-tune the run again."
+        )
     weights = load(_read_weights(folder, record))
     try:
         model = Classifier(_encoder(record, network, weights), len(record.classes))
@@ -237,7 +222,10 @@ def _no_such_classifier(run: str | Path, labels: str, folder: Path) -> UserError
 
 def _read_record(path: Path) -> ClassifierRecord:
     try:
-        return from_json(ClassifierRecord, json.loads(read_file(path, LARGEST_JSON)))
+        record = ClassifierRecord.of(json.loads(read_file(path, LARGEST_JSON)))
+        if file_name(record.key) != path.stem:
+            raise ValueError(f"it is of {record.key!r:.60}, which is not what its name says")
+        return record
     except (OSError, ValueError, RecursionError) as error:  # a SchemaError is a ValueError
         raise UserError(f"{path} cannot be read ({error}); fine-tune the run again.") from error
 
@@ -251,7 +239,7 @@ def _read_weights(folder: Path, record: ClassifierRecord) -> bytes:
         raise UserError(
             f"{path} cannot be read ({error.strerror}); fine-tune the run again."
         ) from error
-    if hashlib.sha256(data).hexdigest() != record.sha256:
+    if hashlib.sha256(data).hexdigest() != record.weights_sha256:
         raise UserError(
             f"{path} is damaged (it does not match its sha256); fine-tune the run again."
         )

@@ -35,6 +35,23 @@ SKIPPED_RESULT = "“{name}” could not be evaluated: {why}"
 STALE_RESULT = (
     "the stored result was made of other weights than those in the run folder; evaluate it again."
 )
+DAMAGED_RESULT = "the stored result is damaged ({why}); evaluate it again."
+STALE_TABLE = (
+    "The embeddings are left out: embeddings.parquet was made of other weights than those in the"
+    " run folder. Run `sureclr evaluate {run}`."
+)
+STALE_MAP = (
+    "The map is left out: map.parquet was made of other weights or images than the run folder and"
+    " embeddings.parquet hold. Run `sureclr evaluate {run}`."
+)
+NO_MAP_FILE = "The map is left out: {why}"
+CHANGED_CONFIGURATION = (
+    "config.yaml was changed after training ({names}); the page shows what the checkpoint recorded."
+)
+CHANGED_FILE = "{file} was changed or damaged: it does not match its checksum, and is not shown."
+LACKING_LINES = (
+    "metrics.jsonl lacks {n} of the steps that were trained; its curves have gaps there."
+)
 INTERVAL = "95 % interval {low} to {high}"
 SPAN = "{low} to {high}"
 VERDICTS = {

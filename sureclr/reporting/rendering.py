@@ -89,7 +89,7 @@ def remarks(run: RunFiles) -> list[str]:
         (captions.NOT_EVALUATED, run.not_evaluated if run.not_evaluated != run.no_results else ""),
         (captions.IMAGES_ABSENT, run.no_images),
     )
-    return [text.format(why=why) for text, why in problems if why]
+    return [*(text.format(why=why) for text, why in problems if why), *run.problems]
 
 
 @cache

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
-from sureclr.files import LARGEST_JSON, read_file, read_parquet
+from sureclr.files import LARGEST_JSON, read_file, refuse_if_lost, unsealed
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
@@ -35,6 +35,7 @@ class RunFiles:
         no_images: why there are no images, or "".
         no_results: why results.json could not be read, or "".
         not_evaluated: why missing evaluations could not be made, or "".
+        problems: a sentence for each file that is left out, or that is not as the run wrote it.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class RunFiles:
     no_images: str = ""
     no_results: str = ""
     not_evaluated: str = ""
+    problems: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,26 +81,43 @@ def read_run_files(
     from sureclr.data.embeddings import Embeddings
 
     directory = run_directory(path)
-    config = from_dict(read_yaml(directory.config))
+    problems: list[str] = []
+    numbers = directory.checkpoint_numbers() or {}
+    config = _configuration(directory, numbers, problems)
     table_path = path / "embeddings.parquet"
     table = Embeddings.read(table_path) if os.path.lexists(table_path) else None
-    images, no_images = own_images(directory, config, root)
+    newest = directory.checkpoint_digest()
+    if table is not None and not _is_of(table.origin, newest):
+        problems.append(captions.STALE_TABLE.format(run=path))
+        table = None
+    places = _places(path, table, newest, problems)
+    images, no_images = own_images(str(numbers.get("source", config.source)), config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
     stored, no_results = (results, "") if results is not None else _read_results(path)
-    stored = _of_these_weights(stored, directory)
+    stored = _of_these_weights(stored, newest)
+    lines = directory.lines()
+    if lacking := _lacking_steps(lines, numbers.get("step")):
+        problems.append(captions.LACKING_LINES.format(n=lacking))
+    if _sealed_json(path / "images.json") is None:
+        problems.append(captions.CHANGED_FILE.format(file="images.json"))
+    environment = _sealed_json(path / "environment.json")
+    if environment is None or (environment and "python" not in environment):  # another file
+        environment = {}
+        problems.append(captions.CHANGED_FILE.format(file="environment.json"))
     return RunFiles(
         path,
         config,
-        _read_json(path / "environment.json"),
-        directory.lines(),
+        environment,
+        lines,
         stored,
         table,
-        _read_places(path / "map.parquet"),
+        places,
         images,
         no_images,
         no_results,
         not_evaluated,
+        tuple(problems),
     )
 
 
@@ -118,12 +137,17 @@ def run_directory(path: Path) -> RunDir:
 
 
 def own_images(
-    directory: RunDir, config: PretrainConfig, root: Path | None
+    source: str, config: PretrainConfig, root: Path | None
 ) -> "tuple[ImageSet | None, str]":
-    """Return the images that a run was trained on and "", or None and why they cannot be read."""
+    """Return the images that a run was trained on and "", or None and why they cannot be read.
+
+    Args:
+        source: their name; images from a Python session have one that only the checkpoint knows.
+        config: how they are read.
+        root: the folder of downloaded data sets.
+    """
     from sureclr.data.sources import is_source, load_images
 
-    source = trained_on(directory, config)
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:
@@ -133,30 +157,67 @@ def own_images(
         return None, str(error)
 
 
-def trained_on(directory: RunDir, config: PretrainConfig) -> str:
-    """Return the source that the newest checkpoint names, else that of the configuration.
+def _configuration(
+    directory: RunDir, numbers: dict[str, Any], problems: list[str]
+) -> PretrainConfig:
+    """The configuration that the checkpoint recorded; a config.yaml that differs is a problem."""
+    config = from_dict(read_yaml(directory.config))
+    if not isinstance(numbers.get("configuration"), dict):
+        return config
+    recorded = from_dict(numbers["configuration"])
+    if names := differing(recorded, config):
+        problems.append(captions.CHANGED_CONFIGURATION.format(names=", ".join(names)))
+    return recorded
 
-    Images from a Python session have a name of their own, which only the checkpoint knows.
-    """
-    for checkpoint in reversed(directory.saved()):
-        if source := _read_json(checkpoint / "state.json").get("source"):
-            return str(source)
-    return config.source
+
+def _is_of(origin: str, newest: str | None) -> bool:
+    """Whether a table is of these weights; one of older versions may not say."""
+    return not origin or newest is None or origin.startswith(f"checkpoint {newest} ")
 
 
-def _of_these_weights(results: Results, directory: RunDir) -> Results:
+def _places(
+    path: Path, table: "Embeddings | None", newest: str | None, problems: list[str]
+) -> dict[str, Any] | None:
+    """The columns of map.parquet, if it is of these weights and of the images of the table."""
+    from sureclr.data.map_file import read_map
+
+    if not os.path.lexists(path / "map.parquet"):
+        return None
+    try:
+        columns, origin = read_map(path / "map.parquet")
+    except UserError as error:
+        problems.append(captions.NO_MAP_FILE.format(why=error))
+        return None
+    if _is_of(origin.table, newest) and (table is None or origin.table == table.origin):
+        return columns
+    problems.append(captions.STALE_MAP.format(run=path))
+    return None
+
+
+def _lacking_steps(lines: Sequence[dict[str, Any]], step: Any) -> int:
+    """How many steps up to that of the checkpoint have no line."""
+    return (
+        0
+        if type(step) is not int
+        else step - len({line["step"] for line in lines if 0 < line["step"] <= step})
+    )
+
+
+def _of_these_weights(results: Results, newest: str | None) -> Results:
     """Leave out results of other weights than those that the folder holds; say so as the reason."""
-    newest = directory.checkpoint_digest()
     stale = {
         name
         for name, provenance in results.provenance.items()
         if newest is not None and provenance.checkpoint != newest
     }
-    if not stale:
+    if not stale and not results.damaged:
         return results
     fresh = {name: result for name, result in results.entries.items() if name not in stale}
     reasons = dict.fromkeys(sorted(stale), captions.STALE_RESULT)
-    return Results(results.run, fresh, results.provenance, {**results.skipped, **reasons})
+    for name, why in results.damaged.items():
+        reasons[name] = captions.DAMAGED_RESULT.format(why=why)
+    provenance = {name: results.provenance[name] for name in fresh}
+    return Results(results.run, fresh, provenance, {**results.skipped, **reasons})
 
 
 def _read_results(path: Path) -> tuple[Results, str]:
@@ -167,32 +228,14 @@ def _read_results(path: Path) -> tuple[Results, str]:
         return Results(path), str(error)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(read_file(path, LARGEST_JSON)))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
-
-
-def _read_places(path: Path) -> dict[str, Any] | None:
-    """The columns of map.parquet, lists of numbers as arrays (n, k)."""
-    import numpy as np
-    import pyarrow as pa
-
+def _sealed_json(path: Path) -> dict[str, Any] | None:
+    """An object that has a checksum, {} if there is no file; None where it is damaged."""
     if not os.path.lexists(path):
-        return None
+        return {}
     try:
-        table = read_parquet(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); delete it and evaluate the run again."
-        ) from error
-    columns = {name: _array(table[name]) for name in table.column_names if len(table)}
-    return columns | {"count": np.asarray(len(table))}
-
-
-def _array(column: Any) -> Any:
-    import numpy as np
-
-    values: Sequence[Any] = column.to_pylist()
-    return np.asarray(values)
+        return unsealed(json.loads(read_file(path, LARGEST_JSON)), path.name, required=False)
+    except OSError as error:
+        refuse_if_lost(error, path)
+    except (ValueError, RecursionError):
+        pass
+    return None

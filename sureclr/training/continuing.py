@@ -8,7 +8,7 @@ from typing import Any
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, read_file
+from sureclr.files import LARGEST_JSON, read_file, unsealed
 from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run_dir import RunDir, check_numbers
 
@@ -131,13 +131,19 @@ def machine_changes(directory: RunDir, environment: dict[str, Any]) -> str:
         environment: as `records.environment` returns it now.
     """
     try:
-        before = json.loads(read_file(directory.path / "environment.json", LARGEST_JSON))
+        stored = read_file(directory.path / "environment.json", LARGEST_JSON)
+        before = unsealed(json.loads(stored), "environment.json", required=False)
         changes = [
             f"{name} was {before[name]} and is now {environment[name]}"
             for name in OF_THE_MACHINE
             if name in before and before[name] != environment[name]
         ]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
+        return (
+            f"{directory.path / 'environment.json'} is damaged, so nobody knows whether the machine"
+            " is that on which the run began."
+        )
+    except OSError:
         return ""
     if not changes:
         return ""

@@ -163,7 +163,10 @@ def _monitored(
         progress.message(warning)
     if trainer.is_due(config.snapshot_every):
         path = directory.snapshots / f"epoch-{epoch:05d}.safetensors"
-        save_snapshot(path, tensors, {"epoch": epoch, **numbers})
+        about = {"epoch": epoch, "origin": trainer.record["origins"][-1], **numbers}
+        save_snapshot(path, tensors, about)
+        others = [one for one in trainer.record.get("snapshots", []) if one != epoch]
+        trainer.record["snapshots"] = [*others, epoch]
     return numbers
 
 

@@ -1,6 +1,7 @@
 """What a training run writes into its folder beside checkpoints."""
 
 import json
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from sureclr.config import from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
-from sureclr.files import write_atomically
+from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.sphere import Posterior
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
@@ -39,14 +40,25 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
     write_atomically(
-        directory.path / "environment.json", json.dumps(environment(), indent=1).encode()
+        directory.path / "environment.json", json_bytes(sealed(environment(), "environment.json"))
     )
 
 
 def _record_images(directory: RunDir, trainer: Trainer, images: ImageRecord) -> None:
-    """Write which images are trained on, and let every checkpoint name their digest."""
+    """Write which images are trained on, and let every checkpoint name their digest.
+
+    Checkpoints also name the origins of the run's snapshots: digests of configuration and images,
+    the last one of today's. There are several if changes were accepted.
+    """
     images.save(directory.images)
-    trainer.record |= {"images": images.digest, "count": len(images.paths)}
+    configuration = json.dumps(asdict(trainer.config), sort_keys=True)
+    origin = digest_of_bytes(configuration.encode(), images.digest.encode())
+    earlier = [one for one in trainer.record.get("origins", []) if one != origin]
+    trainer.record |= {
+        "images": images.digest,
+        "count": len(images.paths),
+        "origins": [*earlier, origin],
+    }
 
 
 def resume_run(
@@ -177,13 +189,14 @@ def step_numbers(
     return numbers if dimension is None else {**numbers, "kernel_dimension": float(dimension)}
 
 
-def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, float]) -> None:
+def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Write features and posterior of the fixed images after an epoch.
 
     Args:
         path: the safetensors file.
         tensors: as `Monitor.measure` returns them.
-        numbers: are written as JSON into the file's metadata.
+        numbers: are written as JSON into the file's metadata: those of the monitor, the epoch, and
+            the `origin` of the run (see `_record_images`).
     """
     write_atomically(path, checked_safetensors(tensors, "numbers", numbers))
 

@@ -13,7 +13,7 @@ from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, read_file
+from sureclr.files import LARGEST_JSON, read_file, unsealed
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
@@ -158,7 +158,7 @@ class Run:
             ("encoder", f"{config.encoder}, {self.encoder.num_features} features"),
             ("loss", config.loss),
             ("epochs", f"{config.epochs:,}, batches of {config.batch_size:,} images"),
-            *_accuracies(self.directory.results),
+            *_accuracies(self.results_folder / "results.json", self.checkpoint),
         ]
         cells = "".join(
             f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows
@@ -166,16 +166,27 @@ class Run:
         return f"<p><b>SureCLR run</b></p><table>{cells}</table>"
 
 
-def _accuracies(results: Path) -> list[tuple[str, str]]:
-    """Return the accuracies in results.json in words; nothing where the file has another form."""
+def _accuracies(results: Path, checkpoint: str) -> list[tuple[str, str]]:
+    """Return the accuracies of a checkpoint in results.json in words, and which are damaged.
+
+    There is nothing where the file has another form, or where a result is of other weights.
+    """
     try:
         content = json.loads(read_file(results, LARGEST_JSON))
     except (OSError, ValueError, RecursionError):
         return []
     rows = []
     for name, title in (("linear", "linear probe"), ("knn", "nearest neighbours")):
+        if not isinstance(content, dict) or name not in content:
+            continue
         try:
-            entry = content[name]
+            entry = unsealed(content[name], name, required=content.get("schema") not in (1, 2))
+        except (ValueError, RecursionError):
+            rows.append((title, "the stored result is damaged; evaluate the run again"))
+            continue
+        try:
+            if entry["provenance"]["checkpoint"] != checkpoint:
+                continue
             low, high = entry["interval"]
             text = f"accuracy {entry['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f})"
         except (KeyError, TypeError, ValueError):

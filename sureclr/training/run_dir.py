@@ -37,7 +37,9 @@ from sureclr.files import (
     remove,
     remove_dead_drafts,
     restore_replaced,
+    sealed,
     try_to_write,
+    unsealed,
     write_atomically,
     write_synced,
     writing_folder_atomically,
@@ -235,28 +237,34 @@ class RunDir:
 
     def save_image_report(self, report: dict[str, Any]) -> None:
         """Write images.json: what was understood of the training images."""
-        write_atomically(self.path / "images.json", json_bytes(report))
+        write_atomically(self.path / "images.json", json_bytes(sealed(report, "images.json")))
 
     def image_paths(self) -> list[str]:
         """Return the paths of the images relative to the run, as images.json has them, or []."""
         try:
-            report = json.loads(read_file(self.path / "images.json", LARGEST_JSON))
+            content = json.loads(read_file(self.path / "images.json", LARGEST_JSON))
+            report = unsealed(content, "images.json", required=False)
             return [str(path) for path in report["from_run"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return []
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return all whole lines of metrics.jsonl; damaged ones are counted on stderr and skipped.
+        """Return all whole lines of metrics.jsonl by their steps.
 
-        A crash can leave half a line at the end, which is not damage.
+        Damaged ones, and second ones of a step, are counted on stderr and skipped. A crash can
+        leave half a line at the end, which is not damage.
 
         Raises:
             UserError: the file is a pipe or a device, or cannot be read.
         """
         texts = [text for text in self._raw_lines() if text.endswith(b"\n") or _line(text)]
         found = [_line(text) for text in texts]
-        new = any(entry is not None and entry[1] for entry in found)  # then all have a checksum
-        lines = [line for line, checked in filter(None, found) if checked or not new]
+        lines = [line for line, checked in filter(None, found) if checked]
+        if lines:  # then all have a checksum
+            lines = list({line["step"]: line for line in reversed(lines)}.values())
+            lines.sort(key=lambda line: line["step"])
+        else:
+            lines = [line for line, _ in filter(None, found)]
         damaged = len(found) - len(lines)
         if damaged:
             verbs = "is damaged and was" if damaged == 1 else "are damaged and were"

@@ -19,7 +19,7 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 
-RECORDED = ("images", "count", "changes")  # the keys of `Trainer.record`
+RECORDED = ("images", "count", "origins", "snapshots", "changes")  # the keys of `Trainer.record`
 
 
 @dataclass

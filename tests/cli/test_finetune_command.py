@@ -9,6 +9,7 @@ from PIL import Image
 from tiny import FLAGS
 
 from sureclr.cli import main
+from sureclr.files import sealed, unsealed
 
 TINY = [*FLAGS, "--epochs", "1", "--batch-size", "8", "--size", "8"]
 QUICK = [
@@ -48,7 +49,7 @@ def test_one_json_object_and_the_same_as_text(
     out, err = capsys.readouterr()
     found = json.loads(out)
     assert out.count("\n") == 1 and "next: sureclr" in err and "Seed 1" in err
-    kept = json.loads((run / "results.json").read_text())["finetune:50%"]
+    kept = unsealed(json.loads((run / "results.json").read_text())["finetune:50%"], "finetune:50%")
     assert kept.pop("provenance")["options"]["labels"] == "50%"
     assert (
         kept == found
@@ -110,9 +111,11 @@ def test_the_text_says_worse_where_it_is(
     command = ["finetune", str(run), "--labels", "25%", *QUICK]
     main(command)
     content = json.loads((run / "results.json").read_text())
-    for seed in content["finetune:25%"]["per_seed"]:
+    entry = content["finetune:25%"]
+    for seed in entry["per_seed"]:
         for arm, accuracy in zip(("finetune", "scratch"), accuracies, strict=True):
             seed[arm]["accuracy"] = accuracy + 0.01 * seed["seed"]
+    content["finetune:25%"] = sealed(entry, "finetune:25%")
     (run / "results.json").write_text(json.dumps(content))
     capsys.readouterr()
     main(command)

@@ -18,6 +18,7 @@ from scipy import stats
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.map_file import MapOrigin, read_map, save_map
 from sureclr.errors import UserError
 from sureclr.evaluation import feature_space as g
 from sureclr.evaluation.neighbour_vote import knn_accuracy
@@ -179,7 +180,10 @@ def test_purity_by_loops_and_the_clusters_of_separated_classes() -> None:
 
 def test_map_file_holds_the_columns(tmp_path: Path) -> None:
     result, columns = g.describe_geometry(table())
-    g.save_map(tmp_path / "map.parquet", columns)
+    origin = MapOrigin("checkpoint a images b", "c")
+    save_map(tmp_path / "map.parquet", columns, origin)
+    again, made_of = read_map(tmp_path / "map.parquet")
+    assert made_of == origin and again["row"].tolist() == columns["row"].tolist()
     read = parquet.read_table(tmp_path / "map.parquet")
     kinds = {field.name: str(field.type) for field in read.schema}
     assert kinds == {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sureclr.evaluation.results import (
     read_results,
     save_result,
 )
+from sureclr.files import sealed
 
 KNN = KnnResult(
     0.5, (0.4, 0.6), 20, 100, 50, Baselines(0.3, 0.2), BaselineIntervals((0, 1), (0, 1))
@@ -83,13 +85,13 @@ def test_a_file_of_schema_1_is_read_and_becomes_one_of_the_present_schema(tmp_pa
     save_result(tmp_path, "knn", KNN, MADE)
     path = tmp_path / "results.json"
     old = json.loads(path.read_text()) | {"schema": 1}
-    for key in ("by_class", "no_pixels"):
+    for key in ("by_class", "no_pixels", "sha256"):
         del old["knn"][key]
     path.write_text(json.dumps(old))
     assert read_results(tmp_path)["knn"] == KNN and KNN.by_class is None
     save_result(tmp_path, "linear-of-mine", {"a": 1}, MADE)
     content = json.loads(path.read_text())
-    assert content["schema"] == SCHEMA > 1 and content["knn"] == old["knn"]
+    assert content["schema"] == SCHEMA > 1 and content["knn"] == sealed(old["knn"], "knn")
     assert read_results(tmp_path)["knn"] == KNN
 
 
@@ -103,8 +105,6 @@ def test_a_file_of_schema_1_is_read_and_becomes_one_of_the_present_schema(tmp_pa
         ('{"schema": 99, "knn": {}}', "another version"),
         ('{"schema": true, "knn": {}}', "another version"),
         ('[["schema", 1]]', "damaged"),
-        ('{"schema": 1, "knn": 3}', "knn"),
-        ('{"schema": 1, "knn": {"accuracy": 1}}', "provenance"),
     ],
 )
 def test_another_file_is_refused_in_a_sentence_and_not_written_over(
@@ -119,13 +119,43 @@ def test_another_file_is_refused_in_a_sentence_and_not_written_over(
     assert path.read_text() == content
 
 
-def test_a_result_with_a_key_too_many_is_of_another_schema(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda knn: knn | {"accuracy": 0.75}, "does not match its sha256"),
+        (lambda knn: {key: value for key, value in knn.items() if key != "sha256"}, "sha256"),
+        (lambda knn: sealed(knn, "linear"), "sha256"),
+        (lambda knn: sealed(knn | {"more": 1}, "knn"), r"knn\.more is not known"),
+        (lambda knn: sealed(knn | {"provenance": 3}, "knn"), "provenance"),
+        (lambda knn: 3, "no object"),
+        (lambda knn: {"accuracy": 10**400}, "sha256"),
+    ],
+)
+def test_a_damaged_entry_is_left_out_and_named_and_the_others_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Any, word: str
+) -> None:
+    for name in ("knn", "mine"):
+        save_result(tmp_path, name, KNN, MADE)
+    path = tmp_path / "results.json"
+    content = json.loads(path.read_text())
+    content["knn"] = change(content["knn"])
+    path.write_text(json.dumps(content))
+    results = read_results(tmp_path)
+    assert list(results) == ["mine"] and list(results.damaged) == ["knn"]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(word, line) and "knn is damaged" in line and "mine" not in line
+    assert read_results(tmp_path, quiet=True).damaged and not capsys.readouterr().err
+    save_result(tmp_path, "new", KNN, MADE)
+    assert json.loads(path.read_text())["knn"] == content["knn"]  # nobody else's to delete
     save_result(tmp_path, "knn", KNN, MADE)
-    content = json.loads((tmp_path / "results.json").read_text())
-    content["knn"]["more"] = 1
-    (tmp_path / "results.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"knn\.more"):
-        read_results(tmp_path)
+    assert list(read_results(tmp_path)) == ["knn", "mine", "new"] and not capsys.readouterr().err
+
+
+def test_an_entry_under_another_name_is_damaged(tmp_path: Path) -> None:
+    save_result(tmp_path, "knn", KNN, MADE)
+    path = tmp_path / "results.json"
+    path.write_text(path.read_text().replace('"knn"', '"linear"'))
+    assert list(read_results(tmp_path).damaged) == ["linear"]
 
 
 @pytest.mark.parametrize(

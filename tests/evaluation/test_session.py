@@ -24,6 +24,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.neighbour_vote import knn_accuracy
+from sureclr.files import sealed
 from sureclr.progress import SILENT, Numbers, SilentProgress
 from sureclr.stopping import Stopped
 
@@ -109,6 +110,7 @@ def test_a_stored_result_is_used_again_unless_asked_otherwise(place: Path) -> No
     sureclr.evaluate(place / "run", "knn", **QUIET)
     content = json.loads((place / "run" / "results.json").read_text())
     content["knn"]["accuracy"] = 0.125  # a sign that it was not made anew
+    content["knn"] = sealed(content["knn"], "knn")
     (place / "run" / "results.json").write_text(json.dumps(content))
     assert sureclr.evaluate(place / "run", "knn", **QUIET)["knn"].accuracy == 0.125
     assert sureclr.evaluate(place / "run", "knn", again=True, **QUIET)["knn"].accuracy != 0.125

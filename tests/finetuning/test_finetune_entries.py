@@ -11,6 +11,7 @@ from few_labels import IMAGES, ONE_RATE, ONE_TRAINING, QUICK, inverted, tune
 from sureclr import __version__
 from sureclr.errors import UserError
 from sureclr.evaluation.results import SCHEMA, read_results
+from sureclr.files import sealed
 from sureclr.finetuning.entries import provenance_of, read_entry, result_key
 from sureclr.finetuning.results import FinetuningResult
 from sureclr.schema import from_json, to_json
@@ -92,7 +93,8 @@ def test_other_entries_stay_as_they_are(run: Run) -> None:
     path = run.directory.results
     content = json.loads(path.read_text())
     assert content["schema"] == SCHEMA
-    mine = {"accuracy": 0.5, "provenance": content["finetune:18"]["provenance"]}
+    made = content["finetune:18"]["provenance"]
+    mine = sealed({"accuracy": 0.5, "provenance": made}, "mine")
     path.write_text(json.dumps({**content, "mine": mine}))
     tune(run, ONE_TRAINING, data="other")
     after = json.loads(path.read_text())

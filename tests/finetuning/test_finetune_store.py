@@ -12,6 +12,7 @@ from few_labels import IMAGES, ONE_TRAINING, tune
 
 from sureclr.data.image_set import recolour, resize
 from sureclr.errors import UserError
+from sureclr.files import sealed
 from sureclr.finetuning.experiment import new_classifier
 from sureclr.finetuning.store import file_name, load_finetuned, save_finetuned
 from sureclr.training.run import Run
@@ -62,13 +63,19 @@ def test_without_a_classifier_the_error_names_the_way_to_one(run: Run) -> None:
 
 
 def edit_record(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    path.write_text(json.dumps(sealed({**json.loads(path.read_text()), **changes})))
 
 
 def drop_classes(path: Path) -> None:
     content = json.loads(path.read_text())
     del content["classes"]
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(sealed(content)))
+
+
+def change_digit(path: Path) -> None:
+    text = path.read_text()
+    assert '"n_labels": 18' in text
+    path.write_text(text.replace('"n_labels": 18', '"n_labels": 19'))
 
 
 def flip_bit(path: Path) -> None:
@@ -83,6 +90,12 @@ def flip_bit(path: Path) -> None:
         (lambda record, weights: flip_bit(weights), "does not match its sha256"),
         (lambda record, weights: weights.unlink(), "cannot be read .*; fine-tune the run again"),
         (lambda record, weights: record.write_text("{"), "cannot be read .*; fine-tune"),
+        (lambda record, weights: change_digit(record), "does not match its sha256"),
+        (
+            lambda record, weights: edit_record(record, key="finetune:9"),
+            "'finetune:9', which",
+        ),
+        (lambda record, weights: edit_record(record, checkpoint="a"), "of another checkpoint"),
         (lambda record, weights: drop_classes(record), "classes is missing"),
         (lambda record, weights: edit_record(record, size="8"), "size is '8'"),
         (
@@ -90,7 +103,17 @@ def flip_bit(path: Path) -> None:
             "does not describe the weights",
         ),
     ],
-    ids=["bit", "no weights", "no JSON", "no classes", "text for a number", "other classes"],
+    ids=[
+        "bit",
+        "no weights",
+        "no JSON",
+        "digit",
+        "key",
+        "checkpoint",
+        "no classes",
+        "text for a number",
+        "other classes",
+    ],
 )
 def test_damage_is_one_sentence(run: Run, damage: Callable[[Path, Path], None], words: str) -> None:
     result = tune(run, ONE_TRAINING)
@@ -115,11 +138,13 @@ def test_older_weights_of_the_same_key_alone_are_removed(run: Run) -> None:
     neighbour = folder / "18-made-0123456789ab.safetensors"
     neighbour.write_bytes(b"of another key")
     model = new_classifier(run, "scratch", 3, 5)
-    weights = save_finetuned(run, "finetune:18", model, IMAGES.classes, seed)
+    weights = save_finetuned(run, "finetune:18", model, IMAGES.classes, seed, ("a", "b"))
     assert not first.exists() and neighbour.exists() and (run.path / weights.file).exists()
     loaded = load_finetuned(run.path, "18", "cpu")
-    assert loaded.record.sha256 == weights.sha256 != first.stem
-    assert asdict(loaded.record)["classes"] == ("ant", "bee", "cow")
+    assert loaded.record.weights_sha256 == weights.sha256 != first.stem
+    record = loaded.record
+    assert (record.checkpoint, record.images, record.labels) == (run.checkpoint, "a", "b")
+    assert asdict(record)["classes"] == ("ant", "bee", "cow")
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from pyarrow import parquet
 
 from sureclr.config import PretrainConfig, ViewConfig, to_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.map_file import MapOrigin, save_map
 from sureclr.evaluation import results as r
 from sureclr.evaluation.tables import class_numbers
 
@@ -284,15 +283,17 @@ def write_map(path: Path, table: Embeddings, neighbours: int = 6) -> None:
         "pca_y": table.features[:, 1].numpy(),
         "cluster": (table.features[:, 0] > 0).long().numpy(),
         "predicted": predicted.numpy(),
-        "correct": [
-            None if label < 0 else bool(label == vote)
-            for label, vote in zip(table.labels.tolist(), predicted.tolist(), strict=True)
-        ],
-        "neighbours": near.indices.tolist(),
-        "similarity": near.values.tolist(),
-        "evidence": (10 * near.values).tolist(),
+        "correct": np.asarray(
+            [
+                None if label < 0 else bool(label == vote)
+                for label, vote in zip(table.labels.tolist(), predicted.tolist(), strict=True)
+            ]
+        ),
+        "neighbours": near.indices.numpy(),
+        "similarity": near.values.numpy(),
+        "evidence": (10 * near.values).numpy(),
     }
-    parquet.write_table(pa.table(columns), path)
+    save_map(path, columns, MapOrigin(table.origin, ""))
 
 
 def write_run(path: Path, images: ImageSet, source: str, note: str = "255 minus the pixel") -> Path:

@@ -493,7 +493,6 @@ def test_a_run_whose_images_are_gone_has_its_page_and_says_so(files: RunFiles) -
     [
         ({"schema": 0}, "another version of SureCLR"),
         ({}, "another version of SureCLR"),
-        ({"schema": 1, "knn": {"accuracy": 0.5}}, "does not have the form of schema 1"),
         ("{", "is damaged"),
     ],
 )

@@ -17,6 +17,7 @@ from tiny import CONFIG, FLAGS, IMAGES, STEPS, equal, train, write_photos
 from sureclr.cli import main
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
+from sureclr.files import sealed
 from sureclr.progress import SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.continuing import completed
@@ -147,6 +148,9 @@ def test_another_machine_is_named_and_no_obstacle(run: Path) -> None:
     environment = json.loads((run / "environment.json").read_text())
     environment["threads"] += 3
     (run / "environment.json").write_text(json.dumps(environment))
+    train(run, resume=True, progress=(log := Stopping()))
+    assert [text for text in log.texts if "environment.json is damaged" in text]
+    (run / "environment.json").write_text(json.dumps(sealed(environment, "environment.json")))
     train(run, resume=True, progress=(log := Stopping()))
     told = [text for text in log.texts if "threads was" in text]
     now = torch.get_num_threads()

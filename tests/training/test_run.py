@@ -20,6 +20,7 @@ from tiny import CONFIG, FEATURES, IMAGES, train
 from sureclr.config import to_yaml
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
+from sureclr.files import sealed
 from sureclr.training.building import build, pixel_statistics
 from sureclr.training.records import environment
 from sureclr.training.run import Run, load
@@ -267,14 +268,26 @@ def test_a_notebook_shows_no_damaged_results(opened: Run, content: str) -> None:
     page = opened._repr_html_()
     assert "&lt;cats &amp; dogs&gt;" in page and "<cats" not in page and "accuracy" not in page
     opened.directory.results.write_text(content)
-    assert opened._repr_html_() == page
+    again = opened._repr_html_()
+    assert "accuracy" not in again and (again == page) is ("linear" not in content)
+    assert ("the stored result is damaged" in again) is ("linear" in content)
 
 
 def test_a_notebook_shows_the_accuracies(opened: Run) -> None:
-    opened.directory.results.write_text(
-        '{"schema": 1, "linear": {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1},'
-        ' "knn": {"accuracy": "?", "interval": [0, 1]}}'
-    )
-    shown = opened._repr_html_()
-    assert "linear probe" in shown and "0.988 (95 % interval 0.970 to 0.990)" in shown
-    assert "nearest neighbours" not in shown
+    made = {"provenance": {"checkpoint": opened.checkpoint}}
+    linear = {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1, **made}
+    content: dict[str, Any] = {"linear": linear, "knn": {"accuracy": "?", "interval": [0, 1]}}
+    stored = opened.directory.results
+
+    def shown(schema: int) -> str:
+        stored.write_text(json.dumps({"schema": schema, **content}))
+        return opened._repr_html_()
+
+    words = "0.988 (95 % interval 0.970 to 0.990)"
+    page = shown(1)
+    assert "linear probe" in page and words in page and "nearest neighbours" not in page
+    assert words not in shown(3) and "linear probe</th><td>the stored result is damaged" in shown(3)
+    content["linear"] = sealed(linear, "linear")
+    assert words in shown(3)
+    content["linear"] = sealed({**linear, "provenance": {"checkpoint": "other"}}, "linear")
+    assert "linear probe" not in shown(3)  # of other weights
