@@ -448,7 +448,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     words = (METHOD, provenance.checkpoint, provenance.images, provenance.labels)
     origin = digest_of_bytes(json.dumps(words).encode())[:16]
     folder = session.run.results_folder / "classifiers"
-    path = folder / f"linear-{origin}.json"
+    path = session.run.stored(f"classifiers/linear-{origin}.json")
     if not again and path.is_file():
         try:
             return _read_kept(path, provenance)
@@ -462,6 +462,8 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         )
     finally:
         session.progress.finish()
+    if session.run.not_kept:
+        return linear_classifier(parameters, facts)
     from safetensors.torch import save
 
     data = save({"parameters": parameters.contiguous()})
@@ -472,7 +474,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         folder.mkdir(exist_ok=True)
         _delete_outdated(session, provenance.checkpoint)
         write_atomically(folder / kept.file, data)
-        write_atomically(path, json_bytes(kept))
+        write_atomically(folder / path.name, json_bytes(kept))
     except OSError as error:
         session.progress.message(
             f"The classifier could not be kept in {folder} ({why(error)}); it is used all the same."

@@ -51,7 +51,8 @@ def evaluate_geometry(inputs: "EvaluationInputs") -> GeometryResult:
     """
     inputs.require_own_images("geometry")
     result, columns = describe_geometry(inputs.table, progress=inputs.progress)
-    save_map(inputs.run.results_folder / "map.parquet", columns)
+    if not inputs.run.not_kept:
+        save_map(inputs.run.results_folder / "map.parquet", columns)
     return result
 
 

@@ -26,7 +26,7 @@ from sureclr.models.simclr import StandardisedEncoder
 from sureclr.schema import from_json, to_json
 from sureclr.training.building import is_own, own_network
 from sureclr.training.devices import choose_device
-from sureclr.training.run import Run
+from sureclr.training.run import Run, results_folder_of
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,22 @@ def load_finetuned(
     device: str = "auto",
     *,
     network: nn.Module | None = None,
+    checkpoint: str | int = "last",
 ) -> Finetuned:
     """Load the classifier that a fine-tuning has saved in the run folder.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the folder that was given to `sureclr.finetune` as `out`.
         labels: the labels it was trained on, as `results.json` has them after `finetune:`: "10%",
             "500", "100%:fold-3", "10%:stl10", or the path of a label file.
         device: auto, cuda, mps or cpu.
         network: the encoder, with any weights, where the run was trained with one of your own.
+        checkpoint: which was fine-tuned: "last", "best" or a number of steps.
 
     Raises:
-        UserError: there is no such classifier, or its files are damaged.
+        UserError: there is no such checkpoint or classifier, or its files are damaged.
     """
-    folder = Path(run) / "finetuned"
+    folder = results_folder_of(run, checkpoint) / "finetuned"
     path = folder / f"{file_name(labels)}.json"
     if not path.is_file():
         raise _no_such_classifier(run, labels, folder)

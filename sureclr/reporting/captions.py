@@ -32,8 +32,19 @@ RESULTS_ABSENT = "No evaluation is shown: {why}"
 NOT_EVALUATED = "Evaluations that were missing could not be made: {why}"
 MISSING_RESULT = "“{name}” has not been evaluated yet. Run `sureclr evaluate {run}`."
 SKIPPED_RESULT = "“{name}” could not be evaluated: {why}"
+OTHER_CHECKPOINT = (
+    "This page shows the checkpoint of step {step:,}, which is not the last one of the run; the"
+    " curves are of the whole training."
+)
+OTHER_TABLE = (
+    "The table embeddings.parquet was made of other weights than those shown here, and it is left"
+    " out with the map; evaluate the run again."
+)
+OTHER_PIXELS = (
+    "their pixels are not those that the stored results were made of; evaluate the run again."
+)
 STALE_RESULT = (
-    "the stored result was made of other weights than those in the run folder; evaluate it again."
+    "the stored result was made of other weights than those shown here; evaluate it again."
 )
 INTERVAL = "95 % interval {low} to {high}"
 SPAN = "{low} to {high}"

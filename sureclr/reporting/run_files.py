@@ -35,6 +35,8 @@ class RunFiles:
         no_images: why there are no images, or "".
         no_results: why results.json could not be read, or "".
         not_evaluated: why missing evaluations could not be made, or "".
+        step: of the checkpoint that is shown, if it is not the last one; else None.
+        other_table: whether embeddings.parquet was left out because other weights made it.
     """
 
     path: Path
@@ -48,6 +50,8 @@ class RunFiles:
     no_images: str = ""
     no_results: str = ""
     not_evaluated: str = ""
+    step: int | None = None
+    other_table: bool = False
 
     @property
     def name(self) -> str:
@@ -63,7 +67,13 @@ class RunFiles:
 
 
 def read_run_files(
-    path: Path, results: Results | None = None, *, not_evaluated: str = "", root: Path | None = None
+    path: Path,
+    results: Results | None = None,
+    *,
+    not_evaluated: str = "",
+    root: Path | None = None,
+    checkpoint: str = "last",
+    out: Path | None = None,
 ) -> RunFiles:
     """Read a run folder.
 
@@ -72,6 +82,8 @@ def read_run_files(
         results: those just made; None means what results.json holds.
         not_evaluated: why missing evaluations could not be made, or "".
         root: the folder of downloaded data sets.
+        checkpoint: "last", "best" or a number of steps.
+        out: a folder of results of this checkpoint that are not in the run folder.
 
     Raises:
         UserError: `path` is not a run folder, or its configuration or one of its tables is damaged.
@@ -80,13 +92,27 @@ def read_run_files(
 
     directory = run_directory(path)
     config = from_dict(read_yaml(directory.config))
-    table_path = path / "embeddings.parquet"
+    folder = directory.results_folder(checkpoint)
+
+    def place(name: str) -> Path:
+        found = out is not None and os.path.lexists(out / name)
+        return out / name if out is not None and found else folder / name
+
+    table_path = place("embeddings.parquet")
     table = Embeddings.read(table_path) if os.path.lexists(table_path) else None
+    digest = directory.checkpoint_digest(checkpoint)
+    origin = "" if table is None else table.origin
+    made = origin.partition("checkpoint ")[2].partition(" ")[0]
+    other = bool(digest and made and made != digest)
+    if other:
+        table = None
     images, no_images = own_images(directory, config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
-    stored, no_results = (results, "") if results is not None else _read_results(path)
-    stored = _of_these_weights(stored, directory)
+    if images is not None and results is None and not _made_of(origin, directory, checkpoint, root):
+        images, no_images = None, captions.OTHER_PIXELS
+    stored, no_results = (results, "") if results is not None else _read_results(folder, out)
+    stored = _of_these_weights(stored, digest)
     return RunFiles(
         path,
         config,
@@ -94,11 +120,13 @@ def read_run_files(
         directory.lines(),
         stored,
         table,
-        _read_places(path / "map.parquet"),
+        None if other else _read_places(place("map.parquet")),
         images,
         no_images,
         no_results,
         not_evaluated,
+        None if folder == path else int(folder.name[5:]),
+        other,
     )
 
 
@@ -133,6 +161,30 @@ def own_images(
         return None, str(error)
 
 
+def _made_of(origin: str, directory: RunDir, checkpoint: str, root: Path | None) -> bool:
+    """Return whether the run's own images, as it takes them, are those of a table.
+
+    An evaluation looks at that before it uses the table; without one, nobody has.
+    """
+    from sureclr.data.image_set import digest_of_pixels
+    from sureclr.data.sources import load_images
+
+    numbers = directory.checkpoint_numbers(checkpoint)
+    digest = origin.partition(" images ")[2]
+    if numbers is None or not digest:
+        return True
+    config = from_dict(numbers["configuration"])
+    images = load_images(
+        numbers["source"],
+        root=root,
+        size=numbers["size"],
+        channels=numbers["channels"],
+        seed=config.seed,
+        options=config.read_options,
+    )
+    return digest_of_pixels(images) == digest
+
+
 def trained_on(directory: RunDir, config: PretrainConfig) -> str:
     """Return the source that the newest checkpoint names, else that of the configuration.
 
@@ -144,13 +196,12 @@ def trained_on(directory: RunDir, config: PretrainConfig) -> str:
     return config.source
 
 
-def _of_these_weights(results: Results, directory: RunDir) -> Results:
-    """Leave out results of other weights than those that the folder holds; say so as the reason."""
-    newest = directory.checkpoint_digest()
+def _of_these_weights(results: Results, checkpoint: str | None) -> Results:
+    """Leave out results of other weights than those of a checkpoint; say so as the reason."""
     stale = {
         name
         for name, provenance in results.provenance.items()
-        if newest is not None and provenance.checkpoint != newest
+        if checkpoint is not None and provenance.checkpoint != checkpoint
     }
     if not stale:
         return results
@@ -159,12 +210,15 @@ def _of_these_weights(results: Results, directory: RunDir) -> Results:
     return Results(results.run, fresh, results.provenance, {**results.skipped, **reasons})
 
 
-def _read_results(path: Path) -> tuple[Results, str]:
+def _read_results(folder: Path, out: Path | None) -> tuple[Results, str]:
     """The stored results, or none and why: a page without them is better than no page."""
     try:
-        return read_results(path), ""
+        inside = read_results(folder)
+        new = inside if out is None else read_results(out)
     except UserError as error:
-        return Results(path), str(error)
+        return Results(folder), str(error)
+    entries, provenance = inside.entries | new.entries, inside.provenance | new.provenance
+    return Results(folder, entries, provenance), ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -271,10 +271,11 @@ def test_a_notebook_shows_no_damaged_results(opened: Run, content: str) -> None:
 
 
 def test_a_notebook_shows_the_accuracies(opened: Run) -> None:
-    opened.directory.results.write_text(
-        '{"schema": 1, "linear": {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1},'
-        ' "knn": {"accuracy": "?", "interval": [0, 1]}}'
-    )
+    linear = {"accuracy": 0.98765, "interval": [0.97, 0.99], "x": 1}
+    linear["provenance"] = {"checkpoint": opened.checkpoint}
+    content = {"schema": 1, "linear": linear, "knn": {"accuracy": "?", "interval": [0, 1]}}
+    opened.directory.results.write_text(json.dumps(content))
     shown = opened._repr_html_()
     assert "linear probe" in shown and "0.988 (95 % interval 0.970 to 0.990)" in shown
     assert "nearest neighbours" not in shown
+    assert "linear probe" not in opened.untrained()._repr_html_()  # its weights are others
