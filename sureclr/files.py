@@ -114,6 +114,22 @@ def free_bytes(folder: Path) -> int | None:
         return None
 
 
+def unwritable(folder: Path) -> str:
+    """Return why no file can be made in a folder (or in the first above it that exists), or "".
+
+    Only the lack of permission and a read-only disk count; a full disk is found when writing. The
+    system is asked, and nothing is written.
+    """
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir() or os.access(folder, os.W_OK | os.X_OK):
+        return ""
+    with suppress(OSError, AttributeError):  # Windows has no statvfs
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return os.strerror(errno.EROFS)
+    return os.strerror(errno.EACCES)
+
+
 @contextmanager
 def open_file(path: Path, largest: int | None = None) -> Iterator[IO[bytes]]:
     """Open a regular file for reading; a pipe or a device is refused, not waited for.

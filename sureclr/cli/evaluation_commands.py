@@ -42,9 +42,12 @@ WORST = 5  # classes that are printed
 @app.command(group=EVALUATE)
 def evaluate(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Run every evaluation that the run does not have yet, and print all results."""
-    words = replace(options, data=None).words  # a report is about the run's own images
     results = _evaluate(run, None, options)
-    _print_results(run, results, options, f"sureclr report {quoted(run)}{words}")
+    page = None if results.kept else Path("report.html")
+    if options.out is not None:
+        page = options.out / "report.html"
+    words = replace(options, data=None, out=page).words  # a report is about the run's own images
+    _print_results(results, options, f"sureclr report {quoted(run)}{words}")
 
 
 @app.command(group=EVALUATE)
@@ -86,7 +89,7 @@ def uncertainty(
     simple scores that need no training.
     """
     results = _evaluate(run, ("uncertainty", "ood"), options, again=True, human=human)
-    _print_results(run, results, options, f"sureclr evaluate {quoted(run)}{options.words}")
+    _print_results(results, options, f"sureclr evaluate {quoted(run)}{options.words}")
 
 
 def _evaluate(
@@ -99,6 +102,8 @@ def _evaluate(
         which,
         options.data,
         options.label_file,
+        checkpoint=options.checkpoint,
+        out=options.out,
         device=options.device,
         root=options.root,
         progress=CommandProgress(),
@@ -115,10 +120,9 @@ def _print_one(name: str, run: Path, options: EvaluationOptions, next_command: s
     print_answer(options.json, to_json(results[name]), text, next_command)
 
 
-def _print_results(
-    run: Path, results: "Results", options: EvaluationOptions, next_command: str
-) -> None:
-    text = "\n".join([*summaries(results), f"All numbers are in {run / 'results.json'}."])
+def _print_results(results: "Results", options: EvaluationOptions, next_command: str) -> None:
+    place = [f"All numbers are in {results.file}."] if results.file is not None else []
+    text = "\n".join([*summaries(results), *place])
     print_answer(options.json, mapping_json(results), text, next_command)
 
 

@@ -10,6 +10,7 @@ from sureclr.cli.flags import CHOICE, TRAINING, given_flags, optional_flags
 from sureclr.cli.shared import (
     LABEL,
     OUTPUT,
+    CheckpointName,
     CommandProgress,
     DataSource,
     Device,
@@ -17,12 +18,14 @@ from sureclr.cli.shared import (
     ImageColumn,
     Json,
     LabelColumn,
+    OutFolder,
     Root,
     RunFolder,
     app,
     file_of_labels,
     print_answer,
     quoted,
+    results_folder,
     write_new_csv,
 )
 from sureclr.data.label_request import LabelRequest
@@ -73,6 +76,7 @@ def label_next(
         int, Parameter(help="Seed of the random parts of the choice. Another gives other images.")
     ] = 0,
     data: DataSource = None,
+    checkpoint: CheckpointName = "last",
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
@@ -90,7 +94,9 @@ def label_next(
     file = file_of_labels(known, image_column, label_column)
     if out.exists():
         raise UserError(f"{out} exists already, and may hold labels of yours; give another --out.")
-    with Session(run, data, device=device, root=root, progress=CommandProgress()) as session:
+    with Session(
+        run, data, device=device, root=root, progress=CommandProgress(), checkpoint=checkpoint
+    ) as session:
         table = session.inputs.table
         labelled, note = labelled_already(session.catalogue, file, session.progress)
         name = strategy or DEFAULT
@@ -107,10 +113,8 @@ def label_next(
         "out": str(out),
         "next": rows,
     }
-    next_command = (
-        f"sureclr finetune {quoted(run)}{EvaluationOptions(data, out, root=root).words}"
-        "  (once its labels are filled in)"
-    )
+    words = EvaluationOptions(data, out, checkpoint=checkpoint, root=root).words
+    next_command = f"sureclr finetune {quoted(run)}{words}  (once its labels are filled in)"
     print_answer(json, answer, _choice_text(answer), next_command)
 
 
@@ -173,6 +177,8 @@ def finetune(
         Parameter(negative="", group=CHOICE, help="Train seeds again that are finished already."),
     ] = False,
     data: DataSource = None,
+    checkpoint: CheckpointName = "last",
+    out: OutFolder = None,
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
@@ -188,13 +194,25 @@ def finetune(
     from sureclr.finetuning.service import finetune as finetune_run
 
     result = finetune_run(
-        run, data, config, again=again, device=device, root=root, progress=CommandProgress()
+        run,
+        data,
+        config,
+        again=again,
+        checkpoint=checkpoint,
+        out=out,
+        device=device,
+        root=root,
+        progress=CommandProgress(),
     )
     file = LabelRequest.of(config.label_request, config.image_column, config.label_column).file
     labels = (file.path, file.image_column, file.label_column) if file else (None, None, None)
-    words = EvaluationOptions(data, labels[0], labels[1], labels[2], root=root).words
+    path, image_column, label_column = labels
+    words = EvaluationOptions(
+        data, path, image_column, label_column, checkpoint, out, root=root
+    ).words
     next_command = f"sureclr evaluate {quoted(run)}{words}"
-    print_answer(json, result, _finetuning_text(run, result), next_command)
+    text = _finetuning_text(results_folder(run, checkpoint, out), result)
+    print_answer(json, result, text, next_command)
 
 
 def _seeds(words: str) -> int | tuple[int, ...]:
@@ -219,7 +237,7 @@ def _verdict(gain: "Gain") -> str:
     return f"{better} with the same labels, but the intervals of the two accuracies overlap"
 
 
-def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
+def _finetuning_text(folder: Path, result: "FinetuningResult") -> str:
     """Return a row for each classifier, and the gain."""
     rivals, intervals, gain = result.baselines, result.baseline_intervals, result.gain
     interval = result.interval
@@ -229,7 +247,7 @@ def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
             f"not tested: {result.not_tested}",
         ]
         if result.weights is not None:
-            rows.append(f"The classifier is {run / result.weights.file}.")
+            rows.append(f"The classifier is {folder / result.weights.file}.")
         return "\n".join(rows)
     classifiers = {
         "fine-tuned": (result.accuracy, interval),
@@ -262,5 +280,5 @@ def _finetuning_text(run: Path, result: "FinetuningResult") -> str:
     if (numbers := result.by_class) is not None and (worst := worst_classes(numbers)):
         rows += [f"The saved classifier, of seed {result.weights.seed}, class by class:", *worst]
     if result.weights is not None:
-        rows.append(f"The classifier is {run / result.weights.file}.")
+        rows.append(f"The classifier is {folder / result.weights.file}.")
     return "\n".join(rows)

@@ -8,8 +8,10 @@ from cyclopts import Parameter
 from sureclr.cli.shared import (
     OUTPUT,
     USE,
+    CheckpointName,
     CommandProgress,
     Device,
+    EvaluationOptions,
     ImageColumn,
     Json,
     LabelColumn,
@@ -20,6 +22,7 @@ from sureclr.cli.shared import (
     file_of_labels,
     print_answer,
     quoted,
+    results_folder,
 )
 from sureclr.errors import UserError, unknown
 
@@ -86,6 +89,7 @@ def predict(
     overwrite: Annotated[
         bool, Parameter(negative="", group=OUTPUT, help="Replace the file --out if it exists.")
     ] = False,
+    checkpoint: CheckpointName = "last",
     device: Device = "auto",
     root: Root = None,
     json: Json = False,
@@ -100,7 +104,9 @@ def predict(
 
     check_out(out, overwrite=overwrite)
     images = list(source) if len(source) > 1 else source[0] if source else None
-    chosen = _finetuned(run, classifier, device) if _is_finetuned(classifier) else classifier
+    chosen = (
+        _finetuned(run, classifier, device, checkpoint) if _is_finetuned(classifier) else classifier
+    )
     answers = predict_images(
         run,
         images,
@@ -108,14 +114,14 @@ def predict(
         chosen,
         data=data,
         unfamiliar=unfamiliar,
+        checkpoint=checkpoint,
         device=device,
         root=root,
         progress=CommandProgress(),
     )
     answers.save(out, overwrite=overwrite)
-    print_answer(
-        json, _answer(answers, out), _text(answers, out), _next(answers, run, labels, data)
-    )
+    next_command = _next(answers, run, labels, data, checkpoint)
+    print_answer(json, _answer(answers, out), _text(answers, out), next_command)
 
 
 def _is_finetuned(classifier: str) -> bool:
@@ -125,18 +131,20 @@ def _is_finetuned(classifier: str) -> bool:
     return kind == "finetuned"
 
 
-def _finetuned(run: Path, classifier: str, device: str) -> "Finetuned":
+def _finetuned(run: Path, classifier: str, device: str, checkpoint: str) -> "Finetuned":
     """Return the fine-tuned classifier that is meant by `finetuned` or `finetuned:NAME`."""
     from sureclr.finetuning.store import load_finetuned
 
     _, _, name = classifier.partition(":")
-    saved = sorted(file.stem for file in (run / "finetuned").glob("*.json"))
+    folder = results_folder(run, checkpoint) / "finetuned"
+    saved = sorted(file.stem for file in folder.glob("*.json"))
     if not name and len(saved) > 1:
         raise UserError(
             f"{run} has {len(saved)} fine-tuned classifiers; choose one, for example --classifier"
             f" {quoted(f'finetuned:{saved[0]}')} (it has {', '.join(saved)})."
         )
-    return load_finetuned(run, name or (saved[0] if saved else "10%"), device)
+    name = name or (saved[0] if saved else "10%")
+    return load_finetuned(run, name, device, checkpoint=checkpoint)
 
 
 def _answer(answers: "Predictions", out: Path) -> dict[str, Any]:
@@ -258,9 +266,11 @@ def _shown(name: str) -> str:
     return inert(name)
 
 
-def _next(answers: "Predictions", run: Path, labels: Path | None, data: str | None) -> str:
+def _next(
+    answers: "Predictions", run: Path, labels: Path | None, data: str | None, checkpoint: str
+) -> str:
     """Return the next useful command, with the options that were given."""
-    chosen = f" --data {quoted(data)}" if data is not None else ""
+    chosen = EvaluationOptions(data, checkpoint=checkpoint).words
     if answers.classifier.name != "finetuned" and 0 < answers.classifier.n_train < FEW_LABELS:
         known = f" --known {quoted(labels)}" if labels is not None else ""
         return f"sureclr label-next {quoted(run)} --budget 100{known}{chosen}"

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from sureclr.cli.shared import (
     EVALUATE,
+    CheckpointName,
     CommandProgress,
     Device,
     ImageColumn,
@@ -45,10 +46,11 @@ def report(
         Parameter(
             help=(
                 "The HTML file to write. Default: report.html, or comparison-OTHER.html, in the run"
-                " folder."
+                " folder. Results that an evaluation has put beside it with its --out are used."
             )
         ),
     ] = None,
+    checkpoint: CheckpointName = "last",
     open: Annotated[bool, Parameter(negative="", help="Open the page in the browser.")] = False,
     device: Device = "auto",
     root: Root = None,
@@ -63,6 +65,7 @@ def report(
         evaluate=evaluate,
         labels=file_of_labels(labels, image_column, label_column),
         out=out,
+        checkpoint=checkpoint,
         device=device,
         root=root,
         progress=CommandProgress(),

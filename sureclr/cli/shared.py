@@ -97,6 +97,28 @@ LabelColumn = Annotated[
     Parameter(help="Column of the label file with the labels, likewise."),
 ]
 
+CheckpointName = Annotated[
+    str,
+    Parameter(
+        name="--checkpoint",
+        help=(
+            "Which weights to use: last, best (the highest accuracy that the monitor measured), or"
+            " a number of steps. Results of another than the last have a folder of their own in the"
+            " run folder."
+        ),
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    Parameter(
+        group=OUTPUT,
+        help=(
+            "Folder for new results in place of the run folder, which then stays as it is: a new"
+            " one, or one of an earlier command on the same checkpoint."
+        ),
+    ),
+]
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
@@ -106,6 +128,8 @@ class EvaluationOptions:
     labels: LabelPath = None
     image_column: ImageColumn = None
     label_column: LabelColumn = None
+    checkpoint: CheckpointName = "last"
+    out: OutFolder = None
     device: Device = "auto"
     root: Root = None
     json: Json = False
@@ -117,12 +141,14 @@ class EvaluationOptions:
 
     @property
     def words(self) -> str:
-        """The options of the images and their labels, for a next command: "" or " --labels F"."""
+        """The options that a next command needs as well: "" or " --labels F --checkpoint best"."""
         given = {
             "--data": self.data,
             "--labels": self.labels,
             "--image-column": self.image_column,
             "--label-column": self.label_column,
+            "--checkpoint": None if self.checkpoint == "last" else self.checkpoint,
+            "--out": self.out,
             "--root": self.root,
         }
         return "".join(
@@ -164,6 +190,13 @@ def file_of_labels(
             " --labels."
         )
     return None if path is None else LabelFile(path, image_column, label_column)
+
+
+def results_folder(run: Path, checkpoint: str, out: Path | None = None) -> Path:
+    """Return the folder of the results of a command."""
+    from sureclr.training.run import results_folder_of
+
+    return results_folder_of(run, checkpoint) if out is None else out
 
 
 def print_answer(as_json: bool, value: Any, text: str, next_command: str | None = None) -> None:

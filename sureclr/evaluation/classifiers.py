@@ -460,7 +460,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     words = (METHOD, provenance.checkpoint, provenance.images, provenance.labels)
     origin = digest_of_bytes(json.dumps(words).encode())[:16]
     folder = session.run.results_folder / "classifiers"
-    path = folder / f"linear-{origin}.json"
+    path = session.run.stored(f"classifiers/linear-{origin}.json")
     if not again and path.is_file():
         try:
             return _read_kept(path, provenance)
@@ -474,6 +474,8 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         )
     finally:
         session.progress.finish()
+    if session.run.not_kept:
+        return linear_classifier(parameters, facts)
     from safetensors.torch import save
 
     data = save({"parameters": parameters.contiguous()})
@@ -484,7 +486,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
         make_folder(folder)
         _delete_outdated(session, provenance.checkpoint)
         write_atomically(folder / kept.file, data)
-        write_atomically(path, json_bytes(sealed(kept, path.name)))
+        write_atomically(folder / path.name, json_bytes(sealed(kept, path.name)))
     except OSError as error:
         session.progress.message(
             f"The classifier could not be kept in {folder} ({why(error)}); it is used all the same."

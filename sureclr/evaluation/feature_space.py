@@ -48,8 +48,9 @@ def evaluate_geometry(inputs: "EvaluationInputs") -> GeometryResult:
     """
     inputs.require_own_images("geometry")
     result, columns = describe_geometry(inputs.table, progress=inputs.progress)
-    origin = MapOrigin.of(inputs.table.origin, inputs.catalogue)
-    save_map(inputs.map_path, columns, origin)
+    if not inputs.run.not_kept:
+        origin = MapOrigin.of(inputs.table.origin, inputs.catalogue)
+        save_map(inputs.run.results_folder / "map.parquet", columns, origin)
     return result
 
 

@@ -97,8 +97,8 @@ class EvaluationInputs:
 
     @property
     def map_path(self) -> Path:
-        """Where the map of the images lies, a file of its own beside the result `geometry`."""
-        return self.run.results_folder / "map.parquet"
+        """Where the map of the images is read, a file of its own beside the result `geometry`."""
+        return self.run.stored("map.parquet")
 
     def map_problem(self) -> str:
         """Return why the map of the images cannot be used, without a full stop, or ""."""

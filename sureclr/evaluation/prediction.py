@@ -250,6 +250,7 @@ def predict(
     *,
     data: Any = None,
     unfamiliar: float = UNFAMILIAR,
+    checkpoint: str | int | None = None,
     device: str = "auto",
     root: Path | None = None,
     progress: Progress | None = None,
@@ -280,6 +281,7 @@ def predict(
             on. Those of the test split are not learned from; the accuracy is measured on them.
         unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
             this share of images that are like the training data.
+        checkpoint: "last", "best" or a number of steps; None: the last, or that of a `Run`.
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
         progress: what to report to; None reports on stderr.
@@ -300,7 +302,9 @@ def predict(
         raise UserError(
             f"unfamiliar must be a share of at least 0 and below 1, not {unfamiliar}; try 0.01."
         )
-    with Session(run, data, labels, device=device, root=root, progress=progress) as session:
+    with Session(
+        run, data, labels, device=device, root=root, progress=progress, checkpoint=checkpoint
+    ) as session:
         fitted = _fitted(session, classifier)
         comparison = familiarity(session.inputs.table, session.source_split)
         source = _Source.of(session, images, root)

@@ -873,6 +873,10 @@ class Results(Mapping[str, Any]):
         provenance: name -> what the result was made of.
         skipped: evaluation -> why it could not be made just now.
         damaged: name -> why the stored result was left out.
+        checkpoint: of which they are: "last", or a number of steps.
+        out: the folder that was chosen for them, or None.
+        kept: whether they are in a file; not where the run folder cannot be written.
+        data: name of the images that they are of, where these are not the run's own, else "".
     """
 
     run: Path
@@ -880,6 +884,16 @@ class Results(Mapping[str, Any]):
     provenance: dict[str, Provenance] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
+    checkpoint: str = "last"
+    out: Path | None = None
+    kept: bool = True
+    data: str = ""
+
+    @property
+    def file(self) -> Path | None:
+        """The results.json with these results; None where they are not kept."""
+        folder = self.run if self.checkpoint == "last" else self.run / f"step-{self.checkpoint:0>9}"
+        return (self.out or folder) / "results.json" if self.kept else None
 
     def __getitem__(self, name: str) -> Any:
         """Return the result of this name."""

@@ -17,7 +17,7 @@ from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes
+from sureclr.files import digest_of_bytes, refuse_if_lost
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
@@ -102,6 +102,48 @@ def read_run_images(
     )
 
 
+def read_or_stored_images(
+    run: Run, data: Any = None, root: Path | None = None, progress: Progress = SILENT
+) -> tuple[ImageSet, str]:
+    """Return the images as their source has them, and why their pixels cannot be read or "".
+
+    Where the run's own images are gone, what its stored table says of them is returned: without
+    pixels (`images_without_pixels`), and with the reason.
+
+    Args:
+        run: the trained run.
+        data: as in `load_run_images`.
+        root: the folder of downloaded data sets.
+        progress: what to report to.
+
+    Raises:
+        UserError: the images cannot be used, and there is no stored table of them.
+    """
+    try:
+        return read_run_images(run, data, root, progress), ""
+    except UserError as error:
+        if data is not None or not is_source(run.source):
+            raise
+        reason = str(error)
+        if stored_table(run) is None:
+            if not run.source.startswith("folder:"):
+                raise
+            raise UserError(
+                f"{reason.rstrip('.')}. There is no table of their embeddings by these weights"
+                " either; name the images' new place with data=folder:PATH."
+            ) from error
+    return images_without_pixels(run), reason
+
+
+def key_of(name: str, images: ImageSet, digest: str) -> str:
+    """Return the key in results.json of an evaluation on other images than the run's own.
+
+    Images that have no name of their own are named by the start of their digest.
+    """
+    of = images.name
+    return f"{name}:{of}" if is_source(of) else f"{name}:{of}-{digest[:8]}"
+
+
 def label_file_of(labels: Labels | None) -> LabelFile | None:
     """Return the file of labels that the user gave, or None where the labels are something else."""
     return LabelFile.of(labels) if isinstance(labels, str | Path | LabelFile) else None
@@ -163,12 +205,12 @@ def _with_test_split(images: ImageSet, seed: int) -> ImageSet:
 
 
 def stored_table(run: Run) -> Embeddings | None:
-    """Return the table in the run folder, or None where there is none of the run's weights.
+    """Return the table among the run's results, or None where there is none of its weights.
 
     Raises:
         UserError: the file is damaged.
     """
-    path = run.results_folder / "embeddings.parquet"
+    path = run.stored("embeddings.parquet")
     try:
         table = Embeddings.read(path) if path.exists() else None
     except UserError as error:
@@ -209,9 +251,10 @@ def images_without_pixels(run: Run) -> ImageSet:
 def embed_run_images(
     run: Run, images: ImageSet, digest: str, *, own: bool, progress: Progress
 ) -> Embeddings:
-    """Return the embeddings of the images; those of the run's own images are kept in its folder.
+    """Return the embeddings of the images; those of the run's own images are kept with its results.
 
-    A stored table is used again only if the same checkpoint made it of the same images.
+    A stored table is used again only if the same checkpoint made it of the same images; of a
+    damaged one a sentence is said, and it is made anew.
 
     Args:
         run: the trained run.
@@ -220,16 +263,27 @@ def embed_run_images(
         own: whether they are the images that the run was trained on.
         progress: what to report to.
     """
-    path = run.results_folder / "embeddings.parquet"
+    path = run.stored("embeddings.parquet")
     origin = f"checkpoint {run.checkpoint} images {digest}"
     if own and path.exists():
-        stored = Embeddings.read(path)
-        if stored.origin == origin and list(stored.paths) == list(images.paths):
-            return replace(stored, labels=images.labels, classes=images.classes, split=images.split)
-        progress.message(
-            f"{path} was made of other weights or images; the images are embedded anew."
-        )
+        try:
+            stored = Embeddings.read(path)
+        except UserError as error:
+            if images.images.is_meta:
+                raise
+            if isinstance(error.__cause__, OSError):
+                refuse_if_lost(error.__cause__, path)
+            reason = str(error).partition("(")[2].rpartition(")")[0] or str(error)
+            progress.message(f"{path} is damaged ({reason}); the images are embedded anew.")
+        else:
+            if stored.origin == origin and list(stored.paths) == list(images.paths):
+                return replace(
+                    stored, labels=images.labels, classes=images.classes, split=images.split
+                )
+            progress.message(
+                f"{path} was made of other weights or images; the images are embedded anew."
+            )
     table = replace(run.embed(images, progress), origin=origin)
-    if own:
-        table.save(path)
+    if own and not run.not_kept:
+        table.save(run.results_folder / "embeddings.parquet")
     return table

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sureclr.data.image_set import ImageSet, digest_of_pixels
-from sureclr.data.sources import is_source
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
 from sureclr.evaluation.inputs import EvaluationInputs
+from sureclr.evaluation.opening import held, open_run
 from sureclr.evaluation.results import (
     Comparison,
     Provenance,
@@ -43,20 +43,20 @@ from sureclr.evaluation.run_images import (
     check_tested,
     digest_of_given_labels,
     embed_run_images,
-    images_without_pixels,
+    key_of,
     label_file_of,
     label_images,
-    read_run_images,
+    read_or_stored_images,
     stored_digest,
-    stored_table,
 )
 from sureclr.evaluation.similarity import compare_runs, compare_tables
 from sureclr.progress import ConsoleProgress, Progress, Stoppable
 from sureclr.stopping import stop_on_signals
-from sureclr.training.run import Run, load
+from sureclr.training.run import Run
 from sureclr.version import __version__
 
 TESTED = ("knn", "linear")  # evaluations that need labelled test images
+ROUNDING = timedelta(seconds=1)  # of the time in a provenance
 SAVED = "finished results are in results.json; run the same command again to go on"
 
 
@@ -73,6 +73,11 @@ class Session:
         root: the folder of downloaded data sets.
         human: what people said of the test images, see `foreign_images.read_human_shares`.
         progress: what to report to; None reports on stderr.
+        checkpoint: "last", "best" or a number of steps; None: that of a `Run` or of `Results`, and
+            the last one of a folder.
+        out: a folder for new results in place of the run folder, see `open_run`.
+        advice: how new results can be kept, for the sentence where the run folder cannot be
+            written.
 
     Attributes:
         run: the opened run.
@@ -89,47 +94,63 @@ class Session:
         root: Path | None = None,
         human: Path | None = None,
         progress: Progress | None = None,
+        checkpoint: str | int | None = None,
+        out: str | Path | None = None,
+        advice: str = "",
     ) -> None:
         """Load the run; nothing is locked yet."""
-        self.run = run if isinstance(run, Run) else load(run_path(run), device)
+        self.run = open_run(run, checkpoint, out, device)
         self.progress: Progress = progress or ConsoleProgress()
         self._data, self._root, self._human = data, root, human
         self._labels = labels if (file := label_file_of(labels)) is None else file
         self._held = ExitStack()
+        self._advice = advice
+        self._inside = Results(self.run.path)  # what the run folder holds already
+        self._unkept = Results(self.run.path)
 
     def __enter__(self) -> "Session":
-        """Take the run's lock and the signals.
+        """Take the lock of the folder of results, and the signals.
 
         Raises:
-            UserError: another process writes to this run, or its results.json cannot be read.
+            UserError: another process writes there, its results.json cannot be read, or the run was
+                trained on since it was opened.
         """
         with ExitStack() as stack:
             flag = stack.enter_context(stop_on_signals(SAVED))
-            stack.enter_context(self.run.directory.lock())
-            self._check_weights()
-            stored = read_results(self.run.results_folder, quiet=True)
-            if stored.damaged:
-                self.progress.message(damage_text(stored))
+            self.run = stack.enter_context(held(self.run))
+            self._inside = self._read_inside()
+            if self._inside.damaged:
+                self.progress.message(damage_text(self._inside))
+            if self.run.not_kept:
+                self.progress.message(
+                    f"The run folder {self.run.path} cannot be written ({self.run.not_kept}), so"
+                    f" new results are not kept{self._advice}."
+                )
             self.progress = Stoppable(self.progress, flag, SAVED)
             self._held = stack.pop_all()
         return self
 
-    def _check_weights(self) -> None:
-        """Raise a UserError unless the run's folder holds the weights of this `Run`.
+    def _read_inside(self) -> Results:
+        """Return the results in the run folder, which must be whole only if more are put there."""
+        folder = self.run.results_path or self.run.path
+        try:
+            return read_results(folder, quiet=True)
+        except UserError as error:
+            if self.run.out is None and not self.run.not_kept:
+                raise
+            self.progress.message(f"Stored results are not used: {error}")
+        return Results(folder)
 
-        Results and embeddings are kept in the folder, so they must be those of its weights.
-        """
-        newest = self.run.directory.checkpoint_digest()
-        if not self.run.checkpoint:
-            raise UserError(
-                "this network is untrained or redrawn, and no checkpoint holds its weights;"
-                " evaluate the run itself, or embed images with it."
-            )
-        if newest is not None and newest != self.run.checkpoint:
-            raise UserError(
-                f"{self.run.path} was trained on since this run was opened; open it again with"
-                " sureclr.load(path)."
-            )
+    def results(self) -> Results:
+        """Return what is stored by now, and the new results that cannot be kept."""
+        run = self.run
+        if not run.not_kept and run.out is None:
+            return read_results(run.results_folder, quiet=True)
+        new = self._unkept if run.out is None else read_results(run.out, quiet=True)
+        old = self._inside
+        entries, provenance = old.entries | new.entries, old.provenance | new.provenance
+        damaged = {k: v for k, v in (old.damaged | new.damaged).items() if k not in entries}
+        return Results(run.path, entries, provenance, damaged=damaged)
 
     def __exit__(self, *error: object) -> None:
         """Release both."""
@@ -178,14 +199,7 @@ class Session:
     @cached_property
     def _source(self) -> tuple[ImageSet, str]:
         """The images as their source has them, and why their pixels cannot be read or ""."""
-        run = self.run
-        try:
-            return read_run_images(run, self._data, self._root, self.progress), ""
-        except UserError as error:
-            if self._data is not None or not is_source(run.source) or stored_table(run) is None:
-                raise
-            reason = str(error)
-        return images_without_pixels(run), reason
+        return read_or_stored_images(self.run, self._data, self._root, self.progress)
 
     @property
     def source_split(self) -> NDArray[np.str_]:
@@ -233,15 +247,17 @@ class Session:
             self.run, images, table, self.progress, self._root, self._human, no_pixels=reason
         )
 
-    def key(self, name: str) -> str:
-        """Return the key in results.json: `knn`, or `knn:NAME` for other data.
+    def renew_table(self) -> None:
+        """Make the stored table of the run's own images anew if it is not of them and the weights.
 
-        Images that have no name of their own are named by the start of their digest.
+        A report draws it, and stored results are used without a look at it.
         """
-        if self.own:
-            return name
-        images = self.images.name
-        return f"{name}:{images}" if is_source(images) else f"{name}:{images}-{self.digest[:8]}"
+        if self.own and not self._read[1] and stored_digest(self.run) != self.digest:
+            self.inputs  # noqa: B018  (reading it makes the table)
+
+    def key(self, name: str) -> str:
+        """Return the key in results.json: `knn`, or `knn:NAME` for other data."""
+        return name if self.own else key_of(name, self.images, self.digest)
 
     def provenance(self, seconds: float, other_checkpoint: str = "") -> Provenance:
         """Return what a result that is finished now was made of."""
@@ -277,7 +293,7 @@ class Session:
         if name in TESTED and label_file_of(self._labels) is not None:
             check_tested(name, self._read[0])
         if name == "geometry" and self.own:  # its map is a file of its own
-            if not os.path.lexists(self.run.results_folder / "map.parquet"):
+            if not os.path.lexists(self.run.stored("map.parquet")):
                 again = True
             elif not again and (problem := self.inputs.map_problem()):
                 again = True
@@ -293,13 +309,14 @@ class Session:
         images are gone, a stored result that was made with their pixels is kept; where they are
         back, one that was made without them is made anew.
         """
-        stored = read_results(self.run.results_folder, quiet=True)
+        stored = self.results()
         if key in stored:
             made, wanted = stored.provenance[key], self.provenance(0, other_checkpoint)
             has_options = wanted.options.items() <= made.options.items()
             file = made.options.get("labels")
             if file and self._labels is None and not self._read[0].labelled and not again:
-                self.progress.message(f"The stored result {key} is of the labels in {file}.")
+                when = _changed_since(file, made)
+                self.progress.message(f"The stored result {key} is of the labels in {file}{when}.")
                 wanted = replace(wanted, labels=made.labels)
             same = has_options and made.same_origin(replace(wanted, options=made.options))
             lacks_pixels = bool(getattr(stored[key], "no_pixels", ""))
@@ -324,8 +341,21 @@ class Session:
         finally:
             self.progress.finish()
         provenance = self.provenance(time.monotonic() - began, other_checkpoint)
-        save_result(self.run.results_folder, key, result, provenance)
+        if self.run.not_kept:
+            self._unkept.entries[key], self._unkept.provenance[key] = result, provenance
+        else:
+            save_result(self.run.results_folder, key, result, provenance)
         return result
+
+
+def _changed_since(file: str, made: Provenance) -> str:
+    """Return words for a file of labels that is not the one that a result was made of, or ""."""
+    try:
+        written = datetime.fromtimestamp(Path(file).stat().st_mtime, UTC)
+        changed = written > datetime.fromisoformat(made.time) + ROUNDING
+    except (OSError, ValueError, TypeError):
+        return ""
+    return f", as they were at {made.time}; the file has changed since" if changed else ""
 
 
 def _is_whole(result: Any) -> bool:
@@ -350,6 +380,8 @@ def evaluate(
     labels: Labels | None = None,
     *,
     again: bool = False,
+    checkpoint: str | int | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     root: Path | None = None,
     human: Path | None = None,
@@ -367,6 +399,10 @@ def evaluate(
             names its columns). A part of the labels in a file is held out for testing where they
             leave no test image with a label.
         again: make results anew even where stored ones are of the same weights, images and labels.
+        checkpoint: "last", "best" or a number of steps; None: the last, or that of a `Run`. Results
+            of another one than the last are kept in a folder of its own in the run folder.
+        out: a folder for new results in place of the run folder, new, empty or with results of the
+            same checkpoint. What the run folder holds is read and not changed.
         device: auto, cuda, mps or cpu.
         root: the folder of downloaded data sets.
         human: what people said of the test images: an array of a row an image and a column a class
@@ -385,7 +421,16 @@ def evaluate(
     names = _names(which)
     entries, skipped = {}, {}
     with Session(
-        run, data, labels, device=device, root=root, human=human, progress=progress
+        run,
+        data,
+        labels,
+        device=device,
+        root=root,
+        human=human,
+        progress=progress,
+        checkpoint=checkpoint,
+        out=out,
+        advice="; out=DIR keeps them elsewhere",
     ) as session:
         for name in names:
             EVALUATIONS[name]  # a misspelt name is an error before any work
@@ -398,32 +443,48 @@ def evaluate(
                     raise
                 skipped[name] = str(error)
                 session.progress.message(f"The evaluation {name} is skipped: {error}")
+        if which is None:
+            session.renew_table()
         if not entries:
             raise UserError(
                 f"nothing could be evaluated on {session.run.path}; "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
-        stored = read_results(session.run.results_folder, quiet=True)
+        stored = session.results()
         provenance = {name: stored.provenance[session.key(name)] for name in entries}
-    return Results(session.run.path, entries, provenance, skipped)
+        run, data = session.run, "" if session.own else session.images.name
+    return Results(
+        run.path,
+        entries,
+        provenance,
+        skipped,
+        checkpoint=run.which,
+        out=run.out,
+        kept=not run.not_kept,
+        data=data,
+    )
 
 
 def compare(
     a: str | Path | Run | Results,
     b: str | Path | Run | Results,
     *,
+    checkpoint: str | int | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     root: Path | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compare the representations of two runs on the images of the first.
 
-    The result is kept in the first run's results.json, and used again while both runs have the
-    weights that it was made of.
+    The result is kept in the first run's results.json (or in `out`), and used again while both runs
+    have the weights that it was made of.
 
     Args:
         a: a run folder, a `Run`, or the `Results` of one.
         b: another one, trained on the same images.
+        checkpoint: of both runs, as in `evaluate`.
+        out: as in `evaluate`, for what is computed of the first run.
         device: auto, cuda, mps or cpu.
         root: the folder of downloaded data sets.
         progress: what to report to; None reports on stderr.
@@ -435,8 +496,10 @@ def compare(
     if run_path(a).resolve() == run_path(b).resolve():
         raise UserError(f"a comparison needs two different runs, and both are {run_path(a)}.")
     with (
-        Session(a, device=device, root=root, progress=progress) as first,
-        Session(b, device=device, root=root, progress=progress) as second,
+        Session(
+            a, device=device, root=root, progress=progress, checkpoint=checkpoint, out=out
+        ) as first,
+        Session(b, device=device, root=root, progress=progress, checkpoint=checkpoint) as second,
     ):
         comparison: Comparison = first.stored_or_new(
             f"comparison:{second.run.path.resolve().name}",

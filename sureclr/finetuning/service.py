@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sureclr.data.label_request import LabelFile
+from sureclr.errors import UserError
+from sureclr.evaluation.opening import open_run, why_not_kept
 from sureclr.evaluation.results import Results
 from sureclr.evaluation.session import Session
 from sureclr.finetuning.config import FinetuneConfig
@@ -21,6 +23,8 @@ def finetune(
     *,
     labels: str | int | Path | LabelFile | None = None,
     again: bool = False,
+    checkpoint: str | int | None = None,
+    out: str | Path | None = None,
     device: str = "auto",
     root: Path | None = None,
     progress: Progress | None = None,
@@ -37,6 +41,10 @@ def finetune(
         labels: labels to train on, in place of those in `config`: a share ("10%"), a count (500),
             or a file of labels (its path, or a `LabelFile` that names its columns).
         again: train finished seeds again.
+        checkpoint: "last", "best" or a number of steps; None: the last, or that of a `Run`. The
+            result of another one than the last is in a folder of its own in the run folder.
+        out: a folder for the result and the classifier in place of the run folder, as in
+            `sureclr.evaluate`; `sureclr.load_finetuned(out)` then opens the classifier.
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
         progress: what to report to; None reports on stderr.
@@ -56,7 +64,13 @@ def finetune(
         )
     elif labels is not None:
         config = replace(config, labels=str(labels))
-    with Session(run, data, device=device, root=root, progress=progress) as session:
+    opened = open_run(run, checkpoint, out, device)
+    if reason := why_not_kept(opened):
+        raise UserError(
+            f"the run folder {opened.path} cannot be written ({reason}), and fine-tuning keeps each"
+            " seed and the classifier; give out=DIR."
+        )
+    with Session(opened, data, root=root, progress=progress) as session:
         name = None if data is None else session.images.name
         return run_finetuning(
             session.run, session.images, config, data=name, again=again, progress=session.progress

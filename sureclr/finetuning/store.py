@@ -33,7 +33,7 @@ from sureclr.models.encoders import encoder
 from sureclr.models.simclr import StandardisedEncoder
 from sureclr.training.building import is_own, own_network
 from sureclr.training.devices import choose_device
-from sureclr.training.run import Run
+from sureclr.training.run import Run, results_folder_of
 from sureclr.training.run_dir import RunDir
 
 
@@ -155,32 +155,36 @@ def load_finetuned(
     device: str = "auto",
     *,
     network: nn.Module | None = None,
+    checkpoint: str | int = "last",
 ) -> Finetuned:
     """Load the classifier that a fine-tuning has saved in the run folder.
 
     Args:
-        run: the run folder.
+        run: the run folder, or the folder that was given to `sureclr.finetune` as `out`.
         labels: the labels it was trained on, as `results.json` has them after `finetune:`: "10%",
             "500", "100%:fold-3", "10%:stl10", or the path of a label file.
         device: auto, cuda, mps or cpu.
         network: the encoder, with any weights, where the run was trained with one of your own.
+        checkpoint: which was fine-tuned: "last", "best" or a number of steps.
 
     Raises:
-        UserError: there is no such classifier, its files are damaged, or it was made of another
-            checkpoint than the run's newest undamaged one.
+        UserError: there is no such checkpoint or classifier, its files are damaged, or it was made
+            of another checkpoint.
     """
-    folder = Path(run) / "finetuned"
+    folder = results_folder_of(run, checkpoint) / "finetuned"
     path = folder / f"{file_name(labels)}.json"
     if not path.is_file():
         raise _no_such_classifier(run, labels, folder)
     from safetensors.torch import load
 
     record = _read_record(path)
-    newest = RunDir(Path(run)).checkpoint_digest()
-    if record.checkpoint and newest is not None and record.checkpoint != newest:
+    directory = RunDir(Path(run))
+    digest = directory.checkpoint_digest(str(checkpoint)) if directory.is_run() else None
+    if record.checkpoint and digest is not None and record.checkpoint != digest:
         raise UserError(
             f"the fine-tuned classifier {path} was made of another checkpoint of the run than the"
-            " newest undamaged one; fine-tune the run again."
+            f" {'newest undamaged' if checkpoint == 'last' else 'chosen'} one; fine-tune the run"
+            " again."
         )
     weights = load(_read_weights(folder, record))
     try:

@@ -32,8 +32,15 @@ RESULTS_ABSENT = "No evaluation is shown: {why}"
 NOT_EVALUATED = "Evaluations that were missing could not be made: {why}"
 MISSING_RESULT = "“{name}” has not been evaluated yet. Run `sureclr evaluate {run}`."
 SKIPPED_RESULT = "“{name}” could not be evaluated: {why}"
+OTHER_CHECKPOINT = (
+    "This page shows the checkpoint of step {step:,}, which is not the last one of the run; the"
+    " curves are of the whole training."
+)
+OTHER_PIXELS = (
+    "their pixels are not those that the stored results were made of; evaluate the run again."
+)
 STALE_RESULT = (
-    "the stored result was made of other weights than those in the run folder; evaluate it again."
+    "the stored result was made of other weights than those shown here; evaluate it again."
 )
 DAMAGED_RESULT = "the stored result is damaged ({why}); evaluate it again."
 STALE_TABLE = (

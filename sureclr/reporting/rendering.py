@@ -83,13 +83,15 @@ def headline(run: RunFiles) -> str:
 
 
 def remarks(run: RunFiles) -> list[str]:
-    """Return a sentence for each part of the run that could not be read or made."""
+    """Return which checkpoint is shown, and a sentence for each part that could not be made."""
     problems = (
         (captions.RESULTS_ABSENT, run.no_results),
         (captions.NOT_EVALUATED, run.not_evaluated if run.not_evaluated != run.no_results else ""),
         (captions.IMAGES_ABSENT, run.no_images),
     )
-    return [*(text.format(why=why) for text, why in problems if why), *run.problems]
+    shown = [] if run.step is None else [captions.OTHER_CHECKPOINT.format(step=run.step)]
+    shown += [text.format(why=why) for text, why in problems if why]
+    return [*shown, *run.problems]
 
 
 @cache

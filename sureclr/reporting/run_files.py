@@ -36,6 +36,7 @@ class RunFiles:
         no_results: why results.json could not be read, or "".
         not_evaluated: why missing evaluations could not be made, or "".
         problems: a sentence for each file that is left out, or that is not as the run wrote it.
+        step: of the checkpoint that is shown, if it is not the last one; else None.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class RunFiles:
     no_results: str = ""
     not_evaluated: str = ""
     problems: tuple[str, ...] = ()
+    step: int | None = None
 
     @property
     def name(self) -> str:
@@ -65,7 +67,13 @@ class RunFiles:
 
 
 def read_run_files(
-    path: Path, results: Results | None = None, *, not_evaluated: str = "", root: Path | None = None
+    path: Path,
+    results: Results | None = None,
+    *,
+    not_evaluated: str = "",
+    root: Path | None = None,
+    checkpoint: str = "last",
+    out: Path | None = None,
 ) -> RunFiles:
     """Read a run folder.
 
@@ -74,6 +82,8 @@ def read_run_files(
         results: those just made; None means what results.json holds.
         not_evaluated: why missing evaluations could not be made, or "".
         root: the folder of downloaded data sets.
+        checkpoint: "last", "best" or a number of steps.
+        out: a folder of results of this checkpoint that are not in the run folder.
 
     Raises:
         UserError: `path` is not a run folder, or its configuration or one of its tables is damaged.
@@ -82,20 +92,29 @@ def read_run_files(
 
     directory = run_directory(path)
     problems: list[str] = []
-    numbers = directory.checkpoint_numbers() or {}
+    numbers = directory.checkpoint_numbers(checkpoint) or {}
     config = _configuration(directory, numbers, problems)
-    table_path = path / "embeddings.parquet"
+    folder = directory.results_folder(checkpoint)
+
+    def place(name: str) -> Path:
+        found = out is not None and os.path.lexists(out / name)
+        return out / name if out is not None and found else folder / name
+
+    table_path = place("embeddings.parquet")
     table = Embeddings.read(table_path) if os.path.lexists(table_path) else None
-    newest = directory.checkpoint_digest()
-    if table is not None and not _is_of(table.origin, newest):
+    digest = directory.checkpoint_digest(checkpoint)
+    if table is not None and not _is_of(table.origin, digest):
         problems.append(captions.STALE_TABLE.format(run=path))
         table = None
-    places = _places(path, table, newest, problems)
+    origin = "" if table is None else table.origin
+    places = _places(path, place("map.parquet"), table, digest, problems)
     images, no_images = own_images(str(numbers.get("source", config.source)), config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
-    stored, no_results = (results, "") if results is not None else _read_results(path)
-    stored = _of_these_weights(stored, newest)
+    if images is not None and results is None and not _made_of(origin, directory, checkpoint, root):
+        images, no_images = None, captions.OTHER_PIXELS
+    stored, no_results = (results, "") if results is not None else _read_results(folder, out)
+    stored = _of_these_weights(stored, digest)
     lines = directory.lines()
     if lacking := _lacking_steps(lines, numbers.get("step")):
         problems.append(captions.LACKING_LINES.format(n=lacking))
@@ -118,6 +137,7 @@ def read_run_files(
         no_results,
         not_evaluated,
         tuple(problems),
+        None if folder == path else int(folder.name[5:]),
     )
 
 
@@ -170,27 +190,27 @@ def _configuration(
     return recorded
 
 
-def _is_of(origin: str, newest: str | None) -> bool:
+def _is_of(origin: str, digest: str | None) -> bool:
     """Whether a table is of these weights; one of older versions may not say."""
-    return not origin or newest is None or origin.startswith(f"checkpoint {newest} ")
+    return not origin or digest is None or origin.startswith(f"checkpoint {digest} ")
 
 
 def _places(
-    path: Path, table: "Embeddings | None", newest: str | None, problems: list[str]
+    run: Path, file: Path, table: "Embeddings | None", digest: str | None, problems: list[str]
 ) -> dict[str, Any] | None:
-    """The columns of map.parquet, if it is of these weights and of the images of the table."""
+    """The columns of a map, if it is of these weights and of the images of the table."""
     from sureclr.data.map_file import read_map
 
-    if not os.path.lexists(path / "map.parquet"):
+    if not os.path.lexists(file):
         return None
     try:
-        columns, origin = read_map(path / "map.parquet")
+        columns, origin = read_map(file)
     except UserError as error:
         problems.append(captions.NO_MAP_FILE.format(why=error))
         return None
-    if _is_of(origin.table, newest) and (table is None or origin.table == table.origin):
+    if _is_of(origin.table, digest) and (table is None or origin.table == table.origin):
         return columns
-    problems.append(captions.STALE_MAP.format(run=path))
+    problems.append(captions.STALE_MAP.format(run=run))
     return None
 
 
@@ -203,12 +223,36 @@ def _lacking_steps(lines: Sequence[dict[str, Any]], step: Any) -> int:
     )
 
 
-def _of_these_weights(results: Results, newest: str | None) -> Results:
-    """Leave out results of other weights than those that the folder holds; say so as the reason."""
+def _made_of(origin: str, directory: RunDir, checkpoint: str, root: Path | None) -> bool:
+    """Return whether the run's own images, as it takes them, are those of a table.
+
+    An evaluation looks at that before it uses the table; without one, nobody has.
+    """
+    from sureclr.data.image_set import digest_of_pixels
+    from sureclr.data.sources import load_images
+
+    numbers = directory.checkpoint_numbers(checkpoint)
+    digest = origin.partition(" images ")[2]
+    if numbers is None or not digest:
+        return True
+    config = from_dict(numbers["configuration"])
+    images = load_images(
+        numbers["source"],
+        root=root,
+        size=numbers["size"],
+        channels=numbers["channels"],
+        seed=config.seed,
+        options=config.read_options,
+    )
+    return digest_of_pixels(images) == digest
+
+
+def _of_these_weights(results: Results, checkpoint: str | None) -> Results:
+    """Leave out results of other weights than those of a checkpoint; say so as the reason."""
     stale = {
         name
         for name, provenance in results.provenance.items()
-        if newest is not None and provenance.checkpoint != newest
+        if checkpoint is not None and provenance.checkpoint != checkpoint
     }
     if not stale and not results.damaged:
         return results
@@ -220,12 +264,16 @@ def _of_these_weights(results: Results, newest: str | None) -> Results:
     return Results(results.run, fresh, provenance, {**results.skipped, **reasons})
 
 
-def _read_results(path: Path) -> tuple[Results, str]:
+def _read_results(folder: Path, out: Path | None) -> tuple[Results, str]:
     """The stored results, or none and why: a page without them is better than no page."""
     try:
-        return read_results(path), ""
+        inside = read_results(folder)
+        new = inside if out is None else read_results(out)
     except UserError as error:
-        return Results(path), str(error)
+        return Results(folder), str(error)
+    entries, provenance = inside.entries | new.entries, inside.provenance | new.provenance
+    damaged = {k: v for k, v in (inside.damaged | new.damaged).items() if k not in entries}
+    return Results(folder, entries, provenance, damaged=damaged), ""
 
 
 def _sealed_json(path: Path) -> dict[str, Any] | None:

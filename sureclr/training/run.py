@@ -1,6 +1,7 @@
 """A trained run: its configuration, its network and its folder; `sureclr.load` opens one."""
 
 import json
+import os
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from html import escape
@@ -39,7 +40,10 @@ class Run:
         source: name of the images that it was trained on: a data source, or that of an ImageSet.
         checkpoint: digest of the checkpoint that holds the weights; "" if none does, as before
             training.
-        results_path: a folder for results instead of the run folder; None: the run folder.
+        results_path: the folder in the run folder for what is computed from these weights, if they
+            are not those of the last checkpoint; None: the run folder itself.
+        out: a folder that the user chose for new results; None: they are kept in the run.
+        not_kept: why new results cannot be kept at all, or "".
     """
 
     directory: RunDir
@@ -51,14 +55,31 @@ class Run:
     source: str
     checkpoint: str = ""
     results_path: Path | None = None
+    out: Path | None = None
+    not_kept: str = ""
 
     @property
     def results_folder(self) -> Path:
-        """Return the folder of what is computed from the weights, such as results.json.
+        """Return the folder where what is computed from the weights is kept, such as results.json.
 
-        Also of embeddings.parquet, map.parquet, report.html, and classifiers.
+        Also embeddings.parquet, map.parquet, report.html, and classifiers.
         """
-        return self.results_path or self.path
+        return self.out or self.results_path or self.path
+
+    def stored(self, name: str) -> Path:
+        """Return where a file of results is read: in `out` if it is there, else in the run.
+
+        Args:
+            name: of the file, relative to the folder of the results.
+        """
+        if self.out is not None and os.path.lexists(self.out / name):
+            return self.out / name
+        return (self.results_path or self.path) / name
+
+    @property
+    def which(self) -> str:
+        """Return which checkpoint this is, as `load` takes it: "last", or its step in digits."""
+        return "last" if self.results_path is None else str(int(self.results_path.name[5:]))
 
     @property
     def path(self) -> Path:
@@ -158,7 +179,7 @@ class Run:
             ("encoder", f"{config.encoder}, {self.encoder.num_features} features"),
             ("loss", config.loss),
             ("epochs", f"{config.epochs:,}, batches of {config.batch_size:,} images"),
-            *_accuracies(self.results_folder / "results.json", self.checkpoint),
+            *_accuracies(self.stored("results.json"), self.checkpoint),
         ]
         cells = "".join(
             f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in rows
@@ -199,25 +220,38 @@ def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def results_folder_of(path: str | Path, checkpoint: str | int = "last") -> Path:
+    """Return the folder of what is computed from a checkpoint of a run, as in `load`.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    return RunDir(Path(path)).results_folder(str(checkpoint))
+
+
 def load(
     path: str | Path,
     device: str = "auto",
     *,
+    checkpoint: str | int = "last",
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
 ) -> Run:
-    """Open a run folder, with the network of its newest undamaged checkpoint.
+    """Open a run folder, with the network of one of its checkpoints.
 
     Args:
         path: the run folder.
         device: auto, cuda, mps or cpu.
+        checkpoint: "last", the newest one that is not damaged; "best", the one with the highest
+            accuracy that the monitor measured; or a number of steps. What is computed from another
+            one than the last has a folder of its own in the run folder, such as step-000000009.
         encoder: the user's own encoder, if the run was trained with one: a module of the same
             structure. A copy gets the weights of the run.
         loss: the user's own loss, if the run was trained with one.
 
     Raises:
-        UserError: there is no run or no undamaged checkpoint, the configuration was edited, or the
-            encoder or the loss is missing or another one.
+        UserError: there is no run or no such checkpoint, it is damaged, the configuration was
+            edited, or the encoder or the loss is missing or another one.
     """
     directory = RunDir(Path(path))
     if not directory.is_run():
@@ -227,15 +261,17 @@ def load(
         )
     config = from_dict(read_yaml(directory.config))
     _check_own(directory.path, config, encoder, loss)
-    checkpoint = directory.load_checkpoint()
-    check_numbers(directory.path, checkpoint.numbers)
-    if names := differing(from_dict(checkpoint.numbers["configuration"]), config):
+    which = str(checkpoint)
+    loaded = directory.load_checkpoint(which)
+    check_numbers(directory.path, loaded.numbers)
+    if names := differing(from_dict(loaded.numbers["configuration"]), config):
         raise UserError(
             f"the checkpoint in {path} was made with another {', '.join(names)} than its"
             " config.yaml says; was the configuration edited? Restore the original."
         )
-    model, objective = _restored(directory.path, config, checkpoint, encoder, loss)
-    chosen, numbers = choose_device(device), checkpoint.numbers
+    model, objective = _restored(directory.path, config, loaded, encoder, loss)
+    chosen, numbers = choose_device(device), loaded.numbers
+    folder = directory.results_folder(which)
     return Run(
         directory,
         config,
@@ -244,7 +280,8 @@ def load(
         numbers["size"],
         numbers["channels"],
         numbers["source"],
-        checkpoint.digest,
+        loaded.digest,
+        None if folder == directory.path else folder,
     )
 
 

@@ -12,7 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from sureclr.files import (
     sealed,
     try_to_write,
     unsealed,
+    unwritable,
     write_atomically,
     write_synced,
     writing_folder_atomically,
@@ -164,11 +165,19 @@ class RunDir:
                 f"{self.path} already holds a run; continue it with resume=True, replace it with"
                 " overwrite=True, or give another out=."
             )
-        elif self.was_begun():
-            return
-        elif self.path.exists() and not self.is_run() and any(self.path.iterdir()):
+        elif (
+            self.path.exists()
+            and not self.is_run()
+            and not self.was_begun()
+            and any(self.path.iterdir())
+        ):
             raise UserError(
                 f"{self.path} exists and holds files that are not a run; give another out=."
+            )
+        if reason := unwritable(self.path):
+            raise UserError(
+                f"the run folder {self.path} cannot be written ({reason});"
+                f" {'make it writable, or copy the run' if resume else 'give another out='}."
             )
 
     def prepare(self, resume: bool, overwrite: bool, needed: int = 0) -> None:
@@ -190,6 +199,8 @@ class RunDir:
             with self.lock():
                 self._check_room_without(needed)
                 self.forget_results()
+                for folder in self._other_results():
+                    _remove_results(folder)
                 for name in OURS:
                     if name != "lock":
                         remove(self.path / name)
@@ -294,10 +305,53 @@ class RunDir:
         write_atomically(self.metrics, b"".join(map(_as_line, lines)))
 
     def forget_results(self) -> None:
-        """Remove what was computed from weights that training is about to change."""
-        comparisons = self.path.glob("comparison-*.html")
-        for path in [*(self.path / name for name in OF_THE_WEIGHTS), *comparisons]:
-            remove(path)
+        """Remove what was computed from weights that training is about to change.
+
+        Results of another checkpoint than the last stay while there is that checkpoint.
+        """
+        _remove_results(self.path)
+        self._forget_pruned()
+
+    def results_folder(self, which: str = "last") -> Path:
+        """Return the folder of what is computed from a checkpoint; it need not exist.
+
+        It is the run folder for the checkpoint that is the last, however it is chosen, and
+        `step-` and nine digits in the run folder for another.
+
+        Args:
+            which: as in `chosen`.
+
+        Raises:
+            UserError: there is no such checkpoint, or the folder is a link.
+        """
+        if which == "last":
+            return self.path
+        numbers = self.checkpoint_numbers(which)
+        if numbers is None or self.checkpoint_digest(which) == self.checkpoint_digest():
+            return self.path
+        folder = self.path / f"step-{numbers['step']:09d}"
+        if folder.is_symlink():
+            raise UserError(
+                f"{folder} is a link, and the results of that checkpoint would be written outside"
+                " of the run; delete the link."
+            )
+        return folder
+
+    def _other_results(self) -> list[Path]:
+        """Return the folders of results of other checkpoints than the last."""
+        return [
+            path
+            for path in self.path.glob("step-*")
+            if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ]
+
+    def _forget_pruned(self) -> None:
+        """Remove the results of checkpoints that are gone."""
+        saved = self.saved()
+        steps = {int(path.name[5:]) for path in saved} | {recorded_step(path) for path in saved}
+        for folder in self._other_results():
+            if int(folder.name[5:]) not in steps:
+                _remove_results(folder)
 
     def remove_drafts(self) -> None:
         """Remove the drafts of processes that died while they wrote; take the lock before.
@@ -305,7 +359,8 @@ class RunDir:
         A checkpoint that was moved aside to be replaced, and was not, comes back.
         """
         folders = [self.checkpoints, self.snapshots]
-        folders += [self.path / name for name in ("finetuned", "classifiers")]
+        for place in (self.path, *self._other_results()):
+            folders += [place, place / "finetuned", place / "classifiers"]
         for folder in (self.path, *(path for path in folders if not path.is_symlink())):
             remove_dead_drafts(folder, alone=True)
         if not self.checkpoints.is_symlink():
@@ -375,6 +430,7 @@ class RunDir:
         for path in saved[: saved.index(kept[0])] if kept else []:
             if path != best:
                 remove(path)
+        self._forget_pruned()
 
     def saved(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first, by the steps that they record.
@@ -541,6 +597,15 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+
+def _remove_results(folder: Path) -> None:
+    """Remove what was computed from a checkpoint, and its folder if nothing else is in it."""
+    for path in [*(folder / name for name in OF_THE_WEIGHTS), *folder.glob("comparison-*.html")]:
+        remove(path)
+    if CHECKPOINT.fullmatch(folder.name):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def checked_safetensors(tensors: dict[str, Tensor], key: str, about: Mapping[str, Any]) -> bytes:

@@ -206,7 +206,7 @@ def test_a_table_of_other_weights_does_not_stand_in(trained: Path, place: Path) 
     with pytest.raises(UserError, match="not a folder"):
         sureclr.evaluate(other, "knn", **QUIET)
     (place / "run" / "embeddings.parquet").unlink()
-    with pytest.raises(UserError, match="not a folder"):
+    with pytest.raises(UserError, match=r"not a folder .* no table .* data=folder:PATH"):
         sureclr.evaluate(place / "run", "knn", **QUIET)
 
 
@@ -226,6 +226,13 @@ def test_pixels_that_are_not_there_are_an_error_and_no_number(place: Path) -> No
             session.catalogue.images.float().mean().item()
         with pytest.raises(UserError, match="pixels"):
             session.inputs.images  # noqa: B018
+
+
+def test_the_geometry_is_described_from_the_table(place: Path) -> None:
+    progress = Messages()
+    found = sureclr.evaluate(place / "run", "geometry", device="cpu", progress=progress)
+    assert found["geometry"].n == 42 and (place / "run" / "map.parquet").exists()
+    assert any("data=folder:PATH" in text for text in progress.messages)
 
 
 def test_label_next_and_the_report_work_from_the_table(

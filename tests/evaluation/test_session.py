@@ -169,6 +169,85 @@ def test_other_weights_make_results_anew(trained: Path, place: Path) -> None:
     assert results.provenance["knn"].checkpoint == sureclr.load(place / "other", "cpu").checkpoint
 
 
+def test_a_file_of_labels_that_changed_since_is_said(place: Path, tmp_path: Path) -> None:
+    """The run has no labels of its own, so that stored results of a file's are used without it."""
+    photos = tmp_path / "flat"
+    photos.mkdir()
+    for path in sorted((place / "photos-before").rglob("*.png")):
+        shutil.copy(path, photos / f"{path.parent.name}-{path.name}")
+    train(place / "flat-run", None, source=f"folder:{photos}", size=8, batch_size=8, epochs=1)
+    file = place / "labels.csv"
+    names = [path.name for path in photos.iterdir()]
+    file.write_text("\n".join(["path,label", *(f"{name},{name[0]}" for name in names)]))
+    sureclr.evaluate(place / "flat-run", "knn", labels=file, **QUIET)
+    now = file.stat().st_mtime
+    for written, changed in ((now - 60, False), (now + 60, True)):
+        os.utime(file, (written, written))
+        progress = Messages()
+        sureclr.evaluate(place / "flat-run", "knn", device="cpu", progress=progress)
+        (told,) = [text for text in progress.messages if "is of the labels in" in text]
+        assert ("changed since" in told) is changed
+
+
+def test_a_damaged_table_is_made_anew_where_the_images_are_at_hand(place: Path) -> None:
+    sureclr.evaluate(place / "run", "knn", **QUIET)
+    file = place / "run" / "embeddings.parquet"
+    whole = file.read_bytes()
+    for damaged in (whole[:-100], whole[:600] + bytes([whole[600] ^ 1]) + whole[601:], b""):
+        file.write_bytes(damaged)
+        progress = Messages()
+        again = sureclr.evaluate(place / "run", "knn", again=True, device="cpu", progress=progress)
+        told = [text for text in progress.messages if "embedded anew" in text]
+        assert len(told) == 1 and "is damaged" in told[0] and str(file) in told[0]
+        assert again["knn"] == sureclr.evaluate(place / "run", "knn", **QUIET)["knn"]
+        assert file.read_bytes() == whole
+
+
+def test_the_report_gets_a_whole_table_although_all_results_are_stored(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored results are used without a look at the table, and the page draws the table."""
+    few = {name: EVALUATIONS[name] for name in ("knn", "geometry")}  # all take seconds
+    monkeypatch.setattr("sureclr.evaluation.session.EVALUATIONS", few)
+    page = sureclr.report(place / "run", **QUIET).read_text()
+    file = place / "run" / "embeddings.parquet"
+    whole = file.read_bytes()
+    train(place / "other", None, source=_source_of(place), size=8, batch_size=8, epochs=1, seed=5)
+    sureclr.evaluate(place / "other", "knn", **QUIET)
+    shutil.copy(place / "other" / "embeddings.parquet", file)
+    told = sureclr.report(place / "run", evaluate=False, progress=SILENT).read_text()
+    assert "made of other weights than those shown here, and it is left" in told
+    assert "made of other weights than those shown here, and it is left" not in page
+    assert "There is no table of embeddings yet" in told
+    assert "There is no table of embeddings yet" not in page
+    for content in ((place / "other" / "embeddings.parquet").read_bytes(), whole[:-50], None):
+        file.unlink() if content is None else file.write_bytes(content)
+        assert sureclr.report(place / "run", **QUIET).read_text() == page
+        assert file.read_bytes() == whole
+
+
+def test_replaced_images_are_not_shown_beside_old_numbers(trained: Path, place: Path) -> None:
+    sureclr.evaluate(place / "run", "knn", **QUIET)
+    pages = []
+    for seed in (0, 9):
+        write_photos(trained / "photos", seed)
+        page = sureclr.report(place / "run", evaluate=False, progress=SILENT)
+        pages.append("not those that the stored results were made of" in page.read_text())
+    assert pages == [False, True]
+
+
+def _source_of(place: Path) -> str:
+    return sureclr.load(place / "run", "cpu").source
+
+
+def test_a_report_of_results_of_other_images_is_refused(place: Path) -> None:
+    others = write_photos(place / "others", seed=7)
+    results = sureclr.evaluate(place / "run", "knn", data=others, **QUIET)
+    assert results.data and not sureclr.evaluate(place / "run", "knn", **QUIET).data
+    with pytest.raises(UserError, match="of other images"):
+        sureclr.report(results, **QUIET)
+
+
 # --- Other images ---------------------------------------------------------------------
 
 

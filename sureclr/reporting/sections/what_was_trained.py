@@ -64,14 +64,18 @@ def draw_training(run: RunFiles) -> list[Block]:
 
 
 def summary_tiles(run: RunFiles) -> Tiles:
-    """Return both accuracies, the last loss and the number of epochs in large type."""
+    """Return both accuracies, the last loss and the number of epochs in large type.
+
+    Loss and epochs are those of the checkpoint that is shown.
+    """
     tiles = []
     for name, title in PROBES:
         if name in run.results:
             result: LinearResult | KnnResult = run.results[name]
             text = captions.ACCURACY_TILE.format(interval=interval_text(result.interval))
             tiles.append((f"{name}.accuracy", title, number_text(result.accuracy), text))
-    last = run.lines[-1] if run.lines else {}
+    until = [line for line in run.lines if run.step is None or line["step"] <= run.step]
+    last = until[-1] if until else {}
     loss = number_text(last.get("loss"))
     epochs = number_text(round(last.get("epoch", 0)))
     plan = captions.EPOCHS_TILE.format(epochs=run.config.epochs, batch_size=run.config.batch_size)
