@@ -16,7 +16,7 @@ from sureclr.training.records import (
     step_numbers,
     write_encoder,
 )
-from sureclr.training.run_dir import RunDir
+from sureclr.training.run_dir import Monitored, RunDir
 from sureclr.training.track import Tracker, open_tracker
 from sureclr.training.trainer import Trainer
 
@@ -50,7 +50,7 @@ def run_training(
     with ExitStack() as stack:
         stack.enter_context(directory.lock())
         stop = stack.enter_context(stop_on_signals())
-        directory.check_space(trainer.checkpoint_bytes())
+        directory.check_space(trainer.checkpoint_bytes(len(directory.saved())))
         if resume:
             resume_run(directory, trainer, progress, accept_changes=accept_changes)
         else:
@@ -89,7 +89,8 @@ def _take_steps(
 ) -> None:
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
     saved = f"continue with resume=True, out={str(directory.path)!r}"
-    best = BestSoFar.of(directory, trainer.per_epoch)
+    data = monitor.data(trainer.record["images"])
+    best = BestSoFar.of(directory, trainer.per_epoch, data)
     while trainer.done < trainer.steps:
         untrained = _untrained_knn(trainer, monitor)
         began = time.monotonic()
@@ -99,8 +100,8 @@ def _take_steps(
         if trainer.done % trainer.per_epoch == 0:
             numbers |= _monitored(trainer, directory, monitor, progress)
             if "knn" in numbers:
-                trainer.monitored = {"knn": numbers["knn"], "queries": len(monitor.queries)}
-                is_best = best.takes(numbers["knn"], len(monitor.queries), trainer.done)
+                trainer.monitored = Monitored(numbers["knn"], len(monitor.queries), data)
+                is_best = best.takes(trainer.monitored, trainer.done)
         directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
         tracker(numbers)
         progress.update(trainer.done, numbers)
@@ -120,7 +121,10 @@ def _untrained_knn(trainer: Trainer, monitor: Monitor) -> dict[str, float]:
     """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
     if trainer.done > 0 or not trainer.config.monitor_every:
         return {}
-    return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+    try:
+        return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+    except FloatingPointError as error:
+        raise trainer.diverged(str(error)) from error
 
 
 def _monitored(
@@ -130,7 +134,11 @@ def _monitored(
     config, epoch = trainer.config, trainer.done // trainer.per_epoch
     if not (trainer.is_due(config.monitor_every) or trainer.is_due(config.snapshot_every)):
         return {}
-    numbers, tensors = monitor.measure(trainer.model, config.views)
+    trainer.check_weights()
+    try:
+        numbers, tensors = monitor.measure(trainer.model, config.views)
+    except FloatingPointError as error:
+        raise trainer.diverged(str(error)) from error
     progress.message(monitor_text(epoch, numbers))
     if warning := collapse_warning(numbers):
         progress.message(warning)

@@ -17,6 +17,7 @@ from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
+from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
 
 RECORDED = ("images", "count", "changes")  # the keys of `Trainer.record`
 
@@ -37,8 +38,7 @@ class Trainer:
         record: what every checkpoint stores beside the state: the digest of the images, and the
             changes that were accepted when the run was resumed.
         saved_step: the step of the newest checkpoint; None: there is none.
-        monitored: what the monitor measured after the last step, `knn` and its number of `queries`;
-            None: nothing was measured there.
+        monitored: what the monitor measured after the last step; None: nothing.
     """
 
     config: PretrainConfig
@@ -50,7 +50,7 @@ class Trainer:
     done: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
-    monitored: dict[str, float] | None = None
+    monitored: Monitored | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -75,7 +75,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss, posterior = self.gradient()
         if not math.isfinite(value := float(loss)):
-            raise self._diverged(f"the loss is {value}")
+            raise self.diverged(f"the loss is {value}")
         self.optimizer.step()
         self.done += 1
         self.monitored = None
@@ -118,22 +118,36 @@ class Trainer:
         epoch, rest = divmod(self.done, self.per_epoch)
         return bool(every) and rest == 0 and (epoch % every == 0 or self.done == self.steps)
 
-    def checkpoint_bytes(self) -> int:
-        """Return about how many bytes a checkpoint of this network has."""
+    def checkpoint_bytes(self, there: int) -> int:
+        """Return about how many bytes the checkpoints need that will lie in the folder at once.
+
+        They are the newest two, the best one if there are labels to find it by, and the draft of
+        the next; in a short run fewer.
+
+        Args:
+            there: the number of checkpoints that lie there already.
+        """
         tensors = [*self.model.parameters(), *self.model.buffers()]
         copies = 3 if self.config.optimizer == "adam" else 2  # with the optimizer's moments
-        return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        size = copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        labelled = bool((self.images.labels >= 0).any())
+        monitored = self.config.monitor_every if labelled else 0
+        every = [self.config.checkpoint_every, monitored]
+        epochs = self.config.epochs - self.done // self.per_epoch
+        ahead = sum(math.ceil(epochs / number) for number in every if number)
+        room = max(1, KEPT_CHECKPOINTS + 1 + (monitored > 0) - there)
+        return size * min(max(ahead, int(self.done < self.steps)), room)
 
     def check_weights(self) -> None:
         """Raise a `UserError` if a tensor of the state is not finite; it names the tensor.
 
-        Call it before a checkpoint: a loss can be finite when its gradient is not. A moment of the
-        optimizer that is infinite keeps its weight where it is for ever.
+        Call it before the monitor and before a checkpoint: a loss can be finite when its gradient
+        is not. A moment of the optimizer that is infinite keeps its weight where it is for ever.
         """
-        named = {
+        named: dict[str, Any] = {
             f"{name} of the {owner}": tensor
             for owner, module in (("network", self.model), ("loss", self.objective))
-            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            for name, tensor in module.state_dict(keep_vars=True).items()
         }
         names = {id(tensor): name for name, tensor in named.items()}
         for parameter, entry in self.optimizer.state.items():
@@ -141,7 +155,7 @@ class Trainer:
             named |= {f"the optimizer's {key} for {of}": value for key, value in entry.items()}
         for name, value in named.items():
             if isinstance(value, Tensor | float) and not torch.as_tensor(value).isfinite().all():
-                raise self._diverged(f"{name} is not finite")
+                raise self.diverged(f"{name} is not finite")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the parts and the numbers of a checkpoint."""
@@ -161,7 +175,7 @@ class Trainer:
             **self.record,
         }
         if self.monitored is not None:
-            numbers["monitor"] = self.monitored
+            numbers["monitor"] = asdict(self.monitored)
         parts = {
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
@@ -180,7 +194,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         self.done = self.saved_step = numbers["step"]
         self.record = {key: numbers[key] for key in RECORDED if key in numbers}
-        self.monitored = numbers.get("monitor")
+        self.monitored = as_monitored(numbers.get("monitor"))
 
     def _generator(self) -> torch.Generator:
         """Return a generator for losses that sample.
@@ -190,11 +204,22 @@ class Trainer:
         generator = torch.Generator(self.model.device)
         return generator.manual_seed(self.config.seed * 1_000_003 + self.done)
 
-    def _diverged(self, sign: str) -> UserError:
+    def diverged(self, sign: str) -> UserError:
+        """Return the error that ends a run, with what is saved of it.
+
+        Args:
+            sign: what is not finite, a sentence without a full stop.
+        """
+        if self.done == 0:
+            return UserError(
+                f"{sign} before the first step, so training cannot begin; check the images, the"
+                " encoder and the loss."
+            )
         kept = (
             "There is no checkpoint yet, so start the run anew with overwrite=True."
             if self.saved_step is None
-            else f"The last checkpoint is from step {self.saved_step}, before this happened."
+            else f"The last checkpoint is from step {self.saved_step}, before this happened; go on"
+            " from it with resume=True, accept_changes=True and what you changed."
         )
         return UserError(
             f"{sign} at step {self.done}, so training has diverged; lower learning_rate (now"
