@@ -1,6 +1,7 @@
 """What a training run writes into its folder beside checkpoints."""
 
 import json
+import os
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,13 +91,9 @@ def resume_run(
     if checkpoint is not None:
         _restore(directory, trainer, checkpoint.parts, numbers)
     else:
-        if lines := directory.lines():
-            progress.message(
-                f"{directory.checkpoints} holds no checkpoint, although the run had taken"
-                f" {lines[-1]['step']} steps; it starts again from its first step."
-            )
         if _own_state(trainer):
             _restore_own(trainer, directory.load_initial())
+        _begin_again(directory, progress)
     if text := machine_changes(directory, environment()):
         progress.message(text)
     _record_images(directory, trainer, images)
@@ -105,6 +102,24 @@ def resume_run(
     directory.forget_after(trainer.done)
     if trainer.done < trainer.steps:
         directory.forget_results()
+
+
+def _begin_again(directory: RunDir, progress: Progress) -> None:
+    """Say that there is no checkpoint to go on from.
+
+    Raises:
+        UserError: the run was complete, so that its checkpoints have gone.
+    """
+    if os.path.lexists(encoder := directory.path / "encoder.safetensors"):
+        raise UserError(
+            f"the run in {directory.path} is complete and its checkpoints have gone, so it cannot"
+            f" go on; put them back. Training it again with overwrite=True replaces {encoder.name}."
+        )
+    reached = max((line["step"] for line in directory.lines()), default=0)
+    progress.message(
+        f"There is no checkpoint in {directory.path}, so the run begins again at its first step (it"
+        f" had reached step {reached})."
+    )
 
 
 def _restore(
