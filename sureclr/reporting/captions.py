@@ -44,8 +44,8 @@ STALE_RESULT = (
 )
 DAMAGED_RESULT = "the stored result is damaged ({why}); evaluate it again."
 STALE_TABLE = (
-    "The embeddings are left out: embeddings.parquet was made of other weights than those in the"
-    " run folder. Run `sureclr evaluate {run}`."
+    "The embeddings are left out: embeddings.parquet was made of other weights than those"
+    " shown here. Run `sureclr evaluate {run}`."
 )
 STALE_MAP = (
     "The map is left out: map.parquet was made of other weights or images than the run folder and"

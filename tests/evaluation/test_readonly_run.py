@@ -251,7 +251,7 @@ def test_a_fine_tuning_goes_there_too(readonly: Path) -> None:
     config = FinetuneConfig(labels="6", epochs=1, seeds=1, learning_rates=(0.03,))
     result = sureclr.finetune(readonly, config=config, out="tuned", **QUIET)
     loaded = sureclr.load_finetuned("tuned", "6", "cpu")
-    assert result.weights is not None and loaded.record.sha256 == result.weights.sha256
+    assert result.weights is not None and loaded.record.weights_sha256 == result.weights.sha256
 
 
 def test_a_folder_of_something_else_is_refused_and_stays(
