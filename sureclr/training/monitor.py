@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
-from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
 from sureclr.files import digest_of_bytes
@@ -75,8 +74,8 @@ class Monitor:
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
-        clean = self._embedded(model, self.probes)
-        _check_finite(features, first.direction, second.direction)
+        clean = embed(model, self.images.select(self.probes))
+        _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
             "alignment": float(metrics.alignment(first.direction, second.direction)),
@@ -126,11 +125,6 @@ class Monitor:
         (h, first), (_, second) = (model(half) for half in both.chunk(2))
         return first, second, h
 
-    def _embedded(self, model: SimCLR, rows: Tensor) -> Embeddings:
-        table = embed(model, self.images.select(rows))
-        _check_finite(table.features, table.direction)
-        return table
-
     def knn(self, model: SimCLR) -> dict[str, float]:
         """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels.
 
@@ -139,7 +133,10 @@ class Monitor:
         """
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
-        bank, queries = (self._embedded(model, rows) for rows in (self.bank, self.queries))
+        bank, queries = (
+            embed(model, self.images.select(rows)) for rows in (self.bank, self.queries)
+        )
+        _check_finite(bank.features, queries.features)
         k = min(NEIGHBOURS, len(bank))
         similarity, index = neighbours.top_k(queries.features, bank.features, k)
         voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))

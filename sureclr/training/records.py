@@ -115,11 +115,11 @@ def _begin_again(directory: RunDir, progress: Progress) -> None:
             f"the run in {directory.path} is complete and its checkpoints have gone, so it cannot"
             f" go on; put them back. Training it again with overwrite=True replaces {encoder.name}."
         )
-    reached = max((line["step"] for line in directory.lines()), default=0)
-    progress.message(
-        f"There is no checkpoint in {directory.path}, so the run begins again at its first step (it"
-        f" had reached step {reached})."
-    )
+    if lines := directory.lines():
+        progress.message(
+            f"{directory.checkpoints} holds no checkpoint, although the run had taken"
+            f" {lines[-1]['step']} steps; it starts again from its first step."
+        )
 
 
 def _restore(
