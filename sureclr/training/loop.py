@@ -17,7 +17,7 @@ from sureclr.training.records import (
     step_numbers,
     write_encoder,
 )
-from sureclr.training.run_dir import RunDir
+from sureclr.training.run_dir import Monitored, RunDir
 from sureclr.training.track import Tracker, open_tracker
 from sureclr.training.trainer import Trainer
 
@@ -101,7 +101,8 @@ def _take_steps(
 ) -> None:
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
     saved = f"continue with resume=True, out={str(directory.path)!r}"
-    best = BestSoFar.of(directory, trainer.per_epoch)
+    data = monitor.data(trainer.record["images"])
+    best = BestSoFar.of(directory, trainer.per_epoch, data)
     while trainer.done < trainer.steps or trainer.unmonitored:
         # A run that was stopped while its monitor measured goes on there
         numbers = trainer.unmonitored or _step(trainer, directory, monitor)
@@ -117,8 +118,8 @@ def _take_steps(
                 raise
             trainer.unmonitored = {}
             if "knn" in numbers:
-                trainer.monitored = {"knn": numbers["knn"], "queries": len(monitor.queries)}
-                is_best = best.takes(numbers["knn"], len(monitor.queries), trainer.done)
+                trainer.monitored = Monitored(numbers["knn"], len(monitor.queries), data)
+                is_best = best.takes(trainer.monitored, trainer.done)
         directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
         tracker(numbers)
         progress.update(trainer.done, numbers)
@@ -146,8 +147,12 @@ def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dic
     """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
     if trainer.done > 0 or not trainer.config.monitor_every:
         return {}
-    with stop_on_signals(_begun(directory)):
-        return {f"{name}_untrained": value for name, value in monitor.knn(trainer.model).items()}
+    try:
+        with stop_on_signals(_begun(directory)):
+            found = monitor.knn(trainer.model)
+    except FloatingPointError as error:
+        raise trainer.diverged(str(error)) from error
+    return {f"{name}_untrained": value for name, value in found.items()}
 
 
 def _monitored(
@@ -157,7 +162,11 @@ def _monitored(
     config, epoch = trainer.config, trainer.done // trainer.per_epoch
     if not (trainer.is_due(config.monitor_every) or trainer.is_due(config.snapshot_every)):
         return {}
-    numbers, tensors = monitor.measure(trainer.model, config.views)
+    trainer.check_weights()
+    try:
+        numbers, tensors = monitor.measure(trainer.model, config.views)
+    except FloatingPointError as error:
+        raise trainer.diverged(str(error)) from error
     progress.message(monitor_text(epoch, numbers))
     if warning := collapse_warning(numbers):
         progress.message(warning)

@@ -4,6 +4,7 @@ They are kNN on held-out training images, alignment and uniformity (Wang and Iso
 rank (RankMe), and a warning if the representation collapses.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -14,11 +15,12 @@ from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
+from sureclr.files import digest_of_bytes
 from sureclr.maths import losses, metrics, neighbours
 from sureclr.maths.sphere import Posterior
 from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
-from sureclr.training.run_dir import RunDir, recorded_monitor, recorded_step
+from sureclr.training.run_dir import Monitored, RunDir, recorded_monitor, recorded_step
 
 PROBES = 1024  # fixed training images that are followed
 BANK = 4096  # labelled training images among which held-out ones find their neighbours
@@ -66,10 +68,14 @@ class Monitor:
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
             views of different images), positives and negatives (see `evidence_split`), and radius
             (the mean) if there is one.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
         clean = embed(model, self.images.select(self.probes))
+        _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
             "alignment": float(metrics.alignment(first.direction, second.direction)),
@@ -100,6 +106,17 @@ class Monitor:
         numbers |= evidence_split(torch.cat([first.direction, second.direction]))
         return numbers, tensors
 
+    def data(self, images: str) -> str:
+        """Return a digest of the images and labels by which accuracies are measured.
+
+        Args:
+            images: digest of the training images.
+        """
+        rows = torch.cat([self.queries, self.bank])
+        labels = self.images.labels[rows].cpu().numpy().tobytes()
+        names = json.dumps(list(self.images.classes)).encode()
+        return digest_of_bytes(images.encode(), rows.numpy().tobytes(), labels, names)[:16]
+
     def _probe_views(self, model: SimCLR, views: ViewConfig) -> tuple[Posterior, Posterior, Tensor]:
         device = model.mean.device
         seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
@@ -109,16 +126,26 @@ class Monitor:
         return first, second, h
 
     def knn(self, model: SimCLR) -> dict[str, float]:
-        """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels."""
+        """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite.
+        """
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
         bank, queries = (
             embed(model, self.images.select(rows)) for rows in (self.bank, self.queries)
         )
+        _check_finite(bank.features, queries.features)
         k = min(NEIGHBOURS, len(bank))
         similarity, index = neighbours.top_k(queries.features, bank.features, k)
         voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
         return {"knn": float((voted == queries.labels).float().mean())}
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise FloatingPointError("a feature of a training image is not finite")
 
 
 @dataclass
@@ -140,19 +167,28 @@ class BestSoFar:
     warned: float = 1.0
 
     @staticmethod
-    def of(directory: RunDir, per_epoch: int) -> "BestSoFar":
-        """Return what the checkpoints of a run folder say."""
+    def of(directory: RunDir, per_epoch: int, data: str) -> "BestSoFar":
+        """Return what the checkpoints of a run folder say.
+
+        Args:
+            directory: of the run.
+            per_epoch: steps of an epoch.
+            data: digest of the images and labels by which accuracies are measured now; those
+                measured on others cannot be compared with these.
+        """
         found = BestSoFar(per_epoch)
         best = directory.best()
-        if best is not None and (monitor := recorded_monitor(best)) is not None:
-            found.takes(*monitor, recorded_step(best) or 0)
+        monitor = None if best is None else recorded_monitor(best)
+        if best is not None and monitor is not None and monitor.data == data:
+            found.takes(monitor, recorded_step(best) or 0)
         return found
 
-    def takes(self, accuracy: float, queries: int, step: int) -> bool:
+    def takes(self, measured: Monitored, step: int) -> bool:
         """Return whether an accuracy is a new best, and remember it if so."""
-        if accuracy <= self.accuracy:
+        if measured.knn <= self.accuracy:
             return False
-        self.accuracy, self.queries, self.step, self.warned = accuracy, queries, step, 1.0
+        self.accuracy, self.queries, self.step = measured.knn, measured.queries, step
+        self.warned = 1.0
         return True
 
     def warning(self, accuracy: float, complete: bool) -> str | None:

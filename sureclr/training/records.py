@@ -1,6 +1,7 @@
 """What a training run writes into its folder beside checkpoints."""
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,9 @@ def resume_run(
     if checkpoint is not None:
         _restore(directory, trainer, checkpoint.parts, numbers)
     else:
-        if lines := directory.lines():
-            progress.message(
-                f"{directory.checkpoints} holds no checkpoint, although the run had taken"
-                f" {lines[-1]['step']} steps; it starts again from its first step."
-            )
         if _own_state(trainer):
             _restore_own(trainer, directory.load_initial())
+        _begin_again(directory, progress)
     if text := machine_changes(directory, environment()):
         progress.message(text)
     _record_images(directory, trainer, images)
@@ -93,6 +90,24 @@ def resume_run(
     directory.forget_after(trainer.done)
     if trainer.done < trainer.steps:
         directory.forget_results()
+
+
+def _begin_again(directory: RunDir, progress: Progress) -> None:
+    """Say that there is no checkpoint to go on from.
+
+    Raises:
+        UserError: the run was complete, so that its checkpoints have gone.
+    """
+    if os.path.lexists(encoder := directory.path / "encoder.safetensors"):
+        raise UserError(
+            f"the run in {directory.path} is complete and its checkpoints have gone, so it cannot"
+            f" go on; put them back. Training it again with overwrite=True replaces {encoder.name}."
+        )
+    if lines := directory.lines():
+        progress.message(
+            f"{directory.checkpoints} holds no checkpoint, although the run had taken"
+            f" {lines[-1]['step']} steps; it starts again from its first step."
+        )
 
 
 def _restore(

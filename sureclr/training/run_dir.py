@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,8 @@ class RunDir:
             make_folder(self.snapshots)
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be made ({error.strerror}); give another out=."
+                f"the folder {error.filename or self.path} of the run cannot be made"
+                f" ({error.strerror}); give another out=."
             ) from error
 
     def _check_room_without(self, needed: int) -> None:
@@ -357,15 +359,26 @@ class RunDir:
         except OSError as error:
             needed = sum(len(data) + -len(data) % BLOCK for data in files.values())
             raise WriteError(final, error, needed) from error
-        self._prune()
+        self._prune(final)
         return final
 
-    def _prune(self) -> None:
-        """Remove all that are older than the newest two with a readable step, but for the best."""
-        saved, best = self.saved(), self.best()
-        kept = [path for path in saved if recorded_step(path) is not None][-KEPT_CHECKPOINTS:]
-        for path in saved[: saved.index(kept[0])] if kept else []:
-            if path != best:
+    def _prune(self, written: Path) -> None:
+        """Remove all that are older than the newest two undamaged ones, but for the best.
+
+        A folder without files of ours never was a checkpoint, and stays.
+
+        Args:
+            written: the checkpoint that was just written, which need not be verified.
+        """
+        saved = self.saved()
+        if len(saved) <= KEPT_CHECKPOINTS:
+            return
+        newest = (p for p in reversed(saved) if p == written or verified(p) is not None)
+        kept = list(islice(newest, KEPT_CHECKPOINTS))
+        old = saved[: saved.index(kept[-1])]
+        best = self.best() if old else None
+        for path in old:
+            if path != best and _is_ours(path):
                 remove(path)
 
     def saved(self) -> list[Path]:
@@ -389,14 +402,24 @@ class RunDir:
         return [path for _, path in sorted(folders, key=order)]
 
     def best(self) -> Path | None:
-        """Return the checkpoint with the highest accuracy that the monitor measured at its step.
+        """Return the undamaged checkpoint with the highest accuracy of the monitor at its step.
 
-        Of equal ones it is the earliest. None: no checkpoint records an accuracy, as in a run
-        without labels.
+        Only those count that were measured on the same images and labels as the newest one with
+        an accuracy. Of equal ones it is the earliest. None: no checkpoint records an accuracy, as
+        in a run without labels.
         """
+        return next((path for path in self._ranked() if verified(path) is not None), None)
+
+    def _ranked(self) -> list[Path]:
+        """Return the checkpoints that record an accuracy, the best at the front, also damaged."""
         found = [(recorded_monitor(path), path) for path in self.saved()]
-        known = [(monitor[0], path) for monitor, path in found if monitor is not None]
-        return max(known, key=lambda entry: entry[0])[1] if known else None
+        known = [(monitor, path) for monitor, path in found if monitor is not None]
+        scores = [
+            (monitor.knn, -(recorded_step(path) or 0), place, path)  # of copies the well-named one
+            for place, (monitor, path) in enumerate(known)
+            if monitor.data == known[-1][0].data
+        ]
+        return [entry[-1] for entry in sorted(scores, reverse=True)]
 
     def chosen(self, which: str = "last") -> list[Path]:
         """Return the checkpoints that a choice allows, the one to be tried first at the front.
@@ -406,43 +429,53 @@ class RunDir:
                 "best", see `best`; or a number of steps in digits.
 
         Raises:
-            UserError: there is no such checkpoint.
+            UserError: there is no such checkpoint, or it cannot be known which is the best.
         """
         saved = self.saved()
         if which == "last":
             return saved[::-1]
+        if not saved:
+            raise UserError(f"the run in {self.path} has no checkpoint; train it first.")
         if which == "best":
-            if (best := self.best()) is not None:
-                return [best]
+            ranked, unknown = self._ranked(), self._unknown()
+            if ranked and not unknown:
+                return ranked[:1]
             problem = (
-                "no best checkpoint, because no accuracy was measured at a saved step (that needs"
-                " labelled training images and monitor_every above 0)"
+                f"a damaged checkpoint ({unknown[0].name}), which may be the best one"
+                if unknown
+                else "no best checkpoint, because no accuracy was measured at a saved step (that"
+                " needs labelled training images and monitor_every above 0)"
             )
         elif re.fullmatch(r"[0-9]{1,9}", which):
-            if found := [path for path in saved if recorded_step(path) == int(which)]:
+            step = int(which)
+            if found := [path for path in saved if recorded_step(path) == step]:
                 return found[-1:]
-            problem = f"no checkpoint of step {int(which)}"
+            if found := [path for path in self._unknown() if _step_in_name(path) == step]:
+                return found  # it is damaged, which `load_checkpoint` says
+            problem = f"no checkpoint of step {step}"
         else:
             problem = f"no checkpoint {which!r:.40}"
-        raise UserError(
-            f"the run in {self.path} has {problem}; {self._described()}, so choose one of these"
-            " with checkpoint=last, best or a step."
-        )
+        raise UserError(f"the run in {self.path} has {problem}; {self._described()}.")
+
+    def _unknown(self) -> list[Path]:
+        """Return the checkpoints whose own record is damaged."""
+        return [path for path in self.saved() if recorded_step(path) is None and _is_ours(path)]
 
     def _described(self) -> str:
-        """Which checkpoints there are, in words."""
-        saved, best = self.saved(), self.best()
+        """Which checkpoints there are, in words, and how to choose one."""
+        saved, best = self.saved(), [] if self._unknown() else self._ranked()[:1]
+        whole = [path for path in saved if verified(path) is not None]
         words = []
         for path in saved:
-            names = [
-                name
-                for name, is_it in (("best", path == best), ("last", path == saved[-1]))
-                if is_it
-            ]
+            marks = {"damaged": path not in whole, "best": path in best, "last": path in whole[-1:]}
+            names = " and ".join(name for name, is_it in marks.items() if is_it)
             step = recorded_step(path)
-            known = "a damaged one" if step is None else f"step {step}"
-            words.append(known + (f" ({' and '.join(names)})" if names else ""))
-        return f"it has {', '.join(words) or 'none'}"
+            word = f"step {_step_in_name(path) if step is None else step}"
+            words.append(word + (f" ({names})" if names else ""))
+        if not whole:
+            return f"it has {', '.join(words)}"
+        choice = "last, best or a step" if best and best[0] in whole else "last or a step"
+        return f"it has {', '.join(words)}, so choose one of these with checkpoint={choice}"
 
     def load_checkpoint(self, which: str = "last") -> Checkpoint:
         """Load a checkpoint.
@@ -457,12 +490,13 @@ class RunDir:
         from safetensors.torch import load
 
         choice = self.chosen(which)
+        self._check_same_images()
         for path in choice:
             files = verified(path)
             if files is None and which != "last":
                 raise UserError(
-                    f"checkpoint {path} is damaged (it does not match its manifest);"
-                    f" {self._described()}, so choose another with checkpoint=."
+                    f"checkpoint {path} of the run is damaged (it does not match its manifest);"
+                    f" {self._described()}."
                 )
             if files is None:
                 print(
@@ -474,11 +508,36 @@ class RunDir:
             digest = hashlib.sha256(files.pop("manifest.json")).hexdigest()
             numbers = json.loads(files.pop("state.json"))
             parts = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+            if name := _not_finite(parts):
+                raise UserError(
+                    f"the checkpoint {path} holds values that are not finite (in {name}), so"
+                    f" training had diverged before it was saved; {self._described()}. To go on"
+                    " from an older one with resume=True, delete its folder."
+                )
             return Checkpoint(parts, numbers, digest)
         raise UserError(
             f"{self.checkpoints} holds no undamaged checkpoint; start the run again with"
             " overwrite=True."
         )
+
+    def _check_same_images(self) -> None:
+        """Raise a `UserError` if a checkpoint was copied in that was trained on other images.
+
+        Checkpoints of a run name the same images until changes are accepted, which they name, too.
+        """
+        found: dict[str, tuple[str, int]] = {}
+        for path in self.saved():
+            numbers = recorded_numbers(path) or {}
+            if type(images := numbers.get("images")) is not str:
+                continue
+            changes = json.dumps(numbers.get("changes"))
+            first, step = found.setdefault(changes, (images, numbers["step"]))
+            if images != first:
+                raise UserError(
+                    f"the run in {self.path} has checkpoints that were trained on different images"
+                    f" (steps {step} and {numbers['step']}), so one of them was copied from"
+                    " another run; delete that one."
+                )
 
     def checkpoint_numbers(self, which: str = "last") -> dict[str, Any] | None:
         """Return the numbers of the checkpoint that `load_checkpoint` would load, or None."""
@@ -678,18 +737,58 @@ def recorded_step(path: Path) -> int | None:
     return None if numbers is None else int(numbers["step"])
 
 
-def recorded_monitor(path: Path) -> tuple[float, int] | None:
-    """Return the kNN accuracy that was measured at a checkpoint's step, and of how many images.
+def _is_ours(path: Path) -> bool:
+    """Return whether a folder with the name of a checkpoint has files of one, damaged or not."""
+    return any(os.path.lexists(path / name) for name in ("manifest.json", "state.json"))
+
+
+def _step_in_name(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _not_finite(parts: dict[str, dict[str, Tensor]]) -> str | None:
+    """The name of a tensor that holds a NaN or an infinite value, or None."""
+    names = (
+        f"{name} of the {part}"
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
+        if not tensor.isfinite().all()
+    )
+    return next(names, None)
+
+
+@dataclass(frozen=True)
+class Monitored:
+    """What the monitor measured at the step of a checkpoint.
+
+    Attributes:
+        knn: accuracy on held-out training images, from 0 to 1.
+        queries: the number of these images.
+        data: digest of the images and labels with which it was measured; "" if not recorded.
+    """
+
+    knn: float
+    queries: int
+    data: str = ""
+
+
+def recorded_monitor(path: Path) -> Monitored | None:
+    """Return what was measured at a checkpoint's step; None as in `as_monitored`."""
+    return as_monitored((recorded_numbers(path) or {}).get("monitor"))
+
+
+def as_monitored(value: Any) -> Monitored | None:
+    """Return what a checkpoint records of the monitor.
 
     None: nothing was measured there, or the checkpoint does not say it in a form of ours.
     """
-    monitor = (recorded_numbers(path) or {}).get("monitor")
-    if not isinstance(monitor, dict):
+    try:
+        found = Monitored(**value)
+    except TypeError:
         return None
-    accuracy, queries = monitor.get("knn"), monitor.get("queries")
-    if type(accuracy) is not float or type(queries) is not int:
+    if (type(found.knn), type(found.queries), type(found.data)) != (float, int, str):
         return None
-    return (accuracy, queries) if 0 <= accuracy <= 1 and queries > 0 else None
+    return found if 0 <= found.knn <= 1 and found.queries > 0 else None
 
 
 def _as_line(line: dict[str, Any]) -> bytes:

@@ -42,7 +42,8 @@ def new_trainer(
         loss: the user's own loss, which is copied.
 
     Raises:
-        UserError: the images are too few, or configuration and images do not fit together.
+        UserError: the images are too few, configuration and images do not fit together, or a value
+            of the network or the loss is not finite.
     """
     steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
     shape = images.images.shape[1:]
@@ -61,7 +62,9 @@ def new_trainer(
     objective.to(device).train()
     optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     precision = choose_precision(config.precision, device)
-    return Trainer(config, images, model, objective, optimizer, precision)
+    trainer = Trainer(config, images, model, objective, optimizer, precision)
+    trainer.check_weights()
+    return trainer
 
 
 def fitting_trainer(

@@ -18,6 +18,7 @@ from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
+from sureclr.training.run_dir import Monitored, as_monitored
 
 RECORDED = ("images", "count", "changes")  # the keys of `Trainer.record`
 
@@ -38,8 +39,7 @@ class Trainer:
         record: what every checkpoint stores beside the state: the digest of the images, and the
             changes that were accepted when the run was resumed.
         saved_step: the step of the newest checkpoint; None: there is none.
-        monitored: what the monitor measured after the last step, `knn` and its number of `queries`;
-            None: nothing was measured there.
+        monitored: what the monitor measured after the last step; None: nothing.
         unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
             signal stops it; else {}.
     """
@@ -53,7 +53,7 @@ class Trainer:
     done: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
-    monitored: dict[str, float] | None = None
+    monitored: Monitored | None = None
     unmonitored: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -80,9 +80,9 @@ class Trainer:
         try:
             loss, posterior = self.gradient()
         except OutOfRange:  # what the network put out is NaN or infinite, and so the loss would be
-            raise self._diverged(f"the loss is {math.nan}") from None
+            raise self.diverged(f"the loss is {math.nan}") from None
         if not math.isfinite(value := float(loss)):
-            raise self._diverged(f"the loss is {value}")
+            raise self.diverged(f"the loss is {value}")
         self.optimizer.step()
         self.done += 1
         self.monitored = None
@@ -132,19 +132,24 @@ class Trainer:
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def checkpoints_in_all(self) -> int:
-        """Return how many checkpoints the whole run writes, if nothing stops it."""
-        return math.ceil(self.config.epochs / (self.config.checkpoint_every or self.config.epochs))
+        """Return how many checkpoints the whole run writes at most, if nothing stops it.
+
+        With labelled images every measurement of the monitor may find a new best.
+        """
+        config, labelled = self.config, bool((self.images.labels >= 0).any())
+        every = [config.checkpoint_every, config.monitor_every if labelled else 0]
+        return max(1, sum(math.ceil(config.epochs / number) for number in every if number))
 
     def check_weights(self) -> None:
         """Raise a `UserError` if a tensor of the state is not finite; it names the tensor.
 
-        Call it before a checkpoint: a loss can be finite when its gradient is not. A moment of the
-        optimizer that is infinite keeps its weight where it is for ever.
+        Call it before the monitor and before a checkpoint: a loss can be finite when its gradient
+        is not. A moment of the optimizer that is infinite keeps its weight where it is for ever.
         """
-        named = {
+        named: dict[str, Any] = {
             f"{name} of the {owner}": tensor
             for owner, module in (("network", self.model), ("loss", self.objective))
-            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            for name, tensor in module.state_dict(keep_vars=True).items()
         }
         names = {id(tensor): name for name, tensor in named.items()}
         for parameter, entry in self.optimizer.state.items():
@@ -152,7 +157,7 @@ class Trainer:
             named |= {f"the optimizer's {key} for {of}": value for key, value in entry.items()}
         for name, value in named.items():
             if isinstance(value, Tensor | float) and not torch.as_tensor(value).isfinite().all():
-                raise self._diverged(f"{name} is not finite")
+                raise self.diverged(f"{name} is not finite")
 
     def state(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """Return the parts and the numbers of a checkpoint."""
@@ -172,7 +177,7 @@ class Trainer:
             **self.record,
         }
         if self.monitored is not None:
-            numbers["monitor"] = self.monitored
+            numbers["monitor"] = asdict(self.monitored)
         if self.unmonitored:
             numbers["unmonitored"] = self.unmonitored
         parts = {
@@ -193,7 +198,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         self.done = self.saved_step = numbers["step"]
         self.record = {key: numbers[key] for key in RECORDED if key in numbers}
-        self.monitored = numbers.get("monitor")
+        self.monitored = as_monitored(numbers.get("monitor"))
         self.unmonitored = numbers.get("unmonitored", {})
 
     def _generator(self) -> torch.Generator:
@@ -204,11 +209,22 @@ class Trainer:
         generator = torch.Generator(self.model.device)
         return generator.manual_seed(self.config.seed * 1_000_003 + self.done)
 
-    def _diverged(self, sign: str) -> UserError:
+    def diverged(self, sign: str) -> UserError:
+        """Return the error that ends a run, with what is saved of it.
+
+        Args:
+            sign: what is not finite, a sentence without a full stop.
+        """
+        if self.done == 0:
+            return UserError(
+                f"{sign} before the first step, so training cannot begin; check the images, the"
+                " encoder and the loss."
+            )
         kept = (
             "There is no checkpoint yet, so start the run anew with overwrite=True."
             if self.saved_step is None
-            else f"The last checkpoint is from step {self.saved_step}, before this happened."
+            else f"The last checkpoint is from step {self.saved_step}, before this happened; go on"
+            " from it with resume=True, accept_changes=True and what you changed."
         )
         return UserError(
             f"{sign} at step {self.done}, so training has diverged; lower learning_rate (now"

@@ -35,6 +35,7 @@ from sureclr.training.records import step_numbers
 from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
+from sureclr.training.trainer import Trainer
 
 
 def terminate() -> None:
@@ -516,6 +517,54 @@ def test_the_end_of_a_diverged_run_says_whether_there_is_a_checkpoint(tmp_path: 
     with pytest.raises(UserError, match=r"diverged.*The last checkpoint is from step 6, before"):
         train(out, resume=True, accept_changes=True, epochs=9, learning_rate=1e25)
     assert max((out / "checkpoints").iterdir()).name == "step-000000006"
+
+
+@pytest.mark.parametrize("why", ["statistic", "overflow", "moment"])
+def test_what_is_not_finite_stops_before_the_monitor_and_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """A NaN in the features was a LinAlgError of the monitor. Weights can be finite, and features
+    overflow all the same.
+    """
+    out, healthy = tmp_path / "run", Trainer.step
+
+    def step(trainer: Trainer) -> Any:
+        result = healthy(trainer)
+        if trainer.done == 6:
+            norms = [m for m in trainer.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            if why == "statistic":
+                norms[0].running_var[0] = torch.nan
+            elif why == "overflow":
+                with torch.no_grad():
+                    norms[-1].weight.fill_(3e38)
+            else:
+                next(iter(trainer.optimizer.state.values()))["exp_avg_sq"].view(-1)[0] = torch.inf
+        return result
+
+    monkeypatch.setattr(Trainer, "step", step)
+    names = {
+        "statistic": r"running_var of the network is not finite",
+        "overflow": "a feature of a training image is not finite",
+        "moment": r"the optimizer's exp_avg_sq for .* of the network is not finite",
+    }
+    kept = f"{names[why]} at step 6, .*The last checkpoint is from step 3, before"
+    with pytest.raises(UserError, match=kept):
+        train(out)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000003"]
+    assert max(line["step"] for line in lines(out)) == 5 and not list((out / "snapshots").iterdir())
+
+
+def test_a_network_that_is_not_finite_does_not_begin(tmp_path: Path) -> None:
+    """And the run that would be overwritten is whole."""
+    train(tmp_path / "run")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
+    with torch.no_grad():
+        network[1].bias[1] = torch.nan
+    said = r"1\.bias of the network is not finite before the first step.*check the images"
+    with pytest.raises(UserError, match=said):
+        pretrain(CONFIG, IMAGES, encoder=network, out=tmp_path / "run", overwrite=True)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
 # --- The user's own images ------------------------------------------------------------
