@@ -503,7 +503,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 def test_a_learning_rate_that_is_far_too_high_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="training has diverged"):
-        train(tmp_path / "run", learning_rate=1e38, warmup_epochs=0, optimizer="sgd")
+        train(tmp_path / "run", learning_rate=1e30, warmup_epochs=0, optimizer="sgd")
 
 
 def test_the_end_of_a_diverged_run_says_whether_there_is_a_checkpoint(tmp_path: Path) -> None:
