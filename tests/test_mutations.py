@@ -104,6 +104,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 # --- What a user sees of it -----------------------------------------------------------
 
 
+PAGES: dict[str, str] = {}  # of what the page is drawn from: drawing takes most of the time
+
+
 def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
@@ -141,13 +144,20 @@ def see_finetuned(place: Place, said: Saying) -> Any:
 
 def see_page(place: Place, said: Saying) -> Any:
     run = read_run_files(place.run)
-    page = render([run])
+    table = None if run.table is None else (run.table.digest, str(run.table.certainty))
+    places = run.places and {name: column.tolist() for name, column in run.places.items()}
+    rest = (run.config, run.environment, run.lines, run.results.to_json(), run.results.skipped)
+    words = (run.images is None, run.no_images, run.no_results, run.problems)
+    content = repr((table, places, rest, words))
+    if content not in PAGES:
+        PAGES[content] = render([run])
+    page = PAGES[content]
     text = html.unescape(re.sub(r"<(style|script)\b[^>]*>.*?</\1>", " ", page, flags=re.S))
     said.texts += re.findall(r'<p class="[^"]*(?:remark|missing)[^"]*">(.*?)</p>', page, re.S)
     said.texts += run.problems
     data = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page, re.S)
-    words = {word for word in re.split(r'[<>\s"=,;()]+', text) if re.search(r"\d", word)}
-    return {"words": dict.fromkeys(words), "map": data, "environment": run.environment}
+    shown = {word for word in re.split(r'[<>\s"=,;()]+', text) if re.search(r"\d", word)}
+    return {"words": dict.fromkeys(shown), "map": data, "environment": run.environment}
 
 
 def see_encoder(place: Place, said: Saying) -> Any:
