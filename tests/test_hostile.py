@@ -30,11 +30,11 @@ from sureclr.data.decoding import FileRef, decode
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.label_file import read_label_rows
 from sureclr.data.label_request import LabelFile
+from sureclr.data.map_file import read_map
 from sureclr.data.sources import load_images
 from sureclr.errors import UserError
 from sureclr.evaluation.foreign_images import read_human_shares as read_shares
 from sureclr.evaluation.results import read_results
-from sureclr.reporting.run_files import _read_places
 from sureclr.training.image_record import ImageRecord
 from sureclr.training.run_dir import verified
 
@@ -256,7 +256,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "results.json": lambda path: read_results(path.parent),
     "step-000000001/manifest.json": read_checkpoint,
     "embeddings.parquet": Embeddings.read,
-    "map.parquet": _read_places,
+    "map.parquet": read_map,
     "training_images.parquet": read_record,
     "l.csv": read_labels,
     "l.json": read_labels,

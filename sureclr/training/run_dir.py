@@ -246,7 +246,7 @@ class RunDir:
     def image_paths(self) -> list[str]:
         """Return the paths of the images relative to the run, as images.json has them, or []."""
         try:
-            content = json.loads(read_file(self.path / "images.json", LARGEST_JSON))
+            content = read_json(self.path / "images.json")
             report = unsealed(content, "images.json", required=False)
             return [str(path) for path in report["from_run"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
