@@ -367,8 +367,8 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         WriteError: the disk is full, or the folder is missing or not writable.
     """
     written = 0
-    if path.exists() and not path.is_file() and not path.is_symlink():  # such as /dev/null
-        raise WriteError(path, OSError(errno.EINVAL, "it is a folder, a pipe or a device"), 0)
+    if not path.is_symlink() and (path.is_char_device() or path.is_block_device()):
+        raise WriteError(path, OSError(errno.EINVAL, "it is a device"), 0)  # such as /dev/null
     with _draft(path, folder=False) as (draft, handle, held):
         try:
             with os.fdopen(handle, "w+b", closefd=False) as file:

@@ -436,3 +436,11 @@ def test_a_small_file_that_claims_much_is_no_table(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").stat().st_size < 2000
     with pytest.raises(OSError, match="its rows take more than"):
         files.read_parquet(tmp_path / "a.parquet")
+
+
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    """As root, `--out /dev/null` would break every program of the machine."""
+    before = os.stat("/dev/null")
+    with pytest.raises(files.WriteError, match="it is a device"):
+        files.write_atomically(Path("/dev/null"), b"x")
+    assert os.stat("/dev/null") == before

@@ -490,8 +490,8 @@ def test_pixels_that_another_process_deletes_meanwhile_stay_mapped(
     """Such as one that decodes the same folder after a picture came: before and after the map."""
     real = folder_cache._delete_old
 
-    def deleting(path: Path, manifest: Any) -> None:
-        real(path, manifest)
+    def deleting(path: Path, manifest: Any, largest: int) -> None:
+        real(path, manifest, largest)
         (path.parent / manifest.pixels).unlink()
 
     monkeypatch.setattr(folder_cache, "_delete_old", deleting)
