@@ -533,7 +533,24 @@ def shown(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's truth values and numbers: `off` is a word, and `1e-3` is a number."""
+    """YAML 1.2's truth values and numbers: `off` is a word, and `1e-3` is a number.
+
+    A key that comes twice and a number of more than 4,096 bits raise a ValueError: of two values
+    one would be lost in silence, and Python cannot print a number of 5,000 digits.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise ValueError(f"the key {twice[0]!r:.80} comes twice")
+        return super().construct_mapping(node, deep)
+
+    def construct_short_int(self, node: yaml.ScalarNode) -> int:
+        value = int(self.construct_yaml_int(node))
+        if value.bit_length() > 4096:
+            raise ValueError(f"the number {node.value:.20}... has more than 4,096 bits")
+        return value
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -545,6 +562,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_short_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),

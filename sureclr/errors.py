@@ -3,8 +3,10 @@
 The command line prints the sentence and exits with code 2.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+LISTED = 40  # names in a sentence
 
 
 class UserError(Exception):
@@ -22,4 +24,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     names = list(known)
     near = get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}Known: {', '.join(names)}.")
+    return UserError(f"unknown {kind} {name!r}: {hint}Known: {listed(names)}.")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas, and of more than 40 only the first and their number.
+
+    >>> listed(["a", "b"])
+    'a, b'
+    """
+    if len(names) <= LISTED:
+        return ", ".join(names)
+    return f"{', '.join(names[:LISTED])}, ... ({len(names):,} in all)"

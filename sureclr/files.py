@@ -19,7 +19,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -31,11 +31,24 @@ from sureclr.schema import to_json
 from sureclr.stopping import drafts, signals_held
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import Array, Field, Schema, Table
+    from pyarrow.parquet import ParquetFile
     from torch import Tensor
 
 HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or not contiguous
-LARGEST_JSON = 1 << 24  # bytes; parsed, the worst of such files takes about 400 MB
+# What is read of a file that may come from a stranger. In bytes: JSON of ours, and lists of files
+# or labels; of these also rows and cells
+LARGEST_JSON = 1 << 24
+LARGEST_TEXT = 1 << 26
+LARGEST_VALUE = 300_000_000  # that parsed JSON may take in memory
+MOST_ROWS = 2_000_000
+MOST_CELLS = 10_000_000
+MOST_COLUMNS = 10_000
+# A Parquet file may claim any number of rows in a few bytes: bytes of its rows that are always
+# read, and for each byte of the file beyond them
+TABLE_ROOM = 1 << 27
+TABLE_RATIO = 16
+ROWS_AT_ONCE = 1 << 14  # of a table that are read before their bytes are counted
 WINDOWS = os.name == "nt"
 SEAL = "sha256"  # key of the digest of a JSON object
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -170,21 +183,171 @@ def read_file(path: Path, largest: int | None = None) -> bytes:
         return file.read()
 
 
-def read_parquet(path: Path) -> "Table":
+def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
+    """Return the value in a JSON file; see `open_file` and `parsed_json`."""
+    return parsed_json(read_file(path, largest))
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """Return the value that JSON describes; see `check_json_size`.
+
+    Raises:
+        ValueError: it is no JSON, it is too large, its lists and objects lie too deep in each
+            other, or a key comes twice in an object, of whose values one would be lost.
+    """
+    if isinstance(text, bytes):
+        text = text.decode(json.detect_encoding(text))
+    check_json_size(text)
+    try:
+        return json.loads(text, object_pairs_hook=_with_single_keys)
+    except RecursionError:
+        raise ValueError("its lists and objects lie too deep in each other") from None
+
+
+def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in values if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.80} comes twice")
+    return values
+
+
+def check_json_size(text: str) -> None:
+    """Raise a ValueError if the value of JSON would take more than `LARGEST_VALUE` bytes of memory.
+
+    It is estimated before anything is parsed: 16 MiB of empty lists would take 450 MB.
+    """
+    needed = 200 * text.count("{") + 72 * text.count("[") + 60 * (text.count(",") + text.count(":"))
+    if needed > LARGEST_VALUE:
+        raise ValueError(f"it would take more than {LARGEST_VALUE:,} bytes of memory")
+
+
+def read_safetensors(path: Path) -> bytes:
+    """Return the content of a safetensors file, after a look at the size that its header says.
+
+    Raises:
+        OSError: it cannot be read or is no regular file.
+        ValueError: it has another size than its header says.
+    """
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if length > min(size, LARGEST_JSON):
+            raise ValueError("its header is longer than headers are")
+        try:
+            header = dict(parsed_json(file.read(length)))
+            ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (TypeError, LookupError) as error:
+            raise ValueError("its header has another form") from error
+        if size != expected:
+            raise ValueError(f"it has {size:,} bytes, and its header says {expected:,}")
+        file.seek(0)
+        return file.read()
+
+
+def read_parquet(path: Path, wanted: "Callable[[Field], bool] | None" = None) -> "Table":
     """Return a whole table; a page whose checksum is wrong is refused.
 
     One thread reads: where several read a damaged file, pyarrow 26 ends the process at its exit
     (SIGABRT, in one of three tries).
 
+    Args:
+        path: of the file.
+        wanted: whether a column is read; None: all are.
+
     Raises:
-        OSError: the file cannot be read, is no regular file, or is damaged.
+        OSError: the file cannot be read, is no regular file, is damaged, or its rows take far more
+            memory than a file of this size needs.
+        pyarrow.ArrowException: it is no Parquet file.
+    """
+    from pyarrow import Table
+
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        whole = open_parquet(file, size)
+        schema, left = whole.schema_arrow, table_bytes(size)
+        names = [column.name for column in schema if wanted is None or wanted(column)]
+        if wanted is not None:
+            schema = schema.empty_table().select(names).schema
+        # Words stay in dictionaries until it is known what they take: a file may repeat one
+        # megabyte a million times
+        lazy = open_parquet(file, size, _words(schema))
+        batches = []
+        for batch in lazy.iter_batches(ROWS_AT_ONCE, columns=names, use_threads=False):
+            left -= sum(map(_plain_bytes, batch.columns))
+            if left < 0:
+                raise too_large(size)
+            batches.append(batch)
+        return Table.from_batches(batches, None if batches else schema).cast(schema)
+
+
+def open_parquet(file: Any, size: int, dictionaries: "Sequence[str]" = ()) -> "ParquetFile":
+    """Open a Parquet file, after a look at what its footer claims.
+
+    Args:
+        file: an open file.
+        size: its number of bytes.
+        dictionaries: columns whose values stay in dictionaries.
+
+    Raises:
+        OSError: the footer or the pages are much larger than a file of this size needs.
         pyarrow.ArrowException: it is no Parquet file.
     """
     from pyarrow import parquet
 
-    with open_file(path) as file:
-        whole = parquet.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
-        return whole.read(use_threads=False)
+    file.seek(max(0, size - 8))
+    footer = int.from_bytes(file.read(4), "little")
+    file.seek(0)
+    if footer > LARGEST_JSON:
+        reason = f"its footer has {footer:,} bytes, and more than {LARGEST_JSON:,} are not read"
+        raise OSError(errno.EFBIG, reason)
+    opened = parquet.ParquetFile(
+        file,
+        page_checksum_verification=True,
+        pre_buffer=False,
+        read_dictionary=list(dictionaries) or None,
+    )
+    about = opened.metadata
+    if about.num_columns > MOST_COLUMNS:
+        reason = (
+            f"it has {about.num_columns:,} columns, and more than {MOST_COLUMNS:,} are not read"
+        )
+        raise OSError(errno.EFBIG, reason)
+    groups = (about.row_group(i) for i in range(about.num_row_groups))
+    if sum(group.total_byte_size for group in groups) > table_bytes(size):
+        raise too_large(size)
+    return opened
+
+
+def table_bytes(size: int) -> int:
+    """Return how many bytes the rows of a table may take whose file has this size."""
+    return TABLE_ROOM + TABLE_RATIO * size
+
+
+def too_large(size: int) -> OSError:
+    """Return the error for a table whose rows take more than `table_bytes`."""
+    reason = f"its rows take more than {table_bytes(size):,} bytes, and the file has {size:,}"
+    return OSError(errno.EFBIG, reason)
+
+
+def _words(schema: "Schema") -> list[str]:
+    """The columns of words."""
+    from pyarrow import types
+
+    tests = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return [column.name for column in schema if any(test(column.type) for test in tests)]
+
+
+def _plain_bytes(column: "Array") -> int:
+    """The bytes that a column takes without its dictionary."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = compute.binary_length(column.dictionary).cast("int64")
+    return int(compute.sum(lengths.take(column.indices)).as_py() or 0) + 8 * len(column)
 
 
 def make_folder(path: Path) -> None:
@@ -220,6 +383,8 @@ def writing_atomically(path: Path) -> Iterator[IO[bytes]]:
         WriteError: the disk is full, or the folder is missing or not writable.
     """
     written = 0
+    if not path.is_symlink() and (path.is_char_device() or path.is_block_device()):
+        raise WriteError(path, OSError(errno.EINVAL, "it is a device"), 0)  # such as /dev/null
     with _draft(path, folder=False) as (draft, handle, held):
         try:
             with os.fdopen(handle, "w+b", closefd=False) as file:

@@ -540,3 +540,21 @@ def test_the_bound_itself_is_accepted_and_no_more(
     config(**{**base, **others, name: given_value(name, bound)})
     with pytest.raises(UserError, match=rf"^{name} must"):
         config(**{**base, **others, name: given_value(name, 2 * bound)})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("source: digits\nepochs: 1\nepochs: 2", "the key 'epochs' comes twice"),
+        ("source: digits\nviews: {flip: 0, flip: 1}", "the key 'flip' comes twice"),
+        ("source: digits\nepochs: 0x" + "f" * 9000, "more than 4,096 bits"),
+        ("source: digits\nencoder: " + ":".join(["9"] * 5000), "more than 4,096 bits"),
+    ],
+)
+def test_doubled_keys_and_endless_numbers_are_refused(
+    text: str, words: str, tmp_path: Path
+) -> None:
+    """PyYAML keeps the last of two values; Python prints no number of 5,000 digits."""
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        from_dict(read_yaml(tmp_path / "a.yaml"))

@@ -399,3 +399,54 @@ def test_a_damaged_table_is_read_by_one_thread(tmp_path: Path) -> None:
         [sys.executable, "-c", READING, str(path)], check=True, capture_output=True, text=True
     )
     assert done.stdout == "0\n", "threads that reading has started"
+
+
+def test_a_key_that_comes_twice_in_json_is_refused() -> None:
+    assert files.parsed_json('{"a": 1, "b": {"a": 2}}') == {"a": 1, "b": {"a": 2}}
+    with pytest.raises(ValueError, match="the key 'a' comes twice"):
+        files.parsed_json(b'[{"b": {"a": 1, "c": 2, "a": 3}}]')
+    with pytest.raises(ValueError, match="more than"):
+        files.parsed_json("[" + "[]," * 4_200_000 + "[]]")
+    with pytest.raises(ValueError, match="too deep"):
+        files.parsed_json("[" * 100_000 + "]" * 100_000)
+
+
+def test_a_table_is_read_as_pyarrow_reads_it(tmp_path: Path) -> None:
+    """Words, repeated words, missing values, lists and numbers, in several groups of rows."""
+    n, numbers = 40_000, np.random.default_rng(0).random((40_000, 3))
+    columns = {
+        "path": [f"{i}.png" for i in range(n)],
+        "class": pa.array([None, "a", "b", "a"] * (n // 4)),
+        "list": [["a", "b"], [], None, ["c"]] * (n // 4),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), 3),
+        "coded": pa.DictionaryArray.from_arrays(pa.array([0, 1] * (n // 2)), ["x", "y"]),
+    }
+    written = pa.table(columns).replace_schema_metadata({"about": "us"})
+    parquet.write_table(written, tmp_path / "a.parquet", row_group_size=15_000)
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert files.read_parquet(tmp_path / "a.parquet").equals(table, check_metadata=True)
+    some = files.read_parquet(tmp_path / "a.parquet", lambda column: column.name == "class")
+    assert some.equals(table.select(["class"]))
+
+
+def test_a_small_file_that_claims_much_is_no_table(tmp_path: Path) -> None:
+    """Two gigabytes of words in a few hundred bytes: a dictionary has one word of 100 kB once."""
+    word = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), ["x" * 100_000])
+    parquet.write_table(pa.table({"a": word}), tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 2000
+    with pytest.raises(OSError, match="its rows take more than"):
+        files.read_parquet(tmp_path / "a.parquet")
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """As root, `--out /dev/null` would break every program of the machine."""
+    try:
+        os.mknod(tmp_path / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    except OSError:
+        pytest.skip("only root can make a device")
+    with pytest.raises(files.WriteError, match="it is a device"):
+        files.write_atomically(tmp_path / "null", b"x")
+    assert (tmp_path / "null").is_char_device()
+    (tmp_path / "link").symlink_to("null")
+    files.write_atomically(tmp_path / "link", b"x")
+    assert (tmp_path / "link").read_bytes() == b"x" and (tmp_path / "null").is_char_device()

@@ -147,7 +147,7 @@ def pretrain(
         print(json_line(asdict(resolved)) if json else to_yaml(resolved), end="")
         return
     run = train(resolved, **options)
-    last = run.directory.lines()[-1]
+    last = next(reversed(run.directory.lines()), None)  # None: all lines were damaged
     evaluated_with = EvaluationOptions(None, labels, image_column, label_column, root=root)
     print_answer(
         json,

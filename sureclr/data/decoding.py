@@ -10,6 +10,8 @@ start at once.
 
 import importlib.util
 import io
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from sureclr.data.array_rasters import open_dicom, open_npy, open_tiff
 from sureclr.data.decoder_guard import Complaints, guarded
 from sureclr.data.pillow_rasters import FORMATS, of_image, open_heif, open_pillow
 from sureclr.data.raster_pixels import measured, square_and_whole, strip_rows, unmeasured
-from sureclr.data.rasters import Raster, Unreadable, check_memory
+from sureclr.data.rasters import MEMORY, Raster, Unreadable, check_memory
 
 # ".jpg", ...: the endings of the files that a folder's images have
 ENDINGS = frozenset(
@@ -288,12 +290,19 @@ class _Window(io.RawIOBase):
         return len(data)
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 @contextmanager
 def _opened(source: FileRef) -> Iterator[IO[bytes]]:
     if source.data is not None:
         yield io.BytesIO(source.data)
         return
-    with open(source.path, "rb") as stream:
+    # A pipe or a device could be waited for, or be read for ever
+    with open(source.path, "rb", opener=_without_waiting) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            raise Unreadable("it is a pipe or a device and not a file")
         length = stream.seek(0, io.SEEK_END)
         if source.offset == 0 and source.length in (None, length):
             stream.seek(0)
@@ -333,6 +342,10 @@ def _raster(
         if source.page:
             raise Unreadable(f"it has no page {source.page + 1}")
         return open_npy(stream, wanted)
+    length = stream.seek(0, io.SEEK_END)
+    stream.seek(0)
+    if length > MEMORY:  # a decoder may look through all of it for a header
+        raise Unreadable(f"its file has {length >> 20:,} MiB; reduce the picture")
     try:
         return open_pillow(stream, source.page, enough, header_only)
     except UnidentifiedImageError:

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, digest_of_tensors, read_parquet, writing_atomically
+from sureclr.files import (
+    digest_of_bytes,
+    digest_of_tensors,
+    parsed_json,
+    read_parquet,
+    writing_atomically,
+)
 from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
 
@@ -192,7 +198,7 @@ def _from_table(table: "Table") -> Embeddings:
     expected = words.pop("sha256", None)  # tables of older versions have none
     if expected not in (None, _digest_of_description(len(table), table.column_names, words)):
         raise ValueError("its description does not match its checksum")
-    about = {name: json.loads(words[name]) for name in ("classes", "kernel_dimension", "origin")}
+    about = {name: parsed_json(words[name]) for name in ("classes", "kernel_dimension", "origin")}
     text = {name: table[name].to_pylist() for name in ("split", "path")}
     if not all(isinstance(word, str) for column in text.values() for word in column):
         raise ValueError("its paths and splits are not text")

@@ -175,8 +175,10 @@ def find_files(root: Path) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
     """Return all image files of a folder, and how many other files there are.
 
     Links to folders are followed last and each folder is entered once, so loops end and a link
-    never takes a folder's place. A folder that cannot be listed, and a link to nothing, count as
-    files: decoding them says what is wrong. Hidden files do not count at all.
+    never takes a folder's place; a link to a folder above is a loop as well, and not followed, so
+    that a link to / does not bring in all pictures of the disk. A folder that cannot be listed, and
+    a link to nothing, count as files: decoding them says what is wrong. Hidden files do not count
+    at all.
 
     Args:
         root: the folder.
@@ -188,7 +190,8 @@ def find_files(root: Path) -> tuple[dict[str, tuple[int, ...]], Counter[str]]:
     files: dict[str, tuple[int, ...]] = {}
     others = Counter[str]()
     endings = readable_endings()
-    folders, links, seen = [""], list[str](), set[str]()
+    folders, links = [""], list[str]()
+    seen = {str(above) for above in Path(os.path.realpath(root)).parents}
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         real = os.path.realpath(root / folder)

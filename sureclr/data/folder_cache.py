@@ -29,6 +29,7 @@ from sureclr.data.parallel_decoding import Decoded, decode_files
 from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import (
+    LARGEST_TEXT,
     WriteError,
     digest_of_bytes,
     json_bytes,
@@ -40,6 +41,7 @@ from sureclr.progress import SILENT, Progress
 
 # Of decoding and of the files: raise it when either changes, and all caches are made anew
 VERSION = 3
+MANIFEST_BYTES = 1 << 10  # for each picture, at most: names are long where folders are deep
 READ_BYTES = 1 << 20  # read at a time for the checksum
 SPOKEN_BYTES = 10**9  # a cache of more is announced
 SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs
@@ -95,6 +97,11 @@ class Listing:
     def digest(self) -> str:
         """Return the sha256 of the version and of all names and stamps."""
         return _fingerprint(VERSION, list(self.names), list(self.stamps))
+
+    @property
+    def largest_manifest(self) -> int:
+        """Return how many bytes of a cached file about these pictures are read."""
+        return LARGEST_TEXT + MANIFEST_BYTES * len(self.names)
 
     def cache_file(self, *options: object, suffix: str = "") -> Path:
         """Return the path of a cached file that belongs to this source and these options."""
@@ -175,7 +182,7 @@ def cached_pictures(
     """
     options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
     path, digest = listing.cache_file(*options), listing.digest
-    manifest = _read_manifest(path)
+    manifest = _read_manifest(path, listing)
     if manifest is None and os.path.lexists(path):
         progress.message(
             f"The cache {path} is damaged or of another version, so the images are decoded again."
@@ -193,7 +200,8 @@ def cached_pictures(
     shape = [0, wanted.channels or 3, wanted.size or 0, wanted.size or 0]
     plan = Manifest(listing.where, digest, "", shape)
     decoded = decode_files(listing.files, wanted, progress)
-    return _build(path, plan, zip(listing.names, decoded, strict=True), expected_bytes)
+    named = zip(listing.names, decoded, strict=True)
+    return _build(path, plan, named, expected_bytes, listing.largest_manifest)
 
 
 def cache_root() -> Path:
@@ -203,22 +211,23 @@ def cache_root() -> Path:
     ).expanduser()
 
 
-def kept_json(file: Path, digest: str, make: Callable[[], Any]) -> Any:
+def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:
     """Return a value that is kept in the cache; make it where it is missing, damaged or old.
 
     Args:
         file: in the cache.
-        digest: of all that the value depends on.
+        listing: the files that the value depends on.
         make: a function of no arguments that returns JSON.
 
     Raises:
         UserError: the cache cannot be written.
     """
+    digest = listing.digest
     try:
-        kept = json.loads(read_file(file))
+        kept = json.loads(read_file(file, listing.largest_manifest))
         if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
             return kept["value"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     value = make()
     with _writing_to(file.parent), writing_atomically(file) as stream:
@@ -281,7 +290,11 @@ def _changes(manifest: Manifest, listing: Listing) -> str:
 
 
 def _build(
-    path: Path, plan: Manifest, decoded: Iterable[tuple[str, Decoded]], expected_bytes: int
+    path: Path,
+    plan: Manifest,
+    decoded: Iterable[tuple[str, Decoded]],
+    expected_bytes: int,
+    largest: int,
 ) -> CachedPictures:
     """Write the pixel files and then their manifest, and delete what is out of date.
 
@@ -293,6 +306,7 @@ def _build(
         plan: the manifest before any file is decoded.
         decoded: the name of each picture, and what became of it.
         expected_bytes: of the pixels.
+        largest: bytes of an old manifest that is read.
     """
     pixels = path.with_name(f"{path.stem}-{plan.listing[:16]}.bin")
     whole = pixels.with_suffix(".whole.bin")
@@ -312,7 +326,7 @@ def _build(
             whole.unlink(missing_ok=True)
         with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
             file.write(json_bytes(asdict(manifest)))
-        _delete_old(path, manifest)
+        _delete_old(path, manifest, largest)
     return found
 
 
@@ -366,8 +380,14 @@ def _note(rows: Manifest, name: str, picture: DecodedPicture) -> None:
         rows.complaints[name] = picture.complaints
 
 
-def _delete_old(path: Path, manifest: Manifest) -> None:
-    """Delete pixel files of this source that no command can use any more."""
+def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
+    """Delete pixel files of this source that no command can use any more.
+
+    Args:
+        path: of the manifest.
+        manifest: the new one.
+        largest: bytes of an old manifest that is read.
+    """
     kept = {manifest.pixels, manifest.whole}
     for old in path.parent.glob(f"{glob.escape(path.stem)}-*.bin"):
         if old.name not in kept:
@@ -375,20 +395,28 @@ def _delete_old(path: Path, manifest: Manifest) -> None:
     slug = path.stem.rsplit("-", 1)[0]
     for other in path.parent.glob(f"{glob.escape(slug)}-{'[0-9a-f]' * 16}.json"):
         try:
-            facts = json.loads(other.read_bytes())
+            facts = json.loads(read_file(other, largest))
             stale = facts["folder"] == manifest.folder and facts["listing"] != manifest.listing
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
         if stale:
             for old in (other, *other.parent.glob(f"{glob.escape(other.stem)}-*.bin")):
                 old.unlink(missing_ok=True)
 
 
-def _read_manifest(path: Path) -> Manifest | None:
-    """The manifest; None if it is missing or damaged."""
+def _read_manifest(path: Path, listing: Listing) -> Manifest | None:
+    """The manifest; None if it is missing or damaged, or names files elsewhere."""
     try:
-        return Manifest(**json.loads(read_file(path)))
-    except (OSError, ValueError, TypeError):
+        manifest = Manifest(**json.loads(read_file(path, listing.largest_manifest)))
+        plain = Manifest("", "", "", [])
+        if any(type(v) is not type(getattr(plain, k)) for k, v in vars(manifest).items()):
+            return None
+        texts = (*manifest.names, *manifest.bad.values(), *manifest.contents)
+        if not all(isinstance(text, str) for text in texts):
+            return None
+        places = [manifest.pixels] + [manifest.whole] * bool(manifest.whole)
+        return manifest if all(Path(place).name == place for place in places) else None
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

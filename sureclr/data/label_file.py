@@ -11,19 +11,30 @@ images of the set names the images. `label_matching` then finds the images and t
 import codecs
 import csv
 import io
-import json
 import math
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sureclr.data.decoding import ENDINGS
 from sureclr.data.image_report import counted, inert
 from sureclr.data.label_request import FORMS, LabelFile
-from sureclr.errors import UserError, unknown
+from sureclr.errors import UserError, listed, unknown
+from sureclr.files import (
+    LARGEST_TEXT,
+    MOST_CELLS,
+    MOST_COLUMNS,
+    MOST_ROWS,
+    check_json_size,
+    parsed_json,
+    read_file,
+    read_parquet,
+)
 
 # The usual names of the two columns, small letters and digits alone; an earlier one is preferred
 IMAGE_NAMES = (
@@ -53,7 +64,7 @@ SAMPLE = 500  # rows by which the column of the images is recognised
 Known = Callable[[str], bool]  # whether a text names an image of the set
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelRow:
     """A row of a label file.
 
@@ -91,11 +102,13 @@ class _Grid:
         names: of the columns, where the format has them.
         rows: number of the line, and the cells.
         guessed: whether this way to split the lines makes sense only if images are then named.
+        again: yields all rows where `rows` are only the first; else None.
     """
 
     names: list[str] | None
     rows: list[tuple[int, list[Any]]]
     guessed: bool = False
+    again: Callable[[], Iterator[tuple[int, list[Any]]]] | None = None
 
 
 @dataclass
@@ -152,9 +165,7 @@ def read_label_rows(file: LabelFile, known: Known, classes: Sequence[str] = ()) 
 
 def _bytes(path: Path) -> bytes:
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"the labels {inert(path)} cannot be read (it is not a file); {FORMS}.")
-        data = path.read_bytes()
+        data = read_file(path, LARGEST_TEXT)
     except FileNotFoundError as error:
         raise UserError(f"there is no file of labels {inert(path)}; {FORMS}.") from error
     except (OSError, ValueError) as error:
@@ -217,7 +228,7 @@ def _best_grid(text: str, file: LabelFile, known: Known, classes: Sequence[str])
             best = score, grid
     if best is None:
         raise max(reasons, key=lambda reason: reason[0])[1]
-    return best[1]
+    return best[1] if best[1].again is None else _Grid(None, list(best[1].again()))
 
 
 def _split_in_all_ways(
@@ -228,25 +239,49 @@ def _split_in_all_ways(
     above, delimiters = 0, ",\t;|"
     if declared := re.fullmatch(r'"?sep=(.)"?\r?', first):  # Excel writes it
         text, above, delimiters = rest, 1, declared[1]
+    lines = max(text.count("\n"), text.count("\r"))
     for delimiter in delimiters:
-        try:
-            rows = list(_csv_rows(text, delimiter, above, quoted=True))
-        except csv.Error as error:
-            reasons.append((0, UserError(f"{inert(path)} is not CSV ({error}); {FORMS}.")))
-            rows = []
-        if rows:
-            yield _Grid(None, rows)
-            continue
-        try:
-            rows = list(_csv_rows(text, delimiter, above, quoted=False))
-        except csv.Error:
-            continue
-        yield _Grid(None, rows, guessed=True)
-    lines = text.splitlines()
-    split = [(i, line.rsplit(maxsplit=1)) for i, line in enumerate(lines, above + 1)]
-    if all(len(cells) in (0, 2) for _, cells in split):  # `path label`, as lists of images are
-        rows = [(i, list[Any](cells)) for i, cells in split if cells]
-        yield _Grid(None, rows, guessed=True)
+        _check_amount(path, lines, lines + text.count(delimiter))
+        for quoted in (True, False):
+            again = partial(_csv_rows, text, delimiter, above, quoted=quoted)
+            try:
+                rows = _first_rows(again())
+            except (csv.Error, ValueError) as error:  # ValueError: sep= names a strange delimiter
+                if quoted:
+                    words = f"{inert(path)} is not CSV ({error}); {FORMS}."
+                    reasons.append((0, UserError(words)))
+                continue
+            if rows or not quoted:
+                yield _Grid(None, rows, not quoted, again)
+                break
+    # `path label`, as lists of images are
+    if all(len(line.rsplit(maxsplit=1)) in (0, 2) for line in text.splitlines()):
+        again = partial(_pairs, text, above)
+        yield _Grid(None, _first_rows(again()), True, again)
+
+
+def _check_amount(path: Path, rows: int, cells: int) -> None:
+    """Raise a `UserError` for a file of more rows and cells than fit into memory."""
+    if rows > MOST_ROWS or cells > MOST_CELLS:
+        raise UserError(
+            f"{inert(path)} has about {rows:,} rows and {cells:,} cells, and at most {MOST_ROWS:,}"
+            f" rows and {MOST_CELLS:,} cells are read; write the images and their labels alone"
+            " into another file."
+        )
+
+
+def _first_rows(rows: Iterator[tuple[int, list[Any]]]) -> list[tuple[int, list[Any]]]:
+    """The rows by which the columns are recognised; the others are read, and not kept."""
+    first = list(islice(rows, SAMPLE + 1))
+    deque(rows, maxlen=0)
+    return first
+
+
+def _pairs(text: str, above: int) -> Iterator[tuple[int, list[Any]]]:
+    """Yield line and cells where a row is a path, a blank and a label."""
+    for line, words in enumerate(text.splitlines(), above + 1):
+        if words.strip():
+            yield line, list(words.rsplit(maxsplit=1))
 
 
 def _csv_rows(
@@ -269,8 +304,15 @@ def _csv_rows(
 
 def _json_grid(text: str, path: Path) -> _Grid:
     """Objects as rows; their keys are the names of the columns."""
+    _check_amount(path, text.count("\n"), 0)
     try:
-        content: Any = json.loads(text)
+        check_json_size(text)
+    except ValueError as error:
+        raise UserError(
+            f"the labels {inert(path)} cannot be read ({error}); save them as CSV."
+        ) from error
+    try:
+        content: Any = parsed_json(text)
         numbered = list(enumerate(content, 1)) if isinstance(content, list) else []
         if isinstance(content, dict):
             inside = [v for v in content.values() if isinstance(v, list)]
@@ -288,7 +330,7 @@ def _json_grid(text: str, path: Path) -> _Grid:
         for line, words in enumerate(text.split("\n"), 1):
             try:
                 if words.strip():
-                    numbered.append((line, json.loads(words)))
+                    numbered.append((line, parsed_json(words)))
             except ValueError as error:
                 raise UserError(
                     f"{inert(path)}, line {line}: not JSON ({error}); {FORMS}."
@@ -301,6 +343,7 @@ def _json_grid(text: str, path: Path) -> _Grid:
             ' {"path": "a.jpg", "label": "cat"}, or one object a line.'
         )
     names = list(dict.fromkeys(name for _, value in numbered for name in value))
+    _check_amount(path, len(numbered), len(numbered) * len(names))
     return _Grid(names, [(line, [value.get(n) for n in names]) for line, value in numbered])
 
 
@@ -328,9 +371,10 @@ def _is_record(content: dict[str, Any]) -> bool:
 def _parquet_grid(file: LabelFile) -> _Grid:
     """The columns of a Parquet file that hold words or numbers; pictures in it are not read."""
     import pyarrow as pa
-    from pyarrow import parquet, types
+    from pyarrow import types
 
-    def is_plain(kind: Any) -> bool:
+    def is_plain(column: Any) -> bool:
+        kind = column.type
         if types.is_dictionary(kind):
             kind = kind.value_type
         if types.is_list(kind) or types.is_large_list(kind):
@@ -340,13 +384,11 @@ def _parquet_grid(file: LabelFile) -> _Grid:
         return any(getattr(types, f"is_{test}")(kind) for test in tests)
 
     try:
-        schema = parquet.read_schema(file.path)
-        names = [column.name for column in schema if is_plain(column.type)]
-        # One thread: where several read a damaged file, pyarrow ends the process at its exit
-        table = parquet.ParquetFile(file.path).read(columns=names, use_threads=False)
-        columns = [column.to_pylist() for column in table.columns]
+        table = read_parquet(file.path, is_plain)
+        _check_amount(file.path, len(table), len(table) * table.num_columns)
+        names, columns = table.column_names, [column.to_pylist() for column in table.columns]
     except (OSError, pa.ArrowException, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise UserError(
             f"the labels {inert(file.path)} cannot be read ({reason:.120}); write them again."
         ) from error
@@ -377,6 +419,11 @@ def _layout(grid: _Grid, file: LabelFile, known: Known, classes: Sequence[str]) 
         raise UserError(f"{inert(file.path)} has no rows; {FORMS}.")
     first = [_text(cell) for cell in grid.rows[0][1]]
     names = grid.names if grid.names is not None else first
+    if len(names) > MOST_COLUMNS:
+        raise UserError(
+            f"{inert(file.path)} has {len(names):,} columns, and at most {MOST_COLUMNS:,} are read;"
+            " write the images and their labels alone into another file."
+        )
     images, labels = _usual(names, IMAGE_NAMES), _usual(names, LABEL_NAMES)
     has_header = grid.names is not None or _is_header(grid, file, images, labels, known)
     if not has_header:
@@ -384,6 +431,8 @@ def _layout(grid: _Grid, file: LabelFile, known: Known, classes: Sequence[str]) 
     start = int(has_header and grid.names is None)
     rows = [cells for _, cells in grid.rows[start : start + SAMPLE]]
     width = len(names) or Counter(map(len, rows)).most_common(1)[0][0]
+    if not width:
+        raise UserError(f"{inert(file.path)} has rows without any cell; {FORMS}.")
     layout = _Layout(0, [], list(names), start, width, 0, 0)
     if file.image_column is not None:
         layout.image = _chosen("image", file.image_column, layout, file.path)
@@ -495,7 +544,7 @@ def _label_columns(
             f"{path} has a single column; it needs one that names the images and one with their"
             " labels."
         )
-    shown = ", ".join(map(inert, names)) if names else f"1 to {layout.width} without a header"
+    shown = listed([*map(inert, names)]) if names else f"1 to {layout.width} without a header"
     raise UserError(
         f"{path} has the columns {shown}, and none of them has a usual name such as label or class;"
         " choose the one with the labels by its name or number with label_column."

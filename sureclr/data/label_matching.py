@@ -29,7 +29,7 @@ from sureclr.data.label_request import LabelFile
 from sureclr.data.splits import split_of_name
 from sureclr.errors import UserError, unknown
 
-WHOLE = re.compile(r"[-+]?\d+(\.0*)?")
+WHOLE = re.compile(r"[-+]?\d{1,100}(\.0*)?")  # Python converts no number of 5,000 digits
 OUTER_BLANKS = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
 TYPO = 0.6  # likeness above which an unknown class that few images have is taken for a typing error
 FEW = 3  # images of a new class from which on it is no typing error

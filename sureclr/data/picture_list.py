@@ -93,7 +93,9 @@ def read_pictures(
         splits = ["test"] * len(pictures.listing.names)
         pictures = replace(pictures, splits=splits, splits_from="", warnings=())
     found = surveyed(pictures.listing, progress, options.channels)
-    _check_strict(options, pictures, dict(_bad_in(pictures.listing.names, found.facts)))
+    # What the headers say already is said before anything is decoded
+    bad = dict(_bad_in(pictures.listing.names, found.facts))
+    _check_readable(options, pictures, bad, len(pictures.listing.names) - len(bad))
     pictures, facts, pages = _with_pages(pictures, found.facts, options)
     readable = [fact for fact in facts if not isinstance(fact, str)]
     size = options.size or fitting_size([min(f.width, f.height) for f in readable])
@@ -110,7 +112,7 @@ def read_pictures(
     expected = whole_bytes([(f.width, f.height) for f in readable], wanted)
     cached = cached_pictures(pictures.listing, wanted, expected, progress)
     manifest = cached.manifest
-    _check_readable(options, pictures, manifest)
+    _check_readable(options, pictures, manifest.bad, len(manifest.names))
     row_of = {name: row for row, name in enumerate(pictures.listing.names)}
     rows = [row_of[name] for name in manifest.names]
     labels, classes = _labels([pictures.groups[row] for row in rows], pictures.classes)
@@ -175,10 +177,12 @@ def _check_strict(options: ReadOptions, pictures: PictureList, bad: Mapping[str,
         )
 
 
-def _check_readable(options: ReadOptions, pictures: PictureList, manifest: Manifest) -> None:
-    bad, total = manifest.bad, len(pictures.listing.names)
+def _check_readable(
+    options: ReadOptions, pictures: PictureList, bad: Mapping[str, str], readable: int
+) -> None:
+    total = len(pictures.listing.names)
     _check_strict(options, pictures, bad)
-    if not manifest.names:
+    if not readable:
         raise UserError(
             f"{inert(pictures.source)} has no image that can be read:"
             f" {named_reasons(bad)}; use a folder of images."

@@ -4,9 +4,10 @@ Each function lists the pictures of one kind of source; `picture_list.read_pictu
 """
 
 import glob
-import json
+import mmap
 import os
 import re
+import struct
 import tarfile
 from bisect import bisect_right
 from collections import Counter
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import IO, Any, cast, overload
 
 from sureclr.data.decoding import FileRef, readable_endings
 from sureclr.data.folder import NO_ENDING, absolute
@@ -22,7 +23,20 @@ from sureclr.data.folder_cache import ChosenFiles, Listing, file_stamp
 from sureclr.data.image_report import inert
 from sureclr.data.picture_list import PictureList
 from sureclr.data.splits import arranged, split_of_name
-from sureclr.errors import UserError
+from sureclr.errors import UserError, listed
+from sureclr.files import (
+    LARGEST_JSON,
+    LARGEST_TEXT,
+    MOST_ROWS,
+    open_file,
+    open_parquet,
+    parsed_json,
+    read_file,
+    read_json,
+    read_parquet,
+    table_bytes,
+    too_large,
+)
 
 MOST_TEXTS = 0.5  # distinct texts an image, above which texts are captions and no labels
 TAR_LABELS = (".cls", ".json", ".txt")  # the first of them that a picture has names its class
@@ -30,7 +44,10 @@ JSON_KEYS = ("label", "class", "cls", "category", "target")
 IMAGE_COLUMNS = ("image", "img", "picture", "photo", "image_bytes", "jpg", "png", "bytes")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "target", "fine_label", "cls", "y")
 NAME_COLUMNS = ("path", "file_name", "filename", "name", "id", "__key__")
-ROWS_AT_ONCE = 256  # of a table, whose pictures are in memory together
+# Rows of a table whose pictures are in memory together, and their bytes, as far as can be known
+ROWS_AT_ONCE, BYTES_AT_ONCE = 256, 1 << 26
+DICTIONARY_BATCH = 2  # a type of message in Arrow's Message.fbs
+LARGEST_HEADER = 1 << 20  # of a tar file, and the longest label in one
 
 
 def list_of_files(place: str) -> PictureList:
@@ -48,6 +65,11 @@ def list_of_files(place: str) -> PictureList:
     ends = b"\0" if b"\0" in data else b"\n"
     lines = [line.removesuffix(b"\r") if ends == b"\n" else line for line in data.split(ends)]
     names = [os.fsdecode(line) for line in lines if line.strip()]
+    if len(names) > MOST_ROWS:
+        raise UserError(
+            f"{inert(file)} names {len(names):,} files, and at most {MOST_ROWS:,} are read; divide"
+            " the list."
+        )
     if not names:
         raise UserError(f"{inert(file)} names no image file; write one path a line into it.")
     return list_paths(f"list:{file}", names, file.parent)
@@ -55,7 +77,7 @@ def list_of_files(place: str) -> PictureList:
 
 def _bytes_of(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        return read_file(file, LARGEST_TEXT)
     except OSError as error:
         raise UserError(
             f"the list of files {inert(file)} cannot be read ({error.strerror}); use a text file"
@@ -125,12 +147,12 @@ def list_shards(place: str) -> PictureList:
         pictures, label_of, others = _in_shard(shard)
         left_out.update(others)
         stamp = file_stamp(shard)
-        for member in pictures:
-            names.append(f"{head}/{member.name}")
-            files.append(FileRef(str(shard), member.offset_data, member.size))
-            stamps.append((*stamp, member.offset_data, member.size))
-            labels.append(label_of.get(_key(member.name), ("", "")))
-            folder = member.name.split("/")[0] if "/" in member.name else ""
+        for name, start, size in pictures:
+            names.append(f"{head}/{name}")
+            files.append(FileRef(str(shard), start, size))
+            stamps.append((*stamp, start, size))
+            labels.append(label_of.get(_key(name), ("", "")))
+            folder = name.split("/")[0] if "/" in name else ""
             splits.append(split_of_name(folder) or split_of_name(_word(shard.stem)))
     source = f"tar:{absolute(Path(place))}"
     if not names:
@@ -153,21 +175,54 @@ def list_shards(place: str) -> PictureList:
     )
 
 
+class _Headers:
+    """A tar file of which headers and labels are read, and nothing longer than `LARGEST_HEADER`.
+
+    tarfile takes as much memory for a header as it claims to need.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.seek, self.tell, self._read = stream.seek, stream.tell, stream.read
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims to have {count:,} bytes")
+        return self._read(count)
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members; tarfile itself would keep all of them in memory."""
+    while (member := archive.next()) is not None:
+        kept: list[tarfile.TarInfo] = cast(Any, archive).members
+        kept.clear()
+        yield member
+
+
 def _in_shard(
     shard: Path,
-) -> tuple[list[tarfile.TarInfo], dict[str, tuple[str, str]], Counter[str]]:
-    """The pictures of a shard; key -> (ending of the label's file, label); other endings."""
-    pictures: list[tarfile.TarInfo] = []
+) -> tuple[list[tuple[str, int, int]], dict[str, tuple[str, str]], Counter[str]]:
+    """What is in a shard.
+
+    Returns:
+        Name, first byte and length of each picture; key -> (ending of the label's file, label);
+        other endings.
+    """
+    pictures: list[tuple[str, int, int]] = []
     label_of: dict[str, tuple[str, str]] = {}
     others, endings = Counter[str](), readable_endings()
     try:
-        with tarfile.open(shard, "r:") as archive:
-            for member in archive:
+        with (
+            open_file(shard) as file,
+            tarfile.open(mode="r:", fileobj=cast(Any, _Headers(file))) as archive,
+        ):
+            for member in _members(archive):
                 ending = os.path.splitext(member.name)[1].lower()
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
                     continue
-                if ending in endings:
-                    pictures.append(member)
+                if member.issparse():  # its bytes do not lie one after the other
+                    others[f"{ending} with holes"] += 1
+                elif ending in endings:
+                    pictures.append((member.name, member.offset_data, member.size))
                 elif ending in TAR_LABELS and (stream := archive.extractfile(member)):
                     label, before = (
                         _label(ending, stream.read(1 << 20)),
@@ -178,11 +233,18 @@ def _in_shard(
                         label_of[_key(member.name)] = (ending, label)
                 else:
                     others[ending or NO_ENDING] += 1
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (
+        OSError,
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         packed = shard.suffix != ".tar" or _is_packed(shard)
         remedy = "unpack it to a plain .tar" if packed else "replace it by a complete one"
         raise UserError(
-            f"{inert(shard)} cannot be read as a tar file ({inert(error)}); {remedy}."
+            f"{inert(shard)} cannot be read as a tar file ({inert(error):.200}); {remedy}."
         ) from error
     return pictures, label_of, others
 
@@ -211,7 +273,7 @@ def _label(ending: str, data: bytes) -> str:
     if ending != ".json":
         return text
     try:
-        value = json.loads(text)
+        value = parsed_json(text)
     except ValueError:
         return ""
     if isinstance(value, dict):
@@ -232,7 +294,8 @@ class _RowsOfTables(Sequence[FileRef]):
 
     Args:
         counts: the number of rows of each table.
-        read: (number of the table, first row, end) -> the value of the image column in each row.
+        read: (number of the table, first row, end) -> the value of the image column in each row;
+            in fewer of them where those take much memory.
         places: the path of each table.
     """
 
@@ -262,10 +325,9 @@ class _RowsOfTables(Sequence[FileRef]):
             raise IndexError(f"row {row} lies outside {len(self)} pictures")
         table = bisect_right(self._ends, row)
         if not self._first <= row < self._first + len(self._rows):
-            before = self._ends[table] - self._counts[table]
-            start = (row - before) // ROWS_AT_ONCE * ROWS_AT_ONCE
+            start = row - (self._ends[table] - self._counts[table])
             end = min(start + ROWS_AT_ONCE, self._counts[table])
-            self._first, self._rows = before + start, list(self._read(table, start, end))
+            self._first, self._rows = row, list(self._read(table, start, end))
         value = self._rows[row - self._first]
         place = self._places[table]
         if isinstance(value, dict):
@@ -350,22 +412,26 @@ class _Table:
 
     def __init__(self, file: Path) -> None:
         import pyarrow as pa
-        from pyarrow import ipc, parquet
+        from pyarrow import ipc
 
         self.file = file
         try:
             if file.suffix == ".parquet":
-                self._parquet: Any = parquet.ParquetFile(
-                    _opened(file), page_checksum_verification=True
-                )
+                size = file.stat().st_size
+                self._parquet: Any = open_parquet(_opened(file), size)
                 self.schema = self._parquet.schema_arrow
-                self._length = self._parquet.metadata.num_rows
-                groups = range(self._parquet.num_row_groups)
-                counts = [self._parquet.metadata.row_group(i).num_rows for i in groups]
+                about = self._parquet.metadata
+                self._length = about.num_rows
+                if self._length > size:
+                    raise self._unreadable(
+                        ValueError(f"it claims {self._length:,} rows and has {size:,} bytes")
+                    )
+                counts = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
                 self._ends = list(accumulate(counts))
-                self._group = -1
-                self._rows: Any = None
+                self._batches: Iterator[Any] = iter(())
+                self._next, self._group = 0, -1
                 return
+            check_arrow(file)
             try:
                 self._arrow: Any = ipc.open_file(_opened(file)).read_all()
             except pa.ArrowInvalid:
@@ -377,7 +443,7 @@ class _Table:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> UserError:
-        words = " ".join(str(error).split())
+        words = " ".join(str(getattr(error, "strerror", None) or error).split())
         return UserError(
             f"{inert(self.file)} cannot be read ({inert(words)}); use a complete Parquet or Arrow"
             " file."
@@ -394,7 +460,7 @@ class _Table:
             table = (
                 self._arrow
                 if self._parquet is None
-                else self._parquet.read(columns=[name], use_threads=False)
+                else read_parquet(self.file, lambda column: column.name == name)
             )
             table.validate(full=True)
         except (OSError, pa.ArrowException) as error:
@@ -402,27 +468,93 @@ class _Table:
         return list(table.column(name).to_pylist())
 
     def values(self, name: str, start: int, end: int) -> list[Any]:
-        """Return the values of a column in some rows."""
+        """Return the values of a column in some rows, or in the first of them if those are large.
+
+        The rows of a group are read in their order, so that few of them are in memory.
+        """
         import pyarrow as pa
 
         if self._parquet is None:
             return list(self._arrow.column(name).slice(start, end - start).to_pylist())
-        found: list[Any] = []
-        while start < end:
-            group = bisect_right(self._ends, start)
-            if group != self._group:
-                try:
-                    part = self._parquet.read_row_group(group, columns=[name], use_threads=False)
-                    part.validate(full=True)
-                except (OSError, pa.ArrowException) as error:
-                    raise self._unreadable(error) from error
-                column = part.column(name)
-                self._group, self._rows = group, column
-            first = self._ends[group] - len(self._rows)
-            stop = min(end, self._ends[group])
-            found += self._rows.slice(start - first, stop - start).to_pylist()
-            start = stop
-        return found
+        try:
+            if start < self._next or bisect_right(self._ends, start) != self._group:
+                self._begin(name, bisect_right(self._ends, start))
+            while True:
+                batch = next(self._batches)
+                first, self._next = self._next, self._next + len(batch)
+                if start < self._next:
+                    batch.validate(full=True)
+                    return list(batch.column(0).slice(start - first, end - start).to_pylist())
+        except (OSError, pa.ArrowException, StopIteration) as error:
+            raise self._unreadable(error) from error
+
+    def _begin(self, name: str, group: int) -> None:
+        """Start to read a column of a group of rows."""
+        about = self._parquet.metadata.row_group(group)
+        # None of its values is larger than all of them, but many rows may have the same value
+        rows = max(1, min(ROWS_AT_ONCE, BYTES_AT_ONCE // max(1, about.total_byte_size)))
+        self._batches = self._parquet.iter_batches(
+            rows, row_groups=[group], columns=[name], use_threads=False
+        )
+        self._next, self._group = self._ends[group] - about.num_rows, group
+
+
+def check_arrow(file: Path) -> None:
+    """Look at how large an Arrow file says that its compressed parts are.
+
+    Raises:
+        OSError: it is no regular file, or they are much larger than a file of this size needs.
+        pyarrow.ArrowException: it is damaged.
+    """
+    from pyarrow import BufferReader, ipc, py_buffer
+
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if not size:
+            return
+        mapped = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ)
+    # The format of files is a stream after eight bytes
+    parts = BufferReader(py_buffer(mapped)[8 if mapped[:6] == b"ARROW1" else 0 :])
+    left = table_bytes(size)
+    for message in ipc.MessageReader.open_stream(parts):
+        if message.type in ("record batch", "dictionary"):
+            left -= _unpacked_bytes(bytes(message.metadata), message.body)
+        if left < 0:
+            raise too_large(size)
+
+
+def _unpacked_bytes(header: bytes, body: Any) -> int:
+    """The bytes that compressed buffers of an Arrow message say that they have.
+
+    The header is a flatbuffer (Arrow's Message.fbs); pyarrow has checked that its offsets are right
+    and tells nothing of it. Each compressed buffer begins with its length, in 64 bits.
+    """
+
+    def number(kind: str, place: int) -> int:
+        return int(struct.unpack_from(f"<{kind}", header, place)[0])
+
+    def field(table: int, index: int) -> int:
+        """Where a field of a table lies; 0 where the table lacks it."""
+        places = table - number("i", table)
+        known = 4 + 2 * index < number("H", places)
+        offset = number("H", places + 4 + 2 * index) if known else 0
+        return table + offset if offset else 0
+
+    def behind(place: int) -> int:
+        return place + number("I", place)
+
+    message = behind(0)
+    batch = behind(field(message, 2))
+    if header[field(message, 1)] == DICTIONARY_BATCH:
+        batch = behind(field(batch, 1))
+    if not field(batch, 3):
+        return 0  # nothing is compressed
+    buffers, total = behind(field(batch, 2)), 0
+    for i in range(number("I", buffers)):
+        start, length = struct.unpack_from("<qq", header, buffers + 4 + 16 * i)
+        if length >= 8:
+            total += max(0, int.from_bytes(bytes(body[start : start + 8]), "little", signed=True))
+    return total
 
 
 def _opened(file: Path) -> Any:
@@ -448,7 +580,7 @@ def _image_column(table: "_Table") -> str:
     if not candidates:
         raise UserError(
             f"{inert(table.file)} has no column of images (bytes, or structs of bytes and path);"
-            f" its columns are {', '.join(map(inert, table.schema.names))}."
+            f" its columns are {listed([*map(inert, table.schema.names)])}."
         )
     return _named_column(candidates, IMAGE_COLUMNS) or candidates[0]
 
@@ -461,7 +593,7 @@ def _named_column(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 def _class_names(schema: Any, label: str | None) -> list[str]:
     """The names of classes that Hugging Face stored in the file; [] where there are none."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parsed_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]
     except (KeyError, ValueError, TypeError):
         return []
@@ -492,6 +624,7 @@ def list_saved_dataset(place: str) -> PictureList:
     folder = absolute(Path(place))
     if not folder.is_dir():
         raise UserError(f"{inert(folder)} is not a folder; use the folder that save_to_disk wrote.")
+    _check_saved(folder)
     try:
         loaded = datasets.load_from_disk(str(folder))
     except Exception as error:  # of another package, which raises anything
@@ -506,7 +639,7 @@ def list_saved_dataset(place: str) -> PictureList:
     if not images:
         raise UserError(
             f"{inert(folder)} has no column of images; its columns are"
-            f" {', '.join(map(inert, first.column_names))}."
+            f" {listed([*map(inert, first.column_names)])}."
         )
     image = _named_column(images, IMAGE_COLUMNS) or images[0]
     label = _named_column(first.column_names, LABEL_COLUMNS)
@@ -535,6 +668,39 @@ def list_saved_dataset(place: str) -> PictureList:
             "those of the data set",
         ),
         classes=tuple(known) if known else _in_order(groups),
+    )
+
+
+def _check_saved(folder: Path) -> None:
+    """Look at the small files of a saved data set before the package `datasets` reads them.
+
+    Raises:
+        UserError: one of them is no file, is too large or damaged, or names a file elsewhere.
+    """
+    import pyarrow as pa
+
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir())):
+        for file in sorted(place.glob("*.json")):
+            try:
+                content = read_json(file, LARGEST_JSON)
+                parts = content.get("_data_files") or [] if isinstance(content, dict) else []
+                for name in [part["filename"] for part in parts]:
+                    if os.path.basename(name) != name:
+                        raise ValueError(f"it names the file {name!r:.80}, which lies elsewhere")
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise _damaged_part(file, error) from error
+        for file in sorted(place.glob("*.arrow")):
+            try:
+                check_arrow(file)
+            except (OSError, pa.ArrowException) as error:
+                raise _damaged_part(file, error) from error
+
+
+def _damaged_part(file: Path, error: Exception) -> UserError:
+    reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return UserError(
+        f"{inert(file)} cannot be read ({inert(reason):.200}); save the data set again with"
+        " save_to_disk."
     )
 
 

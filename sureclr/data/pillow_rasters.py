@@ -58,6 +58,22 @@ DECODER_BYTES = {
 HEIF_420, HEIF_8, HEIF_DEEP = 4, 8, 20
 PNG_16 = re.compile(r"(RGB|RGBA|LA);16B")  # Pillow keeps only the high byte of these
 
+MOST_SMALL_READS = 2_000_000  # of a file; they take a second
+
+
+class _Patient:
+    """A file that Pillow looks through for a header, byte by byte where there is rubbish."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.seek, self.tell, self._read, self._small = stream.seek, stream.tell, stream.read, 0
+
+    def read(self, count: int = -1) -> bytes:
+        if 0 <= count < 16:
+            self._small += 1
+            if self._small > MOST_SMALL_READS:
+                raise Unreadable("it is rubbish where its picture should be")
+        return self._read(count)
+
 
 def open_pillow(
     stream: IO[bytes], page: int, enough: int | None, header_only: bool = False
@@ -82,7 +98,11 @@ def open_pillow(
         stream.seek(0)
         stream = io.BytesIO(stream.read())
     stream.seek(0)
-    image = Image.open(stream, formats=FORMATS)
+    patient: Any = stream
+    if stream.read(2) in (b"\xff\xd8", b"\x89P", b"GI"):  # the others are quick
+        patient = _Patient(stream)
+    stream.seek(0)
+    image = Image.open(patient, formats=FORMATS)
     is_jpeg = image.format in ("JPEG", "MPO")
     pages = 1
     if not is_jpeg and image.format != "TIFF":  # `open_tiff` counts its pages
@@ -90,7 +110,7 @@ def open_pillow(
             pages = int(getattr(image, "n_frames", 1))
         except Exception:  # a later frame is damaged; the image then stands somewhere in the file
             stream.seek(0)
-            image = Image.open(stream, formats=FORMATS)
+            image = Image.open(patient, formats=FORMATS)
     if page:
         if page >= pages and image.format != "TIFF":
             raise Unreadable(f"it has no page {page + 1}")
@@ -303,8 +323,8 @@ def _check_png(stream: IO[bytes], page: int) -> None:
 def _chunks(stream: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, int]]:
     """The chunks of a PNG that are of these kinds, and how many bits of the sum of each differ."""
     stream.seek(8)
-    seen = False
-    while len(head := stream.read(8)) == 8 and head[4:] != b"IEND":
+    patient, seen = _Patient(stream), False
+    while len(head := patient.read(8)) == 8 and head[4:] != b"IEND" and head[4:].isalpha():
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if kind in kinds:
             data, seen = stream.read(length), True

@@ -65,7 +65,7 @@ def surveyed(listing: Listing, progress: Progress = SILENT, channels: int | None
     """
     kept = kept_json(
         listing.cache_file("survey", channels, suffix="-survey"),
-        listing.digest,
+        listing,
         lambda: _as_json(look_at(listing.files, progress, channels)),
     )
     facts = [fact if isinstance(fact, str) else PictureFacts(*fact) for fact in kept["facts"]]

@@ -28,11 +28,11 @@ from sureclr.evaluation.probes import linear_probe
 from sureclr.evaluation.results import Interval, Number, Provenance
 from sureclr.evaluation.session import Session
 from sureclr.files import (
-    LARGEST_JSON,
     digest_of_bytes,
     json_bytes,
     make_folder,
-    read_file,
+    read_json,
+    read_safetensors,
     remove,
     sealed,
     unsealed,
@@ -502,7 +502,7 @@ def _read_kept(path: Path, provenance: Provenance) -> FittedClassifier:
     kept = _read_record(path)
     if not kept.provenance.same_origin(provenance):
         raise ValueError("it is of another origin than its name says")
-    data = read_file(path.with_suffix(".safetensors"))
+    data = read_safetensors(path.with_suffix(".safetensors"))
     if hashlib.sha256(data).hexdigest() != kept.parameters_sha256:
         raise ValueError("its parameters do not match their sha256")
     try:
@@ -513,8 +513,7 @@ def _read_kept(path: Path, provenance: Provenance) -> FittedClassifier:
 
 def _read_record(path: Path) -> KeptClassifier:
     """Return what the JSON of a kept classifier holds; OSError or ValueError if it is damaged."""
-    content = json.loads(read_file(path, LARGEST_JSON))
-    return from_json(KeptClassifier, unsealed(content, path.name))
+    return from_json(KeptClassifier, unsealed(read_json(path), path.name))
 
 
 def _delete_outdated(session: Session, checkpoint: str) -> None:

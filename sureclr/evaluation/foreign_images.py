@@ -8,6 +8,7 @@ Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur
 makes them less certain. The result's note says so.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from sureclr.evaluation.scores import (
     score_images,
 )
 from sureclr.evaluation.tables import finite_by_score
+from sureclr.files import LARGEST_TEXT, read_file
 from sureclr.maths import metrics
 
 if TYPE_CHECKING:
@@ -168,11 +170,15 @@ def read_human_shares(path: Path, images: ImageSet) -> Tensor:
         shares[found.rows] = (one_hot if found.shares is None else found.shares).double()
         return shares[torch.from_numpy(images.rows("test"))]
     try:
-        votes = np.load(path, allow_pickle=False).astype(np.float64)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        data = read_file(path, LARGEST_TEXT)
+        if not data.startswith(b"\x93NUMPY"):  # numpy would advise to load it as a pickle
+            raise ValueError("it does not begin as .npy files do")
+        votes = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
+    except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path} cannot be read as an array of numbers ({error}); name a .npy file or a file of"
-            " labels with human=."
+            f"{path} cannot be read as an array of numbers ({reason}); name a .npy file or a"
+            " file of labels with human=."
         ) from error
     tests = len(images.rows("test"))
     if votes.ndim != 2 or len(votes) != tests or votes.shape[1] < 2:

@@ -7,7 +7,6 @@ names of what may say how certain an image is: `certainty` (the loss's own), `ne
 `feature_norm`, `negative_entropy`; a higher score means more certain.
 """
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from sureclr.errors import UserError
 from sureclr.files import (
-    LARGEST_JSON,
     json_bytes,
-    read_file,
+    read_json,
     sealed,
     unsealed,
     why,
@@ -1008,10 +1006,10 @@ def _read(run: Path) -> tuple[Results, dict[str, Any]]:
     if not os.path.lexists(path):
         return Results(run), {}
     try:
-        content = json.loads(read_file(path, LARGEST_JSON))
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError("it is no object")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error}); move it away and evaluate the run again."
         ) from error

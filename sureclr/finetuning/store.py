@@ -6,8 +6,9 @@ names a whole file.
 """
 
 import hashlib
-import json
+import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError, unknown
 from sureclr.files import (
-    LARGEST_JSON,
     json_bytes,
     make_folder,
-    read_file,
+    read_json,
+    read_safetensors,
     remove,
     sealed,
     write_atomically,
@@ -29,7 +30,7 @@ from sureclr.files import (
 from sureclr.finetuning.results import ClassifierRecord, SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
 from sureclr.models.embedding import as_float, evaluating
-from sureclr.models.encoders import encoder
+from sureclr.models.encoders import ENCODERS, encoder
 from sureclr.models.simclr import StandardisedEncoder
 from sureclr.training.building import is_own, own_network
 from sureclr.training.devices import choose_device
@@ -173,8 +174,9 @@ def load_finetuned(
     """
     folder = results_folder_of(run, checkpoint) / "finetuned"
     path = folder / f"{file_name(labels)}.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise _no_such_classifier(run, labels, folder)
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     record = _read_record(path)
@@ -186,11 +188,18 @@ def load_finetuned(
             f" {'newest undamaged' if checkpoint == 'last' else 'chosen'} one; fine-tune the run"
             " again."
         )
-    weights = load(_read_weights(folder, record))
+    data = _read_weights(folder, record)
     try:
+        weights = load(data)
+        if network is None and (record.encoder not in ENCODERS or record.encoder == "small"):
+            with torch.device("meta"), warnings.catch_warnings():  # shapes alone take no memory
+                warnings.simplefilter("ignore")  # that loading copies no values
+                empty = {name: value.to("meta") for name, value in weights.items()}
+                shapes = Classifier(_encoder(record, None, empty), len(record.classes))
+                shapes.load_state_dict(empty)
         model = Classifier(_encoder(record, network, weights), len(record.classes))
         model.load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{path} does not describe the weights in {record.file}; fine-tune the run again."
         ) from error
@@ -226,11 +235,11 @@ def _no_such_classifier(run: str | Path, labels: str, folder: Path) -> UserError
 
 def _read_record(path: Path) -> ClassifierRecord:
     try:
-        record = ClassifierRecord.of(json.loads(read_file(path, LARGEST_JSON)))
+        record = ClassifierRecord.of(read_json(path))
         if file_name(record.key) != path.stem:
             raise ValueError(f"it is of {record.key!r:.60}, which is not what its name says")
         return record
-    except (OSError, ValueError, RecursionError) as error:  # a SchemaError is a ValueError
+    except (OSError, ValueError) as error:  # a SchemaError is a ValueError
         raise UserError(f"{path} cannot be read ({error}); fine-tune the run again.") from error
 
 
@@ -238,11 +247,10 @@ def _read_weights(folder: Path, record: ClassifierRecord) -> bytes:
     """Return the content of the file of the weights, after a check of its sha256."""
     path = folder / Path(record.file).name  # a name with folders in it must not lead elsewhere
     try:
-        data = read_file(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); fine-tune the run again."
-        ) from error
+        data = read_safetensors(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}); fine-tune the run again.") from error
     if hashlib.sha256(data).hexdigest() != record.weights_sha256:
         raise UserError(
             f"{path} is damaged (it does not match its sha256); fine-tune the run again."

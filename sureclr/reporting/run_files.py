@@ -1,6 +1,5 @@
 """What a report draws: the files of a run folder, and its images where they can be read."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results, read_results
-from sureclr.files import LARGEST_JSON, read_file, refuse_if_lost, unsealed
+from sureclr.files import read_json, refuse_if_lost, unsealed
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
 
@@ -281,9 +280,9 @@ def _sealed_json(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return {}
     try:
-        return unsealed(json.loads(read_file(path, LARGEST_JSON)), path.name, required=False)
+        return unsealed(read_json(path), path.name, required=False)
     except OSError as error:
         refuse_if_lost(error, path)
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     return None

@@ -1,6 +1,5 @@
 """Whether a run may be continued: what differs from what its newest checkpoint recorded."""
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, read_file, unsealed
+from sureclr.files import read_json, unsealed
 from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run_dir import RunDir, check_numbers
 
@@ -131,8 +130,8 @@ def machine_changes(directory: RunDir, environment: dict[str, Any]) -> str:
         environment: as `records.environment` returns it now.
     """
     try:
-        stored = read_file(directory.path / "environment.json", LARGEST_JSON)
-        before = unsealed(json.loads(stored), "environment.json", required=False)
+        stored = read_json(directory.path / "environment.json")
+        before = unsealed(stored, "environment.json", required=False)
         changes = [
             f"{name} was {before[name]} and is now {environment[name]}"
             for name in OF_THE_MACHINE

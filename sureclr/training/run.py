@@ -1,6 +1,5 @@
 """A trained run: its configuration, its network and its folder; `sureclr.load` opens one."""
 
-import json
 import os
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
-from sureclr.files import LARGEST_JSON, read_file, unsealed
+from sureclr.files import read_json, unsealed
 from sureclr.maths.objectives import Objective
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
@@ -193,8 +192,8 @@ def _accuracies(results: Path, checkpoint: str) -> list[tuple[str, str]]:
     There is nothing where the file has another form, or where a result is of other weights.
     """
     try:
-        content = json.loads(read_file(results, LARGEST_JSON))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(results)
+    except (OSError, ValueError):
         return []
     rows = []
     for name, title in (("linear", "linear probe"), ("knn", "nearest neighbours")):

@@ -33,7 +33,10 @@ from sureclr.files import (
     json_bytes,
     make_folder,
     open_file,
+    parsed_json,
     read_file,
+    read_json,
+    read_safetensors,
     refuse_if_lost,
     remove,
     remove_dead_drafts,
@@ -52,6 +55,7 @@ MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and
 CHECKPOINT = re.compile(r"step-(\d{9})")  # any other name is a folder of the user's
 LARGEST_METRICS = 1 << 30  # bytes, of about three million steps
 LONGEST_LINE = 1 << 16  # bytes of a line of metrics.jsonl; ours have about 300
+LARGEST_MANIFEST = 1 << 20  # bytes of a checkpoint's manifest; ours have about 500
 CHECKED_LINE = re.compile(rb'(\{.*), "crc32": (\d{1,10})\}')
 OF_THE_WEIGHTS = (  # worthless once training continues
     "results.json",
@@ -255,7 +259,7 @@ class RunDir:
     def image_paths(self) -> list[str]:
         """Return the paths of the images relative to the run, as images.json has them, or []."""
         try:
-            content = json.loads(read_file(self.path / "images.json", LARGEST_JSON))
+            content = read_json(self.path / "images.json")
             report = unsealed(content, "images.json", required=False)
             return [str(path) for path in report["from_run"]]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -551,6 +555,7 @@ class RunDir:
         Raises:
             UserError: there is no such checkpoint, or none that is undamaged.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
         choice = self.chosen(which)
@@ -570,8 +575,11 @@ class RunDir:
                 )
                 continue
             digest = hashlib.sha256(files.pop("manifest.json")).hexdigest()
-            numbers = json.loads(files.pop("state.json"))
-            parts = {name.removesuffix(".safetensors"): load(data) for name, data in files.items()}
+            numbers = _state(path, files.pop("state.json"))
+            try:
+                parts = {n.removesuffix(".safetensors"): load(data) for n, data in files.items()}
+            except SafetensorError as error:
+                raise _strange(path, error) from error
             if name := _not_finite(parts):
                 raise UserError(
                     f"the checkpoint {path} holds values that are not finite (in {name}), so"
@@ -607,7 +615,7 @@ class RunDir:
         """Return the numbers of the checkpoint that `load_checkpoint` would load, or None."""
         for path in self.chosen(which):
             if (files := verified(path)) is not None:
-                return dict(json.loads(files["state.json"]))
+                return _state(path, files["state.json"])
         return None
 
     def checkpoint_digest(self, which: str = "last") -> str | None:
@@ -640,7 +648,7 @@ class RunDir:
         from safetensors.torch import load
 
         try:
-            data = read_file(self.initial)
+            data = read_safetensors(self.initial)
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             intact = header["__metadata__"]["sha256"] == _digest(tensors)
@@ -693,7 +701,7 @@ def read_checked_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], d
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = read_file(path)
+    data = read_safetensors(path)
     try:
         tensors = load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -742,13 +750,11 @@ def verified(path: Path) -> dict[str, bytes] | None:
         UserError: the drive cannot be read, so that the checkpoint may be whole.
     """
     try:
-        manifest_data = read_file(path / "manifest.json", LARGEST_JSON)
-        manifest = dict(json.loads(manifest_data))
+        manifest_data = read_file(path / "manifest.json", LARGEST_MANIFEST)
+        manifest = dict(parsed_json(manifest_data))
         if any(Path(name).name != name for name in manifest):  # it must not lead elsewhere
             return None
-        if not all(_has_the_right_size(path / name) for name in manifest):
-            return None
-        files = {name: read_file(path / name) for name in manifest}
+        files = {name: _read_part(path / name) for name in manifest}
     except OSError as error:
         refuse_if_lost(error, path)
         return None
@@ -758,6 +764,22 @@ def verified(path: Path) -> dict[str, bytes] | None:
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
     return {**files, "manifest.json": manifest_data} if intact and "state.json" in files else None
+
+
+def _state(path: Path, data: bytes) -> dict[str, Any]:
+    """Return the numbers of a checkpoint; a `UserError` where they are no object."""
+    try:
+        return dict(parsed_json(data))
+    except (ValueError, TypeError) as error:
+        raise _strange(path, error) from error
+
+
+def _strange(path: Path, error: Exception) -> UserError:
+    """The error for a checkpoint that matches its manifest and makes no sense."""
+    return UserError(
+        f"the checkpoint {path} was not written by SureCLR ({' '.join(str(error).split())[:200]});"
+        " delete it, or start the run again with overwrite=True."
+    )
 
 
 def check_numbers(path: Path, numbers: dict[str, Any]) -> None:
@@ -772,29 +794,19 @@ def check_numbers(path: Path, numbers: dict[str, Any]) -> None:
             )
 
 
-def _has_the_right_size(path: Path) -> bool:
-    """Return whether a file has the size that its own header says; JSON must be short.
-
-    It is looked at before the file is read: a huge one would take all memory.
-    """
-    with open_file(path, None if path.suffix == ".safetensors" else LARGEST_JSON) as file:
-        size = os.fstat(file.fileno()).st_size
-        if path.suffix != ".safetensors":
-            return True
-        length = int.from_bytes(file.read(8), "little")
-        if length > min(size, LARGEST_JSON):
-            return False
-        header = dict(json.loads(file.read(length)))
-        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        return size == 8 + length + max(ends, default=0)
+def _read_part(path: Path) -> bytes:
+    """Return a file of a checkpoint, whose size is looked at before it is read."""
+    return (
+        read_safetensors(path) if path.suffix == ".safetensors" else read_file(path, LARGEST_JSON)
+    )
 
 
 def recorded_numbers(path: Path) -> dict[str, Any] | None:
     """Return a checkpoint's state.json; None if it does not fit the manifest, or has no step."""
     try:
-        manifest = json.loads(read_file(path / "manifest.json", LARGEST_JSON))
+        manifest = read_json(path / "manifest.json", LARGEST_MANIFEST)
         state = read_file(path / "state.json", LARGEST_JSON)
-        numbers = dict(json.loads(state))
+        numbers = dict(parsed_json(state))
         intact = manifest["state.json"] == hashlib.sha256(state).hexdigest()
     except OSError as error:
         refuse_if_lost(error, path)

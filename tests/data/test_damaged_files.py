@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,38 @@ def test_no_damage_hides_from_the_guard_of_the_png(monkeypatch: pytest.MonkeyPat
         result = decoding.decode(FileRef("a", data=bytes(damaged)), Decoding())
         silent += isinstance(result, DecodedPicture) and not np.array_equal(result.square, written)
     assert silent > 0
+
+
+def decode_mutants(count: int) -> tuple[int, int, float]:
+    """How many mutants are read and how many refused, and the most memory taken in MiB.
+
+    Two of three have several kinds of damage at once, and those of the first bytes are damaged more
+    often: they say how large the picture is.
+    """
+    read = 0
+    for number in range(count):
+        source = random.Random(number)
+        data = mutant(list(FILES.values())[number % len(FILES)], source)
+        for _ in range(number % 3):
+            head = data[:64]
+            data = (
+                mutant(head, source) + data[64:] if source.random() < 0.5 else mutant(data, source)
+            )
+        result = decoding.decode(FileRef("a", data=data), WANTED)
+        read += isinstance(result, DecodedPicture)
+    with open("/proc/self/status") as status:
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    return read, count - read, peak / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no peaks")
+def test_ten_thousand_mutants_take_less_than_a_gibibyte() -> None:
+    with get_context("spawn").Pool(1) as pool:  # a process of its own, as workers are
+        read, refused, peak = pool.apply(decode_mutants, (10_000,))
+    print(
+        f"mutated images: {read + refused:,} tried, {read:,} read, {refused:,} refused,"
+        f" 0 exceptions, highest memory {peak:.0f} MiB"
+    )
+    assert read + refused == 10_000 and read > 1000 and refused > 1000
+    assert peak < 1024

@@ -12,6 +12,7 @@ import pytest
 from bad_files import BAD
 from dying import die
 from PIL import Image
+from tiny import write_photos
 
 from sureclr.config import PretrainConfig, ReadOptions, from_dict, read_yaml, to_yaml
 from sureclr.data import decoding, folder_cache
@@ -489,8 +490,8 @@ def test_pixels_that_another_process_deletes_meanwhile_stay_mapped(
     """Such as one that decodes the same folder after a picture came: before and after the map."""
     real = folder_cache._delete_old
 
-    def deleting(path: Path, manifest: Any) -> None:
-        real(path, manifest)
+    def deleting(path: Path, manifest: Any, largest: int) -> None:
+        real(path, manifest, largest)
         (path.parent / manifest.pixels).unlink()
 
     monkeypatch.setattr(folder_cache, "_delete_old", deleting)
@@ -751,3 +752,15 @@ def test_pages_are_skipped_and_said_or_become_images(tmp_path: Path) -> None:
     assert list(images.paths) == ["one.png", "scan.tif", "scan.tif#2", "scan.tif#3"]
     for row, frame in enumerate(frames, 1):
         assert np.array_equal(images.images[row].permute(1, 2, 0).numpy(), np.asarray(frame))
+
+
+def test_a_link_to_a_folder_above_brings_nothing_in(tmp_path: Path) -> None:
+    """A stranger's folder could else bring in every picture of the disk."""
+    write_photos(tmp_path / "mine")
+    write_photos(tmp_path / "theirs/photos")
+    inside = find_files((tmp_path / "theirs/photos").resolve())
+    for name, target in (("a", tmp_path), ("b", Path("/")), ("c", Path("../.."))):
+        (tmp_path / "theirs/photos" / name).symlink_to(target)
+    assert find_files((tmp_path / "theirs/photos").resolve()) == inside
+    (tmp_path / "theirs/photos/d").symlink_to(tmp_path / "mine")  # beside is the user's wish
+    assert len(find_files((tmp_path / "theirs/photos").resolve())[0]) == 2 * len(inside[0])

@@ -452,7 +452,7 @@ def test_a_bad_file_is_one_sentence(content: bytes, words: str, tmp_path: Path) 
 def test_a_file_that_is_not_there_or_not_a_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no file of labels"):
         labels_in_file(LabelFile(tmp_path / "none.csv"), images())
-    with pytest.raises(UserError, match="it is not a file"):
+    with pytest.raises(UserError, match="it is a folder"):
         labels_in_file(LabelFile(tmp_path), images())
 
 
