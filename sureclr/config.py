@@ -35,9 +35,9 @@ LARGEST = {  # what decides memory and time; far above what anybody has used
     "seeds": 10_000,
 }
 LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 3e38
-    "learning_rate": 1e30,
-    "classifier_learning_rate": 1e30,
-    "weight_decay": 1e30,
+    "learning_rate": 1e38,
+    "classifier_learning_rate": 1e38,
+    "weight_decay": 1e38,
     "temperature": 10**9,
     "certainty_weight": 10**9,
     "kernel_dimension": 10**9,
