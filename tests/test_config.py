@@ -423,7 +423,7 @@ ALLOWED: dict[str, tuple[list[Any], str]] = {
         CAN_BE_OFF.split(),
         ([0], OFF),
     ),
-    "learning_rate": ([10**30], "up to 1e38, near the end of float32: training diverges and says so (R13)"),
+    "learning_rate": ([10**30], "up to 1e38, near the end of float32: it diverges and says so"),
     "classifier_learning_rate": ([10**30], "likewise"),
     "learning_rates": ([10**30], "likewise"),
     "fold": ([0, 10**30, 10**400, 10**5000], FOLDS),
