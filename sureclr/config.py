@@ -35,9 +35,9 @@ LARGEST = {  # what decides memory and time; far above what anybody has used
     "seeds": 10_000,
 }
 LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 3e38
-    "learning_rate": 1e30,
-    "classifier_learning_rate": 1e30,
-    "weight_decay": 1e30,
+    "learning_rate": 1e38,
+    "classifier_learning_rate": 1e38,
+    "weight_decay": 1e38,
     "temperature": 10**9,
     "certainty_weight": 10**9,
     "kernel_dimension": 10**9,
@@ -468,7 +468,7 @@ def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
             options.size,
         ),
         (
-            "channels must be 1 to 32, or None",
+            "channels must be 1 (grey), 3 (RGB), or another number of bands up to 32, or None",
             options.channels is None or 1 <= options.channels <= 32,
             options.channels,
         ),
@@ -520,7 +520,7 @@ def _check_types(config: Any, prefix: str = "") -> None:
     """
     values = {name: value for name, value in vars(config).items() if name != "views"}
     for name, value in as_field_types(type(config), values, prefix).items():
-        if isinstance(value, tuple):
+        if isinstance(values[name], list):
             object.__setattr__(config, name, value)
 
 

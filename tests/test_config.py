@@ -423,14 +423,14 @@ ALLOWED: dict[str, tuple[list[Any], str]] = {
         CAN_BE_OFF.split(),
         ([0], OFF),
     ),
-    "learning_rate": ([10**30], "the bound itself, 1e30: training diverges and says so (R13)"),
+    "learning_rate": ([10**30], "up to 1e38, near the end of float32: it diverges and says so"),
     "classifier_learning_rate": ([10**30], "likewise"),
     "learning_rates": ([10**30], "likewise"),
     "fold": ([0, 10**30, 10**400, 10**5000], FOLDS),
     "crop_aspect": ([1e300, 10**30], HARMLESS),
     "blur_sigma": ([1e300, 10**30], HARMLESS),
 }
-ALLOWED["weight_decay"] = ([0, 10**30], f"{OFF}; 1e30 is the bound itself")
+ALLOWED["weight_decay"] = ([0, 10**30], f"{OFF}; up to 1e38")
 PAIRS = ("crop_area", "crop_aspect", "blur_sigma", "value_range")
 
 

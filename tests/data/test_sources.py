@@ -162,9 +162,9 @@ def test_size_and_channels_are_as_asked() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"size": 0}, "size must be at least 1 pixel, not 0"),
-        ({"size": -3}, "not -3"),
-        ({"channels": 33}, "channels must be 1 .grey., 3 .RGB., .* up to 32, not 33"),
+        ({"size": 0}, "size must be at least 1 pixel, or None; got 0"),
+        ({"size": -3}, "got -3"),
+        ({"channels": 33}, "channels must be 1 .grey., 3 .RGB., .* up to 32, or None; got 33"),
     ],
 )
 def test_impossible_shapes_are_refused(wrong: dict[str, int], words: str) -> None:
