@@ -36,6 +36,8 @@ FLAGS = [  # of a run of seconds, with whatever a run can have
     *("--checkpoint-every", "2", "--snapshot-every", "4", "--monitor-every", "2", "--size", "12"),
 ]
 WITHIN = 5.0  # seconds from the first signal until the whole group has gone
+# Of the processor, for Python's own end where a command has finished: 0.8 s, here measured
+AT_END = 2.0
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Ended:
     errors: str
     seconds: float
     left: bool  # whether a process of its group still lived after so long
+    computed: float  # seconds of the processor after the signal
 
     def refused(self) -> list[str]:
         """What is wrong with it, if anything."""
@@ -59,8 +62,10 @@ class Ended:
             wrong.append("a traceback")
         if self.left:
             wrong.append("a process is left")
-        if self.seconds > WITHIN:
+        if self.code and self.seconds > WITHIN:
             wrong.append(f"{self.seconds:.1f} s")
+        if not self.code and self.computed > AT_END:
+            wrong.append(f"it went on for {self.computed:.1f} s")
         return [f"{each}: {self.errors[-1500:]}" for each in wrong]
 
 
@@ -95,7 +100,8 @@ def interrupt(
     process: subprocess.Popen[str], signals: list[signal.Signals], *, group: bool, gap: float = 0.05
 ) -> Ended:
     """Send signals to a command or its whole group, and wait until the group has gone."""
-    sent = time.monotonic()
+    sent, before = time.monotonic(), processor_seconds(process.pid)
+    after = before
     for number in signals:
         try:
             (os.killpg if group else os.kill)(process.pid, number)
@@ -103,13 +109,14 @@ def interrupt(
             break
         time.sleep(gap if len(signals) > 1 else 0)
     while (alive := lives(process.pid)) and time.monotonic() - sent < 2 * WITHIN:
-        process.poll()  # or it stays a zombie of the group
+        if process.poll() is None:  # and else it is no longer a zombie of the group
+            after = max(after, processor_seconds(process.pid))
         time.sleep(0.005)
     seconds = time.monotonic() - sent
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
-    return Ended(process.returncode, errors, seconds, alive)
+    return Ended(process.returncode, errors, seconds, alive, after - before)
 
 
 def lives(group: int) -> bool:
@@ -352,7 +359,7 @@ def test_fifty_interrupts_in_every_command(tmp_path: Path) -> None:
     wrong = [f"{how}: {text}" for how, each in ended for text in each.refused()]
     tracebacks = sum("Traceback" in each.errors for _, each in ended)
     left = sum(each.left for _, each in ended)
-    slowest = max(each.seconds for _, each in ended)
+    slowest = max(each.seconds for _, each in ended if each.code)
     stopped = sum(each.code != 0 for _, each in ended)
     print(
         f"\ninterrupts: {len(ended)} sent, {stopped} stopped, {len(ended) - stopped} had finished,"
