@@ -184,7 +184,8 @@ def _configuration(
     if not isinstance(numbers.get("configuration"), dict):
         return config
     recorded = from_dict(numbers["configuration"])
-    if names := differing(recorded, config):
+    later = directory.accepted_after(numbers)
+    if names := differing(recorded if later is None else from_dict(later), config):
         problems.append(captions.CHANGED_CONFIGURATION.format(names=", ".join(names)))
     return recorded
 

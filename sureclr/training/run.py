@@ -263,11 +263,15 @@ def load(
     which = str(checkpoint)
     loaded = directory.load_checkpoint(which)
     check_numbers(directory.path, loaded.numbers)
-    if names := differing(from_dict(loaded.numbers["configuration"]), config):
-        raise UserError(
-            f"the checkpoint in {path} was made with another {', '.join(names)} than its"
-            " config.yaml says; was the configuration edited? Restore the original."
-        )
+    recorded_one = from_dict(loaded.numbers["configuration"])
+    if names := differing(recorded_one, config):
+        later = directory.accepted_after(loaded.numbers)
+        if later is None or differing(from_dict(later), config):
+            raise UserError(
+                f"the checkpoint in {path} was made with another {', '.join(names)} than its"
+                " config.yaml says; was the configuration edited? Restore the original."
+            )
+        config = recorded_one  # it is from before changes that the user accepted
     model, objective = _restored(directory.path, config, loaded, encoder, loss)
     chosen, numbers = choose_device(device), loaded.numbers
     folder = directory.results_folder(which)

@@ -618,6 +618,19 @@ class RunDir:
                 return _state(path, files["state.json"])
         return None
 
+    def accepted_after(self, numbers: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the configuration of the newest checkpoint if it has changes accepted since.
+
+        Args:
+            numbers: of an older checkpoint; None is returned where nothing was accepted after it.
+        """
+        newest = self.checkpoint_numbers() or {}
+        before, now = numbers.get("changes", []), newest.get("changes", [])
+        if not (isinstance(before, list) and isinstance(now, list)):
+            return None
+        later = len(now) > len(before) and now[: len(before)] == before
+        return dict(newest["configuration"]) if later else None
+
     def checkpoint_digest(self, which: str = "last") -> str | None:
         """Return the digest of the checkpoint that `load_checkpoint` would load.
 

@@ -19,6 +19,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.files import sealed
 from sureclr.progress import SilentProgress
+from sureclr.reporting.run_files import read_run_files
 from sureclr.stopping import Stopped
 from sureclr.training.continuing import completed
 from sureclr.training.image_record import ImageRecord, check_recorded_images
@@ -114,6 +115,23 @@ def test_an_accepted_configuration_trains_on_and_is_recorded(run: Path) -> None:
     train(run, resume=True, learning_rate=0.02)  # from now on this is the configuration
     with pytest.raises(UserError, match="learning_rate was 0.02 and is now 0.01"):
         train(run, resume=True)
+
+
+def test_a_checkpoint_from_before_accepted_changes_keeps_its_configuration(run: Path) -> None:
+    """Such as the best one; config.yaml was not edited, and says what came afterwards."""
+    old = RunDir(run).saved()[0]
+    shutil.copytree(old, run.parent / "kept")
+    train(run, resume=True, accept_changes=True, learning_rate=0.02)
+    assert not old.exists()
+    shutil.copytree(run.parent / "kept", old)  # from a backup
+    step = int(old.name[5:])
+    assert load(run, "cpu", checkpoint=step).config.learning_rate == CONFIG.learning_rate
+    assert load(run, "cpu").config.learning_rate == 0.02
+    assert not read_run_files(run, checkpoint=str(step)).problems
+    edit(run, "learning_rate: 0.02", "learning_rate: 0.03")
+    for checkpoint in (step, "last"):
+        with pytest.raises(UserError, match="another learning_rate than its config.yaml says"):
+            load(run, "cpu", checkpoint=checkpoint)
 
 
 def test_accepting_without_a_change_records_none(run: Path, tmp_path: Path) -> None:
