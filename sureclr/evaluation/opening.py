@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Results
 from sureclr.files import (
@@ -26,6 +27,7 @@ from sureclr.files import (
     unwritable,
     write_atomically,
 )
+from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run import Run, load
 from sureclr.training.run_dir import RunDir
 
@@ -106,6 +108,28 @@ def held(run: Run) -> Iterator[Run]:
             if run.results_folder != run.path:
                 with suppress(OSError):
                     run.results_folder.rmdir()  # it stays if it holds a result
+
+
+def images_changed(run: Run, images: ImageSet) -> str:
+    """Return a sentence if a run's own images are not those that it was trained on, or "".
+
+    It takes about a second for each gigabyte of pixels.
+
+    Args:
+        run: whose checkpoint recorded the training images; those of older versions did not.
+        images: as their source has them now.
+    """
+    numbers = run.directory.checkpoint_numbers(run.which) or {}
+    if not isinstance(recorded := numbers.get("images"), str):
+        return ""
+    now = ImageRecord.of(images.pretraining)
+    found = check_recorded_images(run.directory.images, recorded, numbers.get("count"), now)
+    if not found:
+        return ""
+    return (
+        f"The images of this run are not those that it was trained on ({'; '.join(found)}); what is"
+        " computed now is of the images as they are."
+    )
 
 
 def why_not_kept(run: Run) -> str:

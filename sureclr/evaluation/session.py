@@ -28,7 +28,7 @@ from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
 from sureclr.evaluation.inputs import EvaluationInputs
-from sureclr.evaluation.opening import held, open_run
+from sureclr.evaluation.opening import held, images_changed, open_run
 from sureclr.evaluation.results import (
     Comparison,
     Provenance,
@@ -237,6 +237,10 @@ class Session:
             UserError: the images cannot be read, and there is no stored table of them.
         """
         images, reason = self.catalogue, self._read[1]
+        as_given = self._data is not None or reason
+        embedded = as_given or stored_digest(self.run) == self.digest
+        if not embedded and (changed := images_changed(self.run, self._source[0])):
+            self.progress.message(changed)
         table = embed_run_images(
             self.run, self._source[0], self.digest, own=self.own, progress=self.progress
         )
@@ -298,7 +302,21 @@ class Session:
             elif not again and (problem := self.inputs.map_problem()):
                 again = True
                 self.progress.message(f"The map of the images is made anew: {problem}.")
+        if name == "learning" and self.own and not again and self._has_new_snapshots():
+            again = True
+            self.progress.message(
+                "The stored result learning was made before the run was trained on; it is made"
+                " anew of all snapshots."
+            )
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
+
+    def _has_new_snapshots(self) -> bool:
+        """Whether the run saved snapshots after the stored result of learning was made."""
+        stored = self.results().get(self.key("learning"))
+        if stored is None:
+            return False
+        recorded = (self.run.directory.checkpoint_numbers() or {}).get("snapshots", ())
+        return bool(max(recorded, default=0) > max(stored.epochs))
 
     def stored_or_new(
         self, key: str, make: Callable[[], Any], *, again: bool = False, other_checkpoint: str = ""

@@ -482,3 +482,38 @@ def test_an_evaluation_that_cannot_be_kept_is_a_sentence(place: Path, result: An
 def test_names_with_a_meaning_in_the_file_are_refused(name: str) -> None:
     with pytest.raises(UserError, match="cannot be named"):
         sureclr.register_evaluation(name)
+
+
+def test_learning_of_an_older_checkpoint_is_of_all_snapshots(tmp_path: Path) -> None:
+    """The best one stays when a run goes on; the witness are the files of snapshots."""
+    run, source = tmp_path / "run", f"folder:{write_photos(tmp_path / 'photos')}"
+    options: dict[str, Any] = {"source": source, "size": 8, "batch_size": 8}
+    options |= {"snapshot_every": 1, "monitor_every": 1}
+    train(run, None, epochs=2, **options)
+    step = sureclr.load(run, "cpu", checkpoint="best").which
+    assert step != "last"
+    before = sureclr.evaluate(run, "learning", checkpoint=step, **QUIET)["learning"]
+    assert before.epochs == (1, 2)
+    train(run, None, epochs=3, resume=True, accept_changes=True, **options)
+    log = Messages()
+    found = sureclr.evaluate(run, "learning", checkpoint=step, device="cpu", progress=log)
+    saved = sorted((run / "snapshots").glob("*.safetensors"))
+    assert found["learning"].epochs == tuple(int(file.stem[6:]) for file in saved) == (1, 2, 3)
+    assert any("made anew of all snapshots" in text for text in log.messages)
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_images_that_are_not_those_of_the_training_are_told(place: Path, changed: bool) -> None:
+    """Also where no table and no cache remember the images: the checkpoint does."""
+    photos = Path(sureclr.load(place / "run", "cpu").source.removeprefix("folder:"))
+    if changed:
+        shutil.rmtree(photos)
+        write_photos(photos, seed=1)
+    try:
+        log = Messages()
+        sureclr.evaluate(place / "run", "knn", device="cpu", progress=log)
+    finally:
+        shutil.rmtree(photos)
+        shutil.copytree(place / "photos-before", photos)
+    said = [text for text in log.messages if "not those that it was trained on" in text]
+    assert len(said) == changed and all("images were replaced by other" in text for text in said)
