@@ -59,6 +59,10 @@ CHANGED_FILE = "{file} was changed or damaged: it does not match its checksum, a
 LACKING_LINES = (
     "metrics.jsonl lacks {n} of the steps that were trained; its curves have gaps there."
 )
+FOREIGN_LINES = (
+    "metrics.jsonl is that of another run (its loss at step {step:,} is not that of the"
+    " checkpoint), and so are the curves on this page; put the run's own file back."
+)
 INTERVAL = "95 % interval {low} to {high}"
 SPAN = "{low} to {high}"
 VERDICTS = {

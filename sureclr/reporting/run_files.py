@@ -117,6 +117,8 @@ def read_run_files(
     lines = directory.lines()
     if lacking := _lacking_steps(lines, numbers.get("step")):
         problems.append(captions.LACKING_LINES.format(n=lacking))
+    if (step := directory.foreign_step(lines)) is not None:
+        problems.append(captions.FOREIGN_LINES.format(step=step))
     if _sealed_json(path / "images.json") is None:
         problems.append(captions.CHANGED_FILE.format(file="images.json"))
     environment = _sealed_json(path / "environment.json")

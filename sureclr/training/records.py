@@ -94,6 +94,11 @@ def resume_run(
         if _own_state(trainer):
             _restore_own(trainer, directory.load_initial())
         _begin_again(directory, progress)
+    if (step := directory.foreign_step(directory.lines())) is not None:
+        progress.message(
+            f"{directory.metrics} is that of another run (its loss at step {step} is not that of"
+            " the checkpoint); its lines stay, and the curves of a report will be wrong."
+        )
     if text := machine_changes(directory, environment()):
         progress.message(text)
     _record_images(directory, trainer, images)

@@ -305,6 +305,23 @@ class RunDir:
                 f"{self.metrics} cannot be read ({error.strerror}); move it away."
             ) from error
 
+    def foreign_step(self, lines: list[dict[str, Any]]) -> int | None:
+        """Return a step at which lines differ from its checkpoint, so that they are of another run.
+
+        Args:
+            lines: of metrics.jsonl.
+
+        Returns:
+            None if there is no such step; checkpoints of older versions do not record a loss.
+        """
+        losses = {line["step"]: line.get("loss") for line in lines}
+        for path in self.saved():
+            numbers = recorded_numbers(path) or {}
+            step, loss = numbers.get("step"), numbers.get("loss")
+            if type(loss) is float and losses.get(step, loss) != loss:
+                return step
+        return None
+
     def forget_after(self, step: int) -> None:
         """Remove the lines of later steps, which a resumed run will write again."""
         lines = [line for line in self.lines() if line.get("step", 0) <= step]

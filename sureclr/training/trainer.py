@@ -39,6 +39,7 @@ class Trainer:
         record: what every checkpoint stores beside the state: the digest of the images, and the
             changes that were accepted when the run was resumed.
         saved_step: the step of the newest checkpoint; None: there is none.
+        loss: of the last step; None: no step was taken.
         monitored: what the monitor measured after the last step; None: nothing.
         unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
             signal stops it; else {}.
@@ -53,6 +54,7 @@ class Trainer:
     done: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
+    loss: float | None = None
     monitored: Monitored | None = None
     unmonitored: dict[str, float] = field(default_factory=dict)
 
@@ -85,7 +87,7 @@ class Trainer:
             raise self.diverged(f"the loss is {value}")
         self.optimizer.step()
         self.done += 1
-        self.monitored = None
+        self.loss, self.monitored = value, None
         return value, posterior
 
     def gradient(self) -> tuple[Tensor, Posterior]:
@@ -179,6 +181,8 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
+        if self.loss is not None:
+            numbers["loss"] = self.loss
         if self.monitored is not None:
             numbers["monitor"] = asdict(self.monitored)
         if self.unmonitored:
@@ -201,6 +205,7 @@ class Trainer:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": entries})
         self.done = self.saved_step = numbers["step"]
         self.record = {key: numbers[key] for key in RECORDED if key in numbers}
+        self.loss = numbers.get("loss")
         self.monitored = as_monitored(numbers.get("monitor"))
         self.unmonitored = numbers.get("unmonitored", {})
 

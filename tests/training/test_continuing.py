@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import CONFIG, FLAGS, IMAGES, STEPS, equal, train, write_photos
+from tiny import CONFIG, FLAGS, IMAGES, STEPS, equal, lines, train, write_photos
 
 from sureclr.cli import main
 from sureclr.data.image_set import ImageSet
@@ -132,6 +132,18 @@ def test_a_checkpoint_from_before_accepted_changes_keeps_its_configuration(run: 
     for checkpoint in (step, "last"):
         with pytest.raises(UserError, match="another learning_rate than its config.yaml says"):
             load(run, "cpu", checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_metrics_of_another_run_are_told(run: Path, tmp_path: Path, seed: int) -> None:
+    """Of the same length and with whole checksums; those of a repetition are the run's own."""
+    train(tmp_path / "other", seed=seed)
+    shutil.copy(tmp_path / "other" / "metrics.jsonl", run)
+    said = [text for text in read_run_files(run).problems if "that of another run" in text]
+    assert len(said) == seed and all("loss at step 3" in text for text in said)
+    train(run, resume=True, progress=(log := Stopping()))
+    assert len([text for text in log.texts if "that of another run" in text]) == seed
+    assert len(lines(run)) == STEPS
 
 
 def test_accepting_without_a_change_records_none(run: Path, tmp_path: Path) -> None:
