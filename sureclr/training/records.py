@@ -105,8 +105,11 @@ def resume_run(
     if changes:
         _accept(directory, trainer, changes, progress)
     directory.forget_after(trainer.done)
-    if trainer.done < trainer.steps:
-        directory.forget_results()
+    if trainer.done < trainer.steps and (removed := directory.forget_results()):
+        progress.message(
+            f"What was computed from the weights of step {trainer.done} is removed, because"
+            f" training goes on from them: {', '.join(removed)}."
+        )
 
 
 def _begin_again(directory: RunDir, progress: Progress) -> None:

@@ -327,13 +327,18 @@ class RunDir:
         lines = [line for line in self.lines() if line.get("step", 0) <= step]
         write_atomically(self.metrics, b"".join(map(_as_line, lines)))
 
-    def forget_results(self) -> None:
+    def forget_results(self) -> list[str]:
         """Remove what was computed from weights that training is about to change.
 
         Results of another checkpoint than the last stay while there is that checkpoint.
+
+        Returns:
+            The names of what was removed from the run folder itself.
         """
+        removed = [path.name for path in _results_in(self.path) if os.path.lexists(path)]
         _remove_results(self.path)
         self._forget_pruned()
+        return removed
 
     def results_folder(self, which: str = "last") -> Path:
         """Return the folder of what is computed from a checkpoint; it need not exist.
@@ -696,9 +701,14 @@ class RunDir:
         return tensors
 
 
+def _results_in(folder: Path) -> list[Path]:
+    """Return the paths of what may have been computed from a checkpoint."""
+    return [*(folder / name for name in OF_THE_WEIGHTS), *folder.glob("comparison-*.html")]
+
+
 def _remove_results(folder: Path) -> None:
     """Remove what was computed from a checkpoint, and its folder if nothing else is in it."""
-    for path in [*(folder / name for name in OF_THE_WEIGHTS), *folder.glob("comparison-*.html")]:
+    for path in _results_in(folder):
         remove(path)
     if CHECKPOINT.fullmatch(folder.name):
         with suppress(OSError):

@@ -146,6 +146,18 @@ def test_metrics_of_another_run_are_told(run: Path, tmp_path: Path, seed: int) -
     assert len(lines(run)) == STEPS
 
 
+def test_results_that_training_on_removes_are_named(run: Path) -> None:
+    (run / "results.json").write_text("{}")
+    (run / "finetuned").mkdir()
+    (run / "notes.txt").write_text("mine")
+    train(run, resume=True, progress=(log := Stopping()))
+    assert not (run / "results.json").exists() and (run / "notes.txt").exists()
+    said = [text for text in log.texts if "is removed" in text]
+    assert len(said) == 1 and said[0].endswith(
+        "step 5 is removed, because training goes on from them: results.json, finetuned."
+    )
+
+
 def test_accepting_without_a_change_records_none(run: Path, tmp_path: Path) -> None:
     train(run, resume=True, accept_changes=True)
     train(tmp_path / "whole")
