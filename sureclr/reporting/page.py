@@ -60,6 +60,10 @@ def report(
         UserError: a folder is not a run, one of its files is damaged, or `out` cannot be written.
         Stopped: SIGINT or SIGTERM came; finished results are saved.
     """
+    if other is not None and run_path(run).resolve() == run_path(other).resolve():
+        raise UserError(
+            f"two runs are shown side by side, and both are {run_path(run)}; name another one."
+        )
     given = {run_path(each): each for each in (run, other) if each is not None}
     progress = progress or ConsoleProgress()
     options: dict[str, Any] = {"device": device, "root": root, "progress": progress}

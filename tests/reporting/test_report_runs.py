@@ -109,6 +109,7 @@ def _comparison_tiles(page: str) -> str:
     "words, text",
     [
         (["nowhere"], "not a run folder"),
+        (["{run}", "{run}/../a", "--no-evaluate"], "and both are"),
         (["{run}", "--no-evaluate", "--out", "/proc/x/y"], "--out"),
     ],
 )
