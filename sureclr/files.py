@@ -50,6 +50,7 @@ TABLE_ROOM = 1 << 27
 TABLE_RATIO = 16
 ROWS_AT_ONCE = 1 << 14  # of a table that are read before their bytes are counted
 WINDOWS = os.name == "nt"
+FORMULA = re.compile(r"'*\s*[=+\-@]")  # how a cell begins that a spreadsheet would compute
 SEAL = "sha256"  # key of the digest of a JSON object
 OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OF_DRIVES = (  # a file may be whole although it cannot be read
@@ -723,6 +724,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def as_cell(value: Any) -> Any:
+    """Return what a CSV file has for a value: words that a program would compute get a `'`.
+
+    A spreadsheet takes a cell that begins with =, +, - or @ for a formula, which a file's name
+    would bring in. Numbers stay as they are, and `from_cell` takes the `'` away again.
+
+    >>> as_cell("=1+1.png"), as_cell("-1"), as_cell(-0.5), as_cell("cat")
+    ("'=1+1.png", '-1', -0.5, 'cat')
+    """
+    if not isinstance(value, str) or not FORMULA.match(value):
+        return value
+    with suppress(ValueError):
+        float(value)
+        return value
+    return f"'{value}"
+
+
+def from_cell(text: str) -> str:
+    """Return the words of a cell that `as_cell` made, and other words as they are."""
+    return text[1:] if text[:1] == "'" and FORMULA.match(text) else text
 
 
 def json_bytes(value: object) -> bytes:

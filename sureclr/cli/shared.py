@@ -19,7 +19,7 @@ from sureclr.cli.flags import SHORT_FLAGS
 from sureclr.config import PretrainConfig, ViewConfig
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
-from sureclr.files import why, write_atomically
+from sureclr.files import as_cell, why, write_atomically
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.progress import ConsoleProgress
 from sureclr.version import __version__
@@ -229,7 +229,7 @@ def write_new_csv(out: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
     try:
         if os.path.lexists(out):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(out))

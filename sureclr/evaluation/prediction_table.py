@@ -14,7 +14,7 @@ from torch import Tensor, full_like
 from sureclr.errors import UserError
 from sureclr.evaluation.classifiers import ClassifierFacts
 from sureclr.evaluation.results import Interval
-from sureclr.files import why, writing_atomically
+from sureclr.files import as_cell, why, writing_atomically
 from sureclr.maths.metrics import wilson_interval
 
 NEIGHBOURS = 3  # labelled images that are named beside each answer
@@ -178,7 +178,7 @@ class Predictions:
             if i == 0:
                 writer.writerow(columns)
             plain = [
-                [str(v).lower() if isinstance(v, bool) else v for v in column]
+                [str(v).lower() if isinstance(v, bool) else as_cell(v) for v in column]
                 for column in columns.values()
             ]
             writer.writerows(zip(*plain, strict=True))

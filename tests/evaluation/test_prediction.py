@@ -22,6 +22,8 @@ from torch import Tensor
 
 import sureclr
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.label_file import read_label_rows
+from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation import classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
@@ -524,6 +526,23 @@ def test_all_formats_hold_the_same_rows(place: Path, trained: Path) -> None:
         }
         for row in rows
     ]
+
+
+def test_no_cell_of_a_csv_file_is_a_formula(place: Path, answers: Predictions) -> None:
+    names = ("=1+1.png", "-2+3.png", "@SUM(1).png", " +1.png", "'=1.png", "-5", "a=1.png")
+    paths = (*names, *answers.paths[len(names) :])
+    classes = ('=HYPERLINK("x")', "-c", *answers.classes[2:])
+    facts = replace(answers.classifier, classes=classes)
+    evil = replace(answers, paths=paths, classifier=facts)
+    file = evil.save(place / "evil.csv")
+    with file.open(newline="", encoding="utf-8") as opened:
+        rows = list(csv.DictReader(opened))
+    cells = [cell.strip() for row in rows for cell in row.values() if cell]
+    assert {cell for cell in cells if cell.startswith(("=", "+", "-", "@"))} <= {"-5"}
+    assert rows[0]["path"] == "'=1+1.png" and rows[6]["path"] == "a=1.png"
+    read = read_label_rows(LabelFile(file), lambda name: name in paths, evil.classes).rows
+    assert [row.image for row in read] == list(paths)
+    assert [list(row.votes) for row in read] == [[evil.classes[k]] for k in evil.label.tolist()]
 
 
 def test_a_file_that_exists_is_kept_unless_it_may_be_replaced(
