@@ -13,9 +13,9 @@ from functools import partial
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image
+from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin
 
-from sureclr.data.rasters import DAMAGED, MEMORY, Raster, Strip, Unreadable, inflates
+from sureclr.data.rasters import DAMAGED, INTERPRETER, MEMORY, Raster, Strip, Unreadable, inflates
 
 Image.init()  # makes Pillow load its plugins; some builds lack some
 # Not every format of Pillow: EPS would run Ghostscript on a stranger's file; HDF5 and GRIB are not
@@ -58,19 +58,24 @@ DECODER_BYTES = {
 HEIF_420, HEIF_8, HEIF_DEEP = 4, 8, 20
 PNG_16 = re.compile(r"(RGB|RGBA|LA);16B")  # Pillow keeps only the high byte of these
 
+ICON = b"\0\0\1\0"  # how the file of an icon begins
+ICON_BYTES = 12  # a pixel, with the copies that Pillow makes
+
 MOST_SMALL_READS = 2_000_000  # of a file; they take a second
 
 
-class _Patient:
-    """A file that Pillow looks through for a header, byte by byte where there is rubbish."""
+class Patient:
+    """A file that is looked through for a header, byte by byte where there is rubbish."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.seek, self.tell, self._read, self._small = stream.seek, stream.tell, stream.read, 0
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        """Allow as many small reads."""
+        self.seek, self.tell, self._read, self._left = stream.seek, stream.tell, stream.read, most
 
     def read(self, count: int = -1) -> bytes:
+        """Read as the file itself does, or raise `Unreadable`."""
         if 0 <= count < 16:
-            self._small += 1
-            if self._small > MOST_SMALL_READS:
+            self._left -= 1
+            if self._left < 0:
                 raise Unreadable("it is rubbish where its picture should be")
         return self._read(count)
 
@@ -99,8 +104,13 @@ def open_pillow(
         stream = io.BytesIO(stream.read())
     stream.seek(0)
     patient: Any = stream
-    if stream.read(2) in (b"\xff\xd8", b"\x89P", b"GI"):  # the others are quick
-        patient = _Patient(stream)
+    start = stream.read(4)
+    if start[:2] in (b"\xff\xd8", b"\x89P", b"GI"):  # the others are quick
+        patient = Patient(stream, MOST_SMALL_READS)
+    if start[:1] == b"P":  # a netpbm file, whose comments may be long
+        patient = Patient(stream, MOST_SMALL_READS // 20)
+    if start == ICON:  # Pillow decodes it while it opens it
+        _check_icon(stream)
     stream.seek(0)
     image = Image.open(patient, formats=FORMATS)
     is_jpeg = image.format in ("JPEG", "MPO")
@@ -253,6 +263,24 @@ def _decoder_memory(image: Image.Image, full: tuple[int, int]) -> int:
     return memory
 
 
+def _check_icon(stream: IO[bytes]) -> None:
+    """Refuse an icon whose picture, a PNG or a BMP, says that it needs too much memory.
+
+    Raises:
+        Exception: it cannot be read.
+    """
+    stream.seek(0)
+    first = IcoImagePlugin.IcoFile(stream).entry[0]
+    stream.seek(first.offset)
+    kind: Any = PngImagePlugin.PngImageFile
+    if stream.read(4) != b"\x89PNG":
+        kind = BmpImagePlugin.DibImageFile
+    stream.seek(first.offset)
+    width, height = kind(stream).size
+    if ICON_BYTES * width * height > MEMORY - INTERPRETER:
+        raise Unreadable(f"the picture in it has {width:,} x {height:,} pixels; reduce it")
+
+
 # --- PNG --------------------------------------------------------------------------------
 
 
@@ -323,7 +351,7 @@ def _check_png(stream: IO[bytes], page: int) -> None:
 def _chunks(stream: IO[bytes], kinds: tuple[bytes, ...]) -> Iterator[tuple[bytes, int]]:
     """The chunks of a PNG that are of these kinds, and how many bits of the sum of each differ."""
     stream.seek(8)
-    patient, seen = _Patient(stream), False
+    patient, seen = Patient(stream, MOST_SMALL_READS), False
     while len(head := patient.read(8)) == 8 and head[4:] != b"IEND" and head[4:].isalpha():
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         if kind in kinds:

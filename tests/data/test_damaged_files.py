@@ -8,6 +8,8 @@ file; the witness there is the checksum.
 import io
 import random
 import struct
+import time
+import tracemalloc
 import warnings
 import zlib
 from collections import Counter
@@ -23,6 +25,7 @@ from PIL import Image, ImageFile
 
 from sureclr.data import decoding, pillow_rasters
 from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
+from sureclr.data.rasters import Unreadable
 
 MUTANTS = 2000
 WANTED = Decoding(16, whole_side=24)
@@ -294,6 +297,30 @@ def test_settings_of_the_users_program_do_not_matter_and_stay(
         assert isinstance(decoding.decode(FileRef("a", data=whole), WANTED), DecodedPicture)
         assert isinstance(decoding.decode(FileRef("a", data=whole[: len(whole) // 2]), WANTED), str)
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True and Image.MAX_IMAGE_PIXELS == 100
+
+
+@pytest.mark.parametrize("form", ["PNG", "DIB"])
+def test_an_icon_that_hides_a_huge_picture_takes_no_memory(form: str, monkeypatch: Any) -> None:
+    """Pillow decodes an icon when it is opened: 48 MB for this one, and 1 GB for one of 1 MB."""
+    held = io.BytesIO()
+    Image.new("RGBA", (4000, 3000)).save(held, form)
+    data = held.getvalue()
+    entry = struct.pack("<BBBBHHII", 8, 8, 0, 0, 1, 32, len(data), 22)
+    monkeypatch.setattr(pillow_rasters, "MEMORY", pillow_rasters.INTERPRETER + 100_000_000)
+    file = io.BytesIO(b"\0\0\1\0\1\0" + entry + data)
+    tracemalloc.start()
+    with pytest.raises(Unreadable, match="has 4,000 x 3,000 pixels"):
+        pillow_rasters.open_pillow(file, 0, None)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_header_without_an_end_is_given_up() -> None:
+    """Pillow reads a comment byte by byte: 50 MB took it half a minute."""
+    start = time.process_time()
+    with pytest.raises(Unreadable, match="rubbish"):
+        pillow_rasters.open_pillow(io.BytesIO(b"P6 #" + b"x" * 5_000_000), 0, None)
+    assert time.process_time() - start < 1
 
 
 def test_a_compression_that_pillow_lacks_is_a_reason(tmp_path: Path, capfd: Any) -> None:
