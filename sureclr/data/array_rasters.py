@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sureclr.data.pillow_rasters import (
     NODATA,
     WHITE_IS_ZERO,
+    Patient,
     number,
     open_pillow,
 )
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from tifffile import TiffPage
 
 MOST_BANDS = 32
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # DICOM's name of a file of which all is compressed
+MOST_DICOM_READS = 500_000  # small ones, two or three an element; they take some seconds
 KINDS = frozenset(
     ["uint8", "int8", "uint16", "uint32", "int16", "int32", "float16", "float32", "float64"]
 )
@@ -349,7 +352,11 @@ def open_dicom(stream: IO[bytes], page: int) -> Raster:
     if length > MEMORY // 2:
         raise Unreadable(f"its file has {length // MIB:,} MiB; reduce the picture")
     stream.seek(0)
-    data: Any = dcmread(stream)
+    if DEFLATED in stream.read():  # pydicom would inflate it whole: 500 MB from one of 500 kB
+        raise Unreadable("deflated DICOM files are not read here; save it without compression")
+    stream.seek(0)
+    patient: Any = Patient(stream, MOST_DICOM_READS)
+    data: Any = dcmread(patient)
     if "PixelData" not in data and "FloatPixelData" not in data:
         raise Unreadable("it holds no picture")
     pages = int(data.get("NumberOfFrames") or 1)

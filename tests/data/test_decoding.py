@@ -793,6 +793,23 @@ def dicom(file: Path, pixels: Any, **elements: Any) -> Path:
     return file
 
 
+def test_a_dicom_file_that_inflates_or_never_ends_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 kB inflated to 500 MB of empty elements, which took minutes."""
+    file = dicom(tmp_path / "a.dcm", np.zeros((8, 8), np.uint8))
+    whole = file.read_bytes()
+    kind, other = b"UI\x14\x001.2.840.10008.1.2.1\0", b"UI\x16\x001.2.840.10008.1.2.1.99"
+    length = int.from_bytes(whole[140:144], "little") + 2
+    start = whole[:140] + length.to_bytes(4, "little") + whole[144:].replace(kind, other)
+    bomb = zlib.compressobj(wbits=-15)
+    file.write_bytes(start[: 144 + length] + bomb.compress(bytes(20_000_000)) + bomb.flush())
+    assert "deflated DICOM files are not read here" in refused(file)
+    monkeypatch.setattr(array_rasters, "MOST_DICOM_READS", 5_000)
+    file.write_bytes(whole[: 142 + length] + bytes(200_000))
+    assert "rubbish" in refused(file)
+
+
 def test_dicom_is_rescaled_to_its_unit(tmp_path: Path) -> None:
     stored = np.arange(48, dtype=np.int16).reshape(6, 8) * 10
     file = dicom(tmp_path / "a.dcm", stored, RescaleSlope="2", RescaleIntercept="-1024")
