@@ -677,3 +677,33 @@ def test_the_next_command_can_be_pasted(
     shutil.copytree(run, spaced)
     main(["knn", str(spaced)])
     assert capsys.readouterr().out.splitlines()[-1] == f"next: sureclr linear '{spaced}'"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes and /dev/full")
+def test_a_stream_that_cannot_be_written_stops_no_work_and_no_lost_answer_is_silent(
+    tmp_path: Path,
+) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
+    def code(words: list[str], **streams: Any) -> tuple[int, bytes]:
+        done = subprocess.run(process(*words), env=env, cwd=ROOT, check=False, **streams)
+        return done.returncode, done.stderr or b""
+
+    reader, broken = os.pipe()
+    os.close(reader)
+    try:
+        assert code(["list"], stdout=broken, stderr=subprocess.PIPE) == (0, b"")
+        picture = tmp_path / "views.png"
+        assert code(["views", "digits", "--out", str(picture)], stderr=broken)[0] == 0
+        assert picture.is_file()
+    finally:
+        os.close(broken)
+    if Path("/dev/full").exists():
+        with open("/dev/full", "wb") as full:
+            result, said = code(["list"], stdout=full, stderr=subprocess.PIPE)
+        assert result == 2
+        assert said.startswith(b"sureclr: the standard output cannot be used (No space left")
+        assert said.count(b"\n") == 1
+    closed = ["sh", "-c", 'exec 2>&-; exec "$@"', "sh", *process("knn", str(tmp_path / "none"))]
+    done = subprocess.run(closed, env=env, cwd=ROOT, check=False, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (2, b"")

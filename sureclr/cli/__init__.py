@@ -1,5 +1,7 @@
 """The command line. No other package depends on it; torch is imported only when a command runs."""
 
+import os
+
 from sureclr.stopping import run_as_a_command
 
 
@@ -20,4 +22,18 @@ def main(words: list[str] | None = None) -> None:
 
         run_command(words)
 
+    if words is None:
+        _open_streams()
     run_as_a_command(work, ends_process=words is None)
+
+
+def _open_streams() -> None:
+    """Give a stream that was closed (`2>&-`) the null device, so that no file takes its number.
+
+    What libraries in C print on stderr would be written into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

@@ -1,10 +1,12 @@
 """How a command runs: its words, and what becomes of its errors."""
 
 import codecs
+import errno
 import io
 import os
 import sys
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
 from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
@@ -26,6 +28,7 @@ NO_MEMORY = (
     "the batch does not fit into the device's memory; try --micro-batch 64 (the gradient stays that"
     " of the whole batch)."
 )
+STDOUT = "the standard output"
 TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
 
 
@@ -38,9 +41,12 @@ def run_command(words: list[str] | None) -> None:
     Raises:
         SystemExit: an error, which has been printed.
     """
+    if words is None and os.name == "posix":  # the terminal of Windows has streams of its own
+        sys.stdout, sys.stderr = _over(sys.stdout, _Answers(1)), _over(sys.stderr, _Words(2))
     _show_any_name()
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where an error gets its sentence
     except UserError as error:
         _fail(inert(with_flags(str(error))), 2)
     except CycloptsError as error:
@@ -50,10 +56,9 @@ def run_command(words: list[str] | None) -> None:
         raise SystemExit(stopped.exit_code) from None
     except KeyboardInterrupt:
         _fail("interrupted", 130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        raise SystemExit(0) from None
     except OSError as error:  # such as a network drive that went away
+        if error.errno == errno.EPIPE and error.filename == STDOUT:  # as in `sureclr list | head`
+            raise SystemExit(0) from None
         if error.filename is None:
             raise
         place = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
@@ -63,6 +68,50 @@ def run_command(words: list[str] | None) -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail(NO_MEMORY, 2)
+
+
+class _Answers(io.FileIO):
+    """Stdout. The first time that it cannot be written, an error says so; the rest is lost."""
+
+    def __init__(self, number: int) -> None:
+        """Take a stream that is open."""
+        super().__init__(number, "w", closefd=False)
+        self._failed = False
+
+    def write(self, data: Any) -> int:
+        """Write some of the data."""
+        if self._failed:
+            return len(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._failed = True
+            raise OSError(error.errno, error.strerror, STDOUT) from None
+
+
+class _Words(io.FileIO):
+    """Stderr. What cannot be written is lost: words never stop the work that they are about."""
+
+    def __init__(self, number: int) -> None:
+        """Take a stream that is open."""
+        super().__init__(number, "w", closefd=False)
+
+    def write(self, data: Any) -> int:
+        """Write or lose the data; None means that a stream that does not wait has no room."""
+        with suppress(OSError):
+            return super().write(data) or len(data)
+        return len(data)
+
+
+def _over(stream: TextIO | None, raw: io.FileIO) -> TextIO:
+    """Return a stream as the given one, which is None where it was closed, over other bytes."""
+    like = stream if isinstance(stream, io.TextIOWrapper) else None
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=like.encoding if like else "utf-8",
+        line_buffering=like is None or like.line_buffering,
+        write_through=like is not None and like.write_through,
+    )
 
 
 def _show_any_name() -> None:
