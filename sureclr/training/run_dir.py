@@ -330,14 +330,14 @@ class RunDir:
     def forget_results(self) -> list[str]:
         """Remove what was computed from weights that training is about to change.
 
-        Results of another checkpoint than the last stay while there is that checkpoint.
+        Results of another checkpoint than the last stay, also when that checkpoint is removed: a
+        classifier there may have taken hours.
 
         Returns:
             The names of what was removed from the run folder itself.
         """
         removed = [path.name for path in _results_in(self.path) if os.path.lexists(path)]
         _remove_results(self.path)
-        self._forget_pruned()
         return removed
 
     def results_folder(self, which: str = "last") -> Path:
@@ -372,14 +372,6 @@ class RunDir:
             for path in self.path.glob("step-*")
             if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         ]
-
-    def _forget_pruned(self) -> None:
-        """Remove the results of checkpoints that are gone."""
-        saved = self.saved()
-        steps = {int(path.name[5:]) for path in saved} | {recorded_step(path) for path in saved}
-        for folder in self._other_results():
-            if int(folder.name[5:]) not in steps:
-                _remove_results(folder)
 
     def remove_drafts(self) -> None:
         """Remove the drafts of processes that died while they wrote; take the lock before.
@@ -469,7 +461,6 @@ class RunDir:
         for path in old:
             if path != best and _is_ours(path):
                 remove(path)
-        self._forget_pruned()
 
     def saved(self) -> list[Path]:
         """Return the folders of the checkpoints, oldest first, by the steps that they record.
