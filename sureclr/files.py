@@ -649,8 +649,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
         if locked is False:
             holder = _holder(file.read(LONGEST_HOLDER))
             raise UserError(
-                f"another process is writing to {folder}{holder}; wait for it, or choose another"
-                " out."
+                f"another process is writing to {folder}{holder}; wait for it, or give another"
+                " out=."
             )
         if locked is None and not WINDOWS:
             print(
@@ -681,7 +681,7 @@ def _open_lock(folder: Path) -> int:
                 " delete the link."
             ) from error
         raise UserError(
-            f"the folder {folder} cannot be written ({error.strerror}); choose another out."
+            f"the folder {folder} cannot be written ({error.strerror}); give another out=."
         ) from error
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
