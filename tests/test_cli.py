@@ -19,6 +19,7 @@ from PIL import Image
 from tiny import FLAGS, equal, lines, train, write_photos
 
 from sureclr.cli import main
+from sureclr.cli.shared import CommandProgress, print_answer
 
 ROOT = Path(__file__).parents[1]
 BASE = [*FLAGS, "--stem", "imagenet"]
@@ -461,6 +462,21 @@ def test_bad_input_is_one_line_exit_2_and_nothing_written(
     line = failed(["pretrain", *words], capsys)
     assert all(word in line for word in said), line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_wrong_flag_writes_nothing_to_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell makes a flag of a file that is called --name, where somebody writes *."""
+    assert "Unknown option" in (said := failed(["knn", "run", "--\x1b[2J\x07"], capsys))
+    assert "\x1b" not in said and "\x07" not in said
+
+
+def test_no_answer_and_no_message_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of classes and versions of a stranger's run come from its files."""
+    evil = "cat \x1b]0;owned\x07\x9b31m\u202e\n  two"
+    print_answer(False, None, evil)
+    CommandProgress().message(evil)
+    out, err = capsys.readouterr()
+    assert out == err == r"cat \x1b]0;owned\x07\x9b31m\u202e" + "\n  two\n"
 
 
 @pytest.mark.parametrize("out", ["file", "file/run", "photos"])

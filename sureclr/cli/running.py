@@ -50,7 +50,7 @@ def run_command(words: list[str] | None) -> None:
     except UserError as error:
         _fail(inert(with_flags(str(error))), 2)
     except CycloptsError as error:
-        _fail(_usage_error(error), 2)
+        _fail("\n".join(map(inert, _usage_error(error).split("\n"))), 2)
     except Stopped as stopped:
         say_stopped(with_flags(str(stopped)))
         raise SystemExit(stopped.exit_code) from None

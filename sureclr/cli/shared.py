@@ -34,6 +34,8 @@ app = App(
     ),
 )
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 START = Group("Start", sort_key=1)
 TRAIN = Group("Train", sort_key=2)
 EVALUATE = Group("Evaluate a run", sort_key=3)
@@ -207,9 +209,17 @@ def print_answer(as_json: bool, value: Any, text: str, next_command: str | None 
     if as_json:
         sys.stdout.write(json_line(value))
     else:
-        print(text)
+        print(without_controls(text))
     if next_command:
         print(f"next: {next_command}", file=sys.stderr if as_json else sys.stdout)
+
+
+def without_controls(text: str) -> str:
+    """Return text for a terminal, which names of a stranger's run could otherwise command.
+
+    Control characters and direction marks become escapes; line ends stay.
+    """
+    return CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def quoted(value: object) -> str:
@@ -286,7 +296,7 @@ class CommandProgress(ConsoleProgress):
 
     def message(self, text: str) -> None:
         """Print the sentence."""
-        super().message(with_flags(text))
+        super().message(without_controls(with_flags(text)))
 
 
 def mapping_json(results: Mapping[str, Any]) -> dict[str, Any]:

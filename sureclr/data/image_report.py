@@ -157,6 +157,11 @@ class ImageReport:
         ways = {ending: way_to_read(ending) for ending in self.left_out}
         return {**to_json(self), "ways_to_read": {key: way for key, way in ways.items() if way}}
 
+    @property
+    def shown_refusals(self) -> dict[str, str]:
+        """`refused`, with names and reasons that a terminal can show."""
+        return {inert(name): inert(reason) for name, reason in self.refused.items()}
+
     def sentences(self) -> list[str]:
         """Return what a user should know before anything is computed, a sentence each."""
         return [

@@ -167,7 +167,7 @@ class _Source:
         if whole.report is not None:
             copies = whole.report.duplicates.named.items()
             errors = {copy: f"left out as an exact copy of {original}" for copy, original in copies}
-            errors |= whole.report.refused
+            errors |= whole.report.shown_refusals
         return _Source(session, images, root, len(whole), errors, [whole.note], whole)
 
     def parts(self) -> Iterator[Part]:

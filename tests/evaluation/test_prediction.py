@@ -545,6 +545,15 @@ def test_no_cell_of_a_csv_file_is_a_formula(place: Path, answers: Predictions) -
     assert [list(row.votes) for row in read] == [[evil.classes[k]] for k in evil.label.tolist()]
 
 
+def test_rows_of_files_that_cannot_be_read_write_nothing_to_a_terminal(
+    place: Path, trained: Path
+) -> None:
+    shutil.copytree(trained / "new" / "dark", place / "odd")
+    (place / "odd" / "\x1b[2Jcut\n.png").write_bytes(b"\x89PNG and nothing else")
+    answers = predict(place / "run", place / "odd", **QUIET)
+    assert list(answers.errors) == [r"\x1b[2Jcut\n.png"]
+
+
 def test_a_file_that_exists_is_kept_unless_it_may_be_replaced(
     place: Path, answers: Predictions
 ) -> None:
