@@ -463,7 +463,7 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     path = session.run.stored(f"classifiers/linear-{origin}.json")
     if not again and path.is_file():
         try:
-            return _read_kept(path, provenance)
+            return _read_kept(path, provenance, session.inputs.table.features.shape[1])
         except (OSError, ValueError, KeyError, RecursionError) as error:
             reason = " ".join(str(error).split())
             session.progress.message(f"{path} cannot be used ({reason}); it is made anew.")
@@ -494,8 +494,12 @@ def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
     return linear_classifier(parameters, facts)
 
 
-def _read_kept(path: Path, provenance: Provenance) -> FittedClassifier:
-    """Return a kept classifier; ValueError, KeyError or OSError where it is damaged."""
+def _read_kept(path: Path, provenance: Provenance, features: int) -> FittedClassifier:
+    """Return a kept classifier of so many features.
+
+    Raises:
+        ValueError, KeyError, OSError: it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -506,9 +510,17 @@ def _read_kept(path: Path, provenance: Provenance) -> FittedClassifier:
     if hashlib.sha256(data).hexdigest() != kept.parameters_sha256:
         raise ValueError("its parameters do not match their sha256")
     try:
-        return linear_classifier(load(data)["parameters"], kept.facts)
+        parameters = load(data)["parameters"]
     except SafetensorError as error:
         raise ValueError(str(error)) from error
+    shape = (features + 1, len(kept.facts.classes))
+    if (
+        parameters.shape != shape
+        or parameters.dtype != torch.float64
+        or not parameters.isfinite().all()
+    ):
+        raise ValueError("its parameters have another shape or type, or are not finite")
+    return linear_classifier(parameters, kept.facts)
 
 
 def _read_record(path: Path) -> KeptClassifier:

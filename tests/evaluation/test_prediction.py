@@ -5,6 +5,7 @@ and pyarrow.
 """
 
 import csv
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -38,6 +39,7 @@ from sureclr.evaluation.classifiers import (
 from sureclr.evaluation.prediction import conformal_p, predict
 from sureclr.evaluation.prediction_table import Predictions
 from sureclr.evaluation.probes import linear_probe
+from sureclr.files import sealed
 from sureclr.maths.neighbours import vote
 from sureclr.progress import SILENT, SilentProgress
 
@@ -495,6 +497,24 @@ def test_a_damaged_classifier_is_made_anew_and_said(
     again = predict(place / "run", trained / "new", device="cpu", progress=progress)
     assert any("it is made anew" in message for message in progress.messages)
     assert list(first.rows()) == list(again.rows())
+
+
+@pytest.mark.parametrize("change", [lambda p: p[1:], lambda p: p.float(), lambda p: p / 0])
+def test_a_kept_classifier_of_another_form_is_made_anew(
+    place: Path, trained: Path, change: Any
+) -> None:
+    """Its checksums are right, as a stranger's are."""
+    from safetensors.torch import load_file, save_file
+
+    run, files = place / "run", [next((trained / "new" / "dark").iterdir())]
+    first = predict(run, files, **QUIET)
+    (weights,) = (run / "classifiers").glob("*.safetensors")
+    save_file({"parameters": change(load_file(weights)["parameters"])}, weights)
+    record = weights.with_suffix(".json")
+    content = json.loads(record.read_text())
+    content["parameters_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    record.write_text(json.dumps(sealed(content, record.name)))
+    assert list(predict(run, files, **QUIET).rows()) == list(first.rows())
 
 
 # --- The file -------------------------------------------------------------------------
