@@ -31,7 +31,6 @@ from sureclr.files import (
     MOST_COLUMNS,
     MOST_ROWS,
     check_json_size,
-    from_cell,
     parsed_json,
     read_file,
     read_parquet,
@@ -300,7 +299,7 @@ def _csv_rows(
     )
     for cells in reader:
         if any(cell.strip() for cell in cells):
-            yield reader.line_num + above, list(map(from_cell, cells))
+            yield reader.line_num + above, list(cells)
 
 
 def _json_grid(text: str, path: Path) -> _Grid:

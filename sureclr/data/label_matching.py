@@ -28,6 +28,7 @@ from sureclr.data.label_file import FALLBACKS, LabelRow, read_label_rows
 from sureclr.data.label_request import LabelFile
 from sureclr.data.splits import split_of_name
 from sureclr.errors import UserError, unknown
+from sureclr.files import from_cell
 
 WHOLE = re.compile(r"[-+]?\d{1,100}(\.0*)?")  # Python converts no number of 5,000 digits
 OUTER_BLANKS = re.compile(r"^[\s\u200b\ufeff]+|[\s\u200b\ufeff]+$")
@@ -330,7 +331,7 @@ def _shown(name: str) -> str:
 
 def _found(index: ImageIndex, row: LabelRow, path: str, images: ImageSet) -> Found | None:
     try:
-        return index.find(row.image)
+        return index.find(row.image) or index.find(from_cell(row.image))
     except AmbiguousName as error:
         one, other = (images.paths[i] for i in error.rows)
         raise UserError(
@@ -461,6 +462,7 @@ def _own_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]
     changes: list[Callable[[str], str]] = [
         lambda word: word,
         inert,
+        from_cell,
         lambda word: inert(_tidy(word)),
         lambda word: _tidy(_unescaped(word)),
         lambda word: _tidy(_unescaped(word)).casefold(),

@@ -21,6 +21,7 @@ from tiny import lines as lines_of
 
 from sureclr.cli import main
 from sureclr.data.image_report import inert
+from sureclr.files import as_cell
 
 TINY = [*FLAGS, "--epochs", "1", "--batch-size", "8", "--size", "12"]
 QUICK = ["--epochs", "1", "--seeds", "1", "--lr", "0.03", "--batch-size", "4", "--device", "cpu"]
@@ -61,7 +62,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def filled(place: Path, count: int, to: Path, **dialect: Any) -> Path:
     """next.csv with labels in its first rows, as a program for tables might save it."""
-    by_name = {inert(name): place / "photos" / name for name in os.listdir(place / "photos")}
+    by_name = {
+        as_cell(inert(name)): place / "photos" / name for name in os.listdir(place / "photos")
+    }
     with (place / "next.csv").open(newline="", encoding="utf-8") as opened:
         rows = list(csv.DictReader(opened))
     for row in rows[:count]:

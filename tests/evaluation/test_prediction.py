@@ -23,7 +23,8 @@ from torch import Tensor
 
 import sureclr
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.label_file import read_label_rows
+from sureclr.data.image_set import ImageSet
+from sureclr.data.label_matching import labels_in_file
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation import classifiers, prediction, prediction_table
@@ -560,9 +561,12 @@ def test_no_cell_of_a_csv_file_is_a_formula(place: Path, answers: Predictions) -
     cells = [cell.strip() for row in rows for cell in row.values() if cell]
     assert {cell for cell in cells if cell.startswith(("=", "+", "-", "@"))} <= {"-5"}
     assert rows[0]["path"] == "'=1+1.png" and rows[6]["path"] == "a=1.png"
-    read = read_label_rows(LabelFile(file), lambda name: name in paths, evil.classes).rows
-    assert [row.image for row in read] == list(paths)
-    assert [list(row.votes) for row in read] == [[evil.classes[k]] for k in evil.label.tolist()]
+    n = len(paths)
+    blank, unknown = torch.zeros(n, 3, 1, 1, dtype=torch.uint8), torch.full((n,), -1)
+    images = ImageSet("mine", blank, unknown, evil.classes, np.full(n, "train"), paths)
+    read = labels_in_file(LabelFile(file), images)
+    assert read.rows.tolist() == list(range(n)) and read.own_classes
+    assert torch.equal(read.target, evil.label)
 
 
 def test_rows_of_files_that_cannot_be_read_write_nothing_to_a_terminal(
