@@ -40,6 +40,7 @@ HASHED_BYTES = 1 << 24  # copied at a time where a tensor is not on the CPU or n
 # or labels; of these also rows and cells
 LARGEST_JSON = 1 << 24
 LARGEST_TEXT = 1 << 26
+LARGEST_HEADER = 1 << 22  # of safetensors: about 40,000 tensors
 LARGEST_VALUE = 300_000_000  # that parsed JSON may take in memory
 MOST_ROWS = 2_000_000
 MOST_CELLS = 10_000_000
@@ -234,7 +235,7 @@ def read_safetensors(path: Path) -> bytes:
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if length > min(size, LARGEST_JSON):
+        if length > min(size, LARGEST_HEADER):
             raise ValueError("its header is longer than headers are")
         try:
             header = dict(parsed_json(file.read(length)))

@@ -40,7 +40,7 @@ from sureclr.training.run_dir import verified
 
 TRIED = int(os.environ.get("HOSTILE_INPUTS", "100"))  # more are tried by hand: there are hundreds
 SECONDS, MEGABYTES = 5, 500  # beyond those of a process that only imports torch
-PATIENCE = 60  # seconds of the clock, after which a command counts as hung
+PATIENCE = 120  # seconds of the clock, after which a command counts as hung
 FLAGS = ("--encoder", "small-10", "--projection-dim", "8", "--device", "cpu", "--size", "8")
 PRETRAIN = ("pretrain", "folder:photos", "--out", "run", *FLAGS, "--batch-size", "8")
 ON_TERMINAL = (b"\x1b[2J", b"\x07", "\x9b".encode(), "\u202e".encode())
@@ -162,7 +162,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     snapshots = ("--epochs", "2", "--snapshot-every", "1", "--checkpoint-every", "1")
     for words in (
         (*PRETRAIN, *snapshots),
-        ("knn", "run"),
+        ("evaluate", "run"),
         ("predict", "run", "photos/dark", "--out", "first.csv"),
         ("finetune", "run", "--labels", "100%", "--epochs", "1"),
     ):
