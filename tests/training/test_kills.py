@@ -149,7 +149,7 @@ def lost(states: list[State], top: Path, go_on: Callable[[], None], expected: An
 # --- At every file operation ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("every", [40, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [80, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_at_any_file_operation_loses_nothing(
     images: Path, tmp_path: Path, every: int
 ) -> None:
@@ -163,7 +163,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(
     print(f"kills: {len(tried)} of {len(states)} states at file operations, 0 lost")
 
 
-@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [100, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_while_resuming_or_overwriting_loses_nothing(
     images: Path, tmp_path: Path, every: int
 ) -> None:

@@ -139,7 +139,7 @@ def test_a_drive_that_fails_is_one_sentence_with_path_and_reason(
     assert after == before
 
 
-@pytest.mark.parametrize("every", [40, SLOW_STEP])
+@pytest.mark.parametrize("every", [80, SLOW_STEP])
 def test_a_drive_that_fails_at_any_operation_is_one_sentence(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], every: int
 ) -> None:
