@@ -98,9 +98,9 @@ def list_paths(source: str, paths: Sequence[str], folder: Path) -> PictureList:
         os.path.join(folder, os.path.expanduser(name) if name.startswith("~/") else name)
         for name in names
     ]
-    folders = [os.path.dirname(os.path.abspath(place)) for place in places]
-    above = os.path.commonpath(folders)
-    order = arranged([os.path.relpath(os.path.abspath(place), above) for place in places])
+    absolutes = [os.path.abspath(place) for place in places]
+    above = os.path.commonpath({os.path.dirname(place) for place in absolutes})
+    order = arranged([os.path.relpath(place, above) for place in absolutes])
     chosen = [places[row] for row in order.rows]
     return PictureList(
         source,
