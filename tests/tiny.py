@@ -64,6 +64,16 @@ def write_photos(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+class Messages(SilentProgress):
+    """Remembers its messages."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
 class Interrupting(SilentProgress):
     """A progress that does something after so many steps of this process."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import train, write_photos
+from tiny import Messages, train, write_photos
 
 import sureclr
 from sureclr.cli import main
@@ -24,20 +24,10 @@ from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.session import Session
 from sureclr.finetuning.config import FinetuneConfig
-from sureclr.progress import SILENT, SilentProgress
+from sureclr.progress import SILENT
 from sureclr.training.run_dir import RunDir
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": SILENT}
-
-
-class Messages(SilentProgress):
-    """Remembers its messages."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import train, write_photos
+from tiny import Messages, train, write_photos
 
 import sureclr
 from sureclr.data.embeddings import Embeddings
@@ -29,16 +29,6 @@ from sureclr.progress import SILENT, Numbers, SilentProgress
 from sureclr.stopping import Stopped
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": SILENT}
-
-
-class Messages(SilentProgress):
-    """Remembers its messages."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,16 @@ from typing import Any
 import pytest
 import torch
 from scipy.stats import binomtest
-from tiny import IMAGES, lines, train, weights
+from tiny import IMAGES, Messages, lines, train, weights
 
 from sureclr.data.image_set import ImageSet
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
-from sureclr.progress import SilentProgress
 from sureclr.training.monitor import Monitor
 from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
 
 WORSE = (0.40, 0.50, 0.20, 0.10, 0.10, 0.30)  # after each epoch
-
-
-class Listening(SilentProgress):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.said.append(text)
 
 
 def labelled() -> ImageSet:
@@ -44,10 +35,10 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return left
 
 
-def run_of(out: Path, measured: list[float], after: tuple[float, ...], **options: Any) -> Listening:
+def run_of(out: Path, measured: list[float], after: tuple[float, ...], **options: Any) -> Messages:
     """Train for an epoch an accuracy, or on for as many, with these measured after them."""
     measured[:] = after if "resume" in options else [0.1, *after]
-    heard, epochs = Listening(), options.pop("epochs", len(after))
+    heard, epochs = Messages(), options.pop("epochs", len(after))
     train(out, labelled(), epochs=epochs, monitor_every=1, progress=heard, **options)
     assert not measured
     return heard
@@ -131,7 +122,7 @@ def test_a_run_that_gets_worse_is_said(tmp_path: Path, accuracies: list[float]) 
     measured = (0.4, 5 / 9, 0.3, 0.2, 0.2, 0.1, 0.15)
     low, high = binomtest(5, 9).proportion_ci(method="wilson")
     assert 0.2 < low < 0.3
-    heard = run_of(tmp_path / "a", accuracies, measured).said
+    heard = run_of(tmp_path / "a", accuracies, measured).messages
     said = [text for text in heard if "got worse" in text]
     assert [text.split("and is ")[1].split(".  ")[0][:9] for text in said] == [
         "0.200 now",
@@ -143,7 +134,7 @@ def test_a_run_that_gets_worse_is_said(tmp_path: Path, accuracies: list[float]) 
 
 
 def test_a_run_that_gets_better_is_not_warned(tmp_path: Path, accuracies: list[float]) -> None:
-    heard = run_of(tmp_path / "a", accuracies, (0.1, 0.3, 0.6, 0.55, 0.9)).said
+    heard = run_of(tmp_path / "a", accuracies, (0.1, 0.3, 0.6, 0.55, 0.9)).messages
     assert heard and not [text for text in heard if "got worse" in text]
 
 
@@ -153,11 +144,11 @@ def test_what_was_measured_by_other_labels_is_not_compared(
     """The accuracies of one run, half of them by labels that are shifted: those start anew."""
     run_of(tmp_path / "a", accuracies, WORSE[:2])
     accuracies[:] = [0.1, 0.2]
-    heard, others = Listening(), as_image_set(IMAGES, labels=(torch.arange(48) + 1) % 2)
+    heard, others = Messages(), as_image_set(IMAGES, labels=(torch.arange(48) + 1) % 2)
     options: dict[str, Any] = {"epochs": 4, "monitor_every": 1, "progress": heard}
     train(tmp_path / "a", others, resume=True, accept_changes=True, **options)
     assert RunDir(tmp_path / "a").best() == tmp_path / "a" / "checkpoints" / "step-000000012"
-    assert heard.said and not [text for text in heard.said if "got worse" in text]
+    assert heard.messages and not [text for text in heard.messages if "got worse" in text]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json"])
@@ -272,6 +263,8 @@ def test_a_run_without_its_checkpoints_says_that_it_starts_again(
     shutil.rmtree(tmp_path / "a" / "checkpoints")
     (tmp_path / "a" / "encoder.safetensors").unlink()  # as if it had been killed before its end
     accuracies[:] = [0.1, *WORSE[:2]]
-    heard = Listening()
+    heard = Messages()
     train(tmp_path / "a", labelled(), epochs=2, monitor_every=1, resume=True, progress=heard)
-    assert any("had taken 6 steps; it starts again from its first step" in s for s in heard.said)
+    assert any(
+        "had taken 6 steps; it starts again from its first step" in s for s in heard.messages
+    )
