@@ -190,7 +190,7 @@ def read_json(path: Path, largest: int = LARGEST_JSON) -> Any:
     return parsed_json(read_file(path, largest))
 
 
-def parsed_json(text: str | bytes) -> Any:
+def parsed_json(text: str | bytes, largest: int = LARGEST_VALUE) -> Any:
     """Return the value that JSON describes; see `check_json_size`.
 
     Raises:
@@ -199,7 +199,7 @@ def parsed_json(text: str | bytes) -> Any:
     """
     if isinstance(text, bytes):
         text = text.decode(json.detect_encoding(text))
-    check_json_size(text)
+    check_json_size(text, largest)
     try:
         return json.loads(text, object_pairs_hook=_with_single_keys)
     except RecursionError:
@@ -215,14 +215,14 @@ def _with_single_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def check_json_size(text: str) -> None:
-    """Raise a ValueError if the value of JSON would take more than `LARGEST_VALUE` bytes of memory.
+def check_json_size(text: str, largest: int = LARGEST_VALUE) -> None:
+    """Raise a ValueError if the value of JSON would take more than so many bytes of memory.
 
     It is estimated before anything is parsed: 16 MiB of empty lists would take 450 MB.
     """
     needed = 200 * text.count("{") + 72 * text.count("[") + 60 * (text.count(",") + text.count(":"))
-    if needed > LARGEST_VALUE:
-        raise ValueError(f"it would take more than {LARGEST_VALUE:,} bytes of memory")
+    if needed > largest:
+        raise ValueError(f"it would take more than {largest:,} bytes of memory")
 
 
 def read_safetensors(path: Path) -> bytes:

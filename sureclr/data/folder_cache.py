@@ -30,10 +30,12 @@ from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import (
     LARGEST_TEXT,
+    LARGEST_VALUE,
     WriteError,
     digest_of_bytes,
     json_bytes,
     open_file,
+    parsed_json,
     read_file,
     writing_atomically,
 )
@@ -224,7 +226,7 @@ def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:
     """
     digest = listing.digest
     try:
-        kept = json.loads(read_file(file, listing.largest_manifest))
+        kept = _read_json(file, listing.largest_manifest)
         if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
             return kept["value"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -395,7 +397,7 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
     slug = path.stem.rsplit("-", 1)[0]
     for other in path.parent.glob(f"{glob.escape(slug)}-{'[0-9a-f]' * 16}.json"):
         try:
-            facts = json.loads(read_file(other, largest))
+            facts = _read_json(other, largest)
             stale = facts["folder"] == manifest.folder and facts["listing"] != manifest.listing
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
@@ -404,10 +406,15 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
                 old.unlink(missing_ok=True)
 
 
+def _read_json(path: Path, largest: int) -> Any:
+    """The value in a file of the cache, which may be larger than other files of ours."""
+    return parsed_json(read_file(path, largest), LARGEST_VALUE + largest)
+
+
 def _read_manifest(path: Path, listing: Listing) -> Manifest | None:
     """The manifest; None if it is missing or damaged, or names files elsewhere."""
     try:
-        manifest = Manifest(**json.loads(read_file(path, listing.largest_manifest)))
+        manifest = Manifest(**_read_json(path, listing.largest_manifest))
         plain = Manifest("", "", "", [])
         if any(type(v) is not type(getattr(plain, k)) for k, v in vars(manifest).items()):
             return None
