@@ -6,7 +6,6 @@ holds already is read and never written. A run folder that cannot be written is 
 """
 
 import errno
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +17,9 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import Results
 from sureclr.files import (
     DRAFT,
-    LARGEST_JSON,
     json_bytes,
     make_folder,
-    read_file,
+    read_json,
     sealed,
     unsealed,
     unwritable,
@@ -212,7 +210,7 @@ def holds_results_of(folder: Path, checkpoint: str | None) -> bool:
         checkpoint: its digest.
     """
     try:
-        content = unsealed(json.loads(read_file(folder / MARKER, LARGEST_JSON)))
-    except (OSError, ValueError, RecursionError):
+        content = unsealed(read_json(folder / MARKER))
+    except (OSError, ValueError):
         return False
     return checkpoint is not None and content.get("checkpoint") == checkpoint

@@ -893,6 +893,18 @@ class Results(Mapping[str, Any]):
         folder = self.run if self.checkpoint == "last" else self.run / f"step-{self.checkpoint:0>9}"
         return (self.out or folder) / "results.json" if self.kept else None
 
+    def over(self, older: "Results", run: Path) -> "Results":
+        """Return these results, and those of `older` that have no newer ones of their names.
+
+        Args:
+            older: other results.
+            run: the folder that both are of.
+        """
+        entries, provenance = older.entries | self.entries, older.provenance | self.provenance
+        both = older.damaged | self.damaged
+        damaged = {name: why for name, why in both.items() if name not in entries}
+        return Results(run, entries, provenance, damaged=damaged)
+
     def __getitem__(self, name: str) -> Any:
         """Return the result of this name."""
         return self.entries[name]

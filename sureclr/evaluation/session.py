@@ -147,10 +147,7 @@ class Session:
         if not run.not_kept and run.out is None:
             return read_results(run.results_folder, quiet=True)
         new = self._unkept if run.out is None else read_results(run.out, quiet=True)
-        old = self._inside
-        entries, provenance = old.entries | new.entries, old.provenance | new.provenance
-        damaged = {k: v for k, v in (old.damaged | new.damaged).items() if k not in entries}
-        return Results(run.path, entries, provenance, damaged=damaged)
+        return new.over(self._inside, run.path)
 
     def __exit__(self, *error: object) -> None:
         """Release both."""

@@ -110,7 +110,7 @@ def read_run_files(
     images, no_images = own_images(str(numbers.get("source", config.source)), config, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
-    if images is not None and results is None and not _made_of(origin, directory, checkpoint, root):
+    if images is not None and results is None and not _made_of(origin, numbers, root):
         images, no_images = None, captions.OTHER_PIXELS
     stored, no_results = (results, "") if results is not None else _read_results(folder, out)
     stored = _of_these_weights(stored, digest)
@@ -225,7 +225,7 @@ def _lacking_steps(lines: Sequence[dict[str, Any]], step: Any) -> int:
     )
 
 
-def _made_of(origin: str, directory: RunDir, checkpoint: str, root: Path | None) -> bool:
+def _made_of(origin: str, numbers: dict[str, Any], root: Path | None) -> bool:
     """Return whether the run's own images, as it takes them, are those of a table.
 
     An evaluation looks at that before it uses the table; without one, nobody has.
@@ -233,9 +233,8 @@ def _made_of(origin: str, directory: RunDir, checkpoint: str, root: Path | None)
     from sureclr.data.image_set import digest_of_pixels
     from sureclr.data.sources import load_images
 
-    numbers = directory.checkpoint_numbers(checkpoint)
     digest = origin.partition(" images ")[2]
-    if numbers is None or not digest:
+    if not numbers or not digest:
         return True
     config = from_dict(numbers["configuration"])
     images = load_images(
@@ -273,9 +272,7 @@ def _read_results(folder: Path, out: Path | None) -> tuple[Results, str]:
         new = inside if out is None else read_results(out)
     except UserError as error:
         return Results(folder), str(error)
-    entries, provenance = inside.entries | new.entries, inside.provenance | new.provenance
-    damaged = {k: v for k, v in (inside.damaged | new.damaged).items() if k not in entries}
-    return Results(folder, entries, provenance, damaged=damaged), ""
+    return new.over(inside, folder), ""
 
 
 def _sealed_json(path: Path) -> dict[str, Any] | None:

@@ -113,8 +113,7 @@ def _take_steps(
                 with stop_on_signals(saved):  # it may take minutes
                     numbers = numbers | _monitored(trainer, directory, monitor, progress)
             except Stopped:
-                trainer.check_weights()
-                directory.save_checkpoint(trainer.done, *trainer.state())
+                _save(trainer, directory)
                 raise
             trainer.unmonitored = {}
             if "knn" in numbers:
@@ -129,10 +128,15 @@ def _take_steps(
         if complete:
             _report_gain(directory, numbers, progress)
         if stop or complete or is_best or trainer.is_due(trainer.config.checkpoint_every):
-            trainer.check_weights()
-            directory.save_checkpoint(trainer.done, *trainer.state())
-            trainer.saved_step = trainer.done
+            _save(trainer, directory)
         stop.check(saved)
+
+
+def _save(trainer: Trainer, directory: RunDir) -> None:
+    """Write a checkpoint, if every value in it is finite."""
+    trainer.check_weights()
+    directory.save_checkpoint(trainer.done, *trainer.state())
+    trainer.saved_step = trainer.done
 
 
 def _step(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:

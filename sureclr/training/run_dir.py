@@ -354,10 +354,10 @@ class RunDir:
         """
         if which == "last":
             return self.path
-        numbers = self.checkpoint_numbers(which)
-        if numbers is None or self.checkpoint_digest(which) == self.checkpoint_digest():
+        found, last = self._whole(which), self._whole()
+        if found is None or last is None or found[1] == last[1]:
             return self.path
-        folder = self.path / f"step-{numbers['step']:09d}"
+        folder = self.path / f"step-{found[0]['step']:09d}"
         if folder.is_symlink():
             raise UserError(
                 f"{folder} is a link, and the results of that checkpoint would be written outside"
@@ -367,11 +367,7 @@ class RunDir:
 
     def _other_results(self) -> list[Path]:
         """Return the folders of results of other checkpoints than the last."""
-        return [
-            path
-            for path in self.path.glob("step-*")
-            if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-        ]
+        return _folders_of_steps(self.path)
 
     def remove_drafts(self) -> None:
         """Remove the drafts of processes that died while they wrote; take the lock before.
@@ -469,11 +465,7 @@ class RunDir:
         """
         if self.checkpoints.is_symlink():  # the folder of someone else may be behind it
             return []
-        folders = [
-            (recorded_step(path), path)
-            for path in self.checkpoints.glob("step-*")
-            if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-        ]
+        folders = [(recorded_step(path), path) for path in _folders_of_steps(self.checkpoints)]
 
         def order(entry: tuple[int | None, Path]) -> tuple[int, bool, str]:
             step, path = entry
@@ -626,10 +618,8 @@ class RunDir:
 
     def checkpoint_numbers(self, which: str = "last") -> dict[str, Any] | None:
         """Return the numbers of the checkpoint that `load_checkpoint` would load, or None."""
-        for path in self.chosen(which):
-            if (files := verified(path)) is not None:
-                return _state(path, files["state.json"])
-        return None
+        found = self._whole(which)
+        return None if found is None else found[0]
 
     def accepted_after(self, numbers: dict[str, Any]) -> dict[str, Any] | None:
         """Return the configuration of the newest checkpoint if it has changes accepted since.
@@ -649,9 +639,15 @@ class RunDir:
 
         It reads and checks the files, but makes no tensors of them. None: there is no checkpoint.
         """
+        found = self._whole(which)
+        return None if found is None else found[1]
+
+    def _whole(self, which: str = "last") -> tuple[dict[str, Any], str] | None:
+        """Return numbers and digest of the first undamaged checkpoint of a choice, or None."""
         for path in self.chosen(which):
             if (files := verified(path)) is not None:
-                return hashlib.sha256(files["manifest.json"]).hexdigest()
+                digest = hashlib.sha256(files["manifest.json"]).hexdigest()
+                return _state(path, files["state.json"]), digest
         return None
 
     def save_initial(self, tensors: dict[str, Tensor]) -> None:
@@ -690,6 +686,15 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+
+def _folders_of_steps(folder: Path) -> list[Path]:
+    """Return the folders in a folder that have the name of a checkpoint; no links."""
+    return [
+        path
+        for path in folder.glob("step-*")
+        if CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
 
 
 def _results_in(folder: Path) -> list[Path]:
