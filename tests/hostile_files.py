@@ -27,6 +27,10 @@ CONFIG = "run/config.yaml"
 WRITE = ("--out", "drawn.png", "--count", "2")
 KNN = ("knn", "run")
 REPORT = ("report", "run", "--no-evaluate")
+OVERWRITE = (
+    *("pretrain", "folder:photos", "--out", "run", "--overwrite"),
+    *("--epochs", "1", "--encoder", "small-10", "--batch-size", "8"),
+)
 RESUME = ("pretrain", "--resume", "run")
 LABELS = ("knn", "run", "--labels")
 PREDICT = ("predict", "run", "photos/dark", "--out", "answers.csv", "--classifier")
@@ -652,26 +656,14 @@ def _cases() -> list[Case]:
     for name in ("checkpoints", "snapshots", "finetuned", "classifiers"):
         add(
             f"a linked {name}: overwrite",
-            (
-                "pretrain",
-                "folder:photos",
-                "--out",
-                "run",
-                "--overwrite",
-                "--epochs",
-                "1",
-                "--encoder",
-                "small-10",
-                "--batch-size",
-                "8",
-            ),
+            OVERWRITE,
             linked_folder(name),
             0,
             2,
         )
         add(
             f"a linked {name}: resume",
-            (*RESUME, "--extend", "1") if False else RESUME,
+            RESUME,
             linked_folder(name),
             0,
             2,
@@ -699,19 +691,7 @@ def _cases() -> list[Case]:
             KNN,
             REPORT,
             RESUME,
-            (
-                "pretrain",
-                "folder:photos",
-                "--out",
-                "run",
-                "--overwrite",
-                "--epochs",
-                "1",
-                "--encoder",
-                "small-10",
-                "--batch-size",
-                "8",
-            ),
+            OVERWRITE,
         ):
             add(
                 f"a linked {name}: {words[0]} {words[1]}",

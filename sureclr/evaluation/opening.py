@@ -51,7 +51,11 @@ def open_run(
         UserError: it cannot be opened, or the `Run` is of another checkpoint.
     """
     if isinstance(run, Run):
-        wanted = run.checkpoint if checkpoint is None else digest_of(run.directory, checkpoint)
+        wanted = (
+            run.checkpoint
+            if checkpoint is None
+            else run.directory.checkpoint_digest(str(checkpoint))
+        )
         if wanted != run.checkpoint:
             raise UserError(
                 f"the run in {run.path} is open with other weights than those of checkpoint"
@@ -66,11 +70,6 @@ def open_run(
     else:
         found = load(run, device, checkpoint="last" if checkpoint is None else checkpoint)
     return found if out is None else replace(found, out=Path(out))
-
-
-def digest_of(directory: RunDir, checkpoint: str | int) -> str | None:
-    """Return the digest of a checkpoint; None if there is none that is undamaged."""
-    return directory.checkpoint_digest(str(checkpoint))
 
 
 @contextmanager
