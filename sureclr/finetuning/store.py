@@ -29,11 +29,11 @@ from sureclr.files import (
 )
 from sureclr.finetuning.results import ClassifierRecord, SavedWeights, SeedResult
 from sureclr.finetuning.train import EVALUATION_BATCH, Classifier
+from sureclr.models.devices import choose_device
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import ENCODERS, encoder
 from sureclr.models.simclr import StandardisedEncoder
 from sureclr.training.building import is_own, own_network
-from sureclr.training.devices import choose_device
 from sureclr.training.run import Run, results_folder_of
 from sureclr.training.run_dir import RunDir
 

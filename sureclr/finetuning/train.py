@@ -20,10 +20,10 @@ from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.labels import Labelled
 from sureclr.data.views import one_view
 from sureclr.finetuning.config import FinetuneConfig
+from sureclr.models.devices import autocast, choose_precision, seeded
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.simclr import StandardisedEncoder
 from sureclr.progress import SILENT, Progress, Update
-from sureclr.training.devices import autocast, choose_precision, seeded
 from sureclr.training.optimizers import learning_rate, parameter_groups
 
 EVALUATION_BATCH = 512  # images classified at once: bounded memory, whatever the size of the set

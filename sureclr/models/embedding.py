@@ -15,6 +15,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.inputs import checked_count
 from sureclr.maths.sphere import Posterior
+from sureclr.models.devices import autocast
 from sureclr.models.encoders import encoder_blocks, pooled
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import SILENT, Progress, report_progress
@@ -25,6 +26,7 @@ def embed(
     images: ImageSet,
     *,
     kernel_dimension: float | None = None,
+    precision: torch.dtype = torch.float32,
     batch: int = 512,
     progress: Progress = SILENT,
 ) -> Embeddings:
@@ -34,6 +36,7 @@ def embed(
         model: the network.
         images: at the size and with the channels that the model takes.
         kernel_dimension: of the run's loss; it is stored in the table.
+        precision: in which the network computes; the table is float32 in any case.
         batch: number of images that are embedded at once.
         progress: gets the number of embedded images after each batch; may raise to stop.
 
@@ -44,7 +47,11 @@ def embed(
     if len(images) == 0:
         raise UserError(f"{images.name} has no images to embed; choose a source that has some.")
     outputs: list[tuple[Tensor, Posterior]] = []
-    with evaluating(model), report_progress(progress, "Embedding images", len(images)) as update:
+    with (
+        evaluating(model),
+        autocast(model.device, precision),
+        report_progress(progress, "Embedding images", len(images)) as update,
+    ):
         for start in range(0, len(images), batch):
             pixels = images.images[start : start + batch].to(model.device)
             outputs.append(model(as_float(pixels)))
@@ -67,6 +74,7 @@ def embed_blocks(
     images: ImageSet,
     rows: NDArray[np.int64] | None = None,
     *,
+    precision: torch.dtype = torch.float32,
     batch: int = 512,
     progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
@@ -80,6 +88,7 @@ def embed_blocks(
         model: the network.
         images: at the size and with the channels that the model takes.
         rows: (n,) rows of the images, in the order of the result; None: all.
+        precision: as in `embed`.
         batch: number of images that are embedded at once.
         progress: as in `embed`.
 
@@ -95,6 +104,7 @@ def embed_blocks(
     parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
+        stack.enter_context(autocast(model.device, precision))
         update = stack.enter_context(report_progress(progress, "Embedding blocks", len(index)))
         for name, block in encoder_blocks(backbone):
             hook = partial(_append_pooled, backbone, parts[name])

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
+from sureclr.models.devices import autocast
 from sureclr.models.simclr import SimCLR
-from sureclr.training.devices import autocast
 
 Heads = tuple[Tensor, Tensor | None]  # projections (2m, d), and k (2m,) or None
 MakeViews = Callable[[slice], Tensor]  # the m images of a slice to their views (2m, c, h, w)

@@ -17,10 +17,10 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
 from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
+from sureclr.models.devices import seeded
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, encoder, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
-from sureclr.training.devices import seeded
 
 WEIGHT_BYTES = 8  # a weight and its gradient, each in float32
 STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation

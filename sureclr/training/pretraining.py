@@ -9,6 +9,7 @@ from torch import nn
 
 from sureclr.config import PretrainConfig
 from sureclr.maths.objectives import Objective
+from sureclr.models.devices import choose_device
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.continuing import (
@@ -17,7 +18,6 @@ from sureclr.training.continuing import (
     recorded_configuration,
     refuse_changes,
 )
-from sureclr.training.devices import choose_device
 from sureclr.training.images import (
     MonitorLabels,
     as_resolved,

@@ -15,11 +15,11 @@ from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.files import read_json, unsealed
 from sureclr.maths.objectives import Objective
+from sureclr.models.devices import choose_device, seeded
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
 from sureclr.training.building import build, is_own, own_network, recorded
-from sureclr.training.devices import choose_device, seeded
 from sureclr.training.run_dir import Checkpoint, RunDir, check_numbers
 
 REPR_PATH = 40  # characters of a path in a run's one-line description

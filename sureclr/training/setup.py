@@ -11,6 +11,7 @@ from sureclr.data.batches import steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
+from sureclr.models.devices import choose_precision
 from sureclr.progress import Progress
 from sureclr.training.building import (
     build,
@@ -19,7 +20,6 @@ from sureclr.training.building import (
     pixel_statistics,
     with_stem,
 )
-from sureclr.training.devices import choose_precision
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
 

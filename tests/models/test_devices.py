@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sureclr.errors import UserError
-from sureclr.training.devices import choose_device, seeded
+from sureclr.models.devices import choose_device, seeded
 
 
 @pytest.mark.parametrize(
