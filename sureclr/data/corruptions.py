@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sureclr.data.counter_rng import uniform_numbers
-from sureclr.data.views import blur, crop_and_flip
+from sureclr.data.crops import crop_and_flip
+from sureclr.data.views import blur
 from sureclr.errors import UserError
 
 IMAGES_AT_ONCE = 512  # bounds the memory for the random numbers of noise

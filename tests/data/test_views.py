@@ -19,11 +19,11 @@ from torchvision.transforms import functional as F
 from sureclr.config import ViewConfig
 from sureclr.data import colour
 from sureclr.data.counter_rng import hashed, mix, sample_rows, shuffled, uniform_numbers
+from sureclr.data.crops import crop_and_flip
+from sureclr.data.view_parameters import draw_parameters
 from sureclr.data.views import (
     augment,
     blur,
-    crop_and_flip,
-    draw_parameters,
     one_view,
     two_views,
 )

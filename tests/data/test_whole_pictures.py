@@ -13,18 +13,11 @@ from torchvision.transforms import functional as F
 
 from sureclr.config import ViewConfig
 from sureclr.data import colour
+from sureclr.data.crops import crop_pictures, crop_together
 from sureclr.data.image_set import ImageSet, convert, recolour, resize
 from sureclr.data.pictures import Pictures
-from sureclr.data.views import (
-    ViewParameters,
-    _resize_each,
-    _resize_together,
-    blur,
-    crop_pictures,
-    draw_parameters,
-    one_view,
-    two_views,
-)
+from sureclr.data.view_parameters import ViewParameters, draw_parameters
+from sureclr.data.views import blur, one_view, two_views
 from sureclr.errors import UserError
 
 P_MIN = 1e-3  # the seeds are fixed: a test that passes once passes always
@@ -88,14 +81,19 @@ def test_a_crop_of_a_photograph_is_torchvisions(box: list[int]) -> None:
 
 @pytest.mark.parametrize("size", [1, 8, 96])
 @pytest.mark.parametrize("channels", [1, 3, 13])
-def test_an_accelerators_resampling_is_the_cpus(size: int, channels: int) -> None:
+def test_an_accelerators_resampling_is_the_cpus(
+    size: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CPU, in blocks of one picture up to all of them."""
     pictures, _ = of_all_sizes(channels)
-    box = draw_parameters(torch.arange(6), 0, pictures.height, pictures.width, DEFAULT).box
-    one_by_one = _resize_each(pictures, box, size)
-    for numbers in (1, 40_000, 10**9):
-        together = _resize_together(pictures, box, size, numbers)
-        assert float((together - one_by_one).abs().max()) < 1e-5 * 255
+    drawn = draw_parameters(torch.arange(6), 0, pictures.height, pictures.width, DEFAULT)
+    one_by_one = crop_pictures(pictures, drawn.box, drawn.flip, size)
+    sides = torch.stack([pictures.height, pictures.width], dim=1)
+    given = pictures.values, channels, pictures.start, sides, drawn.box, drawn.flip
+    for pixels in (1, 400_000, 10**9):
+        monkeypatch.setattr("sureclr.data.crops.PIXELS_AT_ONCE", pixels)
+        together = crop_together(*given, (size, size), (200, 300))
+        assert float((together - one_by_one).abs().max()) < 1e-5
 
 
 def test_a_whole_view_is_torchvisions() -> None:
