@@ -56,7 +56,7 @@ def crop_lines(
     shape = len(first), c, height, width
     top, bottom, down = _neighbours(box[:, 0], box[:, 2], height)
     left, right, along = (
-        t.where(~flip[:, None], t.flip(1)) for t in _neighbours(box[:, 1], box[:, 3], width)
+        t.flip(1).where(flip[:, None], t) for t in _neighbours(box[:, 1], box[:, 3], width)
     )
     # Line 0 of every channel
     start = first[:, None, None] + torch.arange(0, c * height, height, device=first.device)[:, None]
@@ -145,7 +145,7 @@ def crop_together(
     line = (band + row[:, None]) * sides[:, 1:, None] + place[:, None, None]  # (n, c, largest[0])
     down = _triangles(height, shape[0], largest[0])[:, None]
     along = _triangles(width, shape[1], largest[1])
-    along = along.where(~flip[:, None, None], along.flip(1))[:, None].mT
+    along = along.flip(1).where(flip[:, None, None], along)[:, None].mT
     some = max(1, PIXELS_AT_ONCE // (channels * largest[0] * largest[1]))
     parts = []
     # Autocast would compute these products in bfloat16
@@ -173,5 +173,5 @@ def _triangles(length: Tensor, size: int, largest: int) -> Tensor:
     pixel, result = (torch.arange(count, device=length.device) for count in (largest, size))
     distance = pixel - scale * (result[:, None] + 0.5) + 0.5
     weight = (1 - (distance / scale.clamp(min=1)).abs()).clamp(min=0)
-    weight = weight.where(pixel < length[..., None], 0)
+    weight *= pixel < length[..., None]
     return weight / weight.sum(dim=2, keepdim=True)

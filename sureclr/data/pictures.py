@@ -10,6 +10,17 @@ from torch import Tensor
 
 MOST_BANDS = 32  # of an image
 BYTES_AT_ONCE = 2**28  # that move to a device in one step
+PINNING = ("cuda",)  # devices that copy from pinned memory while the program goes on
+
+
+def pinned(x: Tensor, device: torch.device) -> Tensor:
+    """Return x, on the CPU, in memory from which this device copies while the program goes on."""
+    return x.pin_memory() if device.type in PINNING and x.device.type == "cpu" else x
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Return x on a device, and do not wait until it is there."""
+    return pinned(x, device).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +102,7 @@ class Pictures:
         blocks = (end - 1) // BYTES_AT_ONCE
         for block in blocks.unique().tolist():
             some = blocks == block
-            moved = self._joined(start[some], length[some]).to(device)
+            moved = sent(self._joined(start[some], length[some]), device)
             last = int(end[some][-1])
             values[last - len(moved) : last] = moved
         return replace(self, values=values, start=(end - length)[place])

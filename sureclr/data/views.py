@@ -27,7 +27,7 @@ from torch.nn import functional
 from sureclr.config import ViewConfig
 from sureclr.data import colour
 from sureclr.data.crops import crop_and_flip, crop_lines, crop_pictures, crop_together
-from sureclr.data.pictures import MOST_BANDS, Pictures
+from sureclr.data.pictures import MOST_BANDS, Pictures, sent
 from sureclr.data.view_parameters import COLUMNS, ViewForm, ViewParameters, plan_views
 from sureclr.errors import UserError
 
@@ -161,7 +161,7 @@ def _views(
         pictures, (height, width) = Pictures.of_array(images), images.shape[2:]
     else:
         pictures, height, width = images, cast(int, size), cast(int, size)
-    plan = plan_views(pictures, seeds.cpu(), numbers, height, width, config)
+    plan = plan_views(pictures, seeds, numbers, height, width, config)
     device = pictures.values.device
     if device.type != "cpu":
         return views_of(pictures.values, sent(plan.packed(), device), plan.form)
@@ -172,13 +172,6 @@ def _views(
             part = images[rows] if isinstance(images, Tensor) else images.select(rows)
             view[rows] = augment(part, parameters[rows], plan.form.radius, size)
     return views.flatten(0, 1)
-
-
-def sent(packed: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device; on CUDA nothing waits for the copy."""
-    if device.type != "cuda":
-        return packed.to(device)
-    return packed.pin_memory().to(device, non_blocking=True)
 
 
 def _checked(images: Tensor | Pictures, seeds: Tensor, size: int | None) -> Tensor | Pictures:
