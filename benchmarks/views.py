@@ -11,6 +11,13 @@ views have 96 pixels, and ours are cropped from the photographs, from copies tha
 holds (shorter side 192 pixels), and, as before, from centre squares of 96 pixels. Beside
 the speed it prints how sharp crops alone are, relative to those of torchvision from PIL pictures:
 the mean squared Laplacian and the mean squared gradient, each with its standard error.
+
+With `--device cuda` (or `cpu`) it compares the ways to make ours on that device: operator by
+operator on all images together, as on an accelerator; the same compiled by inductor; and on a CPU
+also image rows by operation, which is what a CPU does. It prints how many operators the device is
+asked for and how many kernels the compiler made, and stops if a way differs from the CPU's views by
+more than 1e-5. Times are of the wall clock on an accelerator, after it has finished, and of the
+process on a CPU. Drawing the parameters and sending them is not part of a way; it has its own line.
 """
 
 import argparse
@@ -23,12 +30,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sureclr.compat  # noqa: F401
 from sureclr.config import ViewConfig
 from sureclr.data.image_set import resize
-from sureclr.data.pictures import Pictures
-from sureclr.data.views import one_view, two_views
+from sureclr.data.pictures import Pictures, sent
+from sureclr.data.view_parameters import ViewPlan, plan_views
+from sureclr.data.views import one_view, two_views, views_of
 
 Route = Callable[[Any], Any]
 # Channels, size in pixels, number of images
@@ -253,6 +262,95 @@ def print_photographs(rounds: int) -> None:
         print(f"  {name:26} {laplacian:.3f} +- {error:.3f}   {gradient:.3f} +- {other_error:.3f}")
 
 
+class Operators(TorchDispatchMode):
+    """Counts the operators that compute something, and do not only describe memory in another way.
+
+    Attributes:
+        count: of the operators.
+    """
+
+    def __init__(self) -> None:
+        """Start at 0."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Call an operator and count it."""
+        aliases = [result.alias_info for result in operator._schema.returns]
+        self.count += all(alias is None or alias.is_write for alias in aliases)
+        return operator(*args, **(kwargs or {}))
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """Measure one call, on an accelerator until the device has finished."""
+    if device.type == "cpu":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    wait = torch.get_device_module(device).synchronize
+    wait()
+    begin = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begin
+
+
+def race_on(device: torch.device, size: int, whole: bool, n: int, rounds: int) -> None:
+    """Print how fast the ways to make both views of n colour images are on a device.
+
+    Args:
+        device: on which the images lie.
+        size: side of the views in pixels.
+        whole: crop them from whole pictures of twice the size, with antialiasing.
+        n: number of images.
+        rounds: of which the medians are printed; all ways in turn.
+    """
+    from torch._inductor import metrics
+
+    side, seeds = (2 * size if whole else size), torch.arange(n)
+    images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
+    here = images.to(device)
+    pictures = Pictures.of_array(here)
+
+    def plan() -> ViewPlan:
+        return plan_views(pictures, seeds, (0, 1), size, size, CONFIG)
+
+    form, packed = plan().form, plan().packed().to(device)
+    compiled = torch.compile(views_of, fullgraph=True, dynamic=False)
+    launched: dict[str, int] = {}
+    ways: dict[str, Callable[[], Tensor]] = {
+        "all images together": lambda: views_of(pictures.values, packed, form),
+        "the same, compiled": lambda: compiled(pictures.values, packed, form),
+    }
+    if device.type == "cpu":
+        ways["rows by operation"] = lambda: two_views(images, seeds, CONFIG, size)
+    right = two_views(images, seeds, CONFIG, size)
+    for name, way in ways.items():
+        if "compiled" in name:
+            metrics.reset()
+            views = way()
+            launched[name] = metrics.generated_kernel_count
+        else:
+            with Operators() as seen:
+                views = way()
+            launched[name] = seen.count
+        if (difference := float((views.cpu() - right).abs().max())) > 1e-5:
+            raise SystemExit(f"{name}: the views differ from the CPU's by {difference:.1e}")
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    drawing = []
+    for _ in range(rounds + 1):
+        drawing.append(seconds(lambda: sent(plan().packed(), device), device))
+        for name, way in ways.items():
+            times[name].append(seconds(way, device))
+    kind = "whole pictures of twice the size" if whole else "images of this size"
+    print(f"{size} px from {kind}, n = {n}: views per second, launches for both views")
+    for name, values in times.items():
+        print(f"  {name:22} {2 * n / median(values[1:]):12,.0f} {launched[name]:6}")
+    print(f"  parameters drawn and sent in {1e3 * median(drawing[1:]):.2f} ms")
+
+
 def main() -> None:
     """Print the speed of every route in every setting."""
     parser = argparse.ArgumentParser(
@@ -260,9 +358,17 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--photographs", action="store_true", help="speed and sharpness of photos")
+    parser.add_argument("--device", help="compare the ways to make our views on a device")
+    parser.add_argument("--batch", type=int, default=256, help="images, with --device")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224], help="likewise")
     given = parser.parse_args()
     rounds = given.rounds
     torch.set_num_threads(1)
+    if given.device:
+        for size in given.sizes:
+            for whole in (False, True):
+                race_on(torch.device(given.device), size, whole, given.batch, rounds)
+        return
     if given.photographs:
         print_photographs(rounds)
         return

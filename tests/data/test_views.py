@@ -20,12 +20,14 @@ from sureclr.config import ViewConfig
 from sureclr.data import colour
 from sureclr.data.counter_rng import hashed, mix, sample_rows, shuffled, uniform_numbers
 from sureclr.data.crops import crop_and_flip
-from sureclr.data.view_parameters import draw_parameters
+from sureclr.data.pictures import Pictures
+from sureclr.data.view_parameters import draw_parameters, plan_views
 from sureclr.data.views import (
     augment,
     blur,
     one_view,
     two_views,
+    views_of,
 )
 from sureclr.errors import UserError
 from sureclr.reporting.figures import augmented_pairs
@@ -180,6 +182,8 @@ def test_a_view_is_torchvisions_chain(shape: tuple[int, int, int]) -> None:
     theirs = each(lambda *one: witness_view(*one, radius), images, *values)
     close(augment(images, drawn, radius), theirs)
     close(one_view(images, torch.arange(64), 1, config), theirs)
+    plan = plan_views(Pictures.of_array(images), torch.arange(64), (1,), *shape[1:], config)
+    close(views_of(images.view(-1), plan.packed(), plan.form), theirs)
 
 
 def test_greyscale_images_have_neither_hue_nor_saturation() -> None:
@@ -232,9 +236,12 @@ def test_strength_zero_jitters_nothing() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_lie_in_the_unit_interval(channels: int) -> None:
     images = torch.where(pictures(300, channels) > 127, 255, 0).to(torch.uint8)
-    v = two_views(images, torch.arange(300), ViewConfig())
-    assert v.shape == (600, channels, 32, 32) and v.dtype == torch.float32
-    assert v.min() >= 0 and v.max() <= 1 and v.max() > 0.99
+    seeds, config = torch.arange(300), ViewConfig()
+    plan = plan_views(Pictures.of_array(images), seeds, (0, 1), 32, 32, config)
+    together = views_of(images.view(-1), plan.packed(), plan.form)
+    for v in (two_views(images, seeds, config), together):
+        assert v.shape == (600, channels, 32, 32) and v.dtype == torch.float32
+        assert v.min() >= 0 and v.max() <= 1 and v.max() > 0.99
 
 
 def test_a_view_depends_on_its_own_seed_alone() -> None:
