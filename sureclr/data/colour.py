@@ -110,9 +110,8 @@ def jitter_together(x: Tensor, operations: Tensor, amounts: Tensor) -> Tensor:
 
     Args:
         x: (n, c, h, w).
-        operations: (n, 4) integers. Entry k is the operation of step k, one that the image has; -1
-            leaves the image as it is.
-        amounts: (n, 4), the factor of each step; 1 where the operation is -1.
+        operations: (n, 4) integers. Entry k is the operation of step k, as in `order` of `jitter`.
+        amounts: (n, 4), the factor of each step; 1 where the operation is none that the image has.
 
     Returns:
         (n, c, h, w).

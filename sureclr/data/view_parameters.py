@@ -189,7 +189,7 @@ class ViewPlan:
         """(n, columns) int32 of one view, in the order of `COLUMNS`."""
         place = self.pictures.start
         coloured = self.form.channels == 3
-        # A step whose operation the image cannot have is a blend of 1 with nothing
+        # An operation that the image does not have is a blend that keeps it as it is
         known = (drawn.order >= 0) & (drawn.order < (len(OPERATIONS) if coloured else 2))
         amount = drawn.factors.gather(1, drawn.order.clamp(min=0)).where(known, 1)
         whole = {
@@ -198,7 +198,7 @@ class ViewPlan:
             "box": drawn.box,
             "flip": drawn.flip[:, None],
             "grey": drawn.grey[:, None],
-            "operation": drawn.order.where(known, -1),
+            "operation": drawn.order,
         }
         floats = torch.cat([amount, drawn.sigma[:, None]], dim=1)
         return torch.cat([*(t.int() for t in whole.values()), floats.view(torch.int32)], dim=1)
