@@ -116,6 +116,20 @@ def test_views_of_whole_pictures_together_are_the_cpus(channels: int) -> None:
     assert difference(made(plan), two_views(pictures, torch.arange(5) * 7, DEFAULT, 24)) < 1e-5
 
 
+@pytest.mark.parametrize("gap", [5, 32])
+@pytest.mark.parametrize("wide", [32, 64])
+def test_pixels_that_are_no_lines_of_the_views_are_read_as_pictures(gap: int, wide: int) -> None:
+    """Pictures of the views' height: some are wider, or they do not begin where a line begins."""
+    width = torch.tensor([32, wide, 32, wide])
+    length = 3 * 32 * width
+    values = noise(int(length.sum()) + 64)
+    start = gap + length.cumsum(0) - length
+    pictures = Pictures(values, start, torch.full((4,), 32), width, 3)
+    plan = a_plan(pictures, 32)
+    assert (plan.form.largest is None) == (gap == wide == 32)
+    assert difference(made(plan), two_views(pictures, torch.arange(4) * 7, DEFAULT, 32)) < 1e-5
+
+
 @pytest.mark.parametrize(
     "change",
     [{"flip": 0}, {"jitter_p": 0}, {"grey_p": 0}, {"blur_p": 0}, {"jitter_p": 1, "strength": 2.5}],
