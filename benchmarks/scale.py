@@ -1,8 +1,8 @@
 """Peak memory and CPU time of every command as the number of images grows.
 
-    python -m benchmarks.scale                                     # 1,000, 10,000 and 100,000 images
+    python -m benchmarks.scale                                # 1,000, 10,000 and 100,000 images
     python -m benchmarks.scale --sizes 1000,3000,10000 --only pretrain,knn
-    python -m benchmarks.scale --table                             # the table of benchmarks/scale.jsonl
+    python -m benchmarks.scale --table                        # the table of benchmarks/scale.jsonl
 
 The images are synthetic JPEG files of 32 pixels in ten folders, one a class; a tenth of them is the
 test split. The encoder is one convolution with 512 features, so that what is measured is what
@@ -26,13 +26,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from benchmarks.lines import append_line, read_lines
+from benchmarks.lines import append_line, commit, read_lines
 
 SIZES = (1_000, 10_000, 100_000)
 SIDE, CLASSES, FEATURES, TEST_SHARE = 32, 10, 512, 0.1
@@ -168,9 +169,6 @@ def run_all(sizes: Sequence[int], only: Sequence[str], folder: Path, results: Pa
         folder: for images, caches and runs; what is there of each size is deleted afterwards.
         results: a JSON-lines file.
     """
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     for size in sizes:
         place = folder / str(size)
         (place / "out").mkdir(parents=True, exist_ok=True)
@@ -180,7 +178,7 @@ def run_all(sizes: Sequence[int], only: Sequence[str], folder: Path, results: Pa
             if only and name not in (*only, "pretrain"):
                 continue
             row = measure(words, place / "cache", place / f"{name}.log")
-            line = {"command": name, "images": size, **row, "commit": commit}
+            line = {"command": name, "images": size, **row, "commit": commit()}
             print(json.dumps(append_line(line, results)), flush=True)
         shutil.rmtree(place)
 
@@ -193,7 +191,7 @@ def growth(sizes: Sequence[int], values: Sequence[float]) -> float | None:
     >>> round(growth((10, 100, 1000), [5 + 2 * n**1.5 for n in (10, 100, 1000)]), 3)
     1.5
     """
-    if len(values) != 3 or any(b != 10 * a for a, b in zip(sizes, sizes[1:], strict=False)):
+    if len(values) != 3 or any(b != 10 * a for a, b in pairwise(sizes)):
         return None
     first, second, third = values
     if not first < second < third or third - first <= second - first:
