@@ -4,6 +4,7 @@ Each line is written as soon as its run has finished, so stopping loses at most 
 """
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ def rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(inner) for inner in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def commit() -> str:
+    """Return the short name of this checkout's commit; "" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def run_as_command(main: Callable[[], None]) -> None:
