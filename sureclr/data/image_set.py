@@ -189,7 +189,7 @@ class ImageSet:
         index = torch.as_tensor(rows)
         if self.pictures is not None:
             return self.pictures.select(index)
-        return self.images[index.to(self.images.device)]
+        return self.images[index.to(self.images.device, non_blocking=True)]
 
 
 def digest_of_pixels(images: ImageSet) -> str:

@@ -1,6 +1,5 @@
 """The loop around the step of `trainer.Trainer`: lines, monitor, checkpoints and signals."""
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,10 +10,10 @@ from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, Stopped, stop_on_signals
 from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
 from sureclr.training.records import (
+    StepLines,
     begin_run,
     resume_run,
     save_snapshot,
-    step_numbers,
     write_encoder,
 )
 from sureclr.training.run_dir import Monitored, RunDir
@@ -103,9 +102,22 @@ def _take_steps(
     saved = f"continue with resume=True, out={str(directory.path)!r}"
     data = monitor.data(trainer.record["images"])
     best = BestSoFar.of(directory, trainer.per_epoch, data)
+    pending = StepLines(trainer, _untrained_knn(trainer, directory, monitor))
+
+    def write(numbers: dict[str, float]) -> None:
+        directory.log(numbers)
+        tracker(numbers)
+        progress.update(int(numbers["step"]), numbers)
+
     while trainer.done < trainer.steps or trainer.unmonitored:
         # A run that was stopped while its monitor measured goes on there
-        numbers = trainer.unmonitored or _step(trainer, directory, monitor)
+        numbers = trainer.unmonitored
+        if not numbers:
+            if not (pending.step() or stop or _anything_due(trainer)):
+                continue
+            for numbers in pending.read():
+                if numbers["step"] < trainer.done:
+                    write(numbers)
         is_best = False
         if trainer.done % trainer.per_epoch == 0:
             trainer.unmonitored = numbers
@@ -119,9 +131,7 @@ def _take_steps(
             if "knn" in numbers:
                 trainer.monitored = Monitored(numbers["knn"], len(monitor.queries), data)
                 is_best = best.takes(trainer.monitored, trainer.done)
-        directory.log(numbers)  # before the checkpoint: a crash between the two loses no line
-        tracker(numbers)
-        progress.update(trainer.done, numbers)
+        write(numbers)  # before the checkpoint: a crash between the two loses no line
         complete = trainer.done == trainer.steps
         if "knn" in numbers and (warning := best.warning(numbers["knn"], complete)):
             progress.message(warning)
@@ -132,19 +142,18 @@ def _take_steps(
         stop.check(saved)
 
 
+def _anything_due(trainer: Trainer) -> bool:
+    """Return whether more than a line follows the last step."""
+    config = trainer.config
+    every = config.monitor_every, config.snapshot_every, config.checkpoint_every
+    return trainer.done == trainer.steps or any(map(trainer.is_due, every))
+
+
 def _save(trainer: Trainer, directory: RunDir) -> None:
     """Write a checkpoint, if every value in it is finite."""
     trainer.check_weights()
     directory.save_checkpoint(trainer.done, *trainer.state())
     trainer.saved_step = trainer.done
-
-
-def _step(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
-    """Take a step and return its numbers."""
-    untrained = _untrained_knn(trainer, directory, monitor)
-    began = time.monotonic()
-    loss, posterior = trainer.step()
-    return step_numbers(trainer, loss, posterior, time.monotonic() - began) | untrained
 
 
 def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:

@@ -38,14 +38,19 @@ def new_optimizer(
         learning_rate: the peak; `set_learning_rate` changes it at each step.
         weight_decay: L2 penalty on weight matrices.
 
+    On CUDA each is a few kernels for all parameters: adam and sgd are fused, lars (of timm 1.0.31
+    or newer) works on lists of tensors. A CPU's loops over parameters stay, which are exact where a
+    run is repeated.
+
     Raises:
         UserError: the name is unknown.
     """
     groups = parameter_groups(model, weight_decay)
+    fused = all(parameter.device.type == "cuda" for parameter in model.parameters()) or None
     if name == "adam":
-        return torch.optim.Adam(groups, lr=learning_rate)
+        return torch.optim.Adam(groups, lr=learning_rate, fused=fused)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, lr=learning_rate, momentum=0.9, nesterov=True, fused=fused)
     if name == "lars":
         from timm.optim.lars import Lars
 

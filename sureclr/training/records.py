@@ -1,7 +1,10 @@
 """What a training run writes into its folder beside checkpoints."""
 
 import json
+import math
 import os
+import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +16,8 @@ from torch import Tensor
 from sureclr.config import from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
-from sureclr.maths.sphere import Posterior
+from sureclr.maths.objectives import SureLoss
+from sureclr.maths.sphere import Posterior, wide
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
 from sureclr.training.continuing import (
@@ -27,6 +31,8 @@ from sureclr.training.continuing import (
 from sureclr.training.image_record import ImageRecord
 from sureclr.training.run_dir import RunDir, checked_safetensors
 from sureclr.training.trainer import Trainer
+
+STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
 
 
 def begin_run(directory: RunDir, trainer: Trainer) -> None:
@@ -181,35 +187,83 @@ def _restore_own(trainer: Trainer, state: dict[str, Tensor]) -> None:
             module.load_state_dict(part)
 
 
-def step_numbers(
-    trainer: Trainer, loss: float, posterior: Posterior, seconds: float
-) -> dict[str, float]:
-    """Return a line of metrics.jsonl.
+class StepLines:
+    """The lines of metrics.jsonl of the last steps, whose numbers still lie on the device.
 
-    Args:
-        trainer: after the step.
-        loss: in nats.
-        posterior: of the step's 2n views.
-        seconds: that the step took.
-
-    Returns:
-        epoch, step, loss, cosine_positive (mean cosine of the two views of an image), learning_rate
-        (of the next step), images_per_second, and where they exist radius_views (the mean radius)
-        and kernel_dimension.
+    They are read together, because reading waits until the device has computed them: on a CPU after
+    every step, elsewhere after `STEPS_AT_ONCE` or where the loop needs them.
     """
-    first, second = posterior.direction.chunk(2)
-    numbers = {
-        "epoch": trainer.done / trainer.per_epoch,
-        "step": trainer.done,
-        "loss": loss,
-        "cosine_positive": float((first * second).sum(-1).mean()),
-        "learning_rate": trainer.rate(),
-        "images_per_second": trainer.config.batch_size / seconds,
-    }
-    if posterior.radius is not None:
-        numbers["radius_views"] = float(posterior.radius.mean())
-    dimension = getattr(trainer.objective, "kernel_dimension", None)
-    return numbers if dimension is None else {**numbers, "kernel_dimension": float(dimension)}
+
+    def __init__(self, trainer: Trainer, first: dict[str, float]) -> None:
+        """Start without a line.
+
+        Args:
+            trainer: takes the steps.
+            first: numbers that the first line gets beside those of its step.
+        """
+        self.trainer, self.first = trainer, first
+        self.most = STEPS_AT_ONCE if trainer.ahead else 1
+        self.known: list[dict[str, float]] = []
+        self.computed: list[dict[str, Tensor]] = []
+        self.began = 0.0
+
+    def step(self) -> bool:
+        """Take a step and keep its numbers; return whether the lines should be read now."""
+        if not self.known:
+            self.began = time.monotonic()
+        loss, posterior = self.trainer.step()
+        self._add(loss, posterior)
+        return len(self.known) >= self.most
+
+    def _add(self, loss: Tensor, posterior: Posterior) -> None:
+        trainer = self.trainer
+        first, second = posterior.direction.chunk(2)
+        computed = {"loss": loss, "cosine_positive": (first * second).sum(-1).mean()}
+        if posterior.radius is not None:
+            computed["radius_views"] = posterior.radius.mean()
+        known = {
+            "epoch": trainer.done / trainer.per_epoch,
+            "step": trainer.done,
+            "learning_rate": trainer.rate(),
+            **self.first,
+        }
+        self.first = {}
+        objective = trainer.objective
+        if isinstance(objective, SureLoss) and not isinstance(objective.dimension, int | float):
+            computed["kernel_dimension"] = objective.m.clone()  # its property would wait
+        elif (dimension := getattr(objective, "kernel_dimension", None)) is not None:
+            known["kernel_dimension"] = float(dimension)
+        self.known.append(known)
+        self.computed.append(computed)
+
+    def read(self) -> Iterator[dict[str, float]]:
+        """Yield the lines that have not been read, in the order of their steps; wait for the device.
+
+        Yields:
+            epoch, step, loss (nats), cosine_positive (mean cosine of the two views of an image),
+            learning_rate (of the next step), images_per_second, and where they exist radius_views
+            (the mean radius) and kernel_dimension.
+
+        Raises:
+            UserError: the loss of a step is not finite; the lines before it have been yielded.
+        """
+        lines = list(zip(self.known, _read_together(self.computed), strict=True))
+        seconds = (time.monotonic() - self.began) / max(len(lines), 1)
+        self.known, self.computed = [], []
+        for known, computed in lines:
+            if not math.isfinite(computed["loss"]):
+                done = int(known["step"]) - 1
+                raise self.trainer.diverged(f"the loss is {computed['loss']}", done)
+            speed = {"images_per_second": self.trainer.config.batch_size / seconds}
+            yield {**known, **computed, **speed}
+
+
+def _read_together(rows: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """Return the numbers of some scalars after one copy from their device."""
+    if not rows:
+        return []
+    values = iter(torch.stack([wide(x) for row in rows for x in row.values()]).tolist())
+    return [{name: next(values) for name in row} for row in rows]
 
 
 def save_snapshot(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ def new_trainer(
     objective.to(device).train()
     optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     precision = choose_precision(config.precision, device)
-    trainer = Trainer(config, images, model, objective, optimizer, precision)
+    ahead = device.type != "cpu"
+    trainer = Trainer(config, images, model, objective, optimizer, precision, ahead)
     trainer.check_weights()
     return trainer
 
@@ -79,15 +80,15 @@ def fitting_trainer(
 ) -> Trainer:
     """Return a trainer at step 0 whose batch fits into memory.
 
-    If `micro_batch` is not set, the number of images at a time is halved until one gradient can be
-    computed.
+    If `micro_batch` is not set, the number of images at a time is halved until one step can be
+    taken.
 
     Args:
         config: as in `new_trainer`, like the arguments that are not named here.
         images: the training images.
         device: on which the network runs.
         progress: gets a message if the batch had to be divided.
-        probe: whether to try a gradient at all: on accelerators, because a CPU swaps instead of
+        probe: whether to try a step at all: on accelerators, because a CPU swaps instead of
             raising an error. The trial leaves no trace.
         encoder: the user's own encoder.
         loss: the user's own loss.
@@ -117,9 +118,9 @@ def fitting_trainer(
 
 
 def _fits(trainer: Trainer) -> bool:
-    """Return whether the gradient of a step can be computed."""
+    """Return whether a step can be taken."""
     try:
-        trainer.gradient()
+        trainer.step()
     except torch.OutOfMemoryError:
         return False
     return True

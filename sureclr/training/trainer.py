@@ -1,8 +1,13 @@
-"""The step of contrastive pretraining, and the state that it changes."""
+"""The step of contrastive pretraining, and the state that it changes.
+
+No step waits for an accelerator: what the next step needs is prepared on the CPU and sent while the
+device still computes the last one, and nothing that a step computes is read in it (records.py reads
+the numbers of several steps together).
+"""
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +15,7 @@ from torch import Tensor
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet
+from sureclr.data.pictures import pinned, sent
 from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.inputs import OutOfRange
@@ -21,6 +27,18 @@ from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
 
 RECORDED = ("images", "count", "origins", "snapshots", "changes")  # the keys of `Trainer.record`
+
+
+class Prepared(NamedTuple):
+    """The views of a step, which can be made without a wait.
+
+    Attributes:
+        done: the number of steps before it.
+        views: of the images of a slice of its batch, as `accumulate.backward` calls it.
+    """
+
+    done: int
+    views: accumulate.MakeViews
 
 
 @dataclass
@@ -35,14 +53,17 @@ class Trainer:
         objective: the loss.
         optimizer: of the model's parameters.
         precision: in which the network runs.
+        ahead: whether the program may run ahead of the device, as it does of an accelerator: it
+            prepares the next step after each one, and losses are read later.
         done: number of steps done.
         record: what every checkpoint stores beside the state: the digest of the images, and the
             changes that were accepted when the run was resumed.
         saved_step: the step of the newest checkpoint; None: there is none.
-        loss: of the last step; None: no step was taken.
+        loss: of the last step, in nats; a tensor lies on the device. None: no step was taken.
         monitored: what the monitor measured after the last step; None: nothing.
         unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
             signal stops it; else {}.
+        prepared: what the next step needs, if it was prepared while the last one ran.
     """
 
     config: PretrainConfig
@@ -51,12 +72,14 @@ class Trainer:
     objective: Objective
     optimizer: torch.optim.Optimizer
     precision: torch.dtype
+    ahead: bool = False
     done: int = 0
     record: dict[str, Any] = field(default_factory=dict)
     saved_step: int | None = None
-    loss: float | None = None
+    loss: Tensor | float | None = None
     monitored: Monitored | None = None
     unmonitored: dict[str, float] = field(default_factory=dict)
+    prepared: Prepared | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -68,14 +91,16 @@ class Trainer:
         """Return the number of steps of the whole run."""
         return self.per_epoch * self.config.epochs
 
-    def step(self) -> tuple[float, Posterior]:
-        """Take one step of the optimizer over `config.batch_size` images.
+    def step(self) -> tuple[Tensor, Posterior]:
+        """Take one step of the optimizer over `config.batch_size` images, and wait for nothing.
 
         Returns:
-            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views.
+            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views; on
+            the model's device. Where the program is `ahead`, the loss may be NaN or infinite; a
+            fused optimizer has then left the weights as they were.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the program is not `ahead`, and the loss is not finite.
         """
         set_learning_rate(self.optimizer, self.rate())
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,12 +108,17 @@ class Trainer:
             loss, posterior = self.gradient()
         except OutOfRange:  # what the network put out is NaN or infinite, and so the loss would be
             raise self.diverged(f"the loss is {math.nan}") from None
-        if not math.isfinite(value := float(loss)):
-            raise self.diverged(f"the loss is {value}")
+        if not self.ahead and not math.isfinite(loss):
+            raise self.diverged(f"the loss is {float(loss)}")
+        if self.optimizer.defaults.get("fused"):
+            # torch's fused kernels do nothing where this is 1
+            self.optimizer.found_inf = (~loss.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.done += 1
-        self.loss, self.monitored = value, None
-        return value, posterior
+        self.loss, self.monitored = loss, None
+        if self.ahead and self.done < self.steps:
+            self.prepared = self._prepare()
+        return loss, posterior
 
     def gradient(self) -> tuple[Tensor, Posterior]:
         """Add the gradient of the next step's loss to the gradients of the parameters.
@@ -96,23 +126,32 @@ class Trainer:
         Returns:
             The loss and the posteriors of the views, detached.
         """
-        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
-        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
-        size, device = self.images.images.shape[-1], self.model.device
-
-        def views(part: slice) -> Tensor:
-            pixels = self.images.for_views(indices[part]).to(device)
-            return two_views(pixels, seeds[part], config.views, size)
-
+        ready, self.prepared = self.prepared, None
+        if ready is None or ready.done != self.done:
+            ready = self._prepare()
         return accumulate.backward(
             self.model,
             self.objective,
-            views,
-            config.batch_size,
-            config.micro_batch,
+            ready.views,
+            self.config.batch_size,
+            self.config.micro_batch,
             self._generator(),
             self.precision,
         )
+
+    def _prepare(self) -> Prepared:
+        """Return the next step's views, with its pixels on their way to the device."""
+        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
+        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
+        size, device = self.images.images.shape[-1], self.model.device
+        pixels = self.images.for_views(pinned(indices, device))
+        pixels = sent(pixels, device) if isinstance(pixels, Tensor) else pixels.to(device)
+
+        def views(part: slice) -> Tensor:
+            some = pixels[part] if isinstance(pixels, Tensor) else pixels.select(part)
+            return two_views(some, seeds[part], config.views, size)
+
+        return Prepared(self.done, views)
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
@@ -182,7 +221,7 @@ class Trainer:
             **self.record,
         }
         if self.loss is not None:
-            numbers["loss"] = self.loss
+            numbers["loss"] = float(self.loss)
         if self.monitored is not None:
             numbers["monitor"] = asdict(self.monitored)
         if self.unmonitored:
@@ -217,13 +256,15 @@ class Trainer:
         generator = torch.Generator(self.model.device)
         return generator.manual_seed(self.config.seed * 1_000_003 + self.done)
 
-    def diverged(self, sign: str) -> UserError:
+    def diverged(self, sign: str, done: int | None = None) -> UserError:
         """Return the error that ends a run, with what is saved of it.
 
         Args:
             sign: what is not finite, a sentence without a full stop.
+            done: number of steps before it; None: all that were taken.
         """
-        if self.done == 0:
+        done = self.done if done is None else done
+        if done == 0:
             return UserError(
                 f"{sign} before the first step, so training cannot begin; check the images, the"
                 " encoder and the loss."
@@ -235,6 +276,6 @@ class Trainer:
             " from it with resume=True, accept_changes=True and what you changed."
         )
         return UserError(
-            f"{sign} at step {self.done}, so training has diverged; lower learning_rate (now"
+            f"{sign} at step {done}, so training has diverged; lower learning_rate (now"
             f" {self.config.learning_rate}) or raise temperature. {kept}"
         )

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +32,7 @@ from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import pretrain
-from sureclr.training.records import step_numbers
+from sureclr.training.records import StepLines
 from sureclr.training.run import load
 from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
@@ -65,7 +66,7 @@ def test_a_step_is_sgd_on_the_loss_of_the_named_views(done: int, epoch: int, num
     _, seen = other.model(two_views(IMAGES[indices], seeds, config.views))
     expected = other.objective(seen)
     expected.backward()
-    assert loss == pytest.approx(float(expected.detach()), rel=1e-6) and torch.allclose(
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-6) and torch.allclose(
         posterior.direction, seen.direction
     )
     assert not posterior.direction.requires_grad and made.done == done + 1
@@ -92,10 +93,15 @@ def test_a_line_a_step(unbroken: Path) -> None:
     assert all(np.isfinite(value) for line in record for value in line.values())
 
 
-def test_speed_is_images_by_seconds() -> None:
+def test_speed_is_images_by_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps whose numbers are read together took as long as each other."""
     trainer = new_trainer(CONFIG, as_image_set(IMAGES), torch.device("cpu"))
-    loss, posterior = trainer.step()
-    assert step_numbers(trainer, loss, posterior, 0.25)["images_per_second"] == 16 / 0.25
+    clock = iter([10.0, 10.5])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    pending = StepLines(trainer, {})
+    pending.step()
+    pending.step()
+    assert [line["images_per_second"] for line in pending.read()] == [16 / 0.25] * 2
 
 
 def test_the_folder_is_complete(unbroken: Path) -> None:
