@@ -3,7 +3,8 @@
 The loss compares every view with every other one, so the gradients of small batches do not add up
 to that of a large batch. Exact accumulation (GradCache, Gao et al. 2021) embeds all micro-batches
 without a graph and computes the loss over the whole batch with its gradient with respect to the
-heads' outputs. Then it runs each micro-batch again and backpropagates its part. In both passes BN
+heads' outputs. Then it runs each micro-batch again and backpropagates its part. The views of the
+first pass are kept for the second one where they take little memory. In both passes BN
 normalises with the statistics of the micro-batch; the second pass alone updates running statistics.
 Dropout draws the same masks in both passes.
 """
@@ -21,6 +22,8 @@ from sureclr.models.devices import autocast
 from sureclr.models.simclr import SimCLR
 
 Heads = tuple[Tensor, Tensor | None]  # projections (2m, d), and k (2m,) or None
+KEPT_ON_CPU = 2**30  # bytes of views that the second pass takes from the first
+KEPT_SHARE = 8  # and of a GPU's memory, one part of so many
 MakeViews = Callable[[slice], Tensor]  # the m images of a slice to their views (2m, c, h, w)
 
 
@@ -38,8 +41,8 @@ def backward(
     Args:
         model: the network.
         objective: the loss.
-        views: returns both views of the images of a slice, rows i and i + m of image i. It is
-            called twice for each micro-batch and must return the same pixels.
+        views: returns both views of the images of a slice, rows i and i + m of image i. It may be
+            called twice for a micro-batch and must return the same pixels.
         images: number of images of the whole batch.
         micro_batch: number of images on one graph; None: all of them.
         generator: for losses that sample.
@@ -68,9 +71,12 @@ def _accumulated(
     precision: torch.dtype,
 ) -> tuple[Tensor, Posterior]:
     states, outputs = [], []
+    kept: dict[int, Tensor] = {}  # by where their part begins
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
             images = views(part)
+            if images.nbytes * len(parts) <= kept_bytes(images.device):
+                kept[part.start] = images
             states.append(_random_states(images.device))
             outputs.append(_run(model, images, precision))
     projections = _both_views([p for p, _ in outputs]).requires_grad_()
@@ -81,7 +87,7 @@ def _accumulated(
     leaves = [leaf for leaf in (projections, k) if leaf is not None]
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
     for part, state in zip(parts, states, strict=True):
-        images = views(part)
+        images = kept.pop(part.start) if part.start in kept else views(part)
         _set_random_states(images.device, state)
         again = [output for output in _run(model, images, precision) if output is not None]
         pairs = [
@@ -94,6 +100,13 @@ def _accumulated(
             [gradient.to(output.dtype) for output, gradient in pairs],
         )
     return loss.detach(), _detached(posterior)
+
+
+def kept_bytes(device: torch.device) -> int:
+    """Return how many bytes of views may stay on a device between the two passes."""
+    if device.type != "cuda":
+        return KEPT_ON_CPU
+    return int(torch.cuda.get_device_properties(device).total_memory) // KEPT_SHARE
 
 
 def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:

@@ -7,16 +7,14 @@ the numbers of several steps together).
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sureclr.config import PretrainConfig
-from sureclr.data.batches import batch, steps_per_epoch
+from sureclr.data.batches import steps_per_epoch
 from sureclr.data.image_set import ImageSet
-from sureclr.data.pictures import pinned, sent
-from sureclr.data.views import two_views
 from sureclr.errors import UserError
 from sureclr.maths.inputs import OutOfRange
 from sureclr.maths.objectives import Objective
@@ -25,20 +23,9 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
+from sureclr.training.step_views import StepViews, step_views
 
 RECORDED = ("images", "count", "origins", "snapshots", "changes")  # the keys of `Trainer.record`
-
-
-class Prepared(NamedTuple):
-    """The views of a step, which can be made without a wait.
-
-    Attributes:
-        done: the number of steps before it.
-        views: of the images of a slice of its batch, as `accumulate.backward` calls it.
-    """
-
-    done: int
-    views: accumulate.MakeViews
 
 
 @dataclass
@@ -63,7 +50,7 @@ class Trainer:
         monitored: what the monitor measured after the last step; None: nothing.
         unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
             signal stops it; else {}.
-        prepared: what the next step needs, if it was prepared while the last one ran.
+        views: of the next step, if they were prepared while the last one ran.
     """
 
     config: PretrainConfig
@@ -79,7 +66,7 @@ class Trainer:
     loss: Tensor | float | None = None
     monitored: Monitored | None = None
     unmonitored: dict[str, float] = field(default_factory=dict)
-    prepared: Prepared | None = None
+    views: StepViews | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -117,7 +104,7 @@ class Trainer:
         self.done += 1
         self.loss, self.monitored = loss, None
         if self.ahead and self.done < self.steps:
-            self.prepared = self._prepare()
+            self.views = self._views()
         return loss, posterior
 
     def gradient(self) -> tuple[Tensor, Posterior]:
@@ -126,32 +113,22 @@ class Trainer:
         Returns:
             The loss and the posteriors of the views, detached.
         """
-        ready, self.prepared = self.prepared, None
-        if ready is None or ready.done != self.done:
-            ready = self._prepare()
+        views, self.views = self.views, None
+        if views is None or views.done != self.done:
+            views = self._views()
         return accumulate.backward(
             self.model,
             self.objective,
-            ready.views,
+            views.of,
             self.config.batch_size,
             self.config.micro_batch,
             self._generator(),
             self.precision,
         )
 
-    def _prepare(self) -> Prepared:
-        """Return the next step's views, with its pixels on their way to the device."""
-        config, (epoch, number) = self.config, divmod(self.done, self.per_epoch)
-        indices, seeds = batch(config.seed, epoch, number, len(self.images), config.batch_size)
-        size, device = self.images.images.shape[-1], self.model.device
-        pixels = self.images.for_views(pinned(indices, device))
-        pixels = sent(pixels, device) if isinstance(pixels, Tensor) else pixels.to(device)
-
-        def views(part: slice) -> Tensor:
-            some = pixels[part] if isinstance(pixels, Tensor) else pixels.select(part)
-            return two_views(some, seeds[part], config.views, size)
-
-        return Prepared(self.done, views)
+    def _views(self) -> StepViews:
+        """Prepare the views of the next step."""
+        return step_views(self.config, self.images, self.done, self.model.device)
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sureclr.maths.objectives import Objective, SureLoss, objective
 from sureclr.models.encoders import SmallResNet
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
+from sureclr.training import accumulate
 from sureclr.training.accumulate import backward, frozen_statistics
 
 IMAGES = 12
@@ -189,6 +190,36 @@ def test_both_views_of_an_image_meet_in_one_micro_batch_and_each_is_seen_twice()
     assert all(images[: len(images) // 2] == images[len(images) // 2 :] for images in batches)
     assert [len(images) for images in batches] == [10, 10, 4] * 2
     assert sorted(itertools.chain.from_iterable(batches)) == sorted(list(range(IMAGES)) * 4)
+
+
+@pytest.mark.parametrize("micro_batch", [4, 5])
+def test_views_are_made_once_where_they_fit_and_twice_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, micro_batch: int
+) -> None:
+    """The same gradient bit for bit; the last micro-batch of 5 is smaller than the others, and
+    would fit alone.
+    """
+    both, models, calls = pixels(), [], []
+    size = 2 * micro_batch * both[0, 0].nbytes  # of the views of a micro-batch
+    most = -(-IMAGES // micro_batch) * size  # of all, if all were full
+    for room in (most, most - 1, 0):
+        monkeypatch.setattr(accumulate, "KEPT_ON_CPU", room)
+        loss, made = objective("sure"), []
+
+        def views(part: slice, made: list = made) -> Tensor:
+            made.append(part.start)
+            return from_pixels(both, part)
+
+        backward(model := model_for(loss), loss, views, IMAGES, micro_batch)
+        models.append(model)
+        calls.append(made)
+    starts = list(range(0, IMAGES, micro_batch))
+    last = [] if IMAGES % micro_batch == 0 else starts[-1:]  # its two views are kept alone
+    again = [start for start in starts if start not in last]
+    assert calls == [starts, starts + again, 2 * starts]
+    for other in models[1:]:
+        for g, h in zip(gradients(models[0]).values(), gradients(other).values(), strict=True):
+            assert torch.equal(g, h)
 
 
 def test_dropout_draws_the_same_masks_in_both_passes() -> None:

@@ -2,6 +2,7 @@
 unbroken one.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -30,6 +31,7 @@ from sureclr.errors import UserError
 from sureclr.maths.objectives import NTXentLoss, SureLoss
 from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
+from sureclr.training import records, setup
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import pretrain
 from sureclr.training.records import StepLines
@@ -236,6 +238,84 @@ def test_images_without_labels_have_no_comparison(tmp_path: Path) -> None:
     first, last = progress.texts
     assert first == "images: 48 images (48 train), no labels."
     assert last.startswith("after epoch 2: alignment")
+
+
+# --- Ahead of the device --------------------------------------------------------------
+
+
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that is treated as an accelerator is: the numbers of 5 steps are read together."""
+    monkeypatch.setattr(records, "STEPS_AT_ONCE", 5)
+    monkeypatch.setattr(
+        setup,
+        "Trainer",
+        lambda *given: Trainer(*given[:-1], ahead=True),  # type: ignore[misc]
+    )
+
+
+@pytest.fixture(scope="module")
+def seldom_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(tmp_path_factory.mktemp("seldom") / "run", checkpoint_every=0).path
+
+
+@pytest.mark.parametrize("steps", [None, 1, 5, STEPS])
+def test_a_run_ahead_of_its_device_is_the_same(
+    seldom_saved: Path, ahead: None, tmp_path: Path, steps: int | None
+) -> None:
+    """Every line, snapshot and weight, also where a signal stops it; no step waits for its line."""
+    out, told = tmp_path / "run", []
+
+    class Watching(SilentProgress):
+        def update(self, done: int, numbers: Any = None) -> None:
+            told.append(done)
+            if done == steps:
+                terminate()
+
+    stopped = contextlib.nullcontext() if steps is None else pytest.raises(Stopped)
+    with stopped:
+        train(out, checkpoint_every=0, progress=Watching())
+    if steps is not None:
+        train(out, resume=True, checkpoint_every=0, progress=Watching())
+    assert equal(seldom_saved, out) and told == list(range(1, STEPS + 1))
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_run_ahead_of_its_device_names_the_step_that_diverged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 4 and 5 were taken when the loss of step 4 is read; the lines before it are whole."""
+    taken, healthy = [0], SureLoss.forward
+
+    def ruined(self: SureLoss, *args: Any) -> torch.Tensor:
+        taken[0] += 1
+        return healthy(self, *args) + (float("inf") if taken[0] == 4 else 0.0)
+
+    monkeypatch.setattr(SureLoss, "forward", ruined)
+    said = r"the loss is inf at step 3, .*There is no checkpoint yet"
+    with pytest.raises(UserError, match=said):
+        train(tmp_path / "run", checkpoint_every=0, monitor_every=0, snapshot_every=0)
+    assert taken == [5] and [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_a_fused_optimizer_does_not_step_on_a_loss_that_is_not_finite(name: str) -> None:
+    """Nobody has read the loss yet; its gradient is NaN, and no weight and no moment moves."""
+    config = replace(CONFIG, optimizer=name, warmup_epochs=0)
+    trainer = new_trainer(config, as_image_set(IMAGES), torch.device("cpu"))
+    kind, groups = type(trainer.optimizer), trainer.optimizer.param_groups
+    trainer.optimizer, trainer.ahead = kind(groups, fused=True), True
+    trainer.step()
+
+    def state() -> list[torch.Tensor]:
+        parts = trainer.model.parameters(), trainer.state()[0]["optimizer"].values()
+        return [tensor.detach().clone() for part in parts for tensor in part]
+
+    before = state()
+    trainer.objective.register_forward_hook(lambda *given: given[-1] * torch.nan)
+    loss, _ = trainer.step()
+    assert loss.isnan() and next(trainer.model.parameters()).grad.isnan().any()
+    assert all(torch.equal(old, new) for old, new in zip(before, state(), strict=True))
 
 
 # --- Broken off and resumed -----------------------------------------------------------

@@ -1,0 +1,59 @@
+"""The views of a step, prepared so that making them waits for nothing.
+
+What they are made of, pixels and random parameters, is chosen on the CPU and sent to the device. On
+an accelerator this is done while the step before is still computed there.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sureclr.config import PretrainConfig
+from sureclr.data.batches import batch, steps_per_epoch
+from sureclr.data.image_set import ImageSet
+from sureclr.data.pictures import Pictures, pinned, sent
+from sureclr.data.view_parameters import plan_views
+from sureclr.data.views import two_views, views_of
+
+
+class StepViews(NamedTuple):
+    """The views of a step.
+
+    Attributes:
+        done: the number of steps before it.
+        of: returns both views of the images of a slice of the batch, (2m, c, h, w) float32 in
+            [0, 1]; rows i and i + m are the views of image i. It returns the same pixels each time.
+    """
+
+    done: int
+    of: Callable[[slice], Tensor]
+
+
+def step_views(
+    config: PretrainConfig, images: ImageSet, done: int, device: torch.device
+) -> StepViews:
+    """Prepare the views of a step.
+
+    Args:
+        config: names the seed, the size of the batch and the distributions of the views.
+        images: the training images.
+        done: the number of steps before it.
+        device: on which the views are wanted.
+    """
+    epoch, number = divmod(done, steps_per_epoch(len(images), config.batch_size))
+    indices, seeds = batch(config.seed, epoch, number, len(images), config.batch_size)
+    pixels, size = images.for_views(pinned(indices, device)), images.images.shape[-1]
+    if device.type == "cpu":
+
+        def on_cpu(part: slice) -> Tensor:
+            some = pixels[part] if isinstance(pixels, Tensor) else pixels.select(part)
+            return two_views(some, seeds[part], config.views, size)
+
+        return StepViews(done, on_cpu)
+    pictures = Pictures.of_array(pixels) if isinstance(pixels, Tensor) else pixels
+    pictures = pictures.to(device)
+    plan = plan_views(pictures, seeds, (0, 1), size, size, config.views)
+    packed = sent(plan.packed(), device)
+    return StepViews(done, lambda part: views_of(pictures.values, packed[part], plan.form))
