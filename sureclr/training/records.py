@@ -237,7 +237,7 @@ class StepLines:
         self.computed.append(computed)
 
     def read(self) -> Iterator[dict[str, float]]:
-        """Yield the lines that have not been read, in the order of their steps; wait for the device.
+        """Yield the lines that have not been read by their steps, and wait for the device.
 
         Yields:
             epoch, step, loss (nats), cosine_positive (mean cosine of the two views of an image),

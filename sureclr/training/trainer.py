@@ -97,7 +97,7 @@ class Trainer:
             raise self.diverged(f"the loss is {math.nan}") from None
         if not self.ahead and not math.isfinite(loss):
             raise self.diverged(f"the loss is {float(loss)}")
-        if self.optimizer.defaults.get("fused"):
+        if all(group.get("fused") for group in self.optimizer.param_groups):
             # torch's fused kernels do nothing where this is 1
             self.optimizer.found_inf = (~loss.isfinite()).float()  # type: ignore[attr-defined]
         self.optimizer.step()

@@ -303,8 +303,9 @@ def test_a_fused_optimizer_does_not_step_on_a_loss_that_is_not_finite(name: str)
     """Nobody has read the loss yet; its gradient is NaN, and no weight and no moment moves."""
     config = replace(CONFIG, optimizer=name, warmup_epochs=0)
     trainer = new_trainer(config, as_image_set(IMAGES), torch.device("cpu"))
-    kind, groups = type(trainer.optimizer), trainer.optimizer.param_groups
-    trainer.optimizer, trainer.ahead = kind(groups, fused=True), True
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    kind, trainer.ahead = type(trainer.optimizer), True
+    trainer.optimizer = kind(trainer.model.parameters(), fused=True, **options)
     trainer.step()
 
     def state() -> list[torch.Tensor]:
