@@ -10,8 +10,8 @@ stand the FLOP/s that ours achieves, and those of this device's own matrix produ
 
   ours      this tree: `Trainer.step` with NT-Xent
   COMMIT    the same of another commit, in a git worktree
-  lightly   lightly's views (`SimCLRTransform`, one image at a time, as its data sets do), projection
-            head and loss, with torchvision's encoder, on the same images
+  lightly   lightly's views (`SimCLRTransform`, one image at a time, as its data sets do),
+            projection head and loss, with torchvision's encoder, on the same images
   network   lightly's head and loss on views that are there already
 
 Before anything is timed, COMMIT must have our loss in its first step, and lightly must have our
@@ -90,7 +90,8 @@ def ours(options: argparse.Namespace, folder: Path) -> Callable[[], Any]:
         state = {key: value.cpu() for key, value in trainer.model.state_dict().items()}
         torch.save({"state": state, "views": views, "loss": loss}, folder / "ours.pt")
         trainer = our_trainer(options)  # whose statistics have not moved
-    return trainer.step
+    step: Callable[[], Any] = trainer.step
+    return step
 
 
 def lightly_network(options: argparse.Namespace) -> Any:
@@ -105,8 +106,8 @@ def lightly_network(options: argparse.Namespace) -> Any:
     body.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     body.maxpool, body.fc = nn.Identity(), nn.Identity()
     head = SimCLRProjectionHead(width, width, 128)
-    network = nn.Sequential(body, head).to(options.device, memory_format=torch.channels_last)
-    return network.train()
+    network = nn.Sequential(body, head).to(options.device)
+    return network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
 def as_lightly(state: dict[str, Tensor], network: Any) -> None:
@@ -170,7 +171,7 @@ def seconds_a_step(step: Callable[[], Any], device: str, warm: int, timed: int) 
         step()
     end_event.record()
     end_event.synchronize()
-    return start_event.elapsed_time(end_event) / 1000 / timed
+    return float(start_event.elapsed_time(end_event)) / 1000 / timed
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:

@@ -22,6 +22,7 @@ from sureclr.data.pictures import Pictures
 from sureclr.data.view_parameters import plan_views
 from sureclr.data.views import views_of
 from sureclr.maths.objectives import Objective
+from sureclr.models.encoders import stem_for
 from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.building import build
@@ -37,7 +38,7 @@ class Peak(TorchDispatchMode):
 
     def __init__(self) -> None:
         """Start with nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.most = 0
         self._known: set[int] = set()
 
@@ -126,21 +127,25 @@ def _two_steps(
 def print_memory() -> None:
     """Print the peak of some networks, in the two precisions."""
     print("peak memory of a step, counted on fake tensors, without cuDNN's own: GiB")
-    for encoder, stem, size, batch, micro in (
-        ("resnet18", "cifar", 32, 512, None),
-        ("resnet50", "cifar", 32, 512, 64),
-        ("resnet50", "cifar", 32, 512, None),
-        ("resnet50", "imagenet", 224, 512, 64),
+    for encoder, size, batch, micro in (
+        ("resnet18", 32, 512, None),
+        ("resnet50", 32, 512, 64),
+        ("resnet50", 32, 512, None),
+        ("resnet50", 224, 512, 64),
     ):
         config = PretrainConfig(
-            "noise", encoder=encoder, stem=stem, batch_size=batch, micro_batch=micro
+            "noise",
+            encoder=encoder,
+            stem=stem_for(encoder, size),
+            batch_size=batch,
+            micro_batch=micro,
         )
         peaks = [
             peak_bytes(config, size, precision) / 2**30
             for precision in (torch.float32, torch.bfloat16)
         ]
         print(
-            f"  {encoder}, {stem} stem, {size} px, batch {batch}, micro-batch {micro or batch}:"
+            f"  {encoder}, {config.stem} stem, {size} px, batch {batch}, micro-batch {micro or batch}:"
             f" {peaks[0]:.2f} in float32, {peaks[1]:.2f} in bfloat16",
             flush=True,
         )
