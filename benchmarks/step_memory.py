@@ -145,7 +145,7 @@ def print_memory() -> None:
             for precision in (torch.float32, torch.bfloat16)
         ]
         print(
-            f"  {encoder}, {config.stem} stem, {size} px, batch {batch}, micro-batch {micro or batch}:"
-            f" {peaks[0]:.2f} in float32, {peaks[1]:.2f} in bfloat16",
+            f"  {encoder}, {config.stem} stem, {size} px, batch {batch}, micro-batch"
+            f" {micro or batch}: {peaks[0]:.2f} in float32, {peaks[1]:.2f} in bfloat16",
             flush=True,
         )

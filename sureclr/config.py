@@ -304,6 +304,10 @@ class PretrainConfig:
     """Number format of the network: float32, bfloat16 (faster on GPUs that have it), or auto, which
     chooses. The loss is always computed in float32.
     """
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch compiles the network and the views, which is faster on GPUs and takes a minute
+    at the start: on, off, or auto, which is on for CUDA GPUs if it works there.
+    """
     seed: int = 0
     """Seed of the first weights, the order of the images and every view. Another seed gives another
     run.

@@ -24,6 +24,7 @@ from sureclr.models.simclr import SimCLR
 Heads = tuple[Tensor, Tensor | None]  # projections (2m, d), and k (2m,) or None
 KEPT_ON_CPU = 2**30  # bytes of views that the second pass takes from the first
 KEPT_SHARE = 8  # and of a GPU's memory, one part of so many
+Network = Callable[[Tensor], Heads]  # views (2m, c, h, w) to what the heads put out
 MakeViews = Callable[[slice], Tensor]  # the m images of a slice to their views (2m, c, h, w)
 
 
@@ -35,6 +36,7 @@ def backward(
     micro_batch: int | None = None,
     generator: torch.Generator | None = None,
     precision: torch.dtype = torch.float32,
+    network: Network | None = None,
 ) -> tuple[Tensor, Posterior]:
     """Add the gradient of the loss over all views to the gradients of the parameters.
 
@@ -47,19 +49,22 @@ def backward(
         micro_batch: number of images on one graph; None: all of them.
         generator: for losses that sample.
         precision: of the network; the loss is always computed in float32.
+        network: the model's encoder and heads as one function, such as a compiled one; None: the
+            model itself.
 
     Returns:
         The loss in nats, a mean over the views, and the posteriors of the views; both detached.
     """
     size = micro_batch or images
+    network = network or (lambda images: model.heads(model.features(images)))
     parts = [slice(start, min(start + size, images)) for start in range(0, images, size)]
     if len(parts) == 1:
-        projections, k = _run(model, views(parts[0]), precision)
+        projections, k = _run(network, views(parts[0]), precision)
         posterior = model.read(projections, k)
         loss = objective(posterior, generator=generator)
         loss.backward()
         return loss.detach(), _detached(posterior)
-    return _accumulated(model, objective, views, parts, generator, precision)
+    return _accumulated(model, objective, views, parts, generator, precision, network)
 
 
 def _accumulated(
@@ -69,6 +74,7 @@ def _accumulated(
     parts: list[slice],
     generator: torch.Generator | None,
     precision: torch.dtype,
+    network: Network,
 ) -> tuple[Tensor, Posterior]:
     states, outputs = [], []
     kept: dict[int, Tensor] = {}  # by where their part begins
@@ -78,7 +84,7 @@ def _accumulated(
             if images.nbytes * len(parts) <= kept_bytes(images.device):
                 kept[part.start] = images
             states.append(_random_states(images.device))
-            outputs.append(_run(model, images, precision))
+            outputs.append(_run(network, images, precision))
     projections = _both_views([p for p, _ in outputs]).requires_grad_()
     ks = [k for _, k in outputs if k is not None]
     k = _both_views(ks).requires_grad_() if ks else None
@@ -89,7 +95,7 @@ def _accumulated(
     for part, state in zip(parts, states, strict=True):
         images = kept.pop(part.start) if part.start in kept else views(part)
         _set_random_states(images.device, state)
-        again = [output for output in _run(model, images, precision) if output is not None]
+        again = [output for output in _run(network, images, precision) if output is not None]
         pairs = [
             (output, _rows(gradient, part))
             for output, gradient in zip(again, gradients, strict=True)
@@ -109,9 +115,9 @@ def kept_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).total_memory) // KEPT_SHARE
 
 
-def _run(model: SimCLR, views: Tensor, precision: torch.dtype) -> Heads:
+def _run(network: Network, views: Tensor, precision: torch.dtype) -> Heads:
     with autocast(views.device, precision):
-        return model.heads(model.features(views))
+        return network(views)
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

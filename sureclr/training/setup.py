@@ -20,6 +20,7 @@ from sureclr.training.building import (
     pixel_statistics,
     with_stem,
 )
+from sureclr.training.compiling import compile_step
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
 
@@ -78,7 +79,7 @@ def fitting_trainer(
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
 ) -> Trainer:
-    """Return a trainer at step 0 whose batch fits into memory.
+    """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
     If `micro_batch` is not set, the number of images at a time is halved until one step can be
     taken.
@@ -94,7 +95,7 @@ def fitting_trainer(
         loss: the user's own loss.
 
     Raises:
-        UserError: nothing fits.
+        UserError: nothing fits, or the network cannot be compiled and must be.
     """
     chosen = config
     while probe and config.micro_batch is None:
@@ -114,7 +115,9 @@ def fitting_trainer(
             f" are accumulated exactly with micro_batch={chosen.micro_batch} (batch normalisation"
             " uses the statistics of a micro-batch)"
         )
-    return new_trainer(chosen, images, device, encoder=encoder, loss=loss)
+    trainer = new_trainer(chosen, images, device, encoder=encoder, loss=loss)
+    compile_step(trainer, progress)
+    return trainer
 
 
 def _fits(trainer: Trainer) -> bool:

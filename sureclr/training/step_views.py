@@ -14,8 +14,10 @@ from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
-from sureclr.data.view_parameters import plan_views
+from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import two_views, views_of
+
+ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
 
 
 class StepViews(NamedTuple):
@@ -32,7 +34,11 @@ class StepViews(NamedTuple):
 
 
 def step_views(
-    config: PretrainConfig, images: ImageSet, done: int, device: torch.device
+    config: PretrainConfig,
+    images: ImageSet,
+    done: int,
+    device: torch.device,
+    compiled: ViewsOf | None = None,
 ) -> StepViews:
     """Prepare the views of a step.
 
@@ -41,6 +47,7 @@ def step_views(
         images: the training images.
         done: the number of steps before it.
         device: on which the views are wanted.
+        compiled: `views_of`, compiled; a CPU makes its views another way.
     """
     epoch, number = divmod(done, steps_per_epoch(len(images), config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, len(images), config.batch_size)
@@ -56,4 +63,5 @@ def step_views(
     pictures = pictures.to(device)
     plan = plan_views(pictures, seeds, (0, 1), size, size, config.views)
     packed = sent(plan.packed(), device)
-    return StepViews(done, lambda part: views_of(pictures.values, packed[part], plan.form))
+    make = compiled or views_of
+    return StepViews(done, lambda part: make(pictures.values, packed[part], plan.form))

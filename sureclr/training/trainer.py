@@ -23,7 +23,7 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
-from sureclr.training.step_views import StepViews, step_views
+from sureclr.training.step_views import StepViews, ViewsOf, step_views
 
 RECORDED = ("images", "count", "origins", "snapshots", "changes")  # the keys of `Trainer.record`
 
@@ -51,6 +51,8 @@ class Trainer:
         unmonitored: the numbers of the last step while its monitor has not measured yet, in case a
             signal stops it; else {}.
         views: of the next step, if they were prepared while the last one ran.
+        network: maps views to the outputs of the model's heads, compiled; None: the model does it.
+        views_of: of data/views.py, compiled; None: as it is.
     """
 
     config: PretrainConfig
@@ -67,6 +69,8 @@ class Trainer:
     monitored: Monitored | None = None
     unmonitored: dict[str, float] = field(default_factory=dict)
     views: StepViews | None = None
+    network: accumulate.Network | None = None
+    views_of: ViewsOf | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -124,11 +128,12 @@ class Trainer:
             self.config.micro_batch,
             self._generator(),
             self.precision,
+            self.network,
         )
 
     def _views(self) -> StepViews:
         """Prepare the views of the next step."""
-        return step_views(self.config, self.images, self.done, self.model.device)
+        return step_views(self.config, self.images, self.done, self.model.device, self.views_of)
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
