@@ -33,7 +33,7 @@ class StepViews(NamedTuple):
     of: Callable[[slice], Tensor]
 
 
-def step_views(
+def prepared_views(
     config: PretrainConfig,
     images: ImageSet,
     done: int,

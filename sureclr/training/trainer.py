@@ -23,7 +23,7 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
-from sureclr.training.step_views import StepViews, ViewsOf, step_views
+from sureclr.training.step_views import StepViews, ViewsOf, prepared_views
 
 RECORDED = ("images", "count", "origins", "snapshots", "changes")  # the keys of `Trainer.record`
 
@@ -133,7 +133,7 @@ class Trainer:
 
     def _views(self) -> StepViews:
         """Prepare the views of the next step."""
-        return step_views(self.config, self.images, self.done, self.model.device, self.views_of)
+        return prepared_views(self.config, self.images, self.done, self.model.device, self.views_of)
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
