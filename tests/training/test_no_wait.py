@@ -26,14 +26,14 @@ from sureclr.training.setup import new_trainer
 from sureclr.training.trainer import Trainer
 
 META = torch.device("meta")
-CONFIG = PretrainConfig("own", encoder="small-4", stem="cifar", batch_size=16, epochs=2)
+CONFIG = PretrainConfig("own", encoder="small-4", stem="cifar", batch_size=8, epochs=2)
 # Beside the optimizer's; the views are 306 of 676, the loss 177 and the network, both ways, 193
 MOST_OPERATORS = 700
 
 
 def noise(width: int) -> ImageSet:
     """Images of 24 pixels; wider ones have whole pictures from which views are cropped."""
-    return convert(as_image_set(torch.randint(256, (32, 3, 24, width), dtype=torch.uint8)), 24)
+    return convert(as_image_set(torch.randint(256, (16, 3, 24, width), dtype=torch.uint8)), 24)
 
 
 def computes(operator: Any) -> bool:
@@ -93,7 +93,7 @@ def on_meta(images: ImageSet, **changes: Any) -> StepLines:
     [
         ("sent", {}),
         ("resident", {"optimizer": "sgd", "loss": "nt-xent"}),
-        ("pictures", {"optimizer": "lars", "kernel_dimension": "measured", "micro_batch": 8}),
+        ("pictures", {"optimizer": "lars", "kernel_dimension": "measured", "micro_batch": 4}),
     ],
     ids=["sent", "resident", "pictures-accumulated"],
 )

@@ -60,13 +60,16 @@ def test_matrices_decay_and_biases_and_norms_do_not() -> None:
 
 
 def take(
-    name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01
+    name: str, steps: int = 3, rate: float = 0.1, decay: float = 0.01, **options: bool
 ) -> tuple[list, list, list]:
     """Weights before, gradients of each step, weights after each step; parameters in the model's
-    order.
+    order. The options are those of the optimizer's groups.
     """
     made = network()
     stepper = new_optimizer(name, made, rate, decay)
+    for group in stepper.param_groups:
+        assert all(group[option] is None for option in options)  # on a CPU they are loops
+        group.update(options)
     before, gradients, after = [p.detach().clone() for p in made.parameters()], [], []
     for step in range(steps):
         stepper.zero_grad()
@@ -133,6 +136,17 @@ def test_adam_by_hand() -> None:
                 (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
             )
             assert torch.allclose(after[step][place], w)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("lars", "foreach"), ("adam", "fused"), ("sgd", "fused")]
+)
+def test_the_kernels_of_a_gpu_do_what_the_loops_do(name: str, option: str) -> None:
+    _, _, loops = take(name)
+    _, _, kernels = take(name, **{option: True})
+    for expected, found in zip(loops, kernels, strict=True):
+        for weight, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other, weight, rtol=1e-7, atol=1e-12)
 
 
 def test_the_rate_is_set_in_every_group() -> None:
