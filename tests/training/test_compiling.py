@@ -94,7 +94,7 @@ def test_what_is_wrong_without_a_compiler_is_said_as_ever(traced: None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("micro_batch", [None, 8])
 def test_twenty_steps_of_inductor_have_the_plain_losses(micro_batch: int | None) -> None:
-    """It needs a C++ compiler, and about two minutes."""
+    """It needs a C++ compiler, and about a CPU minute."""
     ours, plain = (trainer(micro_batch=micro_batch, epochs=7) for _ in range(2))
     compile_step(ours, Messages())
     for _ in range(20):
