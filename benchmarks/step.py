@@ -6,7 +6,8 @@
 Every measurement is a process of its own: it takes `--warm` steps and then the timed ones, on noise
 images of 32 pixels. The entrants take turns (A B C A B C), and medians are printed: process CPU
 seconds of one thread on a CPU, the time between two events of the stream on a GPU. Beside them
-stand the FLOP/s that ours achieves, and those of this device's own matrix product.
+stand the FLOP/s that ours achieves, and those of this device's own matrix product (which is no
+ceiling on an AMD CPU: oneDNN's convolutions are faster there than MKL's product).
 
   ours      this tree: `Trainer.step` with NT-Xent
   COMMIT    the same of another commit, in a git worktree
