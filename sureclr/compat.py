@@ -1,4 +1,10 @@
-"""A workaround for torchvision beside a CPU build of torch. No other module knows about it.
+"""What must be arranged before torch and torchvision load. No other module knows about it.
+
+OpenMP, whose threads torch uses, reads once how they wait for each other. By default they spin for
+milliseconds at the end of every parallel loop. Where another program needs their cores, the thread
+that waits then takes the time of the one that it waits for: two threads were several times slower
+than one. `import sureclr` asks for threads that sleep, unless the user has chosen (`WAITING`) or
+torch is loaded already. No number depends on it.
 
 PyPI's torchvision is built for torch with CUDA. Beside a CPU build of torch its compiled operators
 do not load, and `import torchvision` fails with "operator torchvision::nms does not exist"; so does
@@ -10,6 +16,7 @@ do not work; SureCLR decodes images with Pillow.
 anything imports torchvision for the first time. Until then, torch is not imported either.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -22,6 +29,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _declared: list["torch.library.Library"] = []  # a declaration ends when its object is deleted
 
 
@@ -73,4 +81,15 @@ class _TorchvisionHook(MetaPathFinder):
         return None
 
 
+def let_threads_sleep() -> None:
+    """Ask OpenMP for threads that sleep while they wait; the libraries of GNU, LLVM and Intel do.
+
+    A setting of the user's stays. Once torch is loaded, nothing is set: OpenMP would not read it,
+    and only other processes would get it.
+    """
+    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+let_threads_sleep()
 sys.meta_path.insert(0, _TorchvisionHook())

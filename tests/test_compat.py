@@ -1,10 +1,16 @@
-"""torchvision and timm import beside any torch, and what they are used for works."""
+"""torchvision and timm import beside any torch, and what they are used for works; OpenMP's threads
+sleep where they wait, unless the user has chosen.
+"""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from sureclr.compat import WAITING, let_threads_sleep
 
 
 def fresh_process(code: str) -> str:
@@ -73,3 +79,39 @@ def test_operators_are_declared_once_and_only_where_they_do_not_load(
     code = COUNTING.replace("LOADS", str(loads))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, *WAITING])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_threads_sleep_unless_the_user_has_chosen_or_torch_is_there(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, loaded: bool
+) -> None:
+    for name in WAITING:
+        monkeypatch.setenv(name, "")  # so that it is as before after the test
+        monkeypatch.delenv(name)
+    if chosen is not None:
+        monkeypatch.setenv(chosen, "ACTIVE")
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "torch")
+    let_threads_sleep()
+    found = {name: os.environ[name] for name in WAITING if name in os.environ}
+    if chosen is not None:
+        assert found == {chosen: "ACTIVE"}
+    else:
+        assert found == ({} if loaded else {"OMP_WAIT_POLICY": "PASSIVE"})
+
+
+GOMP = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+
+
+@pytest.mark.skipif(not GOMP, reason="this torch brings another OpenMP than GNU's")
+@pytest.mark.parametrize(("first", "turns"), [("sureclr", "0"), ("sys", "300000")])
+def test_openmp_says_that_its_threads_spin_only_without_us(first: str, turns: str) -> None:
+    """The library that torch loads prints what it understood of the environment."""
+    environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE", "OMP_NUM_THREADS": "1"}
+    code = f"import {first}, ctypes; ctypes.CDLL({str(GOMP[0])!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment
+    )
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr, done.stderr
