@@ -159,6 +159,7 @@ def configuration(name: str, seed: int, source: str) -> PretrainConfig:
         epochs=EPOCHS[source],
         warmup_epochs=WARMUP_EPOCHS[source],
         seed=seed,
+        precision="float32",  # as all lines of study.jsonl, whatever instructions the CPU has
         monitor_every=0,
         snapshot_every=0,
         checkpoint_every=0,

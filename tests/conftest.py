@@ -1,5 +1,5 @@
-"""One thread a test process (two run side by side), torchvision importable, and no UMAP even where
-a developer has it: it is slow.
+"""One thread a test process (two run side by side), torchvision importable, no UMAP even where a
+developer has it (it is slow), and float32 even on CPUs that are faster in bfloat16.
 """
 
 import sys
@@ -9,4 +9,6 @@ import torch
 import sureclr.compat  # noqa: F401
 
 torch.set_num_threads(1)
+for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+    setattr(torch.cpu, name, lambda: False)
 sys.modules["umap"] = None  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from sureclr.training.run import Run
 FLAGS = [  # of `sureclr pretrain`, for a run of a second
     *("--encoder", "small-10", "--projection-dim", "8", "--warmup-epochs", "0", "--device", "cpu"),
     *("--checkpoint-every", "1", "--snapshot-every", "0", "--monitor-every", "0"),
+    *("--precision", "float32"),  # whatever instructions the CPU has
 ]
 STEPS = 12  # 4 epochs of 3
 WIDTH = 10  # channels after the stem; a wider encoder makes every test slower
@@ -38,6 +39,7 @@ CONFIG = PretrainConfig(
     monitor_every=2,
     snapshot_every=2,
     checkpoint_every=1,
+    precision="float32",
     views=ViewConfig(flip=0.0, strength=0.5),
 )
 

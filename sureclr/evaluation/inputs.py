@@ -119,7 +119,13 @@ class EvaluationInputs:
 
     def embed_blocks(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return each block's output for some rows of the images, averaged over positions."""
-        return embed_blocks(self.run.model, self.images, rows, progress=self.progress)
+        return embed_blocks(
+            self.run.model,
+            self.images,
+            rows,
+            precision=self.run.precision,
+            progress=self.progress,
+        )
 
     def other_test_images(self, name: str) -> ImageSet:
         """Return `load_test_images` for this run."""
@@ -197,7 +203,8 @@ def fit_images(images: ImageSet, run: Run) -> ImageSet:
 
 def embed_blocks_by(run: Run, images: ImageSet, progress: Progress = SILENT) -> dict[str, Tensor]:
     """Return each block's output for images of any size, averaged over positions."""
-    return embed_blocks(run.model, fit_images(images, run), progress=progress)
+    fitting = fit_images(images, run)
+    return embed_blocks(run.model, fitting, precision=run.precision, progress=progress)
 
 
 def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:

@@ -29,8 +29,8 @@ from sureclr.schema import from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 3  # of results.json: raise it whenever a field below changes
-READABLE = (1, 2, 3)  # schemas that are read: the keys that schema 1 lacks have defaults below
+SCHEMA = 4  # of results.json: raise it whenever a field below changes
+READABLE = (1, 2, 3, 4)  # schemas that are read: keys that older ones lack have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
@@ -843,6 +843,8 @@ class Provenance:
         time: when it was finished, UTC, ISO 8601.
         seconds: wall-clock time that it took.
         options: arguments that were not left at their defaults.
+        precision: in which the network embedded the images, float32 or bfloat16. It is no part of
+            the origin: a result of one machine also holds where another one would embed otherwise.
     """
 
     checkpoint: str
@@ -853,6 +855,7 @@ class Provenance:
     time: str
     seconds: float
     options: dict[str, Any]
+    precision: str = "float32"
 
     def same_origin(self, other: "Provenance") -> bool:
         """Whether both were made of the same checkpoints, images and labels, with equal options."""

@@ -218,9 +218,14 @@ def stored_table(run: Run) -> Embeddings | None:
             f"neither the images of this run nor their stored table {path} can be read; name the"
             " images' new place with data=folder:PATH."
         ) from error
-    if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} images "):
+    if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} "):
         return None
     return table
+
+
+def precision_of(table: Embeddings) -> str:
+    """Return in which precision the network made a stored table, float32 or bfloat16."""
+    return "bfloat16" if " in bfloat16 images " in table.origin else "float32"
 
 
 def stored_digest(run: Run) -> str:
@@ -253,8 +258,9 @@ def embed_run_images(
 ) -> Embeddings:
     """Return the embeddings of the images; those of the run's own images are kept with its results.
 
-    A stored table is used again only if the same checkpoint made it of the same images; of a
-    damaged one a sentence is said, and it is made anew.
+    A stored table is used again only if the same checkpoint made it of the same images in the
+    precision of today, or the pixels are gone; of a damaged one a sentence is said, and it is made
+    anew. So numbers of two precisions are never compared.
 
     Args:
         run: the trained run.
@@ -264,7 +270,9 @@ def embed_run_images(
         progress: what to report to.
     """
     path = run.stored("embeddings.parquet")
-    origin = f"checkpoint {run.checkpoint} images {digest}"
+    precision = run.precision_name
+    made_in = "" if precision == "float32" else f"in {precision} "
+    origin = f"checkpoint {run.checkpoint} {made_in}images {digest}"
     if own and path.exists():
         try:
             stored = Embeddings.read(path)
@@ -276,12 +284,17 @@ def embed_run_images(
             reason = str(error).partition("(")[2].rpartition(")")[0] or str(error)
             progress.message(f"{path} is damaged ({reason}); the images are embedded anew.")
         else:
-            if stored.origin == origin and list(stored.paths) == list(images.paths):
+            kept = stored.origin == origin or images.images.is_meta
+            if kept and list(stored.paths) == list(images.paths):
                 return replace(
                     stored, labels=images.labels, classes=images.classes, split=images.split
                 )
+            made = precision_of(stored)
             progress.message(
                 f"{path} was made of other weights or images; the images are embedded anew."
+                if made == precision
+                else f"{path} was made in {made}, and this machine embeds in {precision}; the"
+                " images are embedded anew."
             )
     table = replace(run.embed(images, progress), origin=origin)
     if own and not run.not_kept:

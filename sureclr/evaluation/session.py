@@ -46,8 +46,10 @@ from sureclr.evaluation.run_images import (
     key_of,
     label_file_of,
     label_images,
+    precision_of,
     read_or_stored_images,
     stored_digest,
+    stored_table,
 )
 from sureclr.evaluation.similarity import compare_runs, compare_tables
 from sureclr.progress import ConsoleProgress, Progress, Stoppable
@@ -271,7 +273,15 @@ class Session:
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             options=self._options(),
+            precision=self._precision,
         )
+
+    @cached_property
+    def _precision(self) -> str:
+        """In which the images are embedded; or were, if they are gone and the table is there."""
+        if self._read[1] and (table := stored_table(self.run)) is not None:
+            return precision_of(table)
+        return self.run.precision_name
 
     def _options(self) -> dict[str, str]:
         """What the user gave beside the images."""

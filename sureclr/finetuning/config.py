@@ -79,8 +79,8 @@ class FinetuneConfig:
     are kept; try it with small batches. The network from scratch always updates its own.
     """
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the network: float32, bfloat16 (faster on GPUs that have it), or auto, which
-    chooses. Accuracies are always computed in float32.
+    """Number format of the network in training: float32, bfloat16 (faster on GPUs and CPUs with
+    instructions for it), or auto, which chooses. Accuracies are always computed in float32.
     """
 
     def __post_init__(self) -> None:

@@ -49,6 +49,7 @@ def provenance_of(run: Run, images: ImageSet, config: FinetuneConfig) -> Provena
         time="",
         seconds=0.0,
         options=to_json(options),
+        precision=run.precision_name,
     )
 
 

@@ -7,6 +7,7 @@ and epoch are chosen on held-out labels; each chosen network is tested once.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sureclr.data.labels import Labelled
@@ -24,6 +25,7 @@ from sureclr.finetuning.experiment import Experiment, Rates
 from sureclr.finetuning.results import FinetuningResult, SeedResult
 from sureclr.finetuning.store import save_finetuned
 from sureclr.finetuning.summary import summarise
+from sureclr.models.devices import resolve_precision
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
@@ -57,6 +59,11 @@ def run_finetuning(
             diverges at every learning rate.
     """
     config = FinetuneConfig() if config is None else config
+    precision, sentence = resolve_precision(config.precision, run.model.device)
+    if precision == "bfloat16":  # recorded, so that seeds of two precisions are not averaged
+        config = replace(config, precision=precision)
+    if sentence:
+        progress.message(sentence)
     images = as_image_set(images, size=run.size, channels=run.channels)
     draws = label_draws(images, config, run.config.seed, progress)
     images = draws[0].labelled.images  # with the labels of the file, where there is one

@@ -20,7 +20,7 @@ from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.labels import Labelled
 from sureclr.data.views import one_view
 from sureclr.finetuning.config import FinetuneConfig
-from sureclr.models.devices import autocast, choose_precision, seeded
+from sureclr.models.devices import PRECISIONS, autocast, resolve_precision, seeded
 from sureclr.models.embedding import as_float, evaluating
 from sureclr.models.simclr import StandardisedEncoder
 from sureclr.progress import SILENT, Progress, Update
@@ -177,7 +177,7 @@ class Training:
         """Prepare the optimizer."""
         self.batch_size = min(self.config.batch_size, len(self.labelled))
         self.steps_per_epoch = steps_per_epoch(len(self.labelled), self.batch_size)
-        self.precision = choose_precision(self.config.precision, self.model.device)
+        self.precision = PRECISIONS[resolve_precision(self.config.precision, self.model.device)[0]]
         highest = (
             (self.model.encoder, self.learning_rate),
             (self.model.classifier, self.config.classifier_learning_rate or self.learning_rate),

@@ -38,7 +38,8 @@ def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfi
     """Return a configuration with what the run chose when it began, where it leaves that open."""
     values = {n: getattr(recorded, n) for n in CHOSEN if getattr(config, n) is None}
     stem = recorded.stem if config.stem == "auto" else config.stem
-    return replace(config, **values, stem=stem)
+    precision = recorded.precision if config.precision == "auto" else config.precision
+    return replace(config, **values, stem=stem, precision=precision)
 
 
 def configuration_changes(

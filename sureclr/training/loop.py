@@ -6,6 +6,7 @@ from pathlib import Path
 from sureclr.data.sources import paths_from, where_now
 from sureclr.errors import UserError
 from sureclr.files import OF_SPACE, WriteError
+from sureclr.models.devices import embedding_precision
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, Stopped, stop_on_signals
 from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
@@ -62,7 +63,8 @@ def run_training(
             labels = {} if monitor_labels is None else {"monitor_labels": str(monitor_labels)}
             directory.save_image_report({**report.to_json(), **named, **labels})
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
-        monitor = Monitor.of(trainer.images, trainer.config.seed)
+        precision = embedding_precision(trainer.config.precision, trainer.model.device)
+        monitor = Monitor.of(trainer.images, trainer.config.seed, precision)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
             with stop_on_signals() as stop:  # of these, the state is saved first

@@ -38,6 +38,7 @@ class Monitor:
         queries: (q,) rows of labelled images that are held out.
         bank: (b,) rows of other labelled images, among which the queries find their neighbours.
         seed: of the probes' views.
+        precision: in which the network runs.
     """
 
     images: ImageSet
@@ -45,14 +46,16 @@ class Monitor:
     queries: Tensor
     bank: Tensor
     seed: int
+    precision: torch.dtype = torch.float32
 
     @staticmethod
-    def of(images: ImageSet, seed: int) -> "Monitor":
+    def of(images: ImageSet, seed: int, precision: torch.dtype = torch.float32) -> "Monitor":
         """Choose the images at random, by the seed."""
         order = hashed(torch.arange(len(images)), stream=seed, count=1)[:, 0].argsort()
         labelled = order[images.labels[order] >= 0]
         queries = labelled[: min(PROBES, len(labelled) // 5)]
-        return Monitor(images, order[:PROBES], queries, labelled[len(queries) :][:BANK], seed)
+        bank = labelled[len(queries) :][:BANK]
+        return Monitor(images, order[:PROBES], queries, bank, seed, precision)
 
     def measure(
         self, model: SimCLR, views: ViewConfig
@@ -74,7 +77,7 @@ class Monitor:
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
-        clean = embed(model, self.images.select(self.probes))
+        clean = embed(model, self.images.select(self.probes), precision=self.precision)
         _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
@@ -122,8 +125,10 @@ class Monitor:
         seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
         pixels = self.images.for_views(self.probes).to(device)
         both = two_views(pixels, seeds, views, self.images.images.shape[-1])
-        (h, first), (_, second) = (model(half) for half in both.chunk(2))
-        return first, second, h
+        half = self.precision != torch.float32
+        with torch.autocast(device.type, dtype=self.precision, enabled=half):
+            (h, first), (_, second) = (model(part) for part in both.chunk(2))
+        return first, second, h.float()
 
     def knn(self, model: SimCLR) -> dict[str, float]:
         """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels.
@@ -134,7 +139,8 @@ class Monitor:
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
         bank, queries = (
-            embed(model, self.images.select(rows)) for rows in (self.bank, self.queries)
+            embed(model, self.images.select(rows), precision=self.precision)
+            for rows in (self.bank, self.queries)
         )
         _check_finite(bank.features, queries.features)
         k = min(NEIGHBOURS, len(bank))

@@ -1,5 +1,6 @@
 """Contrastive pretraining: `pretrain` sets a run up and trains it."""
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from sureclr.config import PretrainConfig
 from sureclr.maths.objectives import Objective
-from sureclr.models.devices import choose_device
+from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.continuing import (
@@ -72,7 +73,8 @@ def pretrain(
 
     Returns:
         The run. Its configuration records the user's own encoder as "custom:" and its class, a
-        registered loss by its name and options, and the size, channels and stem that were chosen.
+        registered loss by its name and options, and the size, channels, stem and precision that
+        were chosen.
 
     Raises:
         UserError: bad input. Nothing has been overwritten.
@@ -91,6 +93,7 @@ def pretrain(
     training = training_images(config, images, root, chosen, progress, file, begun=begun)
     if not resume:
         config = as_resolved(config, training, progress)
+    config = _with_precision(config, chosen, progress, resume)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
@@ -163,6 +166,21 @@ def check_pretraining(
     begun = (Path(out), RunDir(Path(out)).image_paths()) if out is not None and resume else None
     images = training_images(config, None, root, on_cpu, progress, file, begun=begun)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
+
+
+def _with_precision(
+    config: PretrainConfig, device: torch.device, progress: Progress, resume: bool
+) -> PretrainConfig:
+    """Return a configuration with the precision that it has on this device, and say what matters.
+
+    A run keeps the precision with which it began, also where it goes on on another machine.
+    """
+    if resume and config.precision == "auto":
+        return config  # it is of an older version, see `choose_precision`
+    precision, sentence = resolve_precision(config.precision, device)
+    if sentence:
+        progress.message(sentence)
+    return replace(config, precision=precision)
 
 
 def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) -> PretrainConfig:

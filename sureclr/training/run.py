@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
@@ -15,7 +16,7 @@ from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.files import read_json, unsealed
 from sureclr.maths.objectives import Objective
-from sureclr.models.devices import choose_device, seeded
+from sureclr.models.devices import choose_device, embedding_precision, seeded
 from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
@@ -90,7 +91,8 @@ class Run:
         """Return the encoder: float images (n, c, h, w) in [0, 1] to features (n, f).
 
         It is in evaluation mode, and standardises the images itself. On uint8 images of the run's
-        size, `run.encoder(images / 255)` are the features of `run.embed(images)`.
+        size, `run.encoder(images / 255)` are the features of `run.embed(images)`, where that is in
+        float32 (see `precision`).
         """
         return self.model.encoder
 
@@ -98,6 +100,20 @@ class Run:
     def kernel_dimension(self) -> float | None:
         """Return m of the loss's likelihood; None if the loss has none."""
         return getattr(self.objective, "kernel_dimension", None)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Return the type in which the network runs when images are embedded.
+
+        It is that of the training if the device is fast in it, else float32. A table is float32 in
+        any case.
+        """
+        return embedding_precision(self.config.precision, self.model.device)
+
+    @property
+    def precision_name(self) -> str:
+        """Return the name of `precision`: float32 or bfloat16."""
+        return str(self.precision).removeprefix("torch.")
 
     def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:
         """Return the table of these images, converted to the run's size and channels.
@@ -108,8 +124,13 @@ class Run:
         """
         options = self.config.read_options
         fitting = as_image_set(images, size=self.size, channels=self.channels, options=options)
-        dimension = self.kernel_dimension
-        return embed(self.model, fitting, kernel_dimension=dimension, progress=progress)
+        return embed(
+            self.model,
+            fitting,
+            kernel_dimension=self.kernel_dimension,
+            precision=self.precision,
+            progress=progress,
+        )
 
     def untrained(self) -> "Run":
         """Return the run as it was before its first step, the baseline of every evaluation.

@@ -103,8 +103,13 @@ def test_the_loss_is_the_cross_entropy_of_the_views_of_the_batch(run: Run) -> No
     assert by_hand.step(1, 1) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_bfloat16_is_for_the_network_alone(run: Run) -> None:
-    half, dtypes = training(run, precision="bfloat16"), []
+@pytest.mark.parametrize("precision", ["bfloat16", "auto"])
+def test_bfloat16_is_for_the_network_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """`auto` takes it on a CPU with AMX."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: precision == "auto")
+    half, dtypes = training(run, precision=precision), []
     half.model.classifier.register_forward_hook(
         lambda module, inputs, output: dtypes.append(output.dtype)
     )

@@ -479,3 +479,16 @@ def test_numbers_per_class_are_those_of_the_saved_classifier(run: Run) -> None:
         # every class has ten test images, so the balanced accuracy is the accuracy
         assert all(score.balanced_accuracy == pytest.approx(score.accuracy) for score in scores)
     assert means.majority_baseline == pytest.approx(1 / 3)
+
+
+def test_seeds_of_two_precisions_are_not_averaged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`auto` is bfloat16 on one machine and float32 on another; the result says which it was."""
+    for amx, options in ((True, {"precision": "bfloat16"}), (False, {})):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda has=amx: has)
+        tune(run, ONE_TRAINING, progress=(said := Recorder()))
+        assert any("this CPU has AMX" in text for text in said.messages) == amx
+        assert not any("finished already" in text for text in said.messages)
+        found = read_results(run.path).provenance["finetune:18"].options
+        assert {key: found[key] for key in found if key == "precision"} == options
