@@ -112,7 +112,7 @@ class Embeddings:
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
         first = int(index[0]) if len(index) else 0
         stop = first + len(index)
-        if 0 <= first and stop <= len(self) and np.array_equal(index, np.arange(first, stop)):
+        if first >= 0 and stop <= len(self) and np.array_equal(index, np.arange(first, stop)):
             at: slice | Tensor = slice(first, stop)
             paths, split = self.paths[first:stop], self.split[first:stop]
         else:
@@ -315,5 +315,5 @@ def _numbers(column: "Array") -> NDArray[Any]:
     values = column if plain else column.flatten()
     if column.null_count or values.null_count:
         raise ValueError("some of its numbers are missing")
-    array = values.to_numpy(zero_copy_only=False)
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array if plain else array.reshape(len(column), -1)
