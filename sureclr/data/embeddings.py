@@ -135,7 +135,11 @@ class Embeddings:
         Args:
             split: "train", "test" or "unlabelled".
         """
-        return self.select((self.split == split) & (self.labels.numpy() >= 0))
+        return self.select(self.labelled_rows(split))
+
+    def labelled_rows(self, split: str) -> NDArray[np.int64]:
+        """Return which rows those of `labelled` are, ascending."""
+        return np.flatnonzero((self.split == split) & (self.labels.numpy() >= 0))
 
     def save(self, path: Path, *, half: bool = False) -> None:
         """Write the table as Parquet, one row an image, some rows at a time.

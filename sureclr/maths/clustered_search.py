@@ -15,6 +15,7 @@ from sureclr.maths.inputs import check_table
 from sureclr.maths.neighbours import KEY_BLOCK, QUERY_BLOCK, best_of_block, top_k
 from sureclr.maths.sphere import unit_rows
 
+EXACT = "exact"  # how all keys are searched
 MOST_EXACT = 300_000  # keys up to which the search is always exact
 FEWEST_QUERIES = 2000  # below which making the clusters costs more than they save
 CLUSTERS = 256
@@ -69,7 +70,7 @@ def find_neighbours(
     """
     on_cpu = (queries.device if device is None else device).type == "cpu"
     if len(keys) <= MOST_EXACT or len(queries) < FEWEST_QUERIES or not on_cpu:
-        return Neighbours(*top_k(queries, keys, k, device=device), "exact")
+        return Neighbours(*top_k(queries, keys, k, device=device), EXACT)
     check_table("queries", queries)
     some = queries[torch.linspace(0, len(queries) - 1, CHECKED).long()]
     wanted = top_k(some, keys, k)[1]
@@ -81,10 +82,10 @@ def find_neighbours(
             similarity, index = _search(queries, keys, k, clusters, probes)
             words = (
                 f"the nearest {probes} of {CLUSTERS} clusters, which hold {recall:.2%} of the"
-                f" {k} nearest neighbours (measured on {CHECKED} images)"
+                f" {k} nearest neighbours (measured on {CHECKED} of them)"
             )
             return Neighbours(similarity, index, words)
-    return Neighbours(*top_k(queries, keys, k), "exact")
+    return Neighbours(*top_k(queries, keys, k), EXACT)
 
 
 def _clusters_of(keys: Tensor) -> _Clusters:
@@ -111,7 +112,8 @@ def _nearest(rows: Tensor, centres: Tensor, count: int) -> Tensor:
 def _places(clusters: Tensor) -> tuple[Tensor, ...]:
     """Where each cluster stands in a vector of clusters, ascending."""
     counts = clusters.bincount(minlength=CLUSTERS)
-    return clusters.argsort(stable=True).split(counts.tolist())
+    lists: tuple[Tensor, ...] = clusters.argsort(stable=True).split(counts.tolist())
+    return lists
 
 
 def _search(

@@ -1,8 +1,8 @@
 """Exact nearest neighbours by cosine in bounded memory, and the weighted vote of Wu et al. 2018.
 
 A block of similarities never exceeds QUERY_BLOCK x KEY_BLOCK entries (64 MiB in float32), whatever
-the size of the two sets, and rows are normalised block by block. Of equal similarities the lowest index comes first, so a result does not
-depend on the sorting routine of a device.
+the size of the two sets, and rows are normalised block by block. Of equal similarities the lowest
+index comes first, so a result does not depend on the sorting routine of a device.
 """
 
 import torch
