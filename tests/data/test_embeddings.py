@@ -1,8 +1,7 @@
 """The table of embeddings: what it writes is what it reads, and its digest is of its rows."""
 
 import os
-import subprocess
-import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from sureclr.data import embeddings
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
+from sureclr.files import read_parquet_batches
 
 
 def a_table(radius: bool = True) -> Embeddings:
@@ -161,41 +162,39 @@ def test_features_too_large_for_float16_are_refused(tmp_path: Path, value: float
     assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
 
 
-READING = """
-import resource, sys
-from pathlib import Path
-import pyarrow.parquet
-from sureclr.data.embeddings import Embeddings
-
-def kilobytes(name):
-    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
-
-before = kilobytes("VmRSS")
-table = Embeddings.read(Path(sys.argv[1]))
-print((kilobytes("VmHWM") - before) * 1024)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("groups", ["ours", "one"])
-def test_reading_takes_little_more_than_the_table(tmp_path: Path, groups: str) -> None:
-    """100 MB of features: 90 MB more are what pyarrow and a few rows take, at any size.
-
-    It was 4.8 times the features. One group of all rows is what older versions wrote.
-    """
+def test_reading_takes_little_more_than_the_table(
+    tmp_path: Path, groups: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 MB of features; it was 4.8 times. One group of all rows is what older versions wrote."""
+    import pyarrow as pa
     from pyarrow import parquet
 
-    n, f = 50_000, 512
-    features = torch.randn(1000, f).repeat(n // 1000, 1)
-    small = large_table(n)
-    path = tmp_path / "t.parquet"
-    replace(small, features=features).save(path)
+    n, f, path = 20_000, 512, tmp_path / "t.parquet"
+    replace(large_table(n), features=torch.randn(1000, f).repeat(n // 1000, 1)).save(path)
     if groups == "one":
         parquet.write_table(parquet.read_table(path), path, use_dictionary=["split"])
-    done = subprocess.run(
-        [sys.executable, "-c", READING, str(path)], check=True, capture_output=True, text=True
-    )
-    assert int(done.stdout) < 4 * n * f + 140e6
+    held, before = [], pa.total_allocated_bytes()
+
+    def watched(file, rows):
+        schema, count, batches = read_parquet_batches(file, rows)
+
+        def each():
+            for batch in batches:
+                held.append(pa.total_allocated_bytes() - before)
+                yield batch
+
+        return schema, count, each()
+
+    monkeypatch.setattr(embeddings, "read_parquet_batches", watched)
+    tracemalloc.start()
+    try:
+        Embeddings.read(path)
+        peak = tracemalloc.get_traced_memory()[1]  # of Python and numpy
+    finally:
+        tracemalloc.stop()
+    assert len(held) >= n / 2048 and max(held) < 30e6  # of pyarrow, whatever n is
+    assert 4 * n * f < peak < 1.15 * 4 * n * f
 
 
 def test_rows_that_are_neighbours_are_a_view(tmp_path: Path) -> None:
