@@ -201,7 +201,7 @@ def test_rows_that_are_neighbours_are_a_view(tmp_path: Path) -> None:
     some = T.select(np.array([1, 2, 3]))
     assert some.features.data_ptr() == T.features[1:].data_ptr() and len(some.paths) == 3
     assert T.select(np.ones(5, dtype=bool)).direction.data_ptr() == T.direction.data_ptr()
-    for rows in ([1, 3], [3, 2], [2, 2], [-2, -1]):
+    for rows in ([1, 3], [1, 3, 2], [2, 2], [-2, -1]):
         some = T.select(np.array(rows))
         assert (
             some.digest
@@ -244,6 +244,22 @@ def test_a_column_of_another_kind_is_refused(tmp_path: Path, column: str, values
     parquet.write_table(changed, tmp_path / "t.parquet")
     with pytest.raises(UserError, match="cannot be read"):
         Embeddings.read(tmp_path / "t.parquet")
+
+
+def test_rows_of_another_length_further_down_are_refused(tmp_path: Path) -> None:
+    """One number would be taken for two equal ones."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "t.parquet"
+    large_table(3000).save(path)
+    table = parquet.read_table(path)
+    about = {k: v for k, v in table.schema.metadata.items() if k != b"sha256"}
+    lists = pa.array([[1.0, 2.0]] * 2048 + [[1.0]] * 952)
+    changed = table.set_column(table.column_names.index("features"), "features", lists)
+    parquet.write_table(changed.replace_schema_metadata(about), path)
+    with pytest.raises(UserError, match="its rows differ in length"):
+        Embeddings.read(path)
 
 
 T = a_table()
