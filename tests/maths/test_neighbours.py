@@ -184,3 +184,12 @@ def test_vote_does_not_overflow_and_gives_equal_votes_to_the_lowest_class() -> N
     assert vote(
         torch.tensor([[1.0, 1.0], [0.9, 1.0]]), torch.tensor([[2, 1], [0, 1]]), 3, 1e-4
     ).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["queries", "keys"])
+def test_numbers_must_be_finite(name: str, value: float) -> None:
+    rows = {"queries": torch.ones(2, 3), "keys": torch.ones(4, 3)}
+    rows[name][1, 2] = value
+    with pytest.raises(UserError, match=f"{name} must be finite, and 1 of {len(rows[name])} rows"):
+        top_k(**rows, k=1)
