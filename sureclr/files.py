@@ -31,7 +31,7 @@ from sureclr.schema import to_json
 from sureclr.stopping import drafts, signals_held
 
 if TYPE_CHECKING:
-    from pyarrow import Array, Field, Schema, Table
+    from pyarrow import Array, Field, RecordBatch, Schema, Table
     from pyarrow.parquet import ParquetFile
     from torch import Tensor
 
@@ -50,6 +50,8 @@ MOST_COLUMNS = 10_000
 TABLE_ROOM = 1 << 27
 TABLE_RATIO = 16
 ROWS_AT_ONCE = 1 << 14  # of a table that are read before their bytes are counted
+GROUPS_AT_ONCE = 16  # of rows, which one reader reads
+READ_BYTES = 1 << 20  # of a column of a table that are read at a time
 WINDOWS = os.name == "nt"
 FORMULA = re.compile(r"'*\s*[=+\-@]")  # how a cell begins that a spreadsheet would compute
 SEAL = "sha256"  # key of the digest of a JSON object
@@ -252,46 +254,76 @@ def read_safetensors(path: Path) -> bytes:
 def read_parquet(path: Path, wanted: "Callable[[Field], bool] | None" = None) -> "Table":
     """Return a whole table; a page whose checksum is wrong is refused.
 
-    One thread reads: where several read a damaged file, pyarrow 26 ends the process at its exit
-    (SIGABRT, in one of three tries).
-
     Args:
         path: of the file.
         wanted: whether a column is read; None: all are.
 
     Raises:
-        OSError: the file cannot be read, is no regular file, is damaged, or its rows take far more
-            memory than a file of this size needs.
+        OSError: as `read_parquet_batches`.
         pyarrow.ArrowException: it is no Parquet file.
     """
     from pyarrow import Table
 
     with open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        whole = open_parquet(file, size)
-        schema, left = whole.schema_arrow, table_bytes(size)
-        names = [column.name for column in schema if wanted is None or wanted(column)]
-        if wanted is not None:
-            schema = schema.empty_table().select(names).schema
-        # Words stay in dictionaries until it is known what they take: a file may repeat one
-        # megabyte a million times
-        lazy = open_parquet(file, size, _words(schema))
-        batches = []
-        for batch in lazy.iter_batches(ROWS_AT_ONCE, columns=names, use_threads=False):
-            left -= sum(map(_plain_bytes, batch.columns))
-            if left < 0:
-                raise too_large(size)
-            batches.append(batch)
+        schema, _, found = read_parquet_batches(file, ROWS_AT_ONCE, wanted)
+        batches = list(found)
         return Table.from_batches(batches, None if batches else schema).cast(schema)
 
 
-def open_parquet(file: Any, size: int, dictionaries: "Sequence[str]" = ()) -> "ParquetFile":
+def read_parquet_batches(
+    file: IO[bytes], rows: int, wanted: "Callable[[Field], bool] | None" = None
+) -> "tuple[Schema, int, Iterator[RecordBatch]]":
+    """Read a table some rows at a time; a page whose checksum is wrong is refused.
+
+    One thread reads: where several read a damaged file, pyarrow 26 ends the process at its exit
+    (SIGABRT, in one of three tries).
+
+    Args:
+        file: an open Parquet file.
+        rows: at most so many are read at a time.
+        wanted: whether a column is read; None: all are.
+
+    Returns:
+        The schema; the number of rows that the footer claims; and an iterator over the rows, in
+        which words are in dictionaries.
+
+    Raises:
+        OSError: the file cannot be read, is damaged, or its rows take far more memory than a file
+            of this size needs (also while it is iterated over).
+        pyarrow.ArrowException: it is no Parquet file.
+    """
+    size = os.fstat(file.fileno()).st_size
+    schema = open_parquet(file, size).schema_arrow
+    names = [column.name for column in schema if wanted is None or wanted(column)]
+    if wanted is not None:
+        schema = schema.empty_table().select(names).schema
+    # Words stay in dictionaries until it is known what they take: a file may repeat one megabyte a
+    # million times
+    lazy = open_parquet(file, size, _words(schema), READ_BYTES)
+
+    def batches() -> "Iterator[RecordBatch]":
+        left, groups = table_bytes(size), range(lazy.num_row_groups)
+        for first in groups[::GROUPS_AT_ONCE]:  # a reader keeps all words that it has seen
+            some = groups[first : first + GROUPS_AT_ONCE]
+            for batch in lazy.iter_batches(rows, some, names, use_threads=False):
+                left -= sum(map(_plain_bytes, batch.columns))
+                if left < 0:
+                    raise too_large(size)
+                yield batch
+
+    return schema, lazy.metadata.num_rows, batches()
+
+
+def open_parquet(
+    file: Any, size: int, dictionaries: "Sequence[str]" = (), buffer: int = 0
+) -> "ParquetFile":
     """Open a Parquet file, after a look at what its footer claims.
 
     Args:
         file: an open file.
         size: its number of bytes.
         dictionaries: columns whose values stay in dictionaries.
+        buffer: bytes of a column that are read at a time; 0: the whole column of a row group.
 
     Raises:
         OSError: the footer or the pages are much larger than a file of this size needs.
@@ -309,6 +341,7 @@ def open_parquet(file: Any, size: int, dictionaries: "Sequence[str]" = ()) -> "P
         file,
         page_checksum_verification=True,
         pre_buffer=False,
+        buffer_size=buffer,
         read_dictionary=list(dictionaries) or None,
     )
     about = opened.metadata

@@ -4,10 +4,10 @@ No model is needed to read, write or use it.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,20 +18,24 @@ from sureclr.errors import UserError
 from sureclr.files import (
     digest_of_bytes,
     digest_of_tensors,
+    open_file,
     parsed_json,
-    read_parquet,
+    read_parquet_batches,
     writing_atomically,
 )
 from sureclr.maths import sphere
 from sureclr.maths.sphere import Posterior
 
 if TYPE_CHECKING:
-    from pyarrow import ChunkedArray, FixedSizeListArray, Table
+    from pyarrow import Array, FixedSizeListArray, RecordBatch, Schema
 
 # Of a radius from 1, where float32 has rounded it to 1: up to there `sphere.information` is exact,
 # and nearer to 1 information and evidence grow without bound
 SMALLEST_GAP = 1e-6
 ROWS_AT_ONCE = 1 << 14  # whose information is computed together: 12 MiB for each of its integrals
+ROWS_IN_GROUP = 1 << 11  # of the file, which are written and read together
+NUMBERS = frozenset({"label", "features", "direction", "radius", "certainty"})  # columns of them
+LARGEST_HALF = 65_504  # the largest float16
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,22 +104,29 @@ class Embeddings:
         return Posterior(self.direction, self.radius, gap, self.certainty)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Embeddings":
-        """Return some rows of the table.
+        """Return some rows of the table: a view if they are neighbours in order, else a copy.
 
         Args:
             rows: row numbers in the wanted order, or a boolean mask over all rows.
         """
         index = np.flatnonzero(rows) if rows.dtype == bool else rows
-        at = torch.from_numpy(index)
+        first = int(index[0]) if len(index) else 0
+        stop = first + len(index)
+        if first >= 0 and stop <= len(self) and np.array_equal(index, np.arange(first, stop)):
+            at: slice | Tensor = slice(first, stop)
+            paths, split = self.paths[first:stop], self.split[first:stop]
+        else:
+            at = torch.from_numpy(index)
+            paths, split = [self.paths[i] for i in index], self.split[index]
         return replace(
             self,
             features=self.features[at],
             direction=self.direction[at],
             labels=self.labels[at],
-            split=self.split[index],
+            split=split,
             radius=None if self.radius is None else self.radius[at],
             certainty=None if self.certainty is None else self.certainty[at],
-            paths=[self.paths[i] for i in index],
+            paths=paths,
         )
 
     def labelled(self, split: str) -> "Embeddings":
@@ -124,50 +135,82 @@ class Embeddings:
         Args:
             split: "train", "test" or "unlabelled".
         """
-        return self.select((self.split == split) & (self.labels.numpy() >= 0))
+        return self.select(self.labelled_rows(split))
 
-    def save(self, path: Path) -> None:
-        """Write the table as Parquet, one row an image.
+    def labelled_rows(self, split: str) -> NDArray[np.int64]:
+        """Return which rows those of `labelled` are, ascending."""
+        return np.flatnonzero((self.split == split) & (self.labels.numpy() >= 0))
+
+    def save(self, path: Path, *, half: bool = False) -> None:
+        """Write the table as Parquet, one row an image, some rows at a time.
 
         Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
         file is replaced atomically. The values have Parquet's own checksums, and the number of
         rows, the names of the columns and the metadata have a sha256, so that `read` refuses a file
         with a changed byte.
 
+        Args:
+            path: the file to write.
+            half: write the features as float16, in half the space. Each is rounded to the nearest
+                float16, so its relative error is at most 2^-11 (absolute 2^-25 below 6e-5); `read`
+                gives them back as float32. The other columns stay exact.
+
         Raises:
+            UserError: a feature is too large for float16.
             OSError: the file cannot be written.
         """
         import pyarrow as pa
         from pyarrow import parquet
 
-        columns = {
-            "path": pa.array(self.paths, pa.string()),
-            "split": pa.array(self.split.tolist(), pa.string()),
-            "label": pa.array(self.labels.numpy()),
-            "features": _lists(self.features),
-            "direction": _lists(self.direction),
-        }
-        optional = {
-            "radius": self.radius,
-            "certainty": self.certainty,
-            "information": self.information,
-        }
-        columns |= {
-            name: pa.array(value.numpy()) for name, value in optional.items() if value is not None
-        }
+        information = self.information
         about = {
             "classes": json.dumps(self.classes),
             "kernel_dimension": json.dumps(self.kernel_dimension),
             "origin": json.dumps(self.origin),
         }
-        about["sha256"] = _digest_of_description(len(self), columns, about)
-        with writing_atomically(path) as file:
-            table = pa.table(columns).replace_schema_metadata(about)
-            parquet.write_table(table, file, write_page_checksum=True)
+        first = pa.record_batch(self._columns(slice(0, ROWS_IN_GROUP), information, half))
+        about["sha256"] = _digest_of_description(len(self), first.schema.names, about)
+        with (
+            writing_atomically(path) as file,
+            parquet.ParquetWriter(
+                file,
+                first.schema.with_metadata(about),
+                write_page_checksum=True,
+                # Floats become no smaller, and a dictionary of them is built in vain
+                use_dictionary=["split"],
+                compression={f"{name}.list.element": "NONE" for name in ("features", "direction")},
+            ) as writer,
+        ):
+            for start in range(0, max(1, len(self)), ROWS_IN_GROUP):
+                rows = slice(start, start + ROWS_IN_GROUP)
+                columns = self._columns(rows, information, half)
+                writer.write_batch(pa.record_batch(columns), ROWS_IN_GROUP)
+
+    def _columns(self, rows: slice, information: Tensor | None, half: bool) -> "dict[str, Array]":
+        """Some rows as the columns of the file; their numbers are not copied."""
+        import pyarrow as pa
+
+        features = self.features[rows]
+        columns = {
+            "path": pa.array(self.paths[rows], pa.string()),
+            "split": pa.array(self.split[rows].tolist(), pa.string()),
+            "label": pa.array(self.labels[rows].numpy()),
+            "features": _lists(_as_half(features) if half else features),
+            "direction": _lists(self.direction[rows]),
+        }
+        optional = {
+            "radius": self.radius,
+            "certainty": self.certainty,
+            "information": information,
+        }
+        for name, value in optional.items():
+            if value is not None:
+                columns[name] = pa.array(value[rows].numpy())
+        return columns
 
     @staticmethod
     def read(path: Path) -> "Embeddings":
-        """Read a table that `save` wrote.
+        """Read a table that `save` wrote, some rows at a time.
 
         Raises:
             UserError: the file is missing, damaged, or not such a table.
@@ -175,7 +218,8 @@ class Embeddings:
         import pyarrow as pa
 
         try:
-            return _from_table(read_parquet(path))
+            with open_file(path) as file:
+                return _from_batches(*read_parquet_batches(file, ROWS_IN_GROUP))
         except (
             OSError,
             pa.ArrowException,
@@ -183,6 +227,7 @@ class Embeddings:
             LookupError,
             TypeError,
             AttributeError,
+            MemoryError,
         ) as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -191,31 +236,42 @@ class Embeddings:
             ) from error
 
 
-def _from_table(table: "Table") -> Embeddings:
-    """The embeddings in a table of pyarrow; ValueError or KeyError if it holds something else."""
-    metadata = table.schema.metadata or {}
+def _from_batches(schema: "Schema", rows: int, batches: "Iterator[RecordBatch]") -> Embeddings:
+    """The embeddings in the rows of a file; ValueError or KeyError if it holds something else."""
+    metadata = schema.metadata or {}
     words = {name.decode(): value.decode() for name, value in metadata.items()}
     expected = words.pop("sha256", None)  # tables of older versions have none
-    if expected not in (None, _digest_of_description(len(table), table.column_names, words)):
+    if expected not in (None, _digest_of_description(rows, schema.names, words)):
         raise ValueError("its description does not match its checksum")
     about = {name: parsed_json(words[name]) for name in ("classes", "kernel_dimension", "origin")}
-    text = {name: table[name].to_pylist() for name in ("split", "path")}
-    if not all(isinstance(word, str) for column in text.values() for word in column):
-        raise ValueError("its paths and splits are not text")
-    number = {
-        name: torch.from_numpy(table[name].to_numpy().copy())
-        for name in ("label", "radius", "certainty")
-        if name in table.column_names
-    }
+    numbers: dict[str, NDArray[Any]] = {}
+    paths: list[str] = []
+    split: list[NDArray[np.str_]] = []
+    for batch in batches:
+        start = len(paths)
+        paths += _text(batch.column("path"))
+        split.append(np.asarray(_text(batch.column("split")), dtype=np.str_))
+        for name in NUMBERS.intersection(schema.names):
+            values = _numbers(batch.column(name))
+            if start == 0:
+                kind = np.float32 if values.dtype == np.float16 else values.dtype
+                numbers[name] = np.empty((rows, *values.shape[1:]), kind)
+            part = numbers[name][start : len(paths)]
+            if part.shape != values.shape:
+                raise ValueError("its rows differ in length")
+            part[:] = values
+    if len(paths) != rows or not rows:
+        raise ValueError(f"it has {len(paths):,} rows and should have {max(1, rows):,}")
+    tensors = {name: torch.from_numpy(values) for name, values in numbers.items()}
     return Embeddings(
-        _matrix(table["features"]),
-        _matrix(table["direction"]),
-        number.get("radius"),
-        number.get("certainty"),
-        number["label"],
+        tensors["features"],
+        tensors["direction"],
+        tensors.get("radius"),
+        tensors.get("certainty"),
+        tensors["label"],
         tuple(about["classes"]),
-        np.asarray(text["split"], dtype=np.str_),
-        text["path"],
+        np.concatenate(split),
+        paths,
         about["kernel_dimension"],
         about["origin"],
     )
@@ -232,10 +288,36 @@ def _lists(rows: Tensor) -> "FixedSizeListArray":
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.numpy().reshape(-1)), rows.shape[1])
 
 
-def _matrix(column: "ChunkedArray") -> Tensor:
-    """A column of fixed-size lists as a tensor (n, width)."""
-    chunks = [
-        chunk.flatten().to_numpy(zero_copy_only=False).reshape(len(chunk), -1)
-        for chunk in column.chunks
-    ]
-    return torch.from_numpy(np.concatenate(chunks).copy())
+def _as_half(features: Tensor) -> Tensor:
+    low, high = torch.aminmax(features) if features.numel() else (torch.zeros(()),) * 2
+    if max(-low, high) > LARGEST_HALF:
+        raise UserError(
+            f"features from {float(low):g} to {float(high):g} do not fit into float16, which ends"
+            f" at {LARGEST_HALF:,}; save the table without half."
+        )
+    return features.half()
+
+
+def _text(column: "Array") -> list[str]:
+    """The words of a column, which may be in a dictionary."""
+    from pyarrow import types
+
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.null_count or not (
+        types.is_string(column.type) or types.is_large_string(column.type)
+    ):
+        raise ValueError("its paths and splits are not text")
+    return list(column.to_pylist())
+
+
+def _numbers(column: "Array") -> NDArray[Any]:
+    """A column of numbers (n,), or of lists of equal length (n, width)."""
+    from pyarrow import types
+
+    plain = types.is_primitive(column.type)
+    values = column if plain else column.flatten()
+    if column.null_count or values.null_count:
+        raise ValueError("some of its numbers are missing")
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
+    return array if plain else array.reshape(len(column), -1)

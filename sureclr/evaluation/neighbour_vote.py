@@ -14,9 +14,10 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.results import BaselineIntervals, Baselines, Interval, KnnResult
 from sureclr.evaluation.tables import class_numbers, labelled_split
-from sureclr.maths.inputs import check_tensor, is_whole
+from sureclr.maths.clustered_search import EXACT, find_neighbours
+from sureclr.maths.inputs import all_finite, check_tensor, is_whole
 from sureclr.maths.metrics import wilson_interval
-from sureclr.maths.neighbours import top_k, vote
+from sureclr.maths.neighbours import vote
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -35,6 +36,7 @@ class NeighbourVote:
         k: number of training images that vote on each test image.
         temperature: of their weights.
         n_train: number of training images.
+        search: how the nearest were found, as in `clustered_search.Neighbours`.
     """
 
     accuracy: float
@@ -43,6 +45,7 @@ class NeighbourVote:
     k: int
     temperature: float
     n_train: int
+    search: str = EXACT
 
 
 def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
@@ -53,9 +56,14 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     Raises:
         UserError: there are no labelled training or no labelled test images.
     """
-    table, name = inputs.table, inputs.catalogue.name
-    features = vote_on_table(table, name)
-    train, test = table.labelled("train"), table.labelled("test")
+    table, name, device = inputs.table, inputs.catalogue.name, inputs.run.model.device
+    features = vote_on_table(table, name, device=device)
+    if features.search != EXACT:
+        inputs.progress.message(
+            f"knn: there are {features.n_train:,} training images, so each test image is compared"
+            f" with those in {features.search}."
+        )
+    train, test = (table.labels[table.labelled_rows(part)] for part in ("train", "test"))
     result = KnnResult(
         accuracy=features.accuracy,
         interval=features.interval,
@@ -64,12 +72,14 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
         n_test=len(features.predictions),
         baselines=None,
         baseline_intervals=None,
-        by_class=class_numbers(train.labels, test.labels, features.predictions, table.classes),
+        by_class=class_numbers(train, test, features.predictions, table.classes),
         no_pixels=inputs.no_pixels,
     )
     if inputs.no_pixels:
         return result
-    raw, untrained = (vote_on_table(each, name) for each in (inputs.raw, inputs.untrained))
+    raw, untrained = (
+        vote_on_table(each, name, device=device) for each in (inputs.raw, inputs.untrained)
+    )
     return replace(
         result,
         baselines=Baselines(raw.accuracy, untrained.accuracy),
@@ -77,21 +87,26 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     )
 
 
-def vote_on_table(table: Embeddings, source: str = "the table", k: int = VOTERS) -> NeighbourVote:
+def vote_on_table(
+    table: Embeddings,
+    source: str = "the table",
+    k: int = VOTERS,
+    device: torch.device | None = None,
+) -> NeighbourVote:
     """Let the labelled training images of a table vote on its labelled test images.
 
     Args:
         table: the embeddings.
         source: the name of the images, for error messages.
         k: voters for each test image; all training images if there are fewer.
+        device: as in `knn_accuracy`.
 
     Raises:
         UserError: there are no labelled training or no labelled test images.
     """
     train, test = labelled_split(table, "knn", source)
-    return knn_accuracy(
-        train.features, train.labels, test.features, test.labels, k=min(k, len(train))
-    )
+    tensors = (train.features, train.labels, test.features, test.labels)
+    return knn_accuracy(*tensors, k=min(k, len(train)), device=device)
 
 
 def knn_accuracy(
@@ -101,10 +116,12 @@ def knn_accuracy(
     test_labels: Tensor,
     k: int = VOTERS,
     temperature: float = 0.1,
+    device: torch.device | None = None,
 ) -> NeighbourVote:
     """Let the k nearest training rows by cosine vote, each with weight exp(cosine / temperature).
 
-    All tensors lie on one device, which does the work.
+    All tensors lie on one device. Beyond 300,000 training rows, `clustered_search` may leave out
+    some of the nearest, and says so.
 
     Args:
         train_features: (n, f).
@@ -113,6 +130,7 @@ def knn_accuracy(
         test_labels: (m,) int64, 0 or more.
         k: number of voters, at most n.
         temperature: above 0. k = 20 and 0.1 suit small data sets; Wu et al. use 200 and 0.07.
+        device: which compares the rows, block by block; None: that of the tensors.
 
     Raises:
         UserError: a row has no label or features that are not finite, or k or temperature are out
@@ -124,9 +142,9 @@ def knn_accuracy(
         check_tensor(name, x)
     _check(train_features, train_labels, k, len(train_features), temperature)
     _check(test_features, test_labels, k, len(train_features), temperature)
-    similarity, index = top_k(test_features, train_features, k)
+    found = find_neighbours(test_features, train_features, k, device)
     names, named = train_labels.unique(return_inverse=True)  # a label may be any whole number
-    predictions = names[vote(similarity, named[index], len(names), temperature)]
+    predictions = names[vote(found.similarity, named[found.index], len(names), temperature)]
     correct, total = int((predictions == test_labels).sum()), len(test_labels)
     return NeighbourVote(
         accuracy=correct / total,
@@ -135,6 +153,7 @@ def knn_accuracy(
         k=k,
         temperature=temperature,
         n_train=len(train_features),
+        search=found.search,
     )
 
 
@@ -154,7 +173,7 @@ def _check(features: Tensor, labels: Tensor, k: int, available: int, temperature
             "kNN needs features (n, f) and whole numbers as labels (n,), not"
             f" {tuple(features.shape)} and {labels.dtype}; reshape or convert them."
         )
-    if not torch.isfinite(features).all():
+    if not all_finite(features):
         bad = int((~features.isfinite().all(1)).sum())
         raise UserError(
             f"features must be finite, and those of {bad} of {len(features)} rows are not; check"

@@ -268,9 +268,14 @@ def check_values(tensors: Mapping[str, Tensor | None]) -> Tensor | None:
     return added
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether all numbers are finite, without a copy of them; it waits for a GPU."""
+    return x.numel() == 0 or bool(torch.stack(torch.aminmax(x)).isfinite().all())
+
+
 def check_finite(x: Tensor, rule: str) -> None:
     """Raise an `OutOfRange` with this rule if a number is not finite; it waits for a GPU."""
-    if not x.isfinite().all():
+    if not all_finite(x):
         bad = int((~x.isfinite()).sum())
         raise OutOfRange(
             f"{rule}, but {bad} of {x.numel()} break this rule; leave them out, or find out where"
@@ -357,7 +362,7 @@ def check_table(name: str, x: object, least: int = 1) -> None:
         raise UserError(
             f"{name} must have {least} row{'s' * (least > 1)} or more, and have {len(x)}; add rows."
         )
-    if not x.isfinite().all():
+    if not all_finite(x):
         bad = int((~x.isfinite().all(1)).sum())
         raise UserError(
             f"{name} must be finite, and {bad} of {len(x)} rows are not; find out where they come"

@@ -1,11 +1,9 @@
 """Exact nearest neighbours by cosine in bounded memory, and the weighted vote of Wu et al. 2018.
 
 A block of similarities never exceeds QUERY_BLOCK x KEY_BLOCK entries (64 MiB in float32), whatever
-the size of the two sets. Of equal similarities the lowest index comes first, so a result does not
-depend on the sorting routine of a device.
+the size of the two sets, and rows are normalised block by block. Of equal similarities the lowest
+index comes first, so a result does not depend on the sorting routine of a device.
 """
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +13,7 @@ from sureclr.maths.inputs import above, check_classes, check_table, is_whole
 from sureclr.maths.sphere import unit_rows
 
 QUERY_BLOCK, KEY_BLOCK = 1024, 16384
+Best = tuple[Tensor, Tensor]  # similarity (q, k) and index (q, k) of the best keys so far
 
 
 def top_k(
@@ -24,6 +23,7 @@ def top_k(
     exclude_self: bool = False,
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the k keys with the highest cosine to each query, best first.
 
@@ -37,9 +37,11 @@ def top_k(
         exclude_self: query i *is* key i and must not find itself (leave-one-out); then q = n.
         query_block: queries in a block of similarities. It changes memory, not the result.
         key_block: keys in a block of similarities.
+        device: where blocks are computed, to which they are copied one by one; None: where the
+            rows are.
 
     Returns:
-        the similarity (q, k), and the index (q, k) int64.
+        the similarity (q, k), and the index (q, k) int64, on the device of the queries.
 
     Raises:
         UserError: k is out of range, the rows are not tables of the same width, a number is not
@@ -63,15 +65,23 @@ def top_k(
             f"exclude_self needs queries and keys to be the same rows, but there are {len(queries)}"
             f" queries and {len(keys)} keys; leave it out, or pass the same rows twice."
         )
-    queries, keys = unit_rows(queries), unit_rows(keys)
-    rows = [
-        _best_of_all(block, keys.split(key_block), k, i * query_block if exclude_self else None)
-        for i, block in enumerate(queries.split(query_block))
-        if len(block)
+    device = queries.device if device is None else device
+    blocks, kind = queries.split(query_block), torch.promote_types(queries.dtype, torch.float32)
+    best = [
+        (
+            torch.empty(len(block), 0, dtype=kind, device=device),
+            torch.empty(len(block), 0, dtype=torch.int64, device=device),
+        )
+        for block in blocks
     ]
-    if not rows:
-        return queries.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=queries.device)
-    return torch.cat([s for s, _ in rows]), torch.cat([i for _, i in rows])
+    for start in range(0, len(keys), key_block):
+        # Normalised block by block: a copy of a whole table does not fit beside it
+        some = unit_rows(keys[start : start + key_block].to(device))
+        for i, block in enumerate(blocks):
+            own = i * query_block - start if exclude_self else None
+            best[i] = _with_block(best[i], unit_rows(block.to(device)), some, k, start, own)
+    similarity, index = zip(*best, strict=True)
+    return torch.cat(similarity).to(queries.device), torch.cat(index).to(queries.device)
 
 
 def vote(
@@ -111,32 +121,33 @@ def vote(
     return votes.argmax(1)
 
 
-def _best_of_all(
-    queries: Tensor, key_blocks: Sequence[Tensor], k: int, own: int | None
-) -> tuple[Tensor, Tensor]:
-    """One block of queries against every block of keys.
+def _with_block(
+    best: Best, queries: Tensor, keys: Tensor, k: int, start: int, own: int | None
+) -> Best:
+    """The best of those found so far and of another block of keys.
 
-    `own` is the index of the first query among the keys, or None.
+    Args:
+        best: similarity and index of the best among the keys before this block.
+        queries: (q, d) of length 1.
+        keys: (b, d) of length 1.
+        k: how many are wanted.
+        start: index of the first key of the block.
+        own: number of the block's key that is the first query, which may lie outside the block;
+            None: no query is a key.
     """
-    similarity = queries.new_empty(len(queries), 0)
-    index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    start = 0
-    for keys in key_blocks:
-        block = queries @ keys.T
-        if own is not None:  # the diagonal is empty where the block does not meet it
-            block.diagonal(own - start).fill_(-torch.inf)
-        best, where = _best_of_block(block, k)
-        # The results of earlier blocks have lower indices, so a stable sort of (before, now) keeps
-        # the rule for equal similarities
-        both = torch.cat([similarity, best], 1).sort(dim=1, descending=True, stable=True)
-        similarity = both.values[:, :k]
-        index = torch.cat([index, where + start], 1).gather(1, both.indices)[:, :k]
-        start += len(keys)
-    return similarity, index
+    block = queries @ keys.T
+    if own is not None:  # the diagonal is empty where the block does not meet it
+        block.diagonal(own).fill_(-torch.inf)
+    similarity, where = best_of_block(block, k)
+    # The results of earlier blocks have lower indices, so a stable sort of (before, now) keeps the
+    # rule for equal similarities
+    both = torch.cat([best[0], similarity], 1).sort(dim=1, descending=True, stable=True)
+    index = torch.cat([best[1], where + start], 1).gather(1, both.indices)
+    return both.values[:, :k].contiguous(), index[:, :k].contiguous()
 
 
-def _best_of_block(block: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, largest first, equal values by index.
+def best_of_block(block: Tensor, k: int) -> Best:
+    """Return the k largest of each row, largest first, equal values by index.
 
     topk leaves equal values to chance: it is right as a set unless the last place is shared with an
     entry that was left out, and those rare rows are sorted in full.

@@ -1,6 +1,7 @@
 """Model and images to Embeddings, the table that every analysis reads."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +15,10 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.inputs import checked_count
-from sureclr.maths.sphere import Posterior
 from sureclr.models.devices import autocast
 from sureclr.models.encoders import encoder_blocks, pooled
 from sureclr.models.simclr import SimCLR
-from sureclr.progress import SILENT, Progress, report_progress
+from sureclr.progress import SILENT, Progress, Update, report_progress
 
 
 def embed(
@@ -46,21 +46,28 @@ def embed(
     batch = checked_count("batch", batch)
     if len(images) == 0:
         raise UserError(f"{images.name} has no images to embed; choose a source that has some.")
-    outputs: list[tuple[Tensor, Posterior]] = []
+
+    def outputs(pixels: Tensor) -> dict[str, Tensor | None]:
+        features, posterior = model(pixels)
+        return {
+            "features": features,
+            "direction": posterior.direction,
+            "radius": posterior.radius,
+            "certainty": posterior.certainty,
+        }
+
     with (
         evaluating(model),
         autocast(model.device, precision),
         report_progress(progress, "Embedding images", len(images)) as update,
     ):
-        for start in range(0, len(images), batch):
-            pixels = images.images[start : start + batch].to(model.device)
-            outputs.append(model(as_float(pixels)))
-            update(min(start + batch, len(images)))
+        batches = (images.images[start : start + batch] for start in range(0, len(images), batch))
+        columns = _outputs_of_all(batches, outputs, len(images), model.device, update)
     return Embeddings(
-        torch.cat([features for features, _ in outputs]).float().cpu(),
-        _joined([posterior.direction for _, posterior in outputs]),
-        _joined([posterior.radius for _, posterior in outputs]),
-        _joined([posterior.certainty for _, posterior in outputs]),
+        columns["features"],
+        columns["direction"],
+        columns.get("radius"),
+        columns.get("certainty"),
         images.labels,
         images.classes,
         images.split,
@@ -100,31 +107,98 @@ def embed_blocks(
     """
     batch = checked_count("batch", batch)
     index = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
-    backbone = model.encoder.backbone
-    parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
+    backbone, device = model.encoder.backbone, images.images.device
+    found: dict[str, Tensor | None] = {name: None for name, _ in encoder_blocks(backbone)}
+
+    def keep_pooled(name: str, block: nn.Module, inputs: Any, output: Any) -> None:
+        found[name] = pooled(backbone, output)
+
+    def outputs(pixels: Tensor) -> dict[str, Tensor | None]:
+        model.features(pixels)
+        return dict(found)
+
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(autocast(model.device, precision))
         update = stack.enter_context(report_progress(progress, "Embedding blocks", len(index)))
         for name, block in encoder_blocks(backbone):
-            hook = partial(_append_pooled, backbone, parts[name])
+            hook = partial(keep_pooled, name)
             stack.callback(block.register_forward_hook(hook).remove)
-        for start in range(0, len(index), batch):
-            some = index[start : start + batch].to(images.images.device)
-            model.features(as_float(images.images[some].to(model.device)))
-            update(min(start + batch, len(index)))
-    return {name: torch.cat(part) for name, part in parts.items()}
+        batches = (images.images[some.to(device)] for some in index.split(batch))
+        return _outputs_of_all(batches, outputs, len(index), model.device, update)
 
 
-def _append_pooled(
-    backbone: nn.Module, outputs: list[Tensor], block: nn.Module, inputs: Any, output: Any
-) -> None:
-    """Append a block's pooled output; as a forward hook, which gets the last three arguments."""
-    outputs.append(pooled(backbone, output).float().cpu())
+def _outputs_of_all(
+    batches: Iterable[Tensor],
+    outputs: Callable[[Tensor], Mapping[str, Tensor | None]],
+    count: int,
+    device: torch.device,
+    update: Update,
+) -> dict[str, Tensor]:
+    """Collect what a network puts out for all images, in one array for each output.
+
+    On a GPU nothing waits for a single batch: its results are copied while the next one runs, and
+    are stored after that.
+
+    Args:
+        batches: uint8 images, some at a time.
+        outputs: float images in [0, 1] to the outputs by name; None where there is none.
+        count: number of all images.
+        device: of the network.
+        update: gets the number of images after each batch.
+
+    Returns:
+        Each output, (count, ...) float32 on the CPU.
+    """
+    columns: dict[str, Tensor] = {}
+    copied: deque[tuple[dict[str, Tensor], torch.Event | None]] = deque()
+    stored = begun = 0
+
+    def store_oldest() -> int:
+        results, event = copied.popleft()
+        if event is not None:
+            event.synchronize()
+        for name, value in results.items():
+            if name not in columns:
+                columns[name] = torch.empty(count, *value.shape[1:])
+            columns[name][stored : stored + len(value)] = value
+        return stored + len(next(iter(results.values())))
+
+    gpu = device.type == "cuda"
+    for pixels in _sent_ahead(batches, device) if gpu else batches:
+        found = outputs(as_float(pixels.to(device)))
+        results = {
+            name: value.float().to("cpu", non_blocking=gpu)  # into pinned memory if gpu
+            for name, value in found.items()
+            if value is not None
+        }
+        copied.append((results, torch.cuda.current_stream(device).record_event() if gpu else None))
+        if not gpu or len(copied) > 1:
+            stored = store_oldest()
+        begun += len(pixels)
+        update(begun)
+    while copied:
+        stored = store_oldest()
+    return columns
 
 
-def _joined(parts: list[Any]) -> Any:
-    return None if parts[0] is None else torch.cat(parts).float().cpu()
+def _sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Copy each batch to a GPU while it computes on the one before."""
+    copying, computing = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+
+    def send(pixels: Tensor) -> Tensor:
+        if pixels.is_cuda:
+            return pixels
+        with torch.cuda.stream(copying):
+            return pixels.pin_memory().to(device, non_blocking=True)
+
+    coming = map(send, batches)
+    ahead = next(coming, None)
+    while ahead is not None:
+        computing.wait_stream(copying)
+        ahead.record_stream(computing)  # its memory stays until the computation is done
+        now, ahead = ahead, next(coming, None)
+        yield now
 
 
 def as_float(pixels: Tensor) -> Tensor:

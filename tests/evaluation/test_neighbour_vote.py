@@ -1,6 +1,7 @@
 """The kNN vote against scikit-learn's with the same weights, and every rule that data can break."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.neighbour_vote import knn_accuracy, vote_on_table
+from sureclr.evaluation.neighbour_vote import evaluate_knn, knn_accuracy, vote_on_table
+from sureclr.maths import clustered_search
 from sureclr.maths.metrics import wilson_interval
 
 
@@ -96,6 +98,28 @@ def test_labelled_training_images_of_a_table_vote_on_its_labelled_test_images() 
     assert votes.predictions.tolist() == expected.predictions.tolist()
     assert (votes.k, votes.n_train, votes.accuracy) == (3, 3, expected.accuracy)  # all three vote
     assert vote_on_table(t, k=2).k == 2
+
+
+def test_a_search_that_is_not_exact_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vote on what the clusters hold is, here, the vote of the exact search."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (1000,), generator=generator)
+    t = table(labels, ["train"] * 700 + ["test"] * 300)
+    said = []
+    inputs = SimpleNamespace(
+        table=t,
+        catalogue=SimpleNamespace(name="mine"),
+        run=SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu"))),
+        progress=SimpleNamespace(message=said.append),
+        no_pixels="gone",
+    )
+    exact = evaluate_knn(inputs)
+    assert said == [] and vote_on_table(t).search == "exact"
+    monkeypatch.setattr(clustered_search, "MOST_EXACT", 500)
+    monkeypatch.setattr(clustered_search, "FEWEST_QUERIES", 100)
+    assert evaluate_knn(inputs) == exact
+    assert len(said) == 1 and "700 training images" in said[0] and "256 clusters" in said[0]
+    assert exact.by_class.classes[0].n_train == int((labels[:700] == 0).sum())
 
 
 @pytest.mark.parametrize(

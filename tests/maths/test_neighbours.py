@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sureclr.errors import UserError
 from sureclr.maths import neighbours
 from sureclr.maths.neighbours import top_k, vote
+from sureclr.maths.sphere import unit_rows
 
 
 def by_loops(
@@ -96,6 +97,23 @@ def test_no_block_is_larger_than_promised() -> None:
     assert max(products.shapes) == (7, 11)
 
 
+def test_rows_are_normalised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole normalised tables would take as much memory as the tables themselves."""
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = (10 * torch.randn(n, 48, generator=generator) for n in (20, 50))
+    whole = top_k(unit_rows(queries), unit_rows(keys), 5)
+    sizes = []
+
+    def watched(rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return unit_rows(rows)
+
+    monkeypatch.setattr(neighbours, "unit_rows", watched)
+    similarity, index = top_k(queries, keys, 5, query_block=7, key_block=11)
+    assert set(sizes) == {7, 6, 11} and sizes.count(11) == 4
+    assert torch.equal(index, whole[1]) and torch.allclose(similarity, whole[0], atol=1e-6)
+
+
 def test_the_default_blocks_take_64_mib() -> None:
     assert neighbours.QUERY_BLOCK * neighbours.KEY_BLOCK * 4 == 64 * 2**20
 
@@ -166,3 +184,12 @@ def test_vote_does_not_overflow_and_gives_equal_votes_to_the_lowest_class() -> N
     assert vote(
         torch.tensor([[1.0, 1.0], [0.9, 1.0]]), torch.tensor([[2, 1], [0, 1]]), 3, 1e-4
     ).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["queries", "keys"])
+def test_numbers_must_be_finite(name: str, value: float) -> None:
+    rows = {"queries": torch.ones(2, 3), "keys": torch.ones(4, 3)}
+    rows[name][1, 2] = value
+    with pytest.raises(UserError, match=f"{name} must be finite, and 1 of {len(rows[name])} rows"):
+        top_k(**rows, k=1)

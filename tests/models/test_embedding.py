@@ -1,10 +1,12 @@
 """The table: what it holds, that it survives its file, and that others can read that file."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from sureclr.config import PretrainConfig
 from sureclr.data.embeddings import Embeddings
@@ -174,6 +176,104 @@ def test_blocks_leave_no_hook_count_images_and_may_be_stopped() -> None:
     with pytest.raises(KeyboardInterrupt):
         embed_blocks(made.train(), images(), progress=Counting(stops=True))
     assert made.training and not any(module._forward_hooks for module in made.modules())
+
+
+class PretendedGpu(TorchFunctionMode):
+    """A GPU that is none: writes down what would be sent to it, computed and waited for."""
+
+    device = torch.device("cuda")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[str] = []
+        self.counts = {"send": 0, "fetch": 0, "compute": 0, "event": 0}
+        self.there: list[torch.Tensor] = []
+        self.pinned: list[torch.Tensor] = []
+
+    def note(self, word: str) -> None:
+        self.log.append(f"{word} {self.counts[word]}")
+        self.counts[word] += 1
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is torch.Tensor.pin_memory:
+            self.pinned.append(args[0].clone())
+            return self.pinned[-1]
+        if function is torch.Tensor.to and args[1] == self.device:
+            if not any(args[0] is tensor for tensor in self.there):
+                assert kwargs["non_blocking"] and any(args[0] is t for t in self.pinned)
+                self.note("send")
+                self.there.append(args[0].clone())
+                return self.there[-1]
+            return args[0]
+        if function is torch.Tensor.to and args[1] == "cpu":
+            assert kwargs["non_blocking"]
+            return args[0]
+        if function is torch.Tensor.record_stream:
+            return None
+        return function(*args, **kwargs)
+
+    # What stands in for torch.cuda.Stream
+
+    def wait_stream(self, other: object) -> None:
+        assert other is self
+
+    def record_event(self) -> "PretendedEvent":
+        self.counts["event"] += 1
+        return PretendedEvent(self.log, self.counts["event"] - 1)
+
+
+class PretendedEvent:
+    def __init__(self, log: list[str], number: int) -> None:
+        self.log, self.number = log, number
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait {self.number}")
+
+
+class OnPretendedGpu(torch.nn.Module):
+    def __init__(self, inner: SimCLR, gpu: PretendedGpu) -> None:
+        super().__init__()
+        self.inner, self.gpu, self.device = inner, gpu, gpu.device
+
+    def forward(self, pixels):
+        self.gpu.note("compute")
+        return self.inner(pixels)
+
+
+def test_a_gpu_gets_the_next_batch_while_it_computes_and_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is waited for is the batch before the one that has just been given to it."""
+    gpu, made = PretendedGpu(), model()
+
+    @contextmanager
+    def stream(chosen: object):
+        assert chosen is gpu
+        yield
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: gpu)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    with gpu:
+        found = embed(OnPretendedGpu(made, gpu), images(), batch=4)
+    assert gpu.log == [
+        *("send 0", "send 1", "compute 0", "send 2", "compute 1", "wait 0"),
+        *("compute 2", "wait 1", "wait 2"),
+    ]
+    assert found.digest == embed(made, images(), batch=4).digest
+
+
+@pytest.mark.parametrize("way", ["embed", "embed_blocks"])
+def test_batches_are_written_where_they_belong(way: str) -> None:
+    """One batch of all images, and one batch for each image."""
+    made, some = model(), images()
+    if way == "embed":
+        whole, single = (embed(made, some, batch=batch).features for batch in (N, 1))
+    else:
+        whole, single = (embed_blocks(made, some, batch=batch)["layer1"] for batch in (N, 1))
+    assert whole.is_contiguous() and len(whole) == N
+    assert torch.allclose(whole, single, atol=1e-5)
 
 
 def test_evaluating_leaves_statistics_mode_and_gradients_alone() -> None:
