@@ -301,8 +301,8 @@ class PretrainConfig:
     it falls to zero along a cosine.
     """
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the network: float32, bfloat16 (faster where a GPU or a CPU has instructions
-    for it), or auto, which chooses. The loss is always computed in float32.
+    """Number format of the network: float32, bfloat16, or auto, which is bfloat16 on GPUs that
+    compute in it and on CPUs with AMX, else float32. The loss is always computed in float32.
     """
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether torch compiles the network and the views, which is faster on GPUs and takes a minute
