@@ -4,8 +4,16 @@ The cache lies in $SURECLR_CACHE, else in ~/.cache/sureclr/folders, never in the
 manifest NAME.json describes two pixel files: NAME-*.bin holds the centre squares one after another,
 and NAME-*.whole.bin the whole pictures, from which views are cropped. All are written atomically,
 and checksums in the manifest find damage. NAME-survey.json holds what the headers of the files say.
+
+Every byte of the manifest is checked whenever it is read. The pixel files are hashed as a whole
+when they have been written, when they are read with `ReadOptions.verify`, and once where the system
+says that a file was written, moved or copied since its last check (by its times). Otherwise 64
+blocks of 64 KiB of each are hashed, spread evenly from its first byte to its last. So a bit outside
+these blocks that a disk changes by itself, without a program having written the file, is found with
+`verify` alone.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -13,8 +21,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,6 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
 from sureclr.data.pictures import Pictures
@@ -43,8 +52,11 @@ from sureclr.progress import SILENT, Progress
 
 # Of decoding and of the files: raise it when either changes, and all caches are made anew
 VERSION = 3
+PIXELS = 1  # of decoding alone: raise it too where the same content becomes other pixels
 MANIFEST_BYTES = 1 << 10  # for each picture, at most: names are long where folders are deep
 READ_BYTES = 1 << 20  # read at a time for the checksum
+SAMPLED_BLOCKS = 64  # of a pixel file that are hashed where its times and length are as they were
+SAMPLED_BYTES = 1 << 16  # of such a block
 SPOKEN_BYTES = 10**9  # a cache of more is announced
 SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs
 
@@ -130,6 +142,10 @@ class Manifest:
         widths: n widths in pixels of the whole pictures.
         filled: name -> values of this picture that were replaced.
         complaints: name -> lines that decoders wrote about this file.
+        stamps: `file_stamp` of each pixel file when the whole of it was last hashed.
+        sampled: sha256 of blocks of the pixel files.
+        seal: sha256 of everything else in the manifest. Manifests of older versions lack these
+            three, and their pixel files are hashed as a whole once.
     """
 
     folder: str
@@ -146,11 +162,61 @@ class Manifest:
     widths: list[int] = field(default_factory=list)
     filled: dict[str, int] = field(default_factory=dict)
     complaints: dict[str, int] = field(default_factory=dict)
+    stamps: list[list[int]] = field(default_factory=list)
+    sampled: str = ""
+    seal: str = ""
+
+    @property
+    def expected_seal(self) -> str:
+        """Return what `seal` must be."""
+        facts = {name: value for name, value in vars(self).items() if name != "seal"}
+        return _fingerprint(*(_fingerprint(name, value) for name, value in facts.items()))
+
+    @property
+    def files(self) -> list["PixelFile"]:
+        """The pixel files: that of the squares, and that of the whole pictures where there is one.
+
+        Raises:
+            TypeError, ValueError: the manifest is damaged.
+        """
+        squares = PixelFile(self.pixels, prod(self.shape), self.sha256, self.rows_digest)
+        if not self.whole:
+            return [squares]
+        areas = zip(self.heights, self.widths, strict=True)
+        length = self.shape[1] * sum(height * width for height, width in areas)
+        return [squares, PixelFile(self.whole, length, self.whole_sha256)]
 
     def rows_digest(self) -> bytes:
         """Return a digest of what is said of the rows."""
         columns = (self.names, self.bad, self.contents, self.heights, self.widths)
         return _fingerprint(*columns, self.filled, self.complaints).encode()
+
+
+@dataclass(frozen=True)
+class PixelFile:
+    """A pixel file as its manifest describes it.
+
+    Attributes:
+        name: beside the manifest.
+        length: in bytes.
+        sha256: of the file, followed by what `more` returns.
+        more: a function without arguments; None: nothing follows the file.
+    """
+
+    name: str
+    length: int
+    sha256: str
+    more: Callable[[], bytes] | None = None
+
+    def is_intact(self, file: IO[bytes]) -> bool:
+        """Return whether an open file is this one; it is read as a whole."""
+        checksum = hashlib.sha256()
+        file.seek(0)
+        for block in iter(partial(file.read, READ_BYTES), b""):
+            checksum.update(block)
+        if self.more is not None:
+            checksum.update(self.more())
+        return checksum.hexdigest() == self.sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +229,18 @@ class CachedPictures:
         manifest: what is known of the rows.
     """
 
-    squares: NDArray[np.uint8]
+    squares: CachedPixels
     pictures: Pictures | None
     manifest: Manifest
 
 
 def cached_pictures(
-    listing: Listing, wanted: Decoding, expected_bytes: int, progress: Progress = SILENT
+    listing: Listing,
+    wanted: Decoding,
+    expected_bytes: int,
+    progress: Progress = SILENT,
+    *,
+    verify: bool = False,
 ) -> CachedPictures:
     """Return the decoded pictures of a source; decode them only where there is no intact cache.
 
@@ -178,12 +249,13 @@ def cached_pictures(
         wanted: what to make of each; it has a size and channels.
         expected_bytes: of the pixels, for the check that there is room.
         progress: what to report to while files are decoded.
+        verify: whether every byte of the cache is hashed, and a sentence says so.
 
     Raises:
         UserError: the cache cannot be written, or there is no room for it.
     """
     options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
-    path, digest = listing.cache_file(*options), listing.digest
+    path, digest, made = listing.cache_file(*options), listing.digest, _fingerprint(PIXELS, options)
     manifest = _read_manifest(path, listing)
     if manifest is None and os.path.lexists(path):
         progress.message(
@@ -192,7 +264,12 @@ def cached_pictures(
     elif manifest is not None and manifest.listing != digest:
         progress.message(_changes(manifest, listing))
     elif manifest is not None:
-        if (found := _mapped(path.parent, manifest)) is not None:
+        if (found := _mapped(path.parent, manifest, made, verify)) is not None:
+            if verify:
+                progress.message(f"Every byte of the cache {path} and its pixels was checked.")
+            if found.manifest.stamps != manifest.stamps:
+                with suppress(OSError):  # a cache that cannot be written is hashed every time
+                    _write_manifest(path, found.manifest)
             return found
         progress.message(
             f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
@@ -203,7 +280,7 @@ def cached_pictures(
     plan = Manifest(listing.where, digest, "", shape)
     decoded = decode_files(listing.files, wanted, progress)
     named = zip(listing.names, decoded, strict=True)
-    return _build(path, plan, named, expected_bytes, listing.largest_manifest)
+    return _build(path, plan, named, expected_bytes, listing.largest_manifest, made)
 
 
 def cache_root() -> Path:
@@ -297,11 +374,12 @@ def _build(
     decoded: Iterable[tuple[str, Decoded]],
     expected_bytes: int,
     largest: int,
+    made: str,
 ) -> CachedPictures:
     """Write the pixel files and then their manifest, and delete what is out of date.
 
-    The files are mapped before they have their names: another process, which finds the folder
-    changed meanwhile, may then delete them without harm.
+    The files are read again and mapped before they have their names: another process, which finds
+    the folder changed meanwhile, may then delete them without harm.
 
     Args:
         path: of the manifest.
@@ -309,6 +387,7 @@ def _build(
         decoded: the name of each picture, and what became of it.
         expected_bytes: of the pixels.
         largest: bytes of an old manifest that is read.
+        made: of `CachedPixels`.
     """
     pixels = path.with_name(f"{path.stem}-{plan.listing[:16]}.bin")
     whole = pixels.with_suffix(".whole.bin")
@@ -317,19 +396,25 @@ def _build(
             manifest = _write_pixels(squares, wholes, plan, decoded)
             differ = bool(manifest.whole_sha256)
             manifest = replace(manifest, pixels=pixels.name, whole=whole.name if differ else "")
-            squares.flush()
-            wholes.flush()
-            found = CachedPictures(
-                _map_file(squares, manifest.shape),
-                _map_pictures(wholes, manifest) if differ else None,
-                manifest,
-            )
+            files = [squares, wholes] if differ else [squares]
+            for file, expected in zip(files, manifest.files, strict=True):
+                file.flush()
+                if not expected.is_intact(file):
+                    raise OSError(errno.EIO, "what was written is not what the disk holds")
+            manifest = replace(manifest, sampled=_sampled(files))
+            found = _map_files(files, manifest, made)
         if not differ:
             whole.unlink(missing_ok=True)
-        with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
-            file.write(json_bytes(asdict(manifest)))
+        stamps = [list(file_stamp(path.with_name(file.name))) for file in manifest.files]
+        _write_manifest(path, replace(manifest, stamps=stamps))
         _delete_old(path, manifest, largest)
     return found
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    sealed = replace(manifest, seal=manifest.expected_seal)
+    with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
+        file.write(json_bytes(vars(sealed)))
 
 
 def _write_pixels(
@@ -421,40 +506,52 @@ def _read_manifest(path: Path, listing: Listing) -> Manifest | None:
         texts = (*manifest.names, *manifest.bad.values(), *manifest.contents)
         if not all(isinstance(text, str) for text in texts):
             return None
+        if (manifest.seal or manifest.stamps) and manifest.seal != manifest.expected_seal:
+            return None
         places = [manifest.pixels] + [manifest.whole] * bool(manifest.whole)
         return manifest if all(Path(place).name == place for place in places) else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 
-def _mapped(folder: Path, manifest: Manifest) -> CachedPictures | None:
-    """Map the pixel files; None if lengths or checksums are not those that the manifest says."""
+def _mapped(folder: Path, manifest: Manifest, made: str, verify: bool) -> CachedPictures | None:
+    """Map the pixel files; None if lengths or checksums are not those that the manifest says.
+
+    The manifest of the result has the stamps of the files as they are.
+    """
     try:
-        with open_file(folder / manifest.pixels) as file:
-            end = manifest.rows_digest()
-            if not _has_checksum(file, prod(manifest.shape), end, manifest.sha256):
+        with ExitStack() as stack:
+            files = [stack.enter_context(open_file(folder / file.name)) for file in manifest.files]
+            stamps = [list(_stamp(os.fstat(file.fileno()))) for file in files]
+            if [stamp[-1] for stamp in stamps] != [file.length for file in manifest.files]:
                 return None
-            squares = _map_file(file, manifest.shape)
-        if not manifest.whole:
-            return CachedPictures(squares, None, manifest)
-        areas = zip(manifest.heights, manifest.widths, strict=True)
-        length = manifest.shape[1] * sum(height * width for height, width in areas)
-        with open_file(folder / manifest.whole) as file:
-            if not _has_checksum(file, length, b"", manifest.whole_sha256):
-                return None
-            return CachedPictures(squares, _map_pictures(file, manifest), manifest)
+            sampled = _sampled(files)
+            if verify or stamps != manifest.stamps:
+                pairs = zip(manifest.files, files, strict=True)
+                intact = all(expected.is_intact(file) for expected, file in pairs)
+            else:
+                intact = sampled == manifest.sampled
+            now = replace(manifest, stamps=stamps, sampled=sampled)
+            return _map_files(files, now, made) if intact else None
     except (OSError, TypeError, ValueError):
         return None
 
 
-def _has_checksum(file: IO[bytes], length: int, end: bytes, sha256: str) -> bool:
-    if os.fstat(file.fileno()).st_size != length:
-        return False
+def _sampled(files: Iterable[IO[bytes]]) -> str:
+    """A digest of blocks of files at fixed places, among them the first and the last."""
     checksum = hashlib.sha256()
-    for block in iter(partial(file.read, READ_BYTES), b""):
-        checksum.update(block)
-    checksum.update(end)
-    return checksum.hexdigest() == sha256
+    for file in files:
+        last = max(0, file.seek(0, os.SEEK_END) - SAMPLED_BYTES)
+        for number in range(SAMPLED_BLOCKS):
+            file.seek(last * number // (SAMPLED_BLOCKS - 1))
+            checksum.update(file.read(SAMPLED_BYTES))
+    return checksum.hexdigest()
+
+
+def _map_files(files: Sequence[IO[bytes]], manifest: Manifest, made: str) -> CachedPictures:
+    squares = torch.from_numpy(_map_file(files[0], manifest.shape))
+    whole = _map_pictures(files[1], manifest) if manifest.whole else None
+    return CachedPictures(CachedPixels(squares, None, made), whole, manifest)
 
 
 def _map_file(file: IO[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -494,12 +591,15 @@ def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
     The second one changes also where a program sets the first one back. A missing file has zeros.
     """
     try:
-        status = os.stat(path)
+        return _stamp(os.stat(path))
     except OSError:
         try:
-            status = os.lstat(path)
+            return _stamp(os.lstat(path))
         except OSError:
             return (0, 0, 0)
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
