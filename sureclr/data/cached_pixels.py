@@ -126,7 +126,7 @@ class CachedPixels(Tensor):
         """Copy all rows, as a plain tensor."""
         return self.gathered().clone()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> Any:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say how many images there are; their pixels are not read."""
         return f"CachedPixels({tuple(self.shape)} of {len(self.whole)} images)"
 

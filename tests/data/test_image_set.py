@@ -187,9 +187,12 @@ def test_one_pixel_is_a_size() -> None:
 
 
 @pytest.mark.parametrize("images_at_once", [1, 4, 5, 6, 7])
-def test_how_many_images_are_converted_at_once_changes_nothing(images_at_once: int) -> None:
+def test_how_many_images_are_converted_at_once_changes_nothing(
+    images_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = convert(a_set(), 3, 1).images
-    assert torch.equal(convert(a_set(), 3, 1, images_at_once).images, whole)
+    monkeypatch.setattr(image_set, "images_at_once", lambda pixels: images_at_once)
+    assert torch.equal(convert(a_set(), 3, 1).images, whole)
 
 
 # --- The digest
