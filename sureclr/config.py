@@ -175,7 +175,7 @@ class ReadOptions:
         unsplit: whether the images are only to be classified: there are no splits then, and every
             picture is read, also copies and those that splits leave out.
         verify: whether every byte of the cache of decoded pictures is checked, which is only
-            needed where a disk may have changed one by itself (see `data.folder_cache`).
+            needed where a disk may have changed one by itself (see `data.cache_manifest`).
 
     Raises:
         UserError: a value of another type or out of range; the sentence names its field.

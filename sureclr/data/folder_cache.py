@@ -3,14 +3,8 @@
 The cache lies in $SURECLR_CACHE, else in ~/.cache/sureclr/folders, never in the user's folder. The
 manifest NAME.json describes two pixel files: NAME-*.bin holds the centre squares one after another,
 and NAME-*.whole.bin the whole pictures, from which views are cropped. All are written atomically,
-and checksums in the manifest find damage. NAME-survey.json holds what the headers of the files say.
-
-Every byte of the manifest is checked whenever it is read. The pixel files are hashed as a whole
-when they have been written, when they are read with `ReadOptions.verify`, and once where the system
-says that a file was written, moved or copied since its last check (by its times). Otherwise 64
-blocks of 64 KiB of each are hashed, spread evenly from its first byte to its last. So a bit outside
-these blocks that a disk changes by itself, without a program having written the file, is found with
-`verify` alone.
+and checksums in the manifest find damage (see `cache_manifest`). NAME-survey.json holds what the
+headers of the files say.
 """
 
 import errno
@@ -22,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -32,6 +26,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sureclr.data.cache_manifest import (
+    READ_BYTES,
+    Manifest,
+    checked_manifest,
+    file_stamp,
+    fingerprint,
+    read_cached_json,
+    read_manifest,
+    sampled_digest,
+    write_manifest,
+)
 from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
@@ -39,13 +44,8 @@ from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import (
     LARGEST_TEXT,
-    LARGEST_VALUE,
     WriteError,
-    digest_of_bytes,
-    json_bytes,
     open_file,
-    parsed_json,
-    read_file,
     writing_atomically,
 )
 from sureclr.progress import SILENT, Progress
@@ -54,9 +54,6 @@ from sureclr.progress import SILENT, Progress
 VERSION = 3
 PIXELS = 1  # of decoding alone: raise it too where the same content becomes other pixels
 MANIFEST_BYTES = 1 << 10  # for each picture, at most: names are long where folders are deep
-READ_BYTES = 1 << 20  # read at a time for the checksum
-SAMPLED_BLOCKS = 64  # of a pixel file that are hashed where its times and length are as they were
-SAMPLED_BYTES = 1 << 16  # of such a block
 SPOKEN_BYTES = 10**9  # a cache of more is announced
 SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs
 
@@ -110,7 +107,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """Return the sha256 of the version and of all names and stamps."""
-        return _fingerprint(VERSION, list(self.names), list(self.stamps))
+        return fingerprint(VERSION, list(self.names), list(self.stamps))
 
     @property
     def largest_manifest(self) -> int:
@@ -120,103 +117,7 @@ class Listing:
     def cache_file(self, *options: object, suffix: str = "") -> Path:
         """Return the path of a cached file that belongs to this source and these options."""
         slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.where).name).strip("-")[:40] or "folder"
-        return cache_root() / f"{slug}-{_fingerprint(self.where, *options)[:16]}{suffix}.json"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What the pixel files hold: a row for each name of the listing that is not in `bad`, in order.
-
-    Attributes:
-        folder: what identifies the source.
-        listing: `Listing.digest`.
-        pixels: name of the file of squares beside the manifest.
-        shape: (n, c, h, w) of the squares.
-        sha256: of the squares, followed by all that the manifest says of the rows.
-        whole: name of the file of whole pictures; "" if all of them equal their squares.
-        whole_sha256: of the whole pictures.
-        names: of the pictures.
-        bad: name -> the reason why the picture cannot be read.
-        contents: n digests of the pictures' content.
-        heights: n heights in pixels of the whole pictures.
-        widths: n widths in pixels of the whole pictures.
-        filled: name -> values of this picture that were replaced.
-        complaints: name -> lines that decoders wrote about this file.
-        stamps: `file_stamp` of each pixel file when the whole of it was last hashed.
-        sampled: sha256 of blocks of the pixel files.
-        seal: sha256 of everything else in the manifest. Manifests of older versions lack these
-            three, and their pixel files are hashed as a whole once.
-    """
-
-    folder: str
-    listing: str
-    pixels: str
-    shape: list[int]
-    sha256: str = ""
-    whole: str = ""
-    whole_sha256: str = ""
-    names: list[str] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)
-    contents: list[str] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    filled: dict[str, int] = field(default_factory=dict)
-    complaints: dict[str, int] = field(default_factory=dict)
-    stamps: list[list[int]] = field(default_factory=list)
-    sampled: str = ""
-    seal: str = ""
-
-    @property
-    def expected_seal(self) -> str:
-        """Return what `seal` must be."""
-        facts = {name: value for name, value in vars(self).items() if name != "seal"}
-        return _fingerprint(*(_fingerprint(name, value) for name, value in facts.items()))
-
-    @property
-    def files(self) -> list["PixelFile"]:
-        """The pixel files: that of the squares, and that of the whole pictures where there is one.
-
-        Raises:
-            TypeError, ValueError: the manifest is damaged.
-        """
-        squares = PixelFile(self.pixels, prod(self.shape), self.sha256, self.rows_digest)
-        if not self.whole:
-            return [squares]
-        areas = zip(self.heights, self.widths, strict=True)
-        length = self.shape[1] * sum(height * width for height, width in areas)
-        return [squares, PixelFile(self.whole, length, self.whole_sha256)]
-
-    def rows_digest(self) -> bytes:
-        """Return a digest of what is said of the rows."""
-        columns = (self.names, self.bad, self.contents, self.heights, self.widths)
-        return _fingerprint(*columns, self.filled, self.complaints).encode()
-
-
-@dataclass(frozen=True)
-class PixelFile:
-    """A pixel file as its manifest describes it.
-
-    Attributes:
-        name: beside the manifest.
-        length: in bytes.
-        sha256: of the file, followed by what `more` returns.
-        more: a function without arguments; None: nothing follows the file.
-    """
-
-    name: str
-    length: int
-    sha256: str
-    more: Callable[[], bytes] | None = None
-
-    def is_intact(self, file: IO[bytes]) -> bool:
-        """Return whether an open file is this one; it is read as a whole."""
-        checksum = hashlib.sha256()
-        file.seek(0)
-        for block in iter(partial(file.read, READ_BYTES), b""):
-            checksum.update(block)
-        if self.more is not None:
-            checksum.update(self.more())
-        return checksum.hexdigest() == self.sha256
+        return cache_root() / f"{slug}-{fingerprint(self.where, *options)[:16]}{suffix}.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,8 +156,8 @@ def cached_pictures(
         UserError: the cache cannot be written, or there is no room for it.
     """
     options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
-    path, digest, made = listing.cache_file(*options), listing.digest, _fingerprint(PIXELS, options)
-    manifest = _read_manifest(path, listing)
+    path, digest, made = listing.cache_file(*options), listing.digest, fingerprint(PIXELS, options)
+    manifest = read_manifest(path, listing.largest_manifest)
     if manifest is None and os.path.lexists(path):
         progress.message(
             f"The cache {path} is damaged or of another version, so the images are decoded again."
@@ -269,7 +170,7 @@ def cached_pictures(
                 progress.message(f"Every byte of the cache {path} and its pixels was checked.")
             if found.manifest.stamps != manifest.stamps:
                 with suppress(OSError):  # a cache that cannot be written is hashed every time
-                    _write_manifest(path, found.manifest)
+                    write_manifest(path, found.manifest)
             return found
         progress.message(
             f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
@@ -303,15 +204,15 @@ def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:
     """
     digest = listing.digest
     try:
-        kept = _read_json(file, listing.largest_manifest)
-        if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
+        kept = read_cached_json(file, listing.largest_manifest)
+        if kept["digest"] == digest and kept["sha256"] == fingerprint(kept["value"]):
             return kept["value"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     value = make()
     with _writing_to(file.parent), writing_atomically(file) as stream:
         stream.write(
-            json.dumps({"digest": digest, "sha256": _fingerprint(value), "value": value}).encode()
+            json.dumps({"digest": digest, "sha256": fingerprint(value), "value": value}).encode()
         )
     return value
 
@@ -401,20 +302,14 @@ def _build(
                 file.flush()
                 if not expected.is_intact(file):
                     raise OSError(errno.EIO, "what was written is not what the disk holds")
-            manifest = replace(manifest, sampled=_sampled(files))
+            manifest = replace(manifest, sampled=sampled_digest(files))
             found = _map_files(files, manifest, made)
         if not differ:
             whole.unlink(missing_ok=True)
         stamps = [list(file_stamp(path.with_name(file.name))) for file in manifest.files]
-        _write_manifest(path, replace(manifest, stamps=stamps))
+        write_manifest(path, replace(manifest, stamps=stamps))
         _delete_old(path, manifest, largest)
     return found
-
-
-def _write_manifest(path: Path, manifest: Manifest) -> None:
-    sealed = replace(manifest, seal=manifest.expected_seal)
-    with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
-        file.write(json_bytes(vars(sealed)))
 
 
 def _write_pixels(
@@ -482,7 +377,7 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
     slug = path.stem.rsplit("-", 1)[0]
     for other in path.parent.glob(f"{glob.escape(slug)}-{'[0-9a-f]' * 16}.json"):
         try:
-            facts = _read_json(other, largest)
+            facts = read_cached_json(other, largest)
             stale = facts["folder"] == manifest.folder and facts["listing"] != manifest.listing
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
@@ -491,61 +386,15 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _read_json(path: Path, largest: int) -> Any:
-    """The value in a file of the cache, which may be larger than other files of ours."""
-    return parsed_json(read_file(path, largest), LARGEST_VALUE + largest)
-
-
-def _read_manifest(path: Path, listing: Listing) -> Manifest | None:
-    """The manifest; None if it is missing or damaged, or names files elsewhere."""
-    try:
-        manifest = Manifest(**_read_json(path, listing.largest_manifest))
-        plain = Manifest("", "", "", [])
-        if any(type(v) is not type(getattr(plain, k)) for k, v in vars(manifest).items()):
-            return None
-        texts = (*manifest.names, *manifest.bad.values(), *manifest.contents)
-        if not all(isinstance(text, str) for text in texts):
-            return None
-        if (manifest.seal or manifest.stamps) and manifest.seal != manifest.expected_seal:
-            return None
-        places = [manifest.pixels] + [manifest.whole] * bool(manifest.whole)
-        return manifest if all(Path(place).name == place for place in places) else None
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-
-
 def _mapped(folder: Path, manifest: Manifest, made: str, verify: bool) -> CachedPictures | None:
-    """Map the pixel files; None if lengths or checksums are not those that the manifest says.
-
-    The manifest of the result has the stamps of the files as they are.
-    """
+    """Map the pixel files; None if they are not what the manifest says."""
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(open_file(folder / file.name)) for file in manifest.files]
-            stamps = [list(_stamp(os.fstat(file.fileno()))) for file in files]
-            if [stamp[-1] for stamp in stamps] != [file.length for file in manifest.files]:
-                return None
-            sampled = _sampled(files)
-            if verify or stamps != manifest.stamps:
-                pairs = zip(manifest.files, files, strict=True)
-                intact = all(expected.is_intact(file) for expected, file in pairs)
-            else:
-                intact = sampled == manifest.sampled
-            now = replace(manifest, stamps=stamps, sampled=sampled)
-            return _map_files(files, now, made) if intact else None
+            now = checked_manifest(files, manifest, verify)
+            return None if now is None else _map_files(files, now, made)
     except (OSError, TypeError, ValueError):
         return None
-
-
-def _sampled(files: Iterable[IO[bytes]]) -> str:
-    """A digest of blocks of files at fixed places, among them the first and the last."""
-    checksum = hashlib.sha256()
-    for file in files:
-        last = max(0, file.seek(0, os.SEEK_END) - SAMPLED_BYTES)
-        for number in range(SAMPLED_BLOCKS):
-            file.seek(last * number // (SAMPLED_BLOCKS - 1))
-            checksum.update(file.read(SAMPLED_BYTES))
-    return checksum.hexdigest()
 
 
 def _map_files(files: Sequence[IO[bytes]], manifest: Manifest, made: str) -> CachedPictures:
@@ -583,25 +432,3 @@ def whole_bytes(sizes: Iterable[tuple[int, int]], wanted: Decoding) -> int:
         scale = min(1.0, limit / min(width, height))
         total += side * side + round(scale * width) * round(scale * height)
     return total * (wanted.channels or 3)
-
-
-def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Return the time of the last change in ns, that of the last change of status, and the length.
-
-    The second one changes also where a program sets the first one back. A missing file has zeros.
-    """
-    try:
-        return _stamp(os.stat(path))
-    except OSError:
-        try:
-            return _stamp(os.lstat(path))
-        except OSError:
-            return (0, 0, 0)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-def _fingerprint(*facts: object) -> str:
-    return digest_of_bytes(json.dumps(facts).encode())

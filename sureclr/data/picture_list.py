@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from sureclr.config import READ_OPTIONS, ReadOptions
+from sureclr.data.cache_manifest import Manifest
 from sureclr.data.decoding import Decoding, PictureFacts
-from sureclr.data.folder_cache import ChosenFiles, Listing, Manifest, cached_pictures, whole_bytes
+from sureclr.data.folder_cache import ChosenFiles, Listing, cached_pictures, whole_bytes
 from sureclr.data.image_report import Duplicates, ImageReport, inert, named_reasons
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.picture_arrays import whole_side

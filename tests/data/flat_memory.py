@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sureclr.config import PretrainConfig, ViewConfig
-from sureclr.data import folder_cache
+from sureclr.data.cache_manifest import Manifest, file_stamp, sampled_digest, write_manifest
 from sureclr.data.decoding import Decoding, FileRef
-from sureclr.data.folder_cache import Listing, Manifest, cached_pictures, file_stamp
+from sureclr.data.folder_cache import Listing, cached_pictures
 from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.data.views import two_views
 from sureclr.training.building import pixel_statistics
@@ -50,9 +50,9 @@ def sparse_cache() -> Listing:
     )
     with open(path.with_name("pixels.bin"), "w+b") as file:
         file.truncate(COUNT * 3 * SIDE * SIDE)
-        sampled = folder_cache._sampled([file])
+        sampled = sampled_digest([file])
     stamps = [list(file_stamp(path.with_name("pixels.bin")))]
-    folder_cache._write_manifest(path, replace(manifest, stamps=stamps, sampled=sampled))
+    write_manifest(path, replace(manifest, stamps=stamps, sampled=sampled))
     return listing
 
 

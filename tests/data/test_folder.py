@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import write_photos
 
 from sureclr.config import PretrainConfig, ReadOptions, from_dict, read_yaml, to_yaml
-from sureclr.data import decoding, folder_cache
+from sureclr.data import cache_manifest, decoding, folder_cache
 from sureclr.data.decoding import Decoding, FileRef, decode
 from sureclr.data.folder import find_files
 from sureclr.data.image_report import inert
@@ -473,9 +473,9 @@ def test_a_bit_that_a_disk_changes_by_itself_is_found_in_a_block_or_by_verify(
     sampled: bool,
 ) -> None:
     """Such a change leaves the times as they are. Blocks of 16 bytes start at 0, 122, 245, 368."""
-    monkeypatch.setattr(folder_cache, "_stamp", without_times)
-    monkeypatch.setattr(folder_cache, "SAMPLED_BLOCKS", 4)
-    monkeypatch.setattr(folder_cache, "SAMPLED_BYTES", 16)
+    monkeypatch.setattr(cache_manifest, "_stamp", without_times)
+    monkeypatch.setattr(cache_manifest, "SAMPLED_BLOCKS", 4)
+    monkeypatch.setattr(cache_manifest, "SAMPLED_BYTES", 16)
     root = tree(tmp_path / "pics", "a.png", "b.png")
     read(root)
     decoded.clear()
@@ -503,13 +503,13 @@ def test_a_copied_cache_is_hashed_as_a_whole_once_and_says_nothing(
     read(root)
     decoded.clear()
     hashed: list[str] = []
-    real = folder_cache.PixelFile.is_intact
+    real = cache_manifest.PixelFile.is_intact
 
     def counting(self: Any, file: Any) -> bool:
         hashed.append(self.name)
         return bool(real(self, file))
 
-    monkeypatch.setattr(folder_cache.PixelFile, "is_intact", counting)
+    monkeypatch.setattr(cache_manifest.PixelFile, "is_intact", counting)
     (manifest,) = own_cache.glob(MANIFEST)
 
     def touch() -> None:
@@ -540,12 +540,11 @@ def test_every_byte_of_a_manifest_counts(tmp_path: Path, own_cache: Path) -> Non
     root = tree(tmp_path / "pics", "a.png", "b.png")
     read(root)
     (path,) = own_cache.glob(MANIFEST)
-    listing = folder_cache.Listing("", ["a.png", "b.png"], [], [])
-    whole, data = folder_cache._read_manifest(path, listing), path.read_bytes()
+    whole, data = cache_manifest.read_manifest(path, 2**20), path.read_bytes()
     assert whole is not None
     for place in range(0, len(data), 3):
         path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        found = folder_cache._read_manifest(path, listing)
+        found = cache_manifest.read_manifest(path, 2**20)
         assert found is None or (found == whole and not data[place : place + 1].strip()), place
 
 
