@@ -174,6 +174,8 @@ class ReadOptions:
         allow_unreadable: whether more than a tenth of the files may be unreadable.
         unsplit: whether the images are only to be classified: there are no splits then, and every
             picture is read, also copies and those that splits leave out.
+        verify: whether every byte of the cache of decoded pictures is checked, which is only
+            needed where a disk may have changed one by itself (see `data.cache_manifest`).
 
     Raises:
         UserError: a value of another type or out of range; the sentence names its field.
@@ -187,6 +189,7 @@ class ReadOptions:
     strict: bool = False
     allow_unreadable: bool = False
     unsplit: bool = False
+    verify: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""

@@ -106,6 +106,7 @@ def _evaluate(
         out=options.out,
         device=options.device,
         root=options.root,
+        verify=options.verify,
         progress=CommandProgress(),
         **more,
     )

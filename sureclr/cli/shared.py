@@ -67,6 +67,18 @@ Root = Annotated[
         ),
     ),
 ]
+Verify = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        group=OUTPUT,
+        help=(
+            "Check every byte of the cache of decoded pictures, which finds what a disk changed by"
+            " itself. Default: times, lengths and 64 blocks of each file; a file that was written"
+            " or copied is always checked as a whole."
+        ),
+    ),
+]
 DataSource = Annotated[
     str | None,
     Parameter(
@@ -134,6 +146,7 @@ class EvaluationOptions:
     out: OutFolder = None
     device: Device = "auto"
     root: Root = None
+    verify: Verify = False
     json: Json = False
 
     @property
@@ -166,6 +179,7 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 ARGUMENTS = (
     "accept_changes again budget checkpoint classifier data device human image_column known"
     " label_column labels out overwrite resume root seed strategy track unfamiliar"
+    " verify"
 )
 DOUBLE = '"'  # quotes that Python needs and a shell does not
 NAMES = frozenset(

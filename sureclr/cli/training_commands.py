@@ -24,6 +24,7 @@ from sureclr.cli.shared import (
     Json,
     LabelColumn,
     Root,
+    Verify,
     app,
     file_of_labels,
     json_line,
@@ -112,6 +113,7 @@ def pretrain(
     label_column: LabelColumn = None,
     device: Device = "auto",
     root: Root = None,
+    verify: Verify = False,
     json: Json = False,
     given: Annotated[ConfigFlags, Parameter(name="*")] = NO_CONFIG,
     views: Annotated[ViewFlags, Parameter(name="views")] = NO_VIEWS,
@@ -140,6 +142,7 @@ def pretrain(
         "device": device,
         "track": track,
         "root": root,
+        "verify": verify,
         "progress": CommandProgress(),
     }
     if dry_run:

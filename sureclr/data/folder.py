@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sureclr.config import READ_OPTIONS, ReadOptions
+from sureclr.data.cache_manifest import file_stamp
 from sureclr.data.decoding import FileRef, readable_endings
-from sureclr.data.folder_cache import Listing, file_stamp
+from sureclr.data.folder_cache import Listing
 from sureclr.data.image_report import counted, inert, way_to_read
 from sureclr.data.image_set import ImageSet
 from sureclr.data.picture_list import PictureList, read_pictures

@@ -3,9 +3,11 @@
 The cache lies in $SURECLR_CACHE, else in ~/.cache/sureclr/folders, never in the user's folder. The
 manifest NAME.json describes two pixel files: NAME-*.bin holds the centre squares one after another,
 and NAME-*.whole.bin the whole pictures, from which views are cropped. All are written atomically,
-and checksums in the manifest find damage. NAME-survey.json holds what the headers of the files say.
+and checksums in the manifest find damage (see `cache_manifest`). NAME-survey.json holds what the
+headers of the files say.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -13,8 +15,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -24,27 +26,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sureclr.data.cache_manifest import (
+    READ_BYTES,
+    Manifest,
+    checked_manifest,
+    file_stamp,
+    fingerprint,
+    read_cached_json,
+    read_manifest,
+    sampled_digest,
+    write_manifest,
+)
+from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.decoding import DecodedPicture, Decoding, FileRef
 from sureclr.data.parallel_decoding import Decoded, decode_files
 from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 from sureclr.files import (
     LARGEST_TEXT,
-    LARGEST_VALUE,
     WriteError,
-    digest_of_bytes,
-    json_bytes,
     open_file,
-    parsed_json,
-    read_file,
     writing_atomically,
 )
 from sureclr.progress import SILENT, Progress
 
 # Of decoding and of the files: raise it when either changes, and all caches are made anew
 VERSION = 3
+PIXELS = 1  # of decoding alone: raise it too where the same content becomes other pixels
 MANIFEST_BYTES = 1 << 10  # for each picture, at most: names are long where folders are deep
-READ_BYTES = 1 << 20  # read at a time for the checksum
 SPOKEN_BYTES = 10**9  # a cache of more is announced
 SPARE_BYTES = 1 << 26  # that stay free on the disk, for manifests and other programs
 
@@ -98,7 +107,7 @@ class Listing:
     @property
     def digest(self) -> str:
         """Return the sha256 of the version and of all names and stamps."""
-        return _fingerprint(VERSION, list(self.names), list(self.stamps))
+        return fingerprint(VERSION, list(self.names), list(self.stamps))
 
     @property
     def largest_manifest(self) -> int:
@@ -108,49 +117,7 @@ class Listing:
     def cache_file(self, *options: object, suffix: str = "") -> Path:
         """Return the path of a cached file that belongs to this source and these options."""
         slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(self.where).name).strip("-")[:40] or "folder"
-        return cache_root() / f"{slug}-{_fingerprint(self.where, *options)[:16]}{suffix}.json"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What the pixel files hold: a row for each name of the listing that is not in `bad`, in order.
-
-    Attributes:
-        folder: what identifies the source.
-        listing: `Listing.digest`.
-        pixels: name of the file of squares beside the manifest.
-        shape: (n, c, h, w) of the squares.
-        sha256: of the squares, followed by all that the manifest says of the rows.
-        whole: name of the file of whole pictures; "" if all of them equal their squares.
-        whole_sha256: of the whole pictures.
-        names: of the pictures.
-        bad: name -> the reason why the picture cannot be read.
-        contents: n digests of the pictures' content.
-        heights: n heights in pixels of the whole pictures.
-        widths: n widths in pixels of the whole pictures.
-        filled: name -> values of this picture that were replaced.
-        complaints: name -> lines that decoders wrote about this file.
-    """
-
-    folder: str
-    listing: str
-    pixels: str
-    shape: list[int]
-    sha256: str = ""
-    whole: str = ""
-    whole_sha256: str = ""
-    names: list[str] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)
-    contents: list[str] = field(default_factory=list)
-    heights: list[int] = field(default_factory=list)
-    widths: list[int] = field(default_factory=list)
-    filled: dict[str, int] = field(default_factory=dict)
-    complaints: dict[str, int] = field(default_factory=dict)
-
-    def rows_digest(self) -> bytes:
-        """Return a digest of what is said of the rows."""
-        columns = (self.names, self.bad, self.contents, self.heights, self.widths)
-        return _fingerprint(*columns, self.filled, self.complaints).encode()
+        return cache_root() / f"{slug}-{fingerprint(self.where, *options)[:16]}{suffix}.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,13 +130,18 @@ class CachedPictures:
         manifest: what is known of the rows.
     """
 
-    squares: NDArray[np.uint8]
+    squares: CachedPixels
     pictures: Pictures | None
     manifest: Manifest
 
 
 def cached_pictures(
-    listing: Listing, wanted: Decoding, expected_bytes: int, progress: Progress = SILENT
+    listing: Listing,
+    wanted: Decoding,
+    expected_bytes: int,
+    progress: Progress = SILENT,
+    *,
+    verify: bool = False,
 ) -> CachedPictures:
     """Return the decoded pictures of a source; decode them only where there is no intact cache.
 
@@ -178,13 +150,14 @@ def cached_pictures(
         wanted: what to make of each; it has a size and channels.
         expected_bytes: of the pixels, for the check that there is room.
         progress: what to report to while files are decoded.
+        verify: whether every byte of the cache is hashed, and a sentence says so.
 
     Raises:
         UserError: the cache cannot be written, or there is no room for it.
     """
     options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
-    path, digest = listing.cache_file(*options), listing.digest
-    manifest = _read_manifest(path, listing)
+    path, digest, made = listing.cache_file(*options), listing.digest, fingerprint(PIXELS, options)
+    manifest = read_manifest(path, listing.largest_manifest)
     if manifest is None and os.path.lexists(path):
         progress.message(
             f"The cache {path} is damaged or of another version, so the images are decoded again."
@@ -192,7 +165,12 @@ def cached_pictures(
     elif manifest is not None and manifest.listing != digest:
         progress.message(_changes(manifest, listing))
     elif manifest is not None:
-        if (found := _mapped(path.parent, manifest)) is not None:
+        if (found := _mapped(path.parent, manifest, made, verify)) is not None:
+            if verify:
+                progress.message(f"Every byte of the cache {path} and its pixels was checked.")
+            if found.manifest.stamps != manifest.stamps:
+                with suppress(OSError):  # a cache that cannot be written is hashed every time
+                    write_manifest(path, found.manifest)
             return found
         progress.message(
             f"The cache {path.with_name(manifest.pixels)} is damaged, so the images are decoded"
@@ -203,7 +181,7 @@ def cached_pictures(
     plan = Manifest(listing.where, digest, "", shape)
     decoded = decode_files(listing.files, wanted, progress)
     named = zip(listing.names, decoded, strict=True)
-    return _build(path, plan, named, expected_bytes, listing.largest_manifest)
+    return _build(path, plan, named, expected_bytes, listing.largest_manifest, made)
 
 
 def cache_root() -> Path:
@@ -226,15 +204,15 @@ def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:
     """
     digest = listing.digest
     try:
-        kept = _read_json(file, listing.largest_manifest)
-        if kept["digest"] == digest and kept["sha256"] == _fingerprint(kept["value"]):
+        kept = read_cached_json(file, listing.largest_manifest)
+        if kept["digest"] == digest and kept["sha256"] == fingerprint(kept["value"]):
             return kept["value"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         pass
     value = make()
     with _writing_to(file.parent), writing_atomically(file) as stream:
         stream.write(
-            json.dumps({"digest": digest, "sha256": _fingerprint(value), "value": value}).encode()
+            json.dumps({"digest": digest, "sha256": fingerprint(value), "value": value}).encode()
         )
     return value
 
@@ -297,11 +275,12 @@ def _build(
     decoded: Iterable[tuple[str, Decoded]],
     expected_bytes: int,
     largest: int,
+    made: str,
 ) -> CachedPictures:
     """Write the pixel files and then their manifest, and delete what is out of date.
 
-    The files are mapped before they have their names: another process, which finds the folder
-    changed meanwhile, may then delete them without harm.
+    The files are read again and mapped before they have their names: another process, which finds
+    the folder changed meanwhile, may then delete them without harm.
 
     Args:
         path: of the manifest.
@@ -309,6 +288,7 @@ def _build(
         decoded: the name of each picture, and what became of it.
         expected_bytes: of the pixels.
         largest: bytes of an old manifest that is read.
+        made: of `CachedPixels`.
     """
     pixels = path.with_name(f"{path.stem}-{plan.listing[:16]}.bin")
     whole = pixels.with_suffix(".whole.bin")
@@ -317,17 +297,17 @@ def _build(
             manifest = _write_pixels(squares, wholes, plan, decoded)
             differ = bool(manifest.whole_sha256)
             manifest = replace(manifest, pixels=pixels.name, whole=whole.name if differ else "")
-            squares.flush()
-            wholes.flush()
-            found = CachedPictures(
-                _map_file(squares, manifest.shape),
-                _map_pictures(wholes, manifest) if differ else None,
-                manifest,
-            )
+            files = [squares, wholes] if differ else [squares]
+            for file, expected in zip(files, manifest.files, strict=True):
+                file.flush()
+                if not expected.is_intact(file):
+                    raise OSError(errno.EIO, "what was written is not what the disk holds")
+            manifest = replace(manifest, sampled=sampled_digest(files))
+            found = _map_files(files, manifest, made)
         if not differ:
             whole.unlink(missing_ok=True)
-        with writing_atomically(path) as file:  # ASCII: names that are not UTF-8 become escapes
-            file.write(json_bytes(asdict(manifest)))
+        stamps = [list(file_stamp(path.with_name(file.name))) for file in manifest.files]
+        write_manifest(path, replace(manifest, stamps=stamps))
         _delete_old(path, manifest, largest)
     return found
 
@@ -397,7 +377,7 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
     slug = path.stem.rsplit("-", 1)[0]
     for other in path.parent.glob(f"{glob.escape(slug)}-{'[0-9a-f]' * 16}.json"):
         try:
-            facts = _read_json(other, largest)
+            facts = read_cached_json(other, largest)
             stale = facts["folder"] == manifest.folder and facts["listing"] != manifest.listing
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
@@ -406,55 +386,21 @@ def _delete_old(path: Path, manifest: Manifest, largest: int) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _read_json(path: Path, largest: int) -> Any:
-    """The value in a file of the cache, which may be larger than other files of ours."""
-    return parsed_json(read_file(path, largest), LARGEST_VALUE + largest)
-
-
-def _read_manifest(path: Path, listing: Listing) -> Manifest | None:
-    """The manifest; None if it is missing or damaged, or names files elsewhere."""
+def _mapped(folder: Path, manifest: Manifest, made: str, verify: bool) -> CachedPictures | None:
+    """Map the pixel files; None if they are not what the manifest says."""
     try:
-        manifest = Manifest(**_read_json(path, listing.largest_manifest))
-        plain = Manifest("", "", "", [])
-        if any(type(v) is not type(getattr(plain, k)) for k, v in vars(manifest).items()):
-            return None
-        texts = (*manifest.names, *manifest.bad.values(), *manifest.contents)
-        if not all(isinstance(text, str) for text in texts):
-            return None
-        places = [manifest.pixels] + [manifest.whole] * bool(manifest.whole)
-        return manifest if all(Path(place).name == place for place in places) else None
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-
-
-def _mapped(folder: Path, manifest: Manifest) -> CachedPictures | None:
-    """Map the pixel files; None if lengths or checksums are not those that the manifest says."""
-    try:
-        with open_file(folder / manifest.pixels) as file:
-            end = manifest.rows_digest()
-            if not _has_checksum(file, prod(manifest.shape), end, manifest.sha256):
-                return None
-            squares = _map_file(file, manifest.shape)
-        if not manifest.whole:
-            return CachedPictures(squares, None, manifest)
-        areas = zip(manifest.heights, manifest.widths, strict=True)
-        length = manifest.shape[1] * sum(height * width for height, width in areas)
-        with open_file(folder / manifest.whole) as file:
-            if not _has_checksum(file, length, b"", manifest.whole_sha256):
-                return None
-            return CachedPictures(squares, _map_pictures(file, manifest), manifest)
+        with ExitStack() as stack:
+            files = [stack.enter_context(open_file(folder / file.name)) for file in manifest.files]
+            now = checked_manifest(files, manifest, verify)
+            return None if now is None else _map_files(files, now, made)
     except (OSError, TypeError, ValueError):
         return None
 
 
-def _has_checksum(file: IO[bytes], length: int, end: bytes, sha256: str) -> bool:
-    if os.fstat(file.fileno()).st_size != length:
-        return False
-    checksum = hashlib.sha256()
-    for block in iter(partial(file.read, READ_BYTES), b""):
-        checksum.update(block)
-    checksum.update(end)
-    return checksum.hexdigest() == sha256
+def _map_files(files: Sequence[IO[bytes]], manifest: Manifest, made: str) -> CachedPictures:
+    squares = torch.from_numpy(_map_file(files[0], manifest.shape))
+    whole = _map_pictures(files[1], manifest) if manifest.whole else None
+    return CachedPictures(CachedPixels(squares, None, made), whole, manifest)
 
 
 def _map_file(file: IO[bytes], shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -486,22 +432,3 @@ def whole_bytes(sizes: Iterable[tuple[int, int]], wanted: Decoding) -> int:
         scale = min(1.0, limit / min(width, height))
         total += side * side + round(scale * width) * round(scale * height)
     return total * (wanted.channels or 3)
-
-
-def file_stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Return the time of the last change in ns, that of the last change of status, and the length.
-
-    The second one changes also where a program sets the first one back. A missing file has zeros.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        try:
-            status = os.lstat(path)
-        except OSError:
-            return (0, 0, 0)
-    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
-
-
-def _fingerprint(*facts: object) -> str:
-    return digest_of_bytes(json.dumps(facts).encode())

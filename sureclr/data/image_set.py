@@ -4,7 +4,7 @@ Every data source is read as an ImageSet.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sureclr.data.cached_pixels import CachedPixels, images_at_once
 from sureclr.data.image_report import ImageReport
 from sureclr.data.pictures import MOST_BANDS, Pictures
 from sureclr.errors import UserError
@@ -21,7 +22,7 @@ from sureclr.files import digest_of_bytes, digest_of_tensors
 
 SPLITS = ("train", "test", "unlabelled")
 UNLABELLED = -1  # the label of an image whose class is not known
-IMAGES_AT_ONCE = 1024  # resized or recoloured together: bounded memory on 100,000 images
+OF_CONTENTS = "-contents"  # ends a digest of what decides the pixels, in place of the pixels
 # Rec. 601 (0.299, 0.587, 0.114) in 1 / 65536, the integers that Pillow's convert("L") uses
 LUMA = (19595, 38470, 7471)
 
@@ -37,8 +38,8 @@ class ImageSet:
     Attributes:
         name: the source of the images, as the user wrote it.
         images: (n, c, h, w) uint8, from 0 (black) to 255; c is 1 (grey), 3 (RGB), or any other
-            number of bands up to 32. In memory or memory-mapped. Evaluations and embeddings see
-            these.
+            number of bands up to 32. In memory, or `CachedPixels`, which stay in a file until they
+            are used. Evaluations and embeddings see these.
         labels: (n,) int64, an index into `classes`, or -1 where the class is not known.
         classes: names of the classes; empty where nothing is labelled.
         split: (n,) of "train", "test" and "unlabelled" (may be trained on, and has no labels).
@@ -50,7 +51,7 @@ class ImageSet:
         pictures: n whole pictures from which views are cropped, where `images` are their centre
             squares or smaller copies; None: views are cropped from `images`.
         contents: n digests of the images' content (sha256, hexadecimal): two images have the same
-            one if they are exact duplicates; None: not computed.
+            one if they are exact duplicates, at any size; None: not computed.
         shares: (n, k) float32, the share of each class in the labels of an image that several
             people labelled differently; a row of zeros where there is none; None: no image has
             one. `labels` then holds the class of the largest share.
@@ -128,8 +129,6 @@ class ImageSet:
     def rows(self, *splits: str) -> NDArray[np.int64]:
         """Return the rows of some splits, in order.
 
-        Index `images` with them where a copy of the pixels would not fit into memory.
-
         Args:
             splits: any of "train", "test" and "unlabelled".
 
@@ -145,17 +144,18 @@ class ImageSet:
             indices: rows in the wanted order, or a boolean mask over all images.
 
         Returns:
-            An ImageSet whose pixels are a view if the rows are neighbours in order, else a copy.
-            Folds follow their images; they are None if one of their images is missing.
+            An ImageSet whose pixels are a view if the rows are neighbours in order, else a copy;
+            those of picture files (`CachedPixels`) and whole pictures are never copied. Folds
+            follow their images; they are None if one of their images is missing.
 
         Raises:
             IndexError: a row does not exist, or the mask has another length.
         """
         index = _as_rows(indices, len(self))
-        rows = _slice_or_rows(index)
+        rows, pixels = _slice_or_rows(index), self.images
         return replace(
             self,
-            images=self.images[rows],
+            images=pixels.chosen(rows) if isinstance(pixels, CachedPixels) else pixels[rows],
             labels=self.labels[rows],
             split=self.split[index],
             paths=[self.paths[i] for i in index],
@@ -192,15 +192,44 @@ class ImageSet:
         return self.images[index.to(self.images.device, non_blocking=True)]
 
 
-def digest_of_pixels(images: ImageSet) -> str:
-    """Return the sha256 of pixels, paths and splits, as 64 hexadecimal digits.
+def digest_of_pixels(images: ImageSet, known: Collection[str] = ()) -> str:
+    """Return a digest of pixels, paths and splits: 64 hexadecimal digits of a sha256.
 
     With `digest_of_labels` it identifies the images that a result was computed from; their name,
-    folds and note do not count. It reads every pixel (about a tenth of a second per 100 MB), so
-    compute it once and keep it.
+    folds and note do not count. For images from picture files it is the digest of their contents
+    and of how pixels are made from these, and "-contents" follows it; no pixel is read. Else it
+    reads every pixel (about a tenth of a second per 100 MB), so compute it once and keep it.
+
+    Args:
+        images: the images.
+        known: digests of stored results. Those of older versions are of the pixels: where one of
+            them is that of these images it is returned, so that such results stay valid.
     """
-    words = json.dumps([images.split.tolist(), list(images.paths)])
-    return digest_of_bytes(digest_of_tensors(images.images).encode(), words.encode())
+    words = json.dumps([images.split.tolist(), list(images.paths)]).encode()
+    digest = ""
+    if (described := described_pixels(images)) is not None:
+        digest = digest_of_bytes("\n".join(described).encode(), words) + OF_CONTENTS
+        if digest in known or all(one.endswith(OF_CONTENTS) for one in known):
+            return digest
+    of_pixels = digest_of_bytes(digest_of_tensors(images.images).encode(), words)
+    return of_pixels if not digest or of_pixels in known else digest
+
+
+def described_pixels(images: ImageSet) -> Iterator[str] | None:
+    """Return words for each image that decide its pixels, or None where only its pixels do.
+
+    They are the content, how pixels were made from it, and the shape that views are cropped from.
+    Only pixels of the cache of picture files have them: others may have been changed.
+    """
+    pixels, pictures = images.images, images.pictures
+    if not isinstance(pixels, CachedPixels) or images.contents is None:
+        return None
+    if pictures is None:
+        height, width = ([side] * len(images) for side in pixels.shape[2:])
+    else:
+        height, width = pictures.height.tolist(), pictures.width.tolist()
+    facts = zip(images.contents, height, width, strict=True)
+    return (f"{pixels.made} {content} {h} {w}" for content, h, w in facts)
 
 
 def digest_of_labels(images: ImageSet) -> str:
@@ -210,24 +239,18 @@ def digest_of_labels(images: ImageSet) -> str:
     return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode(), *shares)
 
 
-def convert(
-    images: ImageSet,
-    size: int | None = None,
-    channels: int | None = None,
-    images_at_once: int = IMAGES_AT_ONCE,
-) -> ImageSet:
+def convert(images: ImageSet, size: int | None = None, channels: int | None = None) -> ImageSet:
     """Return the same images at another size or with other channels, as a run needs them.
 
     Images that lose a part of theirs, because they are larger or not square, stay as the `pictures`
     of the result, from which views are cropped. No pixels are copied for this if the channels stay.
+    Beside the result, memory holds only a few images at a time.
 
     Args:
         images: the ImageSet; returned itself if nothing is to change. New squares are made from its
             whole pictures where it has them.
         size: side in pixels of the centre square, see `resize`; None: the shorter side.
         channels: of the result, see `recolour`; None: the present number.
-        images_at_once: number of images that are converted together; it limits the memory and does
-            not change the result.
 
     Raises:
         UserError: a size below 1, or channels that cannot be made from the present ones.
@@ -238,36 +261,39 @@ def convert(
     if (depth, side, side) == (images.images.shape[1], height, width):
         return images
     check_shape(side, depth)
-    small = (
-        images.images if (side, side) == (height, width) else _squares(images, side, images_at_once)
-    )
-    pictures = images.pictures
+    squares, pictures = _squares(images, side, depth), images.pictures
     if pictures is None and (max(height, width) > side or height != width):
-        pictures = Pictures.of_array(_recoloured(images.images, depth, images_at_once))
+        pictures = Pictures.of_array(_recoloured(images.images, depth))
     elif pictures is not None and pictures.channels != depth:
         pictures = pictures.recoloured(depth, recolour)
-    return replace(images, images=_recoloured(small, depth, images_at_once), pictures=pictures)
+    return replace(images, images=squares, pictures=pictures)
 
 
-def _squares(images: ImageSet, side: int, images_at_once: int) -> Tensor:
-    """(n, c, side, side): the centre squares of the whole pictures, or of the images."""
-    pictures = images.pictures
-    parts = (
-        [resize(part, side) for part in images.images.split(images_at_once)]
-        if pictures is None
-        else [resize(pictures[row][None], side) for row in range(len(pictures))]
-    )
-    return (
-        torch.cat(parts)
-        if parts
-        else images.images.new_empty(0, images.images.shape[1], side, side)
-    )
+def _squares(images: ImageSet, side: int, channels: int) -> Tensor:
+    """(n, channels, side, side): the centre squares of the whole pictures, or of the images."""
+    pixels, whole = images.images, images.pictures
+    if (side, side) == pixels.shape[2:]:
+        whole = None  # they are these squares already
+    shape = (len(images), channels, side, side)
+    squares = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
+    count = images_at_once(pixels) if whole is None else 1
+    for start in range(0, len(images), count):
+        rows = slice(start, start + count)
+        part = pixels[rows] if whole is None else whole[start][None]
+        squares[rows] = recolour(resize(part, side), channels)
+    return squares
 
 
-def _recoloured(pixels: Tensor, channels: int, images_at_once: int) -> Tensor:
+def _recoloured(pixels: Tensor, channels: int) -> Tensor:
     if pixels.shape[1] == channels:
         return pixels
-    return torch.cat([recolour(part, channels) for part in pixels.split(images_at_once)])
+    shape = (len(pixels), channels, *pixels.shape[2:])
+    recoloured = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
+    count = images_at_once(pixels)
+    for start in range(0, len(pixels), count):
+        rows = slice(start, start + count)
+        recoloured[rows] = recolour(pixels[rows], channels)
+    return recoloured
 
 
 def check_shape(size: int | None, channels: int | None) -> None:

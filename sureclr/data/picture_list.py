@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from sureclr.config import READ_OPTIONS, ReadOptions
+from sureclr.data.cache_manifest import Manifest
 from sureclr.data.decoding import Decoding, PictureFacts
-from sureclr.data.folder_cache import ChosenFiles, Listing, Manifest, cached_pictures, whole_bytes
+from sureclr.data.folder_cache import ChosenFiles, Listing, cached_pictures, whole_bytes
 from sureclr.data.image_report import Duplicates, ImageReport, inert, named_reasons
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.picture_arrays import whole_side
@@ -110,7 +111,7 @@ def read_pictures(
     value_range, range_from, warning = _value_range(found, options)
     wanted = Decoding(size, channels, whole_side(size, options), value_range)
     expected = whole_bytes([(f.width, f.height) for f in readable], wanted)
-    cached = cached_pictures(pictures.listing, wanted, expected, progress)
+    cached = cached_pictures(pictures.listing, wanted, expected, progress, verify=options.verify)
     manifest = cached.manifest
     _check_readable(options, pictures, manifest.bad, len(manifest.names))
     row_of = {name: row for row, name in enumerate(pictures.listing.names)}
@@ -146,7 +147,7 @@ def read_pictures(
         report = replace(report, splits={}, duplicates=Duplicates())
     images = ImageSet(
         name=pictures.source,
-        images=torch.from_numpy(cached.squares),
+        images=cached.squares,
         labels=torch.from_numpy(labels),
         classes=classes,
         split=split,

@@ -17,9 +17,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any, cast, overload
 
+from sureclr.data.cache_manifest import file_stamp
 from sureclr.data.decoding import FileRef, readable_endings
 from sureclr.data.folder import NO_ENDING, absolute
-from sureclr.data.folder_cache import ChosenFiles, Listing, file_stamp
+from sureclr.data.folder_cache import ChosenFiles, Listing
 from sureclr.data.image_report import inert
 from sureclr.data.picture_list import PictureList
 from sureclr.data.splits import arranged, split_of_name

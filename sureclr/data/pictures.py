@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sureclr.data.cached_pixels import CachedPixels
+
 MOST_BANDS = 32  # of an image
 BYTES_AT_ONCE = 2**28  # that move to a device in one step
 PINNING = ("cuda",)  # devices that copy from pinned memory while the program goes on
@@ -46,11 +48,16 @@ class Pictures:
 
     @staticmethod
     def of_array(images: Tensor) -> "Pictures":
-        """Return images (n, c, h, w) uint8 as pictures, without a copy if they are contiguous."""
+        """Return images (n, c, h, w) uint8 as pictures, without a copy if they are contiguous.
+
+        Those of `CachedPixels` are never copied.
+        """
         n, c, h, w = images.shape
-        size = torch.full((n,), 1)
-        start = torch.arange(n) * (c * h * w)
-        return Pictures(images.contiguous().view(-1), start, size * h, size * w, c)
+        rows, size = torch.arange(n), torch.full((n,), 1)
+        if isinstance(images, CachedPixels):
+            rows = rows if images.rows is None else images.rows.cpu()
+            images = images.whole
+        return Pictures(images.contiguous().view(-1), rows * (c * h * w), size * h, size * w, c)
 
     def __len__(self) -> int:
         """The number of pictures."""
@@ -116,10 +123,11 @@ class Pictures:
         """
         rows, place = self._stored()
         length = self.length[rows] // self.channels * channels
-        parts = [recolour(self[row][None], channels).flatten() for row in rows.tolist()]
-        start = (length.cumsum(0) - length)[place]
-        values = torch.cat(parts) if parts else self.values[:0]
-        return replace(self, values=values, start=start, channels=channels)
+        end = length.cumsum(0)
+        values = self.values.new_empty(int(length.sum()))
+        for row, last, count in zip(rows.tolist(), end.tolist(), length.tolist(), strict=True):
+            values[last - count : last] = recolour(self[row][None], channels).flatten()
+        return replace(self, values=values, start=(end - length)[place], channels=channels)
 
     def _stored(self) -> tuple[Tensor, Tensor]:
         """A row of each stored picture, by its place, and the number of each row's picture."""

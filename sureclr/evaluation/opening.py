@@ -110,7 +110,7 @@ def held(run: Run) -> Iterator[Run]:
 def images_changed(run: Run, images: ImageSet) -> str:
     """Return a sentence if a run's own images are not those that it was trained on, or "".
 
-    It takes about a second for each gigabyte of pixels.
+    It takes about a second for each gigabyte of pixels, where their contents were not recorded.
 
     Args:
         run: whose checkpoint recorded the training images; those of older versions did not.
@@ -119,7 +119,7 @@ def images_changed(run: Run, images: ImageSet) -> str:
     numbers = run.directory.checkpoint_numbers(run.which) or {}
     if not isinstance(recorded := numbers.get("images"), str):
         return ""
-    now = ImageRecord.of(images.pretraining)
+    now = ImageRecord.of(images.pretraining, like=recorded)
     found = check_recorded_images(run.directory.images, recorded, numbers.get("count"), now)
     if not found:
         return ""

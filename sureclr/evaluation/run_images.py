@@ -54,6 +54,7 @@ def read_run_images(
     progress: Progress = SILENT,
     *,
     to_classify: bool = False,
+    verify: bool = False,
 ) -> ImageSet:
     """Return the images of an evaluation as their source has them, at the size of the run.
 
@@ -65,11 +66,12 @@ def read_run_images(
         progress: what to report to.
         to_classify: whether the images are only to be classified: then they have no splits, every
             picture is read, and files may be unreadable, whatever the run says of them.
+        verify: as in `ReadOptions`.
 
     Raises:
         UserError: the images cannot be used.
     """
-    options = run.config.read_options
+    options = replace(run.config.read_options, verify=verify)
     if to_classify:
         options = replace(options, strict=False, allow_unreadable=True, unsplit=True)
     if data is None and not is_source(run.source):
@@ -103,7 +105,12 @@ def read_run_images(
 
 
 def read_or_stored_images(
-    run: Run, data: Any = None, root: Path | None = None, progress: Progress = SILENT
+    run: Run,
+    data: Any = None,
+    root: Path | None = None,
+    progress: Progress = SILENT,
+    *,
+    verify: bool = False,
 ) -> tuple[ImageSet, str]:
     """Return the images as their source has them, and why their pixels cannot be read or "".
 
@@ -115,12 +122,13 @@ def read_or_stored_images(
         data: as in `load_run_images`.
         root: the folder of downloaded data sets.
         progress: what to report to.
+        verify: as in `ReadOptions`.
 
     Raises:
         UserError: the images cannot be used, and there is no stored table of them.
     """
     try:
-        return read_run_images(run, data, root, progress), ""
+        return read_run_images(run, data, root, progress, verify=verify), ""
     except UserError as error:
         if data is not None or not is_source(run.source):
             raise

@@ -73,6 +73,7 @@ class Session:
             names its columns).
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
+        verify: whether every byte of the cache of decoded pictures is checked.
         human: what people said of the test images, see `foreign_images.read_human_shares`.
         progress: what to report to; None reports on stderr.
         checkpoint: "last", "best" or a number of steps; None: that of a `Run` or of `Results`, and
@@ -94,6 +95,7 @@ class Session:
         *,
         device: str = "auto",
         root: Path | None = None,
+        verify: bool = False,
         human: Path | None = None,
         progress: Progress | None = None,
         checkpoint: str | int | None = None,
@@ -103,7 +105,7 @@ class Session:
         """Load the run; nothing is locked yet."""
         self.run = open_run(run, checkpoint, out, device)
         self.progress: Progress = progress or ConsoleProgress()
-        self._data, self._root, self._human = data, root, human
+        self._data, self._root, self._human, self._verify = data, root, human, verify
         self._labels = labels if (file := label_file_of(labels)) is None else file
         self._held = ExitStack()
         self._advice = advice
@@ -198,7 +200,9 @@ class Session:
     @cached_property
     def _source(self) -> tuple[ImageSet, str]:
         """The images as their source has them, and why their pixels cannot be read or ""."""
-        return read_or_stored_images(self.run, self._data, self._root, self.progress)
+        return read_or_stored_images(
+            self.run, self._data, self._root, self.progress, verify=self._verify
+        )
 
     @property
     def source_split(self) -> NDArray[np.str_]:
@@ -212,7 +216,10 @@ class Session:
         It is the stored table's if the images are gone.
         """
         images, reason = self._source
-        return stored_digest(self.run) if reason else digest_of_pixels(images)
+        if reason:
+            return stored_digest(self.run)
+        known = {one.images for one in self.results().provenance.values()}
+        return digest_of_pixels(images, {*known, stored_digest(self.run)} - {""})
 
     @cached_property
     def own(self) -> bool:
@@ -409,6 +416,7 @@ def evaluate(
     out: str | Path | None = None,
     device: str = "auto",
     root: Path | None = None,
+    verify: bool = False,
     human: Path | None = None,
     progress: Progress | None = None,
 ) -> Results:
@@ -430,6 +438,7 @@ def evaluate(
             same checkpoint. What the run folder holds is read and not changed.
         device: auto, cuda, mps or cpu.
         root: the folder of downloaded data sets.
+        verify: check every byte of the cache of decoded pictures, see `ReadOptions`.
         human: what people said of the test images: an array of a row an image and a column a class
             (.npy, as CIFAR-10H's), or a file of labels with several for an image. Labels with
             several for an image in `labels` serve as well.
@@ -451,6 +460,7 @@ def evaluate(
         labels,
         device=device,
         root=root,
+        verify=verify,
         human=human,
         progress=progress,
         checkpoint=checkpoint,

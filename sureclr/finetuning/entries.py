@@ -35,6 +35,7 @@ def provenance_of(run: Run, images: ImageSet, config: FinetuneConfig) -> Provena
     The number of seeds is no option here, because more seeds continue a result.
     """
     default = FinetuneConfig()
+    stored = read_results(run.results_folder, quiet=True).provenance.values()
     options = {
         field.name: getattr(config, field.name)
         for field in fields(config)
@@ -42,7 +43,7 @@ def provenance_of(run: Run, images: ImageSet, config: FinetuneConfig) -> Provena
     }
     return Provenance(
         checkpoint=run.checkpoint,
-        images=digest_of_pixels(images),
+        images=digest_of_pixels(images, {one.images for one in stored}),
         labels=digest_of_labels(images),
         other_checkpoint="",
         version=__version__,

@@ -245,7 +245,7 @@ def _made_of(origin: str, numbers: dict[str, Any], root: Path | None) -> bool:
         seed=config.seed,
         options=config.read_options,
     )
-    return digest_of_pixels(images) == digest
+    return digest_of_pixels(images, [digest]) == digest
 
 
 def _of_these_weights(results: Results, checkpoint: str | None) -> Results:

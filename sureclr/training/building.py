@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig
+from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
 from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.devices import seeded
-from sureclr.models.embedding import as_float, evaluating
+from sureclr.models.embedding import evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, encoder, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 
 WEIGHT_BYTES = 8  # a weight and its gradient, each in float32
-STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation
+STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation,
+IMAGES_AT_ONCE = 1000  # in blocks of at most so many
 OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that records it
     "temperature": "temperature",
     "weight": "certainty_weight",
@@ -275,7 +277,8 @@ def feature_count(network: nn.Module, name: str, shape: Sequence[int]) -> int:
 def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (c,) of the pixels in [0, 1].
 
-    They are those of the training images, or timm's own for its pretrained weights.
+    They are those of the training images, or timm's own for its pretrained weights. Pixels have 256
+    values, so their counts give both exactly; only a block of images is in memory.
     """
     if config.init == "timm":
         import timm
@@ -283,5 +286,15 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
         defaults = timm.get_pretrained_cfg(config.encoder)
         if defaults is not None and len(defaults.mean) == images.images.shape[1]:
             return torch.tensor(defaults.mean), torch.tensor(defaults.std)
-    some = as_float(images.images[:: max(1, len(images) // STATISTICS_IMAGES)])
-    return some.mean((0, 2, 3)), some.std((0, 2, 3)).clamp(min=1e-3)
+    counts = torch.zeros(images.images.shape[1], 256, dtype=torch.int64)
+    step = max(1, len(images) // STATISTICS_IMAGES)
+    block = step * min(IMAGES_AT_ONCE, images_at_once(images.images))
+    for start in range(0, len(images), block):
+        pixels = images.images[start : start + block : step].cpu()
+        for band, values in zip(counts, pixels.transpose(0, 1), strict=True):
+            band += torch.bincount(values.flatten(), minlength=256)
+    values, counts = torch.arange(256, dtype=torch.float64) / 255, counts.double()
+    total = counts.sum(1)
+    mean = counts @ values / total
+    squares = (counts * (values - mean[:, None]).square()).sum(1)
+    return mean.float(), (squares / (total - 1)).sqrt().float().clamp(min=1e-3)

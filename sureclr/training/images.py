@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sureclr.config import PretrainConfig
+from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
@@ -39,6 +40,7 @@ def training_images(
     labels: LabelFile | None = None,
     *,
     begun: tuple[Path, list[str]] | None = None,
+    verify: bool = False,
 ) -> ImageSet:
     """Return the images that may be trained on, on the device if they fit.
 
@@ -51,8 +53,9 @@ def training_images(
         labels: of the images, for the monitor alone: they change no step of the training.
         begun: the folder of a run that goes on, and the paths of its images relative to it. They
             are tried where the images were moved together with the run; these keep their name.
+        verify: as in `ReadOptions`.
     """
-    options = config.read_options
+    options = replace(config.read_options, verify=verify)
     if images is None:
         where = where_now(config.source, *begun) if begun else config.source
         everything = load_images(
@@ -71,15 +74,15 @@ def training_images(
         )
     # Centre squares, where no size is asked for
     training = convert(everything, config.size, config.channels).pretraining
-    pictures = training.pictures
-    needed = training.images.nbytes + (0 if pictures is None else pictures.nbytes)
+    pixels, pictures = training.images, training.pictures
+    needed = pixels.nbytes + (0 if pictures is None else pictures.nbytes)
     if (
         device.type == "cuda"
         and needed < RESIDENT_SHARE * torch.cuda.get_device_properties(device).total_memory
     ):
         return replace(
             training,
-            images=training.images.to(device),
+            images=pixels.moved(device) if isinstance(pixels, CachedPixels) else pixels.to(device),
             pictures=None if pictures is None else pictures.to(device),
         )
     return training

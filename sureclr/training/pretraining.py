@@ -46,6 +46,7 @@ def pretrain(
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Pretrain an encoder by contrasting augmented views, and return the run.
@@ -69,6 +70,7 @@ def pretrain(
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb, which then also gets the numbers.
         root: the folder of the data sets.
+        verify: check every byte of the cache of decoded pictures, see `ReadOptions`.
         progress: gets the number of steps done; None: reports on stderr.
 
     Returns:
@@ -90,7 +92,9 @@ def pretrain(
     if resume:
         config = _continued(directory, config, accept_changes)
     begun = (directory.path, directory.image_paths()) if resume else None
-    training = training_images(config, images, root, chosen, progress, file, begun=begun)
+    training = training_images(
+        config, images, root, chosen, progress, file, begun=begun, verify=verify
+    )
     if not resume:
         config = as_resolved(config, training, progress)
     config = _with_precision(config, chosen, progress, resume)
@@ -131,6 +135,7 @@ def check_pretraining(
     device: str = "auto",
     track: str | None = None,
     root: Path | None = None,
+    verify: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Raise what `pretrain` would raise before its first step; write no run folder.
@@ -148,6 +153,7 @@ def check_pretraining(
         device: auto, cuda, mps or cpu.
         track: tensorboard or wandb.
         root: the folder of the data sets.
+        verify: whether every byte of the cache of decoded pictures is checked.
         progress: gets the number of decoded images; None: reports on stderr.
 
     Raises:
@@ -164,7 +170,7 @@ def check_pretraining(
     on_cpu = torch.device("cpu")
     file = label_file_of(labels)
     begun = (Path(out), RunDir(Path(out)).image_paths()) if out is not None and resume else None
-    images = training_images(config, None, root, on_cpu, progress, file, begun=begun)
+    images = training_images(config, None, root, on_cpu, progress, file, begun=begun, verify=verify)
     new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
 
 

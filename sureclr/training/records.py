@@ -84,9 +84,9 @@ def resume_run(
         UserError: something changed, or the checkpoint does not fit the trainer.
     """
     directory.remove_drafts()
-    images = ImageRecord.of(trainer.images)
     checkpoint = directory.load_checkpoint() if directory.saved() else None
     numbers = {} if checkpoint is None else checkpoint.numbers
+    images = ImageRecord.of(trainer.images, like=numbers.get("images", ""))
     stored = numbers.get("configuration")
     before = from_dict(read_yaml(directory.config) if stored is None else stored)
     changes = configuration_changes(directory, before, completed(trainer.config, before))

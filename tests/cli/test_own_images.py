@@ -94,3 +94,24 @@ def test_the_range_of_a_folder_is_stored_and_used_for_later_images(
     grey = np.full((1, 16, 16), round((7100 - 7000) * 255 / 1020), np.uint8)
     found, expected = run.embed([dark]), run.embed(grey)
     assert torch.allclose(found.features, expected.features, atol=1e-6)
+
+
+def test_verify_reaches_the_cache_from_every_command_that_has_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(tmp_path / "photos", 16, 0)
+    for flags in ([], ["--verify"]):
+        main(["pretrain", "folder:photos", *QUICK, "--size", "8", "--dry-run", *flags])
+        told = capsys.readouterr()
+        assert ("Every byte of the cache" in told.err) is bool(flags) and "verify" not in told.out
+    given: list[object] = []
+
+    def opened(*run: object, **options: object) -> None:
+        given.append(options["verify"])
+        raise sureclr.UserError("enough.")
+
+    monkeypatch.setattr("sureclr.evaluation.session.Session", opened)
+    for command in ("evaluate", "linear", "knn", "uncertainty"):
+        for flags in ([], ["--verify"]):
+            refusal([command, "run", *flags], capsys)
+    assert given == [False, True] * 4

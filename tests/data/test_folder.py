@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import write_photos
 
 from sureclr.config import PretrainConfig, ReadOptions, from_dict, read_yaml, to_yaml
-from sureclr.data import decoding, folder_cache
+from sureclr.data import cache_manifest, decoding, folder_cache
 from sureclr.data.decoding import Decoding, FileRef, decode
 from sureclr.data.folder import find_files
 from sureclr.data.image_report import inert
@@ -457,6 +457,112 @@ def test_a_damaged_cache_is_noticed_and_built_again(
     ) == list(whole.paths)
     read(root)
     assert len(decoded) == 2
+
+
+def without_times(status: os.stat_result) -> tuple[int, ...]:
+    return 0, 0, status.st_size
+
+
+@pytest.mark.parametrize(("place", "sampled"), [(0, True), (130, True), (60, False), (383, True)])
+def test_a_bit_that_a_disk_changes_by_itself_is_found_in_a_block_or_by_verify(
+    tmp_path: Path,
+    decoded: list[str],
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: int,
+    sampled: bool,
+) -> None:
+    """Such a change leaves the times as they are. Blocks of 16 bytes start at 0, 122, 245, 368."""
+    monkeypatch.setattr(cache_manifest, "_stamp", without_times)
+    monkeypatch.setattr(cache_manifest, "SAMPLED_BLOCKS", 4)
+    monkeypatch.setattr(cache_manifest, "SAMPLED_BYTES", 16)
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    read(root)
+    decoded.clear()
+    with open(next(own_cache.glob("*.bin")), "r+b") as file:
+        file.seek(place)
+        value = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([value ^ 1]))
+    read(root)
+    assert bool(decoded) is sampled
+    recorder = Recorder()
+    images = read(root, progress=recorder, options=ReadOptions(verify=True))
+    assert sorted(decoded) == ["a.png", "b.png"]
+    assert images.images[:, 0].flatten(1).tolist() == [[0] * 64, [1] * 64]
+    words = "Every byte of the cache" if sampled else "is damaged, so the images are decoded again"
+    assert words in recorder.messages[0]
+
+
+def test_a_copied_cache_is_hashed_as_a_whole_once_and_says_nothing(
+    tmp_path: Path, decoded: list[str], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one of an older version, whose manifest has neither times nor a digest of blocks."""
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    picture(root / "c.png", size=(8, 16))  # so that there are whole pictures
+    read(root)
+    decoded.clear()
+    hashed: list[str] = []
+    real = cache_manifest.PixelFile.is_intact
+
+    def counting(self: Any, file: Any) -> bool:
+        hashed.append(self.name)
+        return bool(real(self, file))
+
+    monkeypatch.setattr(cache_manifest.PixelFile, "is_intact", counting)
+    (manifest,) = own_cache.glob(MANIFEST)
+
+    def touch() -> None:
+        for file in own_cache.glob("*.bin"):
+            os.utime(file, ns=(1, 1))
+
+    def as_an_older_version() -> None:
+        stored = json.loads(manifest.read_text())
+        for name in ("stamps", "sampled", "seal"):
+            del stored[name]
+        manifest.write_text(json.dumps(stored))
+
+    for change in (touch, as_an_older_version):
+        change()
+        for expected in (2, 0):
+            hashed.clear()
+            recorder = Recorder()
+            assert len(read(root, progress=recorder)) == 3
+            assert len(hashed) == expected and not decoded
+            assert not any("again" in message for message in recorder.messages)
+    as_an_older_version()
+    flip_a_bit(next(own_cache.glob("*.whole.bin")))
+    read(root)
+    assert len(decoded) == 3
+
+
+def test_every_byte_of_a_manifest_counts(tmp_path: Path, own_cache: Path) -> None:
+    root = tree(tmp_path / "pics", "a.png", "b.png")
+    read(root)
+    (path,) = own_cache.glob(MANIFEST)
+    whole, data = cache_manifest.read_manifest(path, 2**20), path.read_bytes()
+    assert whole is not None
+    for place in range(0, len(data), 3):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        found = cache_manifest.read_manifest(path, 2**20)
+        assert found is None or (found == whole and not data[place : place + 1].strip()), place
+
+
+def test_pixels_that_the_disk_keeps_wrongly_are_found_when_they_have_been_written(
+    tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = folder_cache._write_pixels
+
+    def losing(squares: Any, *others: Any) -> Any:
+        manifest = real(squares, *others)
+        squares.seek(100)
+        squares.write(b"\xff")
+        return manifest
+
+    monkeypatch.setattr(folder_cache, "_write_pixels", losing)
+    with pytest.raises(UserError, match="is not what the disk holds"):
+        read(tree(tmp_path / "pics", "a.png", "b.png"))
+    assert not list(own_cache.glob("*.bin")) and not list(own_cache.glob(MANIFEST))
 
 
 def test_a_stop_in_the_middle_leaves_nothing_behind(

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from sureclr.data import image_set
+from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.image_set import (
+    OF_CONTENTS,
     ImageSet,
     Indices,
     convert,
@@ -187,9 +190,12 @@ def test_one_pixel_is_a_size() -> None:
 
 
 @pytest.mark.parametrize("images_at_once", [1, 4, 5, 6, 7])
-def test_how_many_images_are_converted_at_once_changes_nothing(images_at_once: int) -> None:
+def test_how_many_images_are_converted_at_once_changes_nothing(
+    images_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = convert(a_set(), 3, 1).images
-    assert torch.equal(convert(a_set(), 3, 1, images_at_once).images, whole)
+    monkeypatch.setattr(image_set, "images_at_once", lambda pixels: images_at_once)
+    assert torch.equal(convert(a_set(), 3, 1).images, whole)
 
 
 # --- The digest
@@ -249,6 +255,43 @@ def test_the_digest_changes_with_every_column(changed: ImageSet) -> None:
 )
 def test_the_digest_is_of_what_the_images_are(same: ImageSet) -> None:
     assert digests(same) == digests(a_set())
+
+
+def cached(made: str = "8 pixels", **columns: object) -> ImageSet:
+    """The set with pixels of the cache of picture files, whose contents are known."""
+    contents = [f"{i:064x}" for i in range(6)]
+    pixels = CachedPixels(a_set().images, None, made)
+    return other(**{"images": pixels, "contents": contents, **columns})
+
+
+def wider(images: ImageSet) -> Pictures:
+    return Pictures.of_array(torch.zeros(len(images), 3, 5, 9, dtype=torch.uint8))
+
+
+def test_pixels_of_the_cache_are_known_by_their_contents_and_not_read() -> None:
+    """Of other pixels with the same contents the digest is the same: nothing looks at them."""
+    digest = digest_of_pixels(cached())
+    blank = CachedPixels(torch.zeros_like(a_set().images), None, "8 pixels")
+    assert digest_of_pixels(cached(images=blank)) == digest and digest.endswith(OF_CONTENTS)
+    changed = [
+        cached("9 pixels"),
+        cached(contents=[f"{i:064x}" for i in range(1, 7)]),
+        cached(pictures=wider(a_set())),
+        cached(paths=[f"{i}.jpg" for i in range(6)]),
+        cached(split=np.array(["train"] * 5 + ["test"])),
+        cached().select([1, 0, 2, 3, 4, 5]),
+        cached(images=a_set().images),  # a user's own pixels under the contents of others
+    ]
+    assert len({digest, *map(digest_of_pixels, changed)}) == 8
+
+
+def test_a_digest_of_an_older_version_is_found_again() -> None:
+    """The witness is that digest itself: of the same set, without what an older version had not."""
+    older = digest_of_pixels(a_set())
+    assert digest_of_pixels(cached(), [older]) == older
+    assert digest_of_pixels(cached(), [older, digest_of_pixels(cached())]) != older
+    for known in ((), ["0" * 64], [digest_of_pixels(cached("9 pixels"))]):
+        assert digest_of_pixels(cached(), known) == digest_of_pixels(cached())
 
 
 def test_the_digest_of_an_empty_set_exists() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import CONFIG, FLAGS, IMAGES, STEPS, equal, lines, train, write_photos
 
 from sureclr.cli import main
@@ -21,6 +22,7 @@ from sureclr.files import sealed
 from sureclr.progress import SilentProgress
 from sureclr.reporting.run_files import read_run_files
 from sureclr.stopping import Stopped
+from sureclr.training import image_record
 from sureclr.training.continuing import completed
 from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run import load
@@ -293,6 +295,40 @@ def test_a_record_names_every_image_that_differs() -> None:
         for word, count in counts.items():
             told = [int(text.split()[0]) for text in found if word in text]
             assert told == ([count] if count else []), (old, new, found)
+
+
+def test_pictures_of_the_cache_are_recorded_by_content_and_a_run_keeps_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run whose record is of the pixels, as all were, goes on and is told what changed."""
+    monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
+    photos, old, new = write_photos(tmp_path / "photos"), tmp_path / "old", tmp_path / "new"
+    options: dict[str, Any] = {
+        **{"source": f"folder:{photos}", "size": 8, "batch_size": 8, "images": None},
+        **{"epochs": 1, "monitor_every": 0, "snapshot_every": 0},
+    }
+    with monkeypatch.context() as older:
+        older.setattr(image_record, "described_pixels", lambda images: None)
+        train(old, **options)
+    with monkeypatch.context() as reading:
+        reading.setattr(image_record, "_hash", None)  # no pixel is hashed
+        train(new, **options)
+    for run, of_contents in ((old, False), (new, True)):
+        train(run, resume=True, **options)
+        record = ImageRecord.read(run / "training_images.parquet")
+        assert record is not None and record.of_contents is of_contents
+        numbers = RunDir(run).checkpoint_numbers()
+        assert numbers is not None and numbers["images"] == record.digest
+    Image.new("RGB", (8, 8)).save(photos / "dark" / record.paths[-1].split("/")[1])
+    for run in (old, new):
+        with pytest.raises(UserError, match="1 training image was replaced by other pixels: dark"):
+            train(run, resume=True, **options)
+    mixed = record.differences(ImageRecord([*record.paths[1:], "z"], bytes(16 * len(record.paths))))
+    assert [text.split(" were ")[0].split(" was ")[-1] for text in mixed[:2]] == [
+        "added: z",
+        f"removed: {record.paths[0]}",
+    ]
+    assert mixed[2:] == ["the images come in another form, so their pixels cannot be compared"]
 
 
 def test_a_record_comes_back_and_a_changed_byte_never_misleads(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sureclr.config import to_yaml
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.files import sealed
+from sureclr.training import building
 from sureclr.training.building import build, pixel_statistics
 from sureclr.training.records import environment
 from sureclr.training.run import Run, load
@@ -69,6 +70,22 @@ def test_pixels_are_standardised_by_the_training_images(run: Run) -> None:
         bool(t.isfinite().all()) and float(t.min()) >= 0 for t in pixel_statistics(flat, CONFIG)
     )
     assert float(pixel_statistics(flat, CONFIG)[1]) > 0
+
+
+@pytest.mark.parametrize(("count", "at_once"), [(48, 1000), (48, 7), (11, 2), (5, 3)])
+def test_statistics_are_those_of_every_so_many_images_in_any_blocks(
+    count: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against NumPy in float64 over the same images at once."""
+    monkeypatch.setattr(building, "STATISTICS_IMAGES", count)
+    monkeypatch.setattr(building, "IMAGES_AT_ONCE", at_once)
+    pixels = IMAGES.expand(-1, 3, -1, -1) // torch.tensor([1, 2, 255]).view(3, 1, 1)
+    some = (pixels[:: 48 // count].double() / 255).numpy()
+    mean, std = pixel_statistics(as_image_set(pixels.contiguous().to(torch.uint8)), CONFIG)
+    assert mean.tolist() == pytest.approx(some.mean((0, 2, 3)), rel=1e-6)
+    wanted = some.std((0, 2, 3), ddof=1).clip(1e-3)
+    assert std.tolist() == pytest.approx(wanted, rel=1e-6)
+    assert mean.dtype == std.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
