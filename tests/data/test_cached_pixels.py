@@ -118,4 +118,5 @@ def test_the_pixels_of_a_large_cache_are_not_in_memory_before_the_first_step(
         [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
     )
     assert found.returncode == 0, found.stderr
-    assert float(found.stdout) < 40, f"memory grew by {found.stdout} MiB"
+    # It grows by 19 to 30 MiB (one run of five: more than 40); a copy of the training rows is 187
+    assert float(found.stdout) < 90, f"memory grew by {found.stdout} MiB"
