@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         LinearResult,
         OodResult,
         Results,
+        Sample,
         SensitivityResult,
         UncertaintyResult,
     )
@@ -248,6 +249,8 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
         rows.append(
             f"  {score:40s}{_number(clean):>14s}{_number(cropped):>9s}{_number(lower):>20s}"
         )
+    if result.sample:
+        rows.append(_sampled(result.sample))
     if result.calibration:
         rows.append(
             f"  Calibration error of the radius: {_number(result.calibration.raw.error)} (0 is"
@@ -263,6 +266,13 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
     )
 
 
+def _sampled(sample: "Sample") -> str:
+    return (
+        f"  These numbers are of {sample.n:,} of the {sample.of:,} test images, in a sample that is"
+        " always the same; each is compared with all training images."
+    )
+
+
 def _ood(name: str, result: "OodResult") -> str:
     """A row for each kind of foreign images, a column for each score."""
     measured = {kind: images for kind, images in result.kinds.items() if not images.skipped}
@@ -275,6 +285,8 @@ def _ood(name: str, result: "OodResult") -> str:
         f"  {kind:42s}" + "".join(f"{_number(images.auroc[score]):>22s}" for score in scores)
         for kind, images in measured.items()
     ]
+    if result.sample:
+        rows.append(_sampled(result.sample))
     if people := result.human_agreement:
         shown = "  ".join(f"{score} {_number(value)}" for score, value in people.spearman.items())
         rows.append(

@@ -1,7 +1,8 @@
 """Is a model less certain where it should be? Its scores (scores.py) against facts about images.
 
-An AUROC of 1 ranks perfectly, and 1/2 is chance. Only test images are judged; their neighbours are
-whole training images, found by the cosine of the features.
+An AUROC of 1 ranks perfectly, and 1/2 is chance. Only test images are judged, a sample where there
+are more than 5,000 (scores.Judged); their neighbours are all training images, found by the cosine
+of the features.
 """
 
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from sureclr.evaluation import selective_prediction, view_pairs
 from sureclr.evaluation.corrupted_images import measure_corruption, rank
 from sureclr.evaluation.results import InformationSummary, UncertaintyResult
 from sureclr.evaluation.scores import (
+    JUDGED,
     Embed,
+    Judged,
     Reference,
     ScoredImages,
     embed_view_pairs,
@@ -55,6 +58,7 @@ def measure_uncertainty(
     seed: int = 0,
     levels: slice = slice(None),
     reference: Reference | None = None,
+    most: int = JUDGED,
 ) -> UncertaintyResult:
     """Do what `evaluate_uncertainty` does for anything that embeds images.
 
@@ -66,14 +70,16 @@ def measure_uncertainty(
         seed: of corruptions and views.
         levels: which strengths of each corruption are measured.
         reference: of the table, if it exists already.
+        most: test images that are judged at most.
 
     Raises:
         UserError: there are fewer than two test or two training images.
     """
     check_splits(images)
-    test, reference = images.test, reference or Reference.of(table)
-    clean = score_images(table.select(table.split == "test"), reference)
-    pairs = embed_view_pairs(embed, test, views, seed, VIEWS)
+    judged, reference = Judged.among(table.split, most), reference or Reference.of(table)
+    rows = judged.rows
+    clean = score_images(table.select(rows), reference)
+    pairs = embed_view_pairs(embed, images, rows, views, seed, VIEWS)
     calibration = evidence = None
     if pairs.posterior.radius is not None:
         training = view_pairs.training_view_pairs(embed, images, views, seed)
@@ -81,12 +87,14 @@ def measure_uncertainty(
         evidence = view_pairs.calibrate_evidence(pairs, training)
     labelled = reference.probe is not None
     return UncertaintyResult(
-        n_test=len(test),
+        n_test=len(rows),
         n_train=len(reference.train),
         scores=tuple(clean.scores),
         clean=rank(clean),
         corruptions={
-            name: measure_corruption(embed, test, corruption, clean, reference, seed, levels)
+            name: measure_corruption(
+                embed, images, rows, corruption, clean, reference, seed, levels
+            )
             for name, corruption in CORRUPTIONS.items()
         },
         partner=view_pairs.find_partners(pairs, reference),
@@ -100,6 +108,7 @@ def measure_uncertainty(
             selective_prediction.calibrate_probes(table, reference) if labelled else None
         ),
         skipped=reasons_for_gaps(clean, reference),
+        sample=judged.sample,
     )
 
 

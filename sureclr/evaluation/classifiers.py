@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,6 +49,7 @@ METHOD = "linear probe and temperature, 1"  # raise it when a kept classifier wo
 FOLDS = 5  # of the cross-validation
 ONE_FOLD_FROM = 5000  # labels: from here on one fifth is held out once, which is enough for T
 LEAST_HELD_OUT = 20  # images from which a temperature is fitted
+ROWS_AT_ONCE = 4096  # whose features exist in float64 at the same time
 MOST_HELD_OUT = 5000  # images on which kNN and a fine-tuned network are calibrated
 VOTE_TEMPERATURE = 0.1  # of the neighbours' weights, as in neighbour_vote
 # Share that each class has besides its votes. Of .001, .01, .03, .1 and .3 it had the least loss
@@ -187,9 +190,53 @@ def _calibrated(logits: Tensor, target: Tensor, how: str) -> dict[str, Any]:
 # --- The classifiers ------------------------------------------------------------------
 
 
-def learning_images(table: Embeddings) -> Embeddings:
-    """Return the labelled images that a classifier may learn from: all but those of test."""
-    return table.select((table.split != "test") & (table.labels.numpy() >= 0))
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """The images of a table that are not of its test split, whose features exist only once here.
+
+    Attributes:
+        others: those images, (n,): first those with a label, then the others, each in the order of
+            the table.
+        rows: (n,) int64, their rows in the table.
+        known: how many have a label.
+    """
+
+    others: Embeddings
+    rows: NDArray[np.int64]
+    known: int
+
+    @staticmethod
+    def of(table: Embeddings) -> "Gallery":
+        """Return the gallery of a table."""
+        known = learning_rows(table)
+        unknown = np.flatnonzero((table.split != "test") & (table.labels.numpy() < 0))
+        rows = np.concatenate([known, unknown])
+        return Gallery(table.select(rows), rows, len(known))
+
+    @property
+    def labelled(self) -> Embeddings:
+        """The images that a classifier may learn from."""
+        whole = self.known == len(self.rows)
+        return self.others if whole else _first_rows(self.others, self.known)
+
+
+def _first_rows(table: Embeddings, n: int) -> Embeddings:
+    """The first n rows of a table, not copied."""
+    return replace(
+        table,
+        features=table.features[:n],
+        direction=table.direction[:n],
+        radius=None if table.radius is None else table.radius[:n],
+        certainty=None if table.certainty is None else table.certainty[:n],
+        labels=table.labels[:n],
+        split=table.split[:n],
+        paths=table.paths[:n],
+    )
+
+
+def learning_rows(table: Embeddings) -> NDArray[np.int64]:
+    """Return the rows (l,) of labelled images that a classifier may learn from: all but test's."""
+    return np.flatnonzero((table.split != "test") & (table.labels.numpy() >= 0))
 
 
 def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, ClassifierFacts]:
@@ -211,19 +258,30 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
     Raises:
         UserError: there are no labelled images, or only one class.
     """
-    train, test = _checked(learning_images(table), source), table.labelled("test")
-    probe = linear_probe(train.features, train.labels, train.features, train.labels, seed=seed)
+    rows = learning_rows(table)
+    _check_learning(table, rows, source)
+    labels = table.labels[torch.from_numpy(rows)]
+
+    def features(which: Tensor) -> Tensor:
+        """Those of some of the rows: a copy, and so never kept."""
+        return table.features[torch.from_numpy(rows)[which]]
+
+    some = (
+        torch.arange(len(rows)) < 1
+    )  # the accuracy on the rows that it learned from tells nothing
+    every = torch.ones_like(some)
+    probe = linear_probe(features(every), labels, features(some), labels[some], seed=seed)
     logits, target = [], []
-    target_of = torch.searchsorted(probe.classes, train.labels)
-    fold = _folds(train.labels, seed)
-    for k in range(1 if len(train) >= ONE_FOLD_FROM else FOLDS):
+    target_of = torch.searchsorted(probe.classes, labels)
+    fold = _folds(labels, seed)
+    for k in range(1 if len(rows) >= ONE_FOLD_FROM else FOLDS):
         out = fold == k
         if out.any():
             part = linear_probe(
-                train.features[~out],
-                train.labels[~out],
-                train.features[out],
-                train.labels[out],
+                features(~out),
+                labels[~out],
+                features(out),
+                labels[out],
                 strengths=[probe.strength],
             )
             logits.append(part.logits)
@@ -232,19 +290,30 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         torch.cat(logits) if logits else torch.empty(0, len(probe.classes)),
         torch.cat(target) if target else target_of[:0],
         "a fifth of the labelled images, which was held out"
-        if len(train) >= ONE_FOLD_FROM
+        if len(rows) >= ONE_FOLD_FROM
         else "the labelled images, each held out once (cross-validation in five parts)",
     )
-    scores = test.features.double() @ probe.weight + probe.bias
-    answers = probe.classes[scores.argmax(1)]
+    parameters = torch.cat([probe.weight, probe.bias[None]])
+    tested = _tested_in_parts(
+        table, lambda part: probe.classes[_linear_logits(part.features, parameters).argmax(1)]
+    )
     facts = ClassifierFacts(
         "linear",
         _names(table, probe.classes),
-        len(train),
-        **_tested(answers, test.labels),
+        len(rows),
+        **tested,
         **calibration,
     )
-    return torch.cat([probe.weight, probe.bias[None]]), facts
+    return parameters, facts
+
+
+def _tested_in_parts(table: Embeddings, answer: Callable[[Embeddings], Tensor]) -> dict[str, Any]:
+    """Return `_tested` of the labelled test images of a table, which are answered part by part."""
+    rows = np.flatnonzero((table.split == "test") & (table.labels.numpy() >= 0))
+    parts = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+    answers = [answer(table.select(part)) for part in parts]
+    labels = table.labels[torch.from_numpy(rows)]
+    return _tested(torch.cat(answers) if answers else labels, labels)
 
 
 def _tested(answers: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -271,25 +340,25 @@ def _folds(labels: Tensor, seed: int) -> Tensor:
     return fold
 
 
-def _checked(train: Embeddings, source: str) -> Embeddings:
-    """Return the labelled images, or raise a UserError where no classifier can learn from them."""
-    if len(train) == 0:
+def _check_learning(table: Embeddings, rows: NDArray[np.int64], source: str) -> None:
+    """Raise a UserError where no classifier can learn from the labelled images in these rows."""
+    if len(rows) == 0:
         raise UserError(
             f"a classifier needs labelled images, and {source} has none that it may learn from;"
             " give a label file with labels=, or other labelled images with data=."
         )
-    present = train.labels.unique()
+    present = table.labels[torch.from_numpy(rows)].unique()
     if len(present) < 2:
         raise UserError(
-            f"all {len(train)} labelled images of {source} belong to the class"
-            f" {train.classes[int(present[0])]!r}; label images of at least two classes."
+            f"all {len(rows)} labelled images of {source} belong to the class"
+            f" {table.classes[int(present[0])]!r}; label images of at least two classes."
         )
-    if bad := int((~train.features.isfinite().all(1)).sum()):
+    parts = torch.from_numpy(rows).split(ROWS_AT_ONCE)
+    if bad := sum(int((~table.features[at].isfinite().all(1)).sum()) for at in parts):
         raise UserError(
-            f"features must be finite, and those of {bad} of {len(train)} labelled images are not;"
+            f"features must be finite, and those of {bad} of {len(rows)} labelled images are not;"
             " check whether the encoder has diverged."
         )
-    return train
 
 
 def _names(table: Embeddings, classes: Tensor) -> tuple[str, ...]:
@@ -298,13 +367,21 @@ def _names(table: Embeddings, classes: Tensor) -> tuple[str, ...]:
 
 def linear_classifier(parameters: Tensor, facts: ClassifierFacts) -> FittedClassifier:
     """Return the classifier of (f + 1, K) parameters, the bias in the last row."""
-    weight, bias = parameters[:-1], parameters[-1]
     return FittedClassifier(
-        lambda images, table: table.features.double().cpu() @ weight + bias, facts
+        lambda images, table: torch.cat(
+            [_linear_logits(rows, parameters) for rows in table.features.split(ROWS_AT_ONCE)]
+        ),
+        facts,
     )
 
 
-def knn_classifier(table: Embeddings, source: str) -> FittedClassifier:
+def _linear_logits(features: Tensor, parameters: Tensor) -> Tensor:
+    return features.double().cpu() @ parameters[:-1] + parameters[-1]
+
+
+def knn_classifier(
+    table: Embeddings, source: str, gallery: Gallery | None = None
+) -> FittedClassifier:
     """Return the vote of the 20 nearest labelled images (Wu et al. 2018) with probabilities.
 
     Each neighbour has the weight exp(cosine / 0.1). The logits are the logarithms of the classes'
@@ -314,11 +391,13 @@ def knn_classifier(table: Embeddings, source: str) -> FittedClassifier:
     Args:
         table: the embeddings; labelled images of its test split are for testing alone.
         source: the name of the images, for error messages.
+        gallery: that of the table, if it exists already.
 
     Raises:
         UserError: there are no labelled images, or only one class.
     """
-    train, test = _checked(learning_images(table), source), table.labelled("test")
+    _check_learning(table, learning_rows(table), source)
+    train = (gallery or Gallery.of(table)).labelled
     present, target = train.labels.unique(return_inverse=True)
     k = min(VOTERS, len(train))
 
@@ -333,7 +412,7 @@ def knn_classifier(table: Embeddings, source: str) -> FittedClassifier:
         target[some],
         "labelled images that did not vote on themselves",
     )
-    tested = _tested(present[logits(None, test).argmax(1)], test.labels)
+    tested = _tested_in_parts(table, lambda part: present[logits(None, part).argmax(1)])
     facts = ClassifierFacts("knn", _names(table, present), len(train), **tested, **calibration)
     return FittedClassifier(logits, facts)
 
@@ -368,10 +447,8 @@ def network_classifier(
     def logits(part: ImageSet, _: Embeddings) -> Tensor:
         return network.probabilities(part).double().clamp(min=1e-12).log()
 
-    rows = (table.split == "test") & (table.labels.numpy() >= 0)
-    test = images.select(rows)
-    some = spread_rows(len(test))
-    test = test.select(some)
+    rows = np.flatnonzero((table.split == "test") & (table.labels.numpy() >= 0))
+    test = images.select(rows[spread_rows(len(rows)).numpy()])
     scores, target = torch.empty(0, len(network.classes)), torch.empty(0, dtype=torch.int64)
     if len(test):
         column = {c: k for k, c in enumerate(network.classes)}

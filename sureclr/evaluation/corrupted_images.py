@@ -1,5 +1,8 @@
 """Is a model less certain of images the more a corruption harms them?"""
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.data.corruptions import Corruption
@@ -16,6 +19,7 @@ from sureclr.evaluation.scores import (
     Reference,
     ScoredImages,
     auroc_by_score,
+    embed_changed,
     image_seeds,
     score_images,
 )
@@ -45,6 +49,7 @@ def rank(images: ScoredImages) -> Ranking | None:
 def measure_corruption(
     embed: Embed,
     images: ImageSet,
+    rows: NDArray[np.int64],
     corruption: Corruption,
     clean: ScoredImages,
     reference: Reference,
@@ -56,18 +61,25 @@ def measure_corruption(
     Args:
         embed: images -> their embeddings.
         images: whole images.
+        rows: (m,) of those that are harmed.
         corruption: what harms them.
-        clean: their scores.
+        clean: their scores, in the order of the rows.
         reference: what images are compared with.
         seed: of the corruption and of the random strengths, which lie between nothing and the
             strongest level.
         levels: which fixed strengths are measured.
     """
-    seeds = image_seeds(images, seed, CORRUPTED)
+    seeds = image_seeds(rows, seed, CORRUPTED)
 
     def harmed(strength: float | Tensor) -> ScoredImages:
-        pixels = corruption(images.images, seeds, strength)
-        return score_images(embed(images.with_pixels(pixels)), reference)
+        each = torch.as_tensor(strength, dtype=torch.float64).expand(len(rows))
+        table = embed_changed(
+            embed,
+            images,
+            rows,
+            lambda part, places: corruption(part.images, seeds[places], each[places]),
+        )
+        return score_images(table, reference)
 
     strengths = corruption.random_strengths(seeds)
     severity, drawn = corruption.severity(strengths), harmed(strengths)

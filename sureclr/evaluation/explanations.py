@@ -6,6 +6,7 @@ no evidence; then pairs are explained by the cosine.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -221,6 +222,7 @@ def agreement(table: Embeddings) -> tuple[str, Agreement]:
 def compare_with(image: ImageSet, other: ImageSet, agree: Agreement) -> Question:
     """Return the question how far an image agrees with another one, which stays whole."""
 
+    @cache  # five maps and curves of the two networks ask for it
     def score(embed: Embed) -> Score:
         whole = embed(other)
         return lambda table: agree(table, whole)

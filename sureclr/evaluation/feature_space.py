@@ -18,12 +18,12 @@ from sureclr.data.counter_rng import hashed
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.map_file import Columns, MapOrigin, save_map
 from sureclr.errors import UserError
+from sureclr.evaluation.clusters import cluster_points, unit_points
 from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.results import Clustering, GeometryResult, MainDirection, Number
-from sureclr.evaluation.tables import evidence_dimension, finite_or_none
+from sureclr.evaluation.tables import evidence_in, finite_or_none
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
-from sureclr.maths.sphere import Posterior, evidence, radius_and_gap, unit_rows
 from sureclr.progress import SILENT, Progress, report_progress
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ NEAREST = 10  # neighbours of an image on the map
 UMAP_NEIGHBOURS = 15  # UMAP's own default
 CLUSTERS, MOST_CLUSTERS = 10, 50  # of k-means: without classes, and at most
 BLOCK = 1024  # images whose neighbours are searched between two reports of progress
+ROWS_AT_ONCE = 4096  # images whose features exist in float64 at the same time
 MAPPED = 3001  # stream of seeds
 
 
@@ -104,7 +105,9 @@ def check_features(table: Embeddings) -> None:
             f"the geometry of features needs at least 3 images, and there are {len(table)}; add"
             " images."
         )
-    if not table.features.isfinite().all():
+    if (
+        not mean_of_rows(table.features).isfinite().all()
+    ):  # finite float32 cannot add up to infinity
         raise UserError(
             "features must be finite, and some are not; check whether the encoder has diverged."
         )
@@ -146,9 +149,9 @@ def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
         Shares of the variance (f,), the largest first, and unit axes (f, f) as rows; both float64.
         The largest entry of each axis is positive.
     """
-    mean = features.mean(0, dtype=torch.float64)
+    mean = mean_of_rows(features)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
-    for rows in features.split(4 * BLOCK):
+    for rows in features.split(ROWS_AT_ONCE):
         centred = rows.double() - mean
         covariance.addmm_(centred.T, centred)
     variance, axes = torch.linalg.eigh(covariance)
@@ -160,8 +163,16 @@ def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def project(features: Tensor, axes: Tensor) -> Tensor:
     """Return positions along axes (a, f), from the mean of the features (n, f): (n, a) float64."""
-    along = torch.cat([rows.double() @ axes.T for rows in features.split(4 * BLOCK)])
-    return along - features.mean(0, dtype=torch.float64) @ axes.T
+    along = torch.cat([rows.double() @ axes.T for rows in features.split(ROWS_AT_ONCE)])
+    return along - mean_of_rows(features) @ axes.T
+
+
+def mean_of_rows(features: Tensor) -> Tensor:
+    """Return the mean of rows (n, f), (f,) float64, without a float64 copy of them."""
+    total = torch.zeros(features.shape[1], dtype=torch.float64)
+    for rows in features.split(ROWS_AT_ONCE):
+        total += rows.sum(0, dtype=torch.float64)
+    return total / len(features)
 
 
 def describe_directions(
@@ -220,12 +231,9 @@ def assign_clusters(mapped: Embeddings, seed: int) -> Tensor:
 
     There are as many clusters as classes, 50 at most, and 10 without classes.
     """
-    from sklearn.cluster import KMeans  # late: 1.4 s
-
     classes = len(mapped.labels[mapped.labels >= 0].unique()) or CLUSTERS
-    points = unit_rows(mapped.features).numpy()
-    k = max(1, min(classes, MOST_CLUSTERS, len(np.unique(points, axis=0))))
-    return torch.from_numpy(KMeans(k, n_init=3, random_state=seed).fit_predict(points)).long()
+    points = unit_points(mapped.features)
+    return cluster_points(points, min(classes, MOST_CLUSTERS), seed=seed, starts=3)[0]
 
 
 def describe_clusters(cluster: Tensor, labels: Tensor) -> Clustering:
@@ -343,23 +351,16 @@ def nearest_images(
         `neighbours`: rows of the table. `similarity`: cosines of the features. `evidence` in nats,
         where there is a radius.
     """
-    k, own = min(NEAREST, len(mapped) - 1), torch.arange(len(mapped))
-    parts: list[tuple[Tensor, Tensor]] = []
+    k, own, nats = min(NEAREST, len(mapped) - 1), torch.arange(len(mapped)), evidence_in(mapped)
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = []
     with report_progress(progress, "Searching neighbours", len(mapped)) as update:
         for part in own.split(BLOCK):
-            parts.append(leave_out(part, *top_k(mapped.features[part], mapped.features, k + 1)))
-            update(sum(len(similarity) for similarity, _ in parts))
-    similarity, index = (torch.cat(column) for column in zip(*parts, strict=True))
+            near, index = leave_out(part, *top_k(mapped.features[part], mapped.features, k + 1))
+            parts.append((near, index, None if nats is None else nats(part, index)))
+            update(sum(len(near) for near, *_ in parts))
     columns: Columns = {
-        "neighbours": rows.astype(np.int32)[index.numpy()],
-        "similarity": similarity.float().numpy(),
+        "neighbours": rows.astype(np.int32)[torch.cat([index for _, index, _ in parts]).numpy()],
+        "similarity": torch.cat([near for near, *_ in parts]).float().numpy(),
     }
-    if mapped.radius is None:
-        return columns
-    _, gaps = radius_and_gap(mapped.posterior)
-    first, second = (
-        Posterior(mapped.direction[i], mapped.radius[i], gaps[i])
-        for i in (own.repeat_interleave(k), index.flatten())
-    )
-    s = evidence(first, second, evidence_dimension(mapped))
-    return {**columns, "evidence": s.view(-1, k).float().numpy()}
+    of_pairs = [s for *_, s in parts if s is not None]
+    return {**columns, "evidence": torch.cat(of_pairs).float().numpy()} if of_pairs else columns

@@ -4,6 +4,8 @@
     uniform-noise            every pixel and channel uniform on 0..255
     inverted, flipped        the test images themselves, as negatives and upside down
 
+At most 5,000 test images of each set are compared (scores.Judged).
+
 Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur alone may be what
 makes them less certain. The result's note says so.
 """
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import hashed, sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.data.label_matching import labels_in_file
@@ -26,10 +29,15 @@ from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation.results import ForeignImages, HumanAgreement, OodResult
 from sureclr.evaluation.scores import (
+    JUDGED,
+    SAMPLED,
+    Change,
     Embed,
+    Judged,
     Reference,
     ScoredImages,
     auroc_by_score,
+    embed_changed,
     image_seeds,
     score_images,
 )
@@ -53,24 +61,21 @@ def evaluate_ood(inputs: "EvaluationInputs") -> OodResult:
     Raises:
         UserError: the file of what people said is not what it should be.
     """
+    images, table = inputs.images, inputs.table
     kinds = measure_ood(
-        inputs.embed,
-        inputs.images,
-        inputs.table,
-        inputs.other_test_images,
-        reference=inputs.reference,
+        inputs.embed, images, table, inputs.other_test_images, reference=inputs.reference
     )
-    images = inputs.images
+    sample = Judged.among(table.split).sample
     if inputs.human is not None:
         shares = read_human_shares(inputs.human, images)
     elif images.shares is not None:
         shares = images.shares[torch.from_numpy(images.rows("test"))]
         if int((shares.sum(1) > 0).sum()) < 2:
-            return OodResult(kinds, None)
+            return OodResult(kinds, None, sample)
     else:
-        return OodResult(kinds, None)
-    agreement = correlate_with_humans(images, inputs.table, shares, inputs.reference)
-    return OodResult(kinds, agreement)
+        return OodResult(kinds, None, sample)
+    agreement = correlate_with_humans(images, table, shares, inputs.reference)
+    return OodResult(kinds, agreement, sample)
 
 
 def measure_ood(
@@ -80,6 +85,7 @@ def measure_ood(
     other_test_images: Callable[[str], ImageSet],
     seed: int = 0,
     reference: Reference | None = None,
+    most: int = JUDGED,
 ) -> dict[str, ForeignImages]:
     """Do what `evaluate_ood` does for anything that embeds images.
 
@@ -91,6 +97,7 @@ def measure_ood(
             UserError where there are none.
         seed: of the noise.
         reference: of the table, if it exists already.
+        most: test images of each set that are compared at most.
 
     Raises:
         UserError: there are no test images, or no others.
@@ -101,17 +108,22 @@ def measure_ood(
             f" {images.name} needs both."
         )
     reference = reference or Reference.of(table)
-    own = score_images(table.select(table.split == "test"), reference)
-    kinds = {}
-    for name in (*ALTERATIONS, *OTHERS):
+    rows = Judged.among(table.split, most).rows
+    own = score_images(table.select(rows), reference)
+    kinds = {
+        name: separate(
+            own, score_images(embed_changed(embed, images, rows, change), reference), note
+        )
+        for name, (note, change) in alterations(rows, seed).items()
+    }
+    for name in OTHERS:
         try:
-            foreign = (
-                alter(name, images.test, seed) if name in ALTERATIONS else other_test_images(name)
-            )
+            foreign = other_test_images(name)
         except UserError as reason:
             kinds[name] = ForeignImages(0, {}, "", str(reason))
         else:
-            kinds[name] = separate(own, score_images(embed(foreign), reference), foreign.note)
+            some = foreign.select(sample_rows(torch.arange(len(foreign)), most, SAMPLED))
+            kinds[name] = separate(own, score_images(embed(some), reference), foreign.note)
     return kinds
 
 
@@ -122,27 +134,24 @@ def separate(own: ScoredImages, foreign: ScoredImages, note: str) -> ForeignImag
     return ForeignImages(len(foreign.table), auroc_by_score(scores, is_own), note, "")
 
 
-def alter(name: str, test: ImageSet, seed: int) -> ImageSet:
-    """Return the test images after the alteration of this name."""
-    note, change = ALTERATIONS[name]
-    return test.with_pixels(change(test, seed), note=note)
+def alterations(rows: NDArray[np.int64], seed: int) -> dict[str, tuple[str, Change]]:
+    """Return how test images are made foreign: name -> (note, see `scores.embed_changed`).
 
+    Args:
+        rows: (m,) of the images.
+        seed: of the noise.
+    """
+    seeds = image_seeds(rows, seed, PIXELS)
 
-def uniform_noise(test: ImageSet, seed: int, chunk: int = 512) -> Tensor:
-    """Return as many images of independent uniform bytes, `chunk` of them at a time."""
-    parts = [
-        hashed(seeds, 0, test.images[0].numel()) >> 56 & 255
-        for seeds in image_seeds(test, seed, PIXELS).split(chunk)
-    ]
-    pixels = torch.cat([part.to(torch.uint8) for part in parts])
-    return pixels.view(test.images.shape).to(test.images.device)
+    def uniform_noise(part: ImageSet, places: Tensor) -> Tensor:
+        numbers = hashed(seeds[places], 0, part.images[0].numel()) >> 56 & 255
+        return numbers.to(torch.uint8).view(part.images.shape).to(part.images.device)
 
-
-ALTERATIONS: dict[str, tuple[str, Callable[[ImageSet, int], Tensor]]] = {
-    "uniform-noise": ("every pixel and channel uniform on 0..255", uniform_noise),
-    "inverted": ("255 minus the pixel", lambda test, seed: 255 - test.images),
-    "flipped": ("upside down", lambda test, seed: test.images.flip(2)),
-}
+    return {
+        "uniform-noise": ("every pixel and channel uniform on 0..255", uniform_noise),
+        "inverted": ("255 minus the pixel", lambda part, places: 255 - part.images),
+        "flipped": ("upside down", lambda part, places: part.images.flip(2)),
+    }
 
 
 # --- People ---------------------------------------------------------------------------
@@ -195,7 +204,11 @@ def read_human_shares(path: Path, images: ImageSet) -> Tensor:
 
 
 def correlate_with_humans(
-    images: ImageSet, table: Embeddings, shares: Tensor, reference: Reference | None = None
+    images: ImageSet,
+    table: Embeddings,
+    shares: Tensor,
+    reference: Reference | None = None,
+    most: int = JUDGED,
 ) -> HumanAgreement:
     """Correlate each score with minus the human entropy: is it low where people disagree?
 
@@ -205,6 +218,7 @@ def correlate_with_humans(
         shares: (test images, classes) shares of each class in what people said; images whose row is
             0 do not count.
         reference: of the table, if it exists already.
+        most: test images that are judged at most.
 
     Raises:
         UserError: people labelled fewer than two test images.
@@ -215,8 +229,9 @@ def correlate_with_humans(
             f"people labelled {int(known.sum())} test images of {images.name}, and a correlation"
             " needs at least two; add labels of test images, or leave out human=."
         )
-    test = table.select(np.flatnonzero(table.split == "test")[known.numpy()])
-    share = shares[known].double()
+    chosen = sample_rows(known.nonzero()[:, 0], most, SAMPLED)
+    test = table.select(np.flatnonzero(table.split == "test")[chosen.numpy()])
+    share = shares[chosen].double()
     agreement = torch.special.xlogy(share, share).sum(1)
     scores = score_images(test, reference or Reference.of(table)).scores
     correlation = {name: metrics.spearman(score, agreement) for name, score in scores.items()}

@@ -21,7 +21,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.results import Number, Responses, SensitivityResult, TransformationResult
-from sureclr.evaluation.scores import Embed, image_seeds
+from sureclr.evaluation.scores import Embed, embed_changed, image_seeds
 from sureclr.evaluation.tables import finite_or_none, mean_cosine_of_different_images
 from sureclr.maths.sphere import unit_rows
 
@@ -262,10 +262,16 @@ def respond(
         seed: of random transformations.
     """
     seeds = image_seeds(images, seed, STREAM)
-    tables = [
-        embed(images.with_pixels(transformation.apply(images.images, seeds, strength)))
-        for strength in transformation.strengths
-    ]
+
+    def changed(strength: float) -> Embeddings:
+        return embed_changed(
+            embed,
+            images,
+            np.arange(len(images)),
+            lambda part, places: transformation.apply(part.images, seeds[places], strength),
+        )
+
+    tables = [changed(strength) for strength in transformation.strengths]
     directions = [similarity_to(table.direction, clean.direction) for table in tables]
     features = [similarity_to(table.features, clean.features) for table in tables]
     shifts = tuple(certainty_shift(table.certainty, clean.certainty) for table in tables)

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import check_seed
+from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.label_matching import labels_in_file
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError, unknown
+from sureclr.evaluation.clusters import cluster_points, unit_points
 from sureclr.maths.coverage import greedy_cover
-from sureclr.maths.neighbours import top_k
+from sureclr.maths.neighbours import KEY_BLOCK, top_k
 from sureclr.maths.sphere import Posterior, evidence_matrix, unit_rows
 from sureclr.progress import SILENT, Progress
 
@@ -35,6 +37,8 @@ WHY = (  # the reason for DEFAULT
     "best of 11 on average over 10 to 1,000 labels of Fashion-MNIST (benchmarks.label_next)"
 )
 NEIGHBOURS = 20  # of typicality, as in TypiClust
+KNOWN = 3006  # stream of seeds
+ROWS_AT_ONCE = 1024  # images whose evidence for the witnesses is computed together
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,13 @@ class Limits:
         witnesses: of the candidates, on which coverage is measured.
         clusters: of k-means, as in TypiClust: smaller clusters say little. Beyond it several images
             of a cluster are chosen.
+        known: labelled images that take part in the clusters, in a sample where there are more.
     """
 
     candidates: int = 8192
     witnesses: int = 4096
     clusters: int = 500
+    known: int = 16_384
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +65,24 @@ class Pool:
 
     Attributes:
         candidates: n images in an order drawn by the seed, so that ties are broken by chance.
-        known: the images that are labelled already; there may be none.
+        table: all images.
+        rows: (n,) of the candidates in the table.
+        known: rows of the images that are labelled already; there may be none.
         seed: of k-means.
         limits: on the computation.
     """
 
     candidates: Embeddings
-    known: Embeddings
+    table: Embeddings
+    rows: NDArray[np.int64]
+    known: NDArray[np.int64]
     seed: int
     limits: Limits = Limits()
+
+    def known_parts(self, rows: int) -> Iterator[Embeddings]:
+        """Yield the images that are labelled already, so many at a time: they may be nearly all."""
+        for start in range(0, len(self.known), rows):
+            yield self.table.select(self.known[start : start + rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +127,7 @@ def label_next(
     _check(table, strategy, budget, len(free))
     order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).numpy()
     rows = free[order[: max(limits.candidates, 2 * budget)]]
-    pool = Pool(table.select(rows), table.select(labelled), seed, limits)
+    pool = Pool(table.select(rows), table, rows, np.flatnonzero(labelled), seed, limits)
     choice = STRATEGIES[strategy](pool, budget)
     return Choice(rows[choice.rows], choice.reasons)
 
@@ -241,7 +256,7 @@ def _of_clusters(pool: Pool, budget: int, what: str, score: Callable[[Tensor], T
 
     Clusters with the fewest labels come first, and among those the largest. There are as many
     clusters as there will be labels, of candidates and known images together, by k-means on the
-    unit sphere.
+    unit sphere. Of the known images `limits.known` take part at most, in a sample.
 
     Args:
         pool: what is chosen from.
@@ -250,28 +265,22 @@ def _of_clusters(pool: Pool, budget: int, what: str, score: Callable[[Tensor], T
         score: distances (n,) of the candidates to the centre of their cluster -> (n,), the higher
             the better.
     """
-    every, distance = _clusters(pool, min(budget + len(pool.known), pool.limits.clusters))
-    n = len(pool.candidates)
+    n, most = len(pool.candidates), min(budget + len(pool.known), pool.limits.clusters)
+    known = sample_rows(torch.from_numpy(pool.known), pool.limits.known, KNOWN, pool.seed).numpy()
+    points = unit_points(pool.table.features, np.concatenate([pool.rows, known]))
+    found, centres = cluster_points(points, most, seed=pool.seed % 2**32, steps=100)
+    away = unit_points(pool.candidates.features) - centres[found[:n]]
+    distance = torch.from_numpy(np.linalg.norm(away.numpy(), axis=1))
+    every = found.numpy()
     cluster, labels = every[:n], np.bincount(every[n:], minlength=every.max() + 1)
     size = np.bincount(cluster, minlength=len(labels))[cluster]
-    better_first = np.lexsort((-score(distance[:n]).numpy(), cluster))
+    better_first = np.lexsort((-score(distance).numpy(), cluster))
     rank = np.empty(n, dtype=np.int64)
     rank[better_first] = _count_up(cluster[better_first])
     order = np.lexsort((-size, labels[cluster] + rank))[:budget]
     return Choice(
         order, [f"{_ordinal(int(rank[i]))}{what} of a cluster of {size[i]} images" for i in order]
     )
-
-
-def _clusters(pool: Pool, count: int) -> tuple[NDArray[np.int64], Tensor]:
-    """Return the cluster of each image, (n + known,), and its distance to the centre."""
-    from sklearn.cluster import KMeans
-
-    points = unit_rows(torch.cat([pool.candidates.features, pool.known.features])).numpy()
-    count = min(count, len(np.unique(points, axis=0)))
-    fit = KMeans(count, n_init=1, max_iter=100, random_state=pool.seed % 2**32).fit(points)
-    distance = np.linalg.norm(points - fit.cluster_centers_[fit.labels_], axis=1)
-    return fit.labels_.astype(np.int64), torch.from_numpy(distance)
 
 
 def _count_up(group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -305,16 +314,19 @@ def k_center(pool: Pool, budget: int) -> Choice:
 
     This is k-center greedy (Sener and Savarese 2018). Without labels the first image is random.
     """
-    points, known = (unit_rows(table.features) for table in (pool.candidates, pool.known))
+    points = unit_points(pool.candidates.features)
     # The cosine of each candidate to the nearest image with a label
-    cosine = top_k(points, known, 1)[0][:, 0] if len(known) else torch.full((len(points),), -1.0)
+    cosine = torch.full((len(points),), -1.0)
+    for part in pool.known_parts(KEY_BLOCK):
+        nearest = top_k(points, unit_points(part.features), 1)[0][:, 0]
+        cosine = torch.maximum(cosine, nearest)
     rows: list[int] = []
     reasons: list[str] = []
     for _ in range(budget):
         best = int(cosine.argmin())
         reasons.append(
             f"cosine {cosine[best]:.2f} to the nearest before it"
-            if rows or len(known)
+            if rows or len(pool.known)
             else "the first, at random"
         )
         rows.append(best)
@@ -399,23 +411,26 @@ def _covering(
         between: n images, m others -> (n, m), how well the first stand for the second.
     """
     witnesses = _witnesses(pool)
-    near = torch.cat([between(part, witnesses) for part in _parts(pool.candidates)])  # (n, m)
+    near = torch.empty(len(pool.candidates), len(witnesses))  # (n, m)
+    for part, rows in zip(near.split(ROWS_AT_ONCE), _parts(pool.candidates), strict=True):
+        part.copy_(between(rows, witnesses))
     covered = torch.zeros(len(witnesses), dtype=near.dtype)
-    for part in _parts(pool.known):
+    for part in pool.known_parts(ROWS_AT_ONCE):
         covered = torch.maximum(covered, between(part, witnesses).amax(0))
-    rows, gains = greedy_cover(near, covered, budget)
-    return Choice(rows, [reason.format(gain / len(witnesses)) for gain in gains])
+    chosen, gains = greedy_cover(near, covered, budget)
+    return Choice(chosen, [reason.format(gain / len(witnesses)) for gain in gains])
 
 
 def _witnesses(pool: Pool) -> Embeddings:
     return pool.candidates.select(np.arange(min(pool.limits.witnesses, len(pool.candidates))))
 
 
-def _parts(table: Embeddings, rows: int = 1024) -> Iterator[Embeddings]:
+def _parts(table: Embeddings) -> Iterator[Embeddings]:
     """Yield a table in pieces, so that evidence for many images needs little memory."""
+    rows = np.arange(len(table))
     return (
-        table.select(np.arange(start, min(start + rows, len(table))))
-        for start in range(0, len(table), rows)
+        table.select(rows[start : start + ROWS_AT_ONCE])
+        for start in range(0, len(table), ROWS_AT_ONCE)
     )
 
 

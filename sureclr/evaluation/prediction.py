@@ -29,10 +29,10 @@ from sureclr.data.sources import is_source
 from sureclr.errors import UserError, unknown
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
+    Gallery,
     Network,
     kept_linear,
     knn_classifier,
-    learning_images,
     neighbours_without,
     network_classifier,
     spread_rows,
@@ -76,12 +76,17 @@ class Familiarity:
             own: (q,) int64, the training image that an image is itself, or -1; it is left out.
         """
         similarity, _ = neighbours_without(features, own, self.features, 1)
+        return self.p_values_of(similarity)
+
+    def p_values_of(self, similarity: Tensor) -> Tensor:
+        """Return what `p_values` does, from the cosines (q, k) to the nearest images."""
         if similarity.shape[1] == 0 or len(self.reference) == 0:
-            return torch.full((len(features),), torch.nan, dtype=torch.float64)
-        return conformal_p(_comparable(similarity[:, 0]), self.reference)
+            return torch.full((len(similarity),), torch.nan, dtype=torch.float64)
+        return conformal_p(comparable(similarity[:, 0]), self.reference)
 
 
-def _comparable(similarity: Tensor) -> Tensor:
+def comparable(similarity: Tensor) -> Tensor:
+    """Return cosines (q,) in float64, without the digits in which equal ones may differ."""
     return similarity.double().round(decimals=SIMILARITY_DECIMALS)
 
 
@@ -100,7 +105,9 @@ def conformal_p(scores: Tensor, reference: Tensor) -> Tensor:
     return (1 + at_most).double() / (len(reference) + 1)
 
 
-def familiarity(table: Embeddings, source_split: NDArray[np.str_] | None = None) -> Familiarity:
+def familiarity(
+    table: Embeddings, gallery: Gallery, source_split: NDArray[np.str_] | None = None
+) -> Familiarity:
     """Return what tells whether an image is like the images of a table.
 
     An image's score is the cosine of its features to the nearest image that is not of the test
@@ -111,22 +118,23 @@ def familiarity(table: Embeddings, source_split: NDArray[np.str_] | None = None)
 
     Args:
         table: the images.
+        gallery: of the table.
         source_split: (n,) their splits before labelled images were held out for testing. Test
             images that the encoder was trained on are then not compared with, if there are others.
     """
-    test_rows = table.split == "test"
-    unseen = test_rows if source_split is None else test_rows & (source_split == "test")
-    others = table.select(~test_rows)
-    test = table.select(unseen if unseen.any() else test_rows)
-    if len(test):
-        rows = spread_rows(len(test))
-        queries, own, words = test.features[rows], torch.full_like(rows, -1), "test images"
+    test = table.split == "test"
+    unseen = test if source_split is None else test & (source_split == "test")
+    rows = np.flatnonzero(unseen if unseen.any() else test)
+    features = gallery.others.features
+    if len(rows):
+        queries = table.features[torch.from_numpy(rows)[spread_rows(len(rows))]]
+        own, words = torch.full((len(queries),), -1), "test images"
     else:
-        own = spread_rows(len(others))
-        queries, words = others.features[own], "training images, each compared with the others"
-    similarity, _ = neighbours_without(queries, own, others.features, 1)
+        own = torch.from_numpy(gallery.rows.argsort())[spread_rows(len(gallery.rows))]
+        queries, words = features[own], "training images, each compared with the others"
+    similarity, _ = neighbours_without(queries, own, features, 1)
     nearest = similarity[:, 0] if similarity.shape[1] else similarity.reshape(-1)
-    return Familiarity(others.features, _comparable(nearest).sort().values, words)
+    return Familiarity(features, comparable(nearest).sort().values, words)
 
 
 # --- Reading what is to be classified ---------------------------------------------------
@@ -305,15 +313,17 @@ def predict(
     with Session(
         run, data, labels, device=device, root=root, progress=progress, checkpoint=checkpoint
     ) as session:
-        fitted = _fitted(session, classifier)
-        comparison = familiarity(session.inputs.table, session.source_split)
+        table = session.inputs.table
+        gallery = Gallery.of(table)
+        fitted = _fitted(session, classifier, gallery)
+        comparison = familiarity(table, gallery, session.source_split)
         source = _Source.of(session, images, root)
-        answering = _Answering.of(session, fitted, comparison)
+        answering = _Answering.of(session, fitted, comparison, gallery)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
-            for part, table in source.parts():
+            for part, embedded in source.parts():
                 if len(part):
-                    answers.append(answering.answer(part, table))
+                    answers.append(answering.answer(part, embedded))
                 update(min(source.total, sum(len(a["paths"]) for a in answers)))
     joined = {name: _join([answer[name] for answer in answers]) for name in answers[0]}
     return Predictions(
@@ -330,11 +340,11 @@ def predict(
     )
 
 
-def _fitted(session: Session, classifier: str | Network) -> FittedClassifier:
+def _fitted(session: Session, classifier: str | Network, gallery: Gallery) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        return knn_classifier(session.inputs.table, session.catalogue.name)
+        return knn_classifier(session.inputs.table, session.catalogue.name, gallery)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -343,35 +353,31 @@ class _Answering:
     """What answers need beside an image.
 
     Attributes:
-        labelled: the images that the classifier learned from, with their embeddings.
-        row_of: digest of an image's pixels -> its row among the images that are not of test; None
-            where these have no pixels any more.
-        labelled_row: (n + 1,) their rows in `labelled`; -1 where an image has no label, and at the
-            end for an image that is none of them.
+        gallery: what new images are compared with.
+        labelled: those of its images that the classifier learned from.
+        row_of: digest of an image's pixels -> its row in the gallery; None where these have no
+            pixels any more.
     """
 
     session: Session
     fitted: FittedClassifier
     comparison: Familiarity
+    gallery: Gallery
     labelled: Embeddings
     row_of: dict[bytes, int] | None
-    labelled_row: Tensor
 
     @staticmethod
-    def of(session: Session, fitted: FittedClassifier, comparison: Familiarity) -> "_Answering":
-        images, table = session.catalogue, session.inputs.table
-        others = torch.from_numpy((table.split != "test").nonzero()[0])
-        has_label = table.labels[others] >= 0
-        labelled_row = torch.where(has_label, has_label.long().cumsum(0) - 1, -1)
-        labelled_row = torch.cat([labelled_row, torch.tensor([-1])])
-        row_of: dict[bytes, int] = {}
-        without_pixels = images.images.device.type == "meta"
-        for row, index in enumerate([] if without_pixels else others.tolist()):
-            digest = _digest(images.images[index])
-            if digest not in row_of or labelled_row[row_of[digest]] < 0:
-                row_of[digest] = row  # of equal images, one with a label counts
-        known = None if without_pixels else row_of
-        return _Answering(session, fitted, comparison, learning_images(table), known, labelled_row)
+    def of(
+        session: Session, fitted: FittedClassifier, comparison: Familiarity, gallery: Gallery
+    ) -> "_Answering":
+        images = session.catalogue
+        row_of: dict[bytes, int] | None = None
+        if images.images.device.type != "meta":
+            row_of = {}
+            for row, index in enumerate(gallery.rows.tolist()):
+                # Of equal images, one with a label counts, and those come first
+                row_of.setdefault(_digest(images.images[index]), row)
+        return _Answering(session, fitted, comparison, gallery, gallery.labelled, row_of)
 
     def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
         """Return the columns of `Predictions` for some images."""
@@ -379,9 +385,14 @@ class _Answering:
         probabilities = self.fitted.probabilities(images, table)
         best, order = probabilities.topk(min(2, probabilities.shape[1]), dim=1)
         own = self._own(images, table.features)
-        own_labelled = self.labelled_row[own]
+        own_labelled = own.where(own < self.gallery.known, -1)
         cosine, nearest = neighbours_without(
             table.features, own_labelled, self.labelled.features, NEIGHBOURS
+        )
+        familiar = (
+            self.comparison.p_values_of(cosine)  # the same images were searched
+            if self.gallery.known == len(self.gallery.rows)
+            else self.comparison.p_values(table.features, own)
         )
         missing = NEIGHBOURS - nearest.shape[1]
         return {
@@ -390,7 +401,7 @@ class _Answering:
             "probability": best[:, 0],
             "second": order[:, -1],
             "second_probability": best[:, -1],
-            "familiar": self.comparison.p_values(table.features, own),
+            "familiar": familiar,
             "nearest": torch.nn.functional.pad(nearest, (0, missing), value=-1),
             "nearest_cosine": torch.nn.functional.pad(cosine, (0, missing), value=torch.nan),
             "learned_from": own_labelled >= 0,

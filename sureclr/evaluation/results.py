@@ -412,11 +412,24 @@ class InformationSummary:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """Images that stand for all.
+
+    Attributes:
+        n: how many were measured.
+        of: how many there are.
+    """
+
+    n: int
+    of: int
+
+
+@dataclass(frozen=True)
 class UncertaintyResult:
     """How certain the model is of each image, and whether that is right.
 
     Attributes:
-        n_test: number of test images.
+        n_test: number of test images that were judged.
         n_train: number of training images they were compared with.
         scores: their names, the learned certainty first.
         clean: the ranking of whole images; None without labels.
@@ -426,8 +439,10 @@ class UncertaintyResult:
         calibration: None without a radius.
         evidence: None without a radius.
         selective: by classifier ("knn", "linear"); None without labels.
-        probe_calibration: by features ("features", "posterior_mean"); None without labels.
+        probe_calibration: by features ("features", "posterior_mean"), of all test images; None
+            without labels.
         skipped: what could not be measured -> why.
+        sample: how many test images were judged of how many; None if all were.
     """
 
     n_test: int
@@ -442,6 +457,7 @@ class UncertaintyResult:
     selective: dict[str, SelectivePrediction] | None
     probe_calibration: dict[str, ProbeCalibration] | None
     skipped: dict[str, str]
+    sample: Sample | None = None
 
 
 # --- ood ------------------------------------------------------------------------------
@@ -474,10 +490,18 @@ class HumanAgreement:
 
 @dataclass(frozen=True)
 class OodResult:
-    """Is the model less certain of images from elsewhere? By the kind of foreign images."""
+    """Is the model less certain of images from elsewhere?
+
+    Attributes:
+        kinds: by the kind of foreign images.
+        human_agreement: None where no people labelled test images.
+        sample: how many of its own test images were judged of how many; None if all were. The
+            images of another data set are as many at most.
+    """
 
     kinds: dict[str, ForeignImages]
     human_agreement: HumanAgreement | None
+    sample: Sample | None = None
 
 
 # --- learning -------------------------------------------------------------------------

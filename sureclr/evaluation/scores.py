@@ -8,21 +8,23 @@
 A higher score means more certain. The last three need no special loss: they are the baselines.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import ViewConfig
 from sureclr.data.corruptions import to_uint8
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import hashed, sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import one_view
 from sureclr.evaluation.probes import ProbeResult, linear_probe
-from sureclr.evaluation.results import ByScore
+from sureclr.evaluation.results import ByScore, Sample
 from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.metrics import auroc
 from sureclr.maths.neighbours import top_k
@@ -31,7 +33,14 @@ from sureclr.maths.sphere import Posterior, pair_radius
 Embed = Callable[[ImageSet], Embeddings]  # of images that fit the model already
 Scores = dict[str, Tensor]
 
-CHUNK = 1024  # images whose views exist as floats at the same time
+# Test images that are judged at most. Each is compared with every training image, so without this
+# bound the time would grow with the square of the number of images
+JUDGED = 5000
+SAMPLED = 2005  # stream of seeds
+# Changed copies that exist at once: a multiple of the images that `embed` takes at once, so that
+# every number is what it would be if all copies were embedded together
+COPIES_AT_ONCE = 1024
+VALUES_AT_ONCE = 1 << 22  # pixel values that are changed together: 16 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -109,11 +118,94 @@ def auroc_by_score(scores: Scores, positive: Tensor) -> ByScore:
     return {name: finite_or_none(auroc(score, positive)) for name, score in scores.items()}
 
 
+# --- Which images, and their changed copies ------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """The test images that are judged: all, or JUDGED of them in a sample that is always the same.
+
+    Attributes:
+        rows: (m,) int64, ascending.
+        of: the number of all test images.
+    """
+
+    rows: NDArray[np.int64]
+    of: int
+
+    @staticmethod
+    def among(split: NDArray[np.str_], most: int = JUDGED) -> "Judged":
+        """Return those among images with these splits (n,), at most `most` of them."""
+        test = np.flatnonzero(split == "test")
+        rows = sample_rows(torch.from_numpy(test), most, SAMPLED)
+        return Judged(rows.numpy(), len(test))
+
+    @property
+    def sample(self) -> Sample | None:
+        """How many of how many they are; None if they are all."""
+        return Sample(len(self.rows), self.of) if len(self.rows) < self.of else None
+
+
+Change = Callable[[ImageSet, Tensor], Tensor]
+
+
+def embed_changed(
+    embed: Embed, images: ImageSet, rows: NDArray[np.int64], change: Change
+) -> Embeddings:
+    """Embed changed copies of some images, of which only a part exists at the same time.
+
+    Args:
+        embed: images -> their embeddings.
+        images: whole images.
+        rows: (m,) of the images to change, m > 0; a row may be there twice.
+        change: (k of these images, their places (k,) in 0..m - 1) -> pixels (k, c, h, w) uint8.
+
+    Returns:
+        (m) embeddings, in the order of the rows.
+    """
+    at_once = max(1, VALUES_AT_ONCE // prod(images.images.shape[1:]))
+    tables = []
+    for places in torch.arange(len(rows)).split(COPIES_AT_ONCE):
+        whole = images.select(rows[places.numpy()])
+        parts = torch.arange(len(places)).split(at_once)
+        pixels = [change(whole.select(part), places[part]) for part in parts]
+        tables.append(embed(whole.with_pixels(torch.cat(pixels))))
+    return joined_tables(tables)
+
+
+def joined_tables(tables: Sequence[Embeddings]) -> Embeddings:
+    """Return the rows of tables of one model, one table after the other."""
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    return replace(
+        first,
+        features=torch.cat([table.features for table in tables]),
+        direction=torch.cat([table.direction for table in tables]),
+        radius=_joined([table.radius for table in tables]),
+        certainty=_joined([table.certainty for table in tables]),
+        labels=torch.cat([table.labels for table in tables]),
+        split=np.concatenate([table.split for table in tables]),
+        paths=[path for table in tables for path in table.paths],
+    )
+
+
+def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
+    present = [column for column in columns if column is not None]
+    return torch.cat(present) if present else None
+
+
 # --- Views ----------------------------------------------------------------------------
 
 
-def image_seeds(images: ImageSet, seed: int, stream: int) -> Tensor:
-    """Return an (n,) int64 seed for each image, a function of its row, the seed and the stream."""
+def image_seeds(images: Sized, seed: int, stream: int) -> Tensor:
+    """Return an (n,) int64 seed for each image, a function of its place, the seed and the stream.
+
+    Args:
+        images: n images, or their rows.
+        seed: another seed gives others.
+        stream: another stream gives others.
+    """
     return hashed(torch.arange(len(images)) + (seed << 32), stream, 1)[:, 0]
 
 
@@ -154,21 +246,38 @@ class ViewPairs:
 
 
 def embed_view_pairs(
-    embed: Embed, images: ImageSet, views: ViewConfig, seed: int, stream: int
+    embed: Embed,
+    images: ImageSet,
+    rows: NDArray[np.int64],
+    views: ViewConfig,
+    seed: int,
+    stream: int,
 ) -> ViewPairs:
-    """Draw two views of each image and embed them.
+    """Draw two views of some images and embed them.
 
     They are cropped from whole pictures where the set has them, and rounded to uint8 before they
     are embedded, as any other image.
+
+    Args:
+        embed: images -> their embeddings.
+        images: whole images.
+        rows: (n,) of those whose views are drawn.
+        views: how views are drawn.
+        seed: of the views.
+        stream: of the seeds.
     """
-    seeds, size = image_seeds(images, seed, stream), images.images.shape[-1]
-    parts = torch.arange(len(images)).split(CHUNK)
-    both = torch.cat(
-        [
-            to_uint8(one_view(images.for_views(part), seeds[part], view, views, size))
-            for view in (0, 1)
-            for part in parts
+    n, size = len(rows), images.images.shape[-1]
+    seeds = image_seeds(rows, seed, stream)
+
+    def views_of(part: ImageSet, places: Tensor) -> Tensor:
+        """The first views come first; a part may have the last of them and the first others."""
+        own = seeds[places % n]
+        sides = [(view, (places // n == view).nonzero()[:, 0]) for view in (0, 1)]
+        drawn = [
+            one_view(part.for_views(some), own[some], view, views, size)
+            for view, some in sides
+            if len(some)
         ]
-    )
-    twice = images.select(np.tile(np.arange(len(images)), 2))
-    return ViewPairs(embed(twice.with_pixels(both)))
+        return to_uint8(torch.cat(drawn))
+
+    return ViewPairs(embed_changed(embed, images, np.tile(rows, 2), views_of))

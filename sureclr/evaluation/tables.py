@@ -1,7 +1,7 @@
 """What several evaluations compute from a table of embeddings alone, without a model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -10,6 +10,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import ClassNumbers, ClassScore, Confusion, Number
 from sureclr.maths.losses import measured_dimension
 from sureclr.maths.metrics import ClassCounts, count_classes, wilson_interval
+from sureclr.maths.sphere import Posterior, evidence, radius_and_gap
 
 MATRIX = 200  # classes up to which the whole confusion matrix is kept
 TOP = 20  # commonest confusions that are kept
@@ -123,6 +124,26 @@ def evidence_dimension(table: Embeddings, views: int = 1) -> float:
     if table.kernel_dimension:
         return table.kernel_dimension
     return float(measured_dimension(table.direction, views))
+
+
+def evidence_in(table: Embeddings) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Return what gives the evidence of images of a table for others; None without a radius.
+
+    It takes the rows (q,) of images and (q, k) rows of others, and returns (q, k) nats.
+    """
+    if table.radius is None:
+        return None
+    radius, gaps = radius_and_gap(table.posterior)
+    dimension = evidence_dimension(table)
+
+    def nats(rows: Tensor, others: Tensor) -> Tensor:
+        first, second = (
+            Posterior(table.direction[i], radius[i], gaps[i])
+            for i in (rows.repeat_interleave(others.shape[1]), others.flatten())
+        )
+        return evidence(first, second, dimension).view(others.shape)
+
+    return nats
 
 
 def mean_cosine_of_different_images(first: Tensor, second: Tensor) -> float:

@@ -51,8 +51,7 @@ def training_view_pairs(
     """Return views of at most `most` training images, chosen by the seed."""
     training = images.rows("train", "unlabelled")
     order = hashed(torch.arange(len(training)), seed, 1)[:, 0].argsort()[:most]
-    chosen = images.select(training[order.numpy()])
-    return embed_view_pairs(embed, chosen, views, seed, TRAINING_VIEWS)
+    return embed_view_pairs(embed, images, training[order.numpy()], views, seed, TRAINING_VIEWS)
 
 
 def calibrate_radius(pairs: ViewPairs, training: ViewPairs) -> RadiusCalibration:

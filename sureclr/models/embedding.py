@@ -209,10 +209,19 @@ def as_float(pixels: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode without gradients, and restore its mode afterwards."""
-    training = model.training
-    model.eval()
+    training = [module for module in model.modules() if module.training]
+    _set_training(training, False)
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        _set_training(training, True)
+
+
+def _set_training(modules: list[nn.Module], training: bool) -> None:
+    """Do what `nn.Module.train` does, without its search for parameters and for submodules.
+
+    That took a fifth of the time of explanations, which embed some hundred times.
+    """
+    for module in modules:
+        object.__setattr__(module, "training", training)

@@ -315,6 +315,10 @@ SCORES = Caption(
     " score with how little an image was corrupted (1 means that the score always falls as the"
     " corruption grows).",
 )
+SAMPLED = (
+    "The numbers below are of {n:,} of the {of:,} test images, in a sample that is always the same."
+    " Each of them is compared with all training images."
+)
 PREDICTS_MISTAKES = "Does it predict mistakes?"
 FALLS_WITH_CORRUPTION = "Does it fall as corruption grows?"
 MEAN_CERTAINTY = Caption(

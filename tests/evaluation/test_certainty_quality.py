@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from json_round_trip import read_back
+from memory import bytes_of, counted
 from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
@@ -18,22 +19,28 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sureclr.config import ViewConfig
-from sureclr.data.corruptions import CORRUPTIONS
+from sureclr.data.corruptions import CORRUPTIONS, to_uint8
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
+from sureclr.data.views import one_view
 from sureclr.errors import UserError
+from sureclr.evaluation import scores
 from sureclr.evaluation.certainty_quality import (
     check_splits,
     measure_uncertainty,
     summarise_information,
 )
 from sureclr.evaluation.corrupted_images import CORRUPTED, measure_corruption, rank
+from sureclr.evaluation.invariances import rotation
 from sureclr.evaluation.neighbour_vote import knn_accuracy
+from sureclr.evaluation.results import Sample
 from sureclr.evaluation.scores import (
     Embed,
+    Judged,
     Reference,
     ScoredImages,
     ViewPairs,
+    embed_changed,
     embed_view_pairs,
     image_seeds,
     score_images,
@@ -206,7 +213,9 @@ def test_spearman_and_less_certain_follow_a_certainty_that_knows_the_strength(si
         Reference(embeddings(torch.ones(1, 10), torch.zeros(1).long(), ["train"]), None),
     )
     clean = score_images(embed(images), reference)
-    found = measure_corruption(embed, images, occlusion, clean, reference, 0, slice(None))
+    found = measure_corruption(
+        embed, images, np.arange(200), occlusion, clean, reference, 0, slice(None)
+    )
     seeds = image_seeds(images, 0, CORRUPTED)
     strengths = occlusion.random_strengths(seeds)
     certainty = embed(replace(images, images=occlusion(images.images, seeds, strengths))).certainty
@@ -337,12 +346,12 @@ def test_views_are_paired_row_by_row_and_drawn_by_seed_and_stream() -> None:
     nothing = ViewConfig(
         strength=0, blur_p=0, grey_p=0, crop_area=(1, 1), crop_aspect=(1, 1), flip=0
     )
-    a, b = embed_view_pairs(embed, images, nothing, 0, 1).sides()
+    a, b = embed_view_pairs(embed, images, np.arange(30), nothing, 0, 1).sides()
     assert torch.equal(a.features, embed(images).features) and torch.equal(
         b.features, a.features
     )  # the image itself
     drawn = [
-        embed_view_pairs(embed, images, ViewConfig(), *at).table.features
+        embed_view_pairs(embed, images, np.arange(30), ViewConfig(), *at).table.features
         for at in ((0, 1), (0, 1), (1, 1), (0, 2))
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -500,6 +509,95 @@ def test_numbers_that_do_not_exist_are_none() -> None:
         "c": None,
     }
     assert finite_numbers(torch.tensor([0.5, math.nan, -math.inf])) == (0.5, None, None)
+
+
+def test_a_sample_is_judged_as_if_there_were_no_other_test_images() -> None:
+    images, embed = pictures(labelled=False), toy()
+    table, judged = embed(images), Judged.among(images.split, 30)
+    assert len(judged.rows) == 30 and (np.diff(judged.rows) > 0).all() and judged.rows[0] >= TRAIN
+    assert judged.rows.max() > TRAIN + 30  # not the first ones
+    found = measure_uncertainty(embed, images, table, ViewConfig(), levels=slice(0, 1), most=30)
+    assert found.sample == Sample(30, TEST) and found.n_test == 30
+    rows = np.concatenate([np.arange(TRAIN), judged.rows])
+    few = images.select(rows)
+    alone = measure_uncertainty(embed, few, table.select(rows), ViewConfig(), levels=slice(0, 1))
+    assert replace(found, sample=None) == alone
+    assert Judged.among(images.split, TEST).sample is None
+    assert read_back(found) == found
+
+
+def test_the_search_grows_with_the_images_and_not_with_their_square() -> None:
+    """By a count of the images that are compared with all training images: 8 times harmed ones, and
+    two views each of these and of the training images.
+    """
+    embed = toy()
+
+    def embedded(tests: int) -> int:
+        images, asked = pictures(TRAIN + tests), []
+
+        def counting(some: ImageSet) -> Embeddings:
+            asked.append(len(some))
+            return embed(some)
+
+        table = embed(images)
+        measure_uncertainty(counting, images, table, ViewConfig(), levels=slice(0, 1), most=40)
+        return sum(asked)
+
+    assert embedded(40) == embedded(160) == 8 * 40 + 2 * 40 + 2 * TRAIN
+
+
+@pytest.mark.parametrize(("copies", "values"), [(7, 1), (7, 300), (16, 1 << 22)])
+def test_copies_in_blocks_are_those_of_all_images_together(
+    monkeypatch: pytest.MonkeyPatch, copies: int, values: int
+) -> None:
+    images, embed, rows = pictures(40), toy(), np.arange(3, 40, 2)
+    seeds, noise = image_seeds(rows, 0, CORRUPTED), CORRUPTIONS["noise"]
+    some = images.select(rows)
+    whole = embed(some.with_pixels(noise(some.images, seeds, 0.2)))
+    pairs = embed_view_pairs(embed, images, rows, ViewConfig(), 0, 1).table
+    sides = [one_view(some.images, image_seeds(rows, 0, 1), i, ViewConfig()) for i in (0, 1)]
+    both = some.select(np.tile(np.arange(len(rows)), 2)).with_pixels(to_uint8(torch.cat(sides)))
+    monkeypatch.setattr(scores, "COPIES_AT_ONCE", copies)
+    monkeypatch.setattr(scores, "VALUES_AT_ONCE", values)
+    parts = embed_changed(
+        embed, images, rows, lambda part, places: noise(part.images, seeds[places], 0.2)
+    )
+    for found, expected in (
+        (parts, whole),
+        (pairs, embed(both)),
+        (embed_view_pairs(embed, images, rows, ViewConfig(), 0, 1).table, pairs),
+    ):
+        assert torch.equal(found.features, expected.features)  # the pixels
+        assert found.radius is not None and expected.radius is not None
+        assert torch.allclose(found.radius, expected.radius)
+        assert torch.allclose(found.direction, expected.direction, atol=1e-6)
+        assert torch.equal(found.labels, expected.labels)
+        assert list(found.paths) == list(expected.paths)
+
+
+@pytest.mark.parametrize("name", ["noise", "views", "rotation"])
+def test_no_float_copy_of_all_pixels_is_made(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    n, seeds = 320, torch.arange(320)
+    images = checkers(n)
+    monkeypatch.setattr(scores, "COPIES_AT_ONCE", 80)
+    monkeypatch.setattr(scores, "VALUES_AT_ONCE", 10 * 400)
+
+    def embed(some: ImageSet) -> Embeddings:
+        corner = some.images[:, 0, 0, :2].float()
+        return embeddings(corner, some.labels, ["test"] * len(some), direction=corner)
+
+    changes = {
+        "noise": lambda part, at: CORRUPTIONS["noise"](part.images, seeds[at], 0.3),
+        "rotation": lambda part, at: rotation(part.images, seeds[at], 20.0),
+    }
+    rows = np.arange(n)
+    with counted() as memory:
+        if name == "views":
+            embed_view_pairs(embed, images, rows, ViewConfig(), 0, 1)
+        else:
+            embed_changed(embed, images, rows, changes[name])
+    # Two numbers of 8 bytes for each pixel of 10 of 320 images are half of all pixels
+    assert memory.largest < 0.8 * bytes_of(images.images)
 
 
 @pytest.mark.parametrize("n", [TRAIN, TRAIN + 1])

@@ -30,6 +30,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation import classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
     ONE_FOLD_FROM,
+    Gallery,
     calibration_loss,
     fit_linear,
     fit_temperature,
@@ -330,7 +331,7 @@ def test_familiar_is_the_share_of_test_images_that_are_no_nearer(
 def test_without_test_images_each_training_image_is_left_out_of_its_own_search() -> None:
     table = made_up(60, 4, 1.0, 0)
     table = Embeddings(**{**vars(table), "split": np.full(60, "train")})
-    found = prediction.familiarity(table)
+    found = prediction.familiarity(table, Gallery.of(table))
     wanted = sorted(
         round(brute(x, table.features, i)[0][0], 6) for i, x in enumerate(table.features)
     )
@@ -420,8 +421,8 @@ def test_without_the_pixels_of_the_training_images_their_features_tell(
     wanted = list(predict(run, files, **QUIET).rows())
     answering = prediction._Answering.of
 
-    def without_pixels(session: Any, fitted: Any, comparison: Any) -> Any:
-        return replace(answering(session, fitted, comparison), row_of=None)
+    def without_pixels(*about: Any) -> Any:
+        return replace(answering(*about), row_of=None)
 
     monkeypatch.setattr(prediction._Answering, "of", staticmethod(without_pixels))
     assert list(predict(run, files, **QUIET).rows()) == wanted

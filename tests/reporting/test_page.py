@@ -21,7 +21,7 @@ from fresh_modules import fresh_modules
 from PIL import Image
 
 from sureclr.data.sources import load_images
-from sureclr.evaluation.results import Comparison, Results
+from sureclr.evaluation.results import Comparison, Results, Sample
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.results import (
     FinetuningResult,
@@ -393,6 +393,16 @@ def test_the_information_of_an_image_is_shown_in_nats(files: RunFiles) -> None:
     without = replace(files.results["uncertainty"], information=None)
     text = Page(page_with(files, {"uncertainty": without}, images=None)).text
     assert "latent point" not in text
+
+
+def test_of_how_many_test_images_the_numbers_are_is_said_where_it_is_a_sample(
+    files: RunFiles,
+) -> None:
+    whole = {name: files.results[name] for name in ("uncertainty", "ood")}
+    sampled = {name: replace(result, sample=Sample(5000, 10_000)) for name, result in whole.items()}
+    text = Page(page_with(files, sampled, images=None)).text
+    assert text.count("5,000 of the 10,000 test images") == 2
+    assert "in a sample" not in Page(page_with(files, whole, images=None)).text
 
 
 def test_the_same_numbers_make_the_same_page(files: RunFiles) -> None:

@@ -107,7 +107,7 @@ def test_everything_that_makes_views_crops_them_from_whole_pictures(
     model = trainer.model.eval()
     Monitor.of(images, 0)._probe_views(model, CROPS)
     assert white()
-    pairs = embed_view_pairs(lambda made: embed(model, made), images, CROPS, 0, 1)
+    pairs = embed_view_pairs(lambda made: embed(model, made), images, np.arange(24), CROPS, 0, 1)
     assert white() and pairs.n == 24
     embed(model, images)
     assert not white()  # whole images are their centre squares

@@ -13,6 +13,7 @@ from sureclr.evaluation.results import (
     OodResult,
     PartnerResult,
     ProbeCalibration,
+    Sample,
     SelectivePrediction,
     UncertaintyResult,
 )
@@ -69,6 +70,7 @@ def extremes(run: RunFiles) -> Block:
 
 def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
     return [
+        *_sample(result.sample),
         *([] if result.information is None else [information(result.information)]),
         _compared_scores(result),
         *_corruptions(result),
@@ -81,6 +83,11 @@ def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
             for what, why in result.skipped.items()
         ),
     ]
+
+
+def _sample(sample: Sample | None) -> list[Block]:
+    """Say of how many test images the numbers are, where these are not all."""
+    return [] if sample is None else [Note(captions.SAMPLED.format(n=sample.n, of=sample.of))]
 
 
 def information(result: InformationSummary) -> Tiles:
@@ -280,7 +287,9 @@ def _ood(run: RunFiles, result: OodResult) -> list[Block]:
         chart = dots("Agreement of people", [people_row], Axis("Spearman's correlation"))
         charts.append((captions.PEOPLE_CHART, chart))
         caption = Caption(caption.title, caption.text + captions.PEOPLE)
-    blocks: list[Block] = [Figure("ood", caption, charts, _scores_legend(scores))] if charts else []
+    blocks = _sample(result.sample)
+    if charts:
+        blocks.append(Figure("ood", caption, charts, _scores_legend(scores)))
     notes = {name: kind.note for name, kind in known.items() if kind.note}
     skipped = {name: kind.skipped for name, kind in result.kinds.items() if kind.skipped}
     if notes:

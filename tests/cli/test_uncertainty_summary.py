@@ -1,0 +1,25 @@
+"""uncertainty and ood in words: of how many test images the numbers are, where not of all."""
+
+from sureclr.cli.evaluation_commands import summaries
+from sureclr.evaluation import results as r
+
+RANDOM = r.RandomStrengths(None, {}, {}, {})
+CROP = r.CorruptionResult("area", (), RANDOM)
+PARTNER = r.PartnerResult(2, 1.0, None, {})
+
+
+def words(sample: r.Sample | None) -> list[str]:
+    nothing = (None,) * 5
+    uncertainty = r.UncertaintyResult(
+        5000, 9, (), None, {"crop": CROP}, PARTNER, *nothing, {}, sample=sample
+    )
+    return summaries({"uncertainty": uncertainty, "ood": r.OodResult({}, None, sample)})
+
+
+def test_a_sample_is_named_with_its_size_and_that_of_the_whole() -> None:
+    for text in words(r.Sample(5000, 10_000)):
+        assert "5,000 of the 10,000 test images" in text
+
+
+def test_nothing_is_said_of_a_sample_where_all_images_are_judged() -> None:
+    assert all("sample" not in text for text in words(None))
