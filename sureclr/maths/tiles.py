@@ -22,6 +22,7 @@ device.
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import unwrap
 from typing import Any, Protocol
 
 import torch
@@ -90,7 +91,8 @@ def nt_xent(
     return loss
 
 
-sure = partial(losses.sure, nt_xent=nt_xent)  # L_sure costs O(n), so L_what alone needs tiles
+# L_sure costs O(n), so L_what alone needs tiles; `losses.sure` has checked the views
+sure = partial(losses.sure, nt_xent=unwrap(nt_xent))
 
 
 # The operator
