@@ -44,7 +44,7 @@ CACHE_BYTES = 2**24
 FLAT = 60.0  # nats: exp(+-60), times rows, times rows again, are normal float32 numbers
 BITS = 1 / math.log(2)  # in a nat
 
-Entries = Callable[[slice, slice, bool], Tensor]
+Entries = Callable[[slice, slice, Tensor], Tensor]
 
 
 @loss_of_views
@@ -113,17 +113,19 @@ def in_tiles(
     mu = directions.detach() if 1 / temperature <= FLAT else wide(directions.detach())
     a = None if sharpness is None else sharpness.to(mu)
     tile = min(tile, len(mu))
-    rows = normalisers(mu, temperature, a, tile)
-    entries = similarities(mu, BITS / temperature, rows, tile)
-    cache: list[Tensor] = []
-    limit = cache_bytes // (tile**2 * mu.element_size()) if gradient else 0
-    for i, j, entry in sweep(len(mu), entries, cache, tile, limit):
+    count = len(list(upper_tiles(len(mu), tile)))
+    kept = min(count, cache_bytes // (tile**2 * mu.element_size())) if gradient else 0
+    # One allocation: the kept tiles, the one in work, and one for `rows`
+    memory = mu.new_empty(kept + 2, tile**2)
+    rows = normalisers(mu, temperature, a, memory[-1])
+    entries = similarities(mu, BITS / temperature, rows)
+    for i, j, entry in sweep(len(mu), tile, entries, memory[:-1]):
         rows.add(entry, i, j)
     loss = mean_loss(mu, rows.logarithm(), temperature, a).to(directions.dtype)
     if not gradient:
         return loss, directions.new_empty(0)
     pull = partner(mu).mul_(-2 if a is None else -(a + partner(a))[:, None])
-    for i, j, entry in sweep(len(mu), entries, cache, tile):
+    for i, j, entry in sweep(len(mu), tile, entries, memory[:-1], kept):
         attract(pull, mu, rows.probabilities(entry, i, j), i, j)
     return loss, pull.div_(len(mu) * temperature).to(directions.dtype)
 
@@ -195,39 +197,33 @@ def upper_tiles(rows: int, tile: int) -> Iterator[tuple[slice, slice]]:
         yield from ((i, j) for j in blocks[k:])
 
 
-def similarities(mu: Tensor, scale: float, rows: "Rows", tile: int) -> Entries:
-    """Return a function of (I, J) that computes scale * mu_I mu_J^T in the form `rows` needs.
+def similarities(mu: Tensor, scale: float, rows: "Rows") -> Entries:
+    """Return a function of (I, J, out) that computes scale * mu_I mu_J^T as `rows` needs it."""
+    scaled = mu * scale
+    return lambda i, j, out: rows.entry(torch.mm(scaled[i], mu[j].T, out=out), i == j)
 
-    Its third argument says whether the tile is kept; those that are not share one tile's memory.
+
+def sweep(
+    rows: int, tile: int, entries: Entries, memory: Tensor, known: int = 0
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield each upper tile once, in its row of the memory or, beyond these, all in the last row.
+
+    Args:
+        rows: of the matrix.
+        tile: rows and columns of a tile.
+        entries: computes a tile.
+        memory: (tiles, tile^2).
+        known: number of rows of the memory that have their tile from an earlier sweep.
     """
-    scaled, room = mu * scale, mu.new_empty(tile * tile)
-
-    def entries(i: slice, j: slice, kept: bool) -> Tensor:
-        out = shaped(room.new_empty(len(room)) if kept else room, i, j)
-        return rows.entry(torch.mm(scaled[i], mu[j].T, out=out), i == j)
-
-    return entries
+    for index, (i, j) in enumerate(upper_tiles(rows, tile)):
+        out = shaped(memory[min(index, len(memory) - 1)], i, j)
+        yield i, j, out if index < known else entries(i, j, out)
 
 
 def shaped(room: Tensor, i: slice, j: slice) -> Tensor:
     """Return the start of a tile's memory as a matrix of the rows I and the columns J."""
     rows, columns = i.stop - i.start, j.stop - j.start
     return room[: rows * columns].view(rows, columns)
-
-
-def sweep(
-    rows: int, entries: Entries, cache: list[Tensor], tile: int, limit: int = 0
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield each upper tile once, from `cache` or computed again.
-
-    The first `limit` tiles are added to `cache`.
-    """
-    for index, (i, j) in enumerate(upper_tiles(rows, tile)):
-        known = index < len(cache)
-        entry = cache[index] if known else entries(i, j, index < limit)
-        if not known and index < limit:
-            cache.append(entry)
-        yield i, j, entry
 
 
 def attract(pull: Tensor, mu: Tensor, weights: Tensor, i: slice, j: slice) -> None:
@@ -256,26 +252,28 @@ class Rows(Protocol):
         """Return a_i p_ij + a_j p_ji of a tile; all rows must have been added."""
 
 
-def normalisers(mu: Tensor, temperature: float, sharpness: Tensor | None, tile: int) -> Rows:
+def normalisers(
+    mu: Tensor, temperature: float, sharpness: Tensor | None, room: Tensor
+) -> Rows:
     """Return empty normalisers of the cheapest kind that is exact.
 
     Whether plain sums are exact depends on the largest sharpness, which a CPU alone is asked for: a
     GPU would have to be waited for.
     """
     if 1 / temperature > FLAT:
-        return LogSums(mu, mu.new_ones(len(mu)) if sharpness is None else sharpness, tile)
+        return LogSums(mu, mu.new_ones(len(mu)) if sharpness is None else sharpness, room)
     if sharpness is None:
-        return Sums(mu, tile)
+        return Sums(mu, room)
     plain = mu.device.type == "cpu" and float(sharpness.max()) / temperature <= FLAT
-    return SharpSums(mu, sharpness, tile) if plain else LogSums(mu, sharpness, tile)
+    return SharpSums(mu, sharpness, room) if plain else LogSums(mu, sharpness, room)
 
 
 class Sums:
     """Plain sums of exponentials, for |l| <= FLAT and one temperature."""
 
-    def __init__(self, mu: Tensor, tile: int) -> None:
-        """Start from sums of 0 for the rows of mu, and reserve one tile's memory."""
-        self.total, self.room = mu.new_zeros(len(mu)), mu.new_empty(tile * tile)
+    def __init__(self, mu: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.room = mu.new_zeros(len(mu)), room
 
     def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
         """Return the exponentials, in place, and 0 for a view with itself."""
@@ -293,7 +291,7 @@ class Sums:
         return self.total.log2()
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
-        """Return p_ij + p_ji of a tile, in the reserved memory."""
+        """Return p_ij + p_ji of a tile, in the room."""
         out = shaped(self.room, i, j)
         return torch.add(1 / self.total[i, None], 1 / self.total[j], out=out).mul_(entry)
 
@@ -301,10 +299,9 @@ class Sums:
 class SharpSums:
     """Plain sums of exponentials, for |a_i l| <= FLAT at the temperatures tau / a_i."""
 
-    def __init__(self, mu: Tensor, sharpness: Tensor, tile: int) -> None:
-        """Start from sums of 0 for the rows of mu, and reserve one tile's memory."""
-        self.total, self.sharpness = mu.new_zeros(len(mu)), sharpness
-        self.room = mu.new_empty(tile * tile)
+    def __init__(self, mu: Tensor, sharpness: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.sharpness, self.room = mu.new_zeros(len(mu)), sharpness, room
 
     def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
         """Return the logits unchanged."""
@@ -336,10 +333,9 @@ class SharpSums:
 class LogSums:
     """Logarithms of sums, for any temperature, or for one a row, tau / sharpness (2n,)."""
 
-    def __init__(self, mu: Tensor, sharpness: Tensor, tile: int) -> None:
-        """Start from sums of 0 for the rows of mu, and reserve one tile's memory."""
-        self.total, self.sharpness = mu.new_full((len(mu),), -math.inf), sharpness
-        self.room = mu.new_empty(tile * tile)
+    def __init__(self, mu: Tensor, sharpness: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.sharpness, self.room = mu.new_full((len(mu),), -math.inf), sharpness, room
 
     def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
         """Return the logits unchanged."""

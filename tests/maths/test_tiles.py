@@ -330,7 +330,7 @@ def test_plain_sums_are_for_the_sharpness_that_they_can_take(largest: float, pla
     assert loss == pytest.approx(expected, rel=1e-5)
     pull = largest / len(x)  # of a single one
     assert (gradient - slope).norm(dim=1).max() < 1e-5 * pull
-    kind = type(tiles.normalisers(x, 0.2, a, 8))
+    kind = type(tiles.normalisers(x, 0.2, a, torch.empty(64)))
     assert kind is (tiles.SharpSums if plain else tiles.LogSums)
 
 
@@ -436,4 +436,4 @@ def test_no_matrix_is_ever_in_memory() -> None:
     run = fresh_process(STEP)
     assert run.returncode == 0, run.stderr
     nt_xent, sure = map(float, run.stdout.split())
-    assert 1 < nt_xent < 40 and sure < nt_xent + 5
+    assert 1 < nt_xent < 40 and sure < nt_xent + 3
