@@ -309,7 +309,8 @@ def sure(
         own = unchecked_sharpness(radii) if softening == "anchors" else None
         what = nt_xent(directions, temperature, own)
     pull = PULL / m if weight is None else weight
-    return what + pull * unchecked_certainty_loss(directions, radii, m, gaps, empirical_prior)
+    certainty: Tensor = unchecked_certainty_loss(directions, radii, m, gaps, empirical_prior)
+    return what + pull * certainty
 
 
 @full_precision
@@ -344,7 +345,7 @@ def relative(radii: Tensor) -> Tensor:
 def _over_mean(x: Tensor) -> Tensor:
     """x_i / mean_j x_j; all equal, so all ones, where the mean is 0."""
     mean = x.mean()
-    return torch.where(mean == 0, torch.ones_like(x), x / mean)
+    return torch.where(mean == 0, 1, x / mean)
 
 
 @loss_of_views

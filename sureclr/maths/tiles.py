@@ -252,9 +252,7 @@ class Rows(Protocol):
         """Return a_i p_ij + a_j p_ji of a tile; all rows must have been added."""
 
 
-def normalisers(
-    mu: Tensor, temperature: float, sharpness: Tensor | None, room: Tensor
-) -> Rows:
+def normalisers(mu: Tensor, temperature: float, sharpness: Tensor | None, room: Tensor) -> Rows:
     """Return empty normalisers of the cheapest kind that is exact.
 
     Whether plain sums are exact depends on the largest sharpness, which a CPU alone is asked for: a

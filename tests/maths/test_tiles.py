@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -289,21 +290,29 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
         gradient.square().sum().backward()
 
 
-def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() -> None:
-    x, radii = views(20), torch.rand(40).mul(0.9).requires_grad_()
+def test_the_operator_keeps_its_promises() -> None:
+    x = views(20)
     for wanted in (True, False):
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         arguments = (x, 0.2, wanted, None, TILE, 0)
         torch.library.opcheck(tiles.nt_xent_and_gradient, arguments, test_utils=checks)
 
-    def step(raw: Tensor, radii: Tensor) -> Tensor:
-        return tiles.sure(normalize(raw, dim=1), radii, 0.2)
+
+def test_a_compiled_loss_is_one_graph_and_runs_the_operator_once_a_step() -> None:
+    """The whole objective, with its running mean; witness: the eager loss."""
+    x, k = views(20), torch.randn(40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def step(raw: Tensor, k: Tensor) -> Tensor:
+        return objective("sure")(3 * raw, k)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    loss, gradients = with_gradient(compiled(2 * x, radii), x, radii)
-    expected, plain = with_gradient(step(2 * x, radii), x, radii)
+    loss, gradients = with_gradient(compiled(x, k), x, k)
+    expected, plain = with_gradient(step(x, k), x, k)
     assert loss == pytest.approx(expected, rel=1e-6)
     assert all(relative(a, b) < 1e-6 for a, b in zip(gradients, plain, strict=True))
+    with profile() as run:
+        compiled(x, k).backward()
+    assert [e.count for e in run.key_averages() if e.key == "sureclr::nt_xent"] == [1]
 
 
 @pytest.mark.parametrize(
