@@ -301,9 +301,10 @@ def test_the_operator_keeps_its_promises() -> None:
 def test_a_compiled_loss_is_one_graph_and_runs_the_operator_once_a_step() -> None:
     """The whole objective, with its running mean; witness: the eager loss."""
     x, k = views(20), torch.randn(40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sure = objective("sure")
 
     def step(raw: Tensor, k: Tensor) -> Tensor:
-        return objective("sure")(3 * raw, k)
+        return sure(3 * raw, k)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     loss, gradients = with_gradient(compiled(x, k), x, k)
