@@ -1,17 +1,20 @@
-"""Time and memory of NT-Xent in tiles, a tidy cross-entropy, the mask-select code, and lightly.
+"""Time and memory of SURE and NT-Xent in tiles, of the losses as people write them, and lightly's.
 
-    python -m benchmarks.loss [--peer-python PATH]
+    python -m benchmarks.loss [--peer-python PATH] [--before TREE] [--pairs 256 1024 4096]
 
-Forward and backward of n pairs with d coordinates, one thread. Every measurement is a process of
-its own: a cold step gives the loss and the gradient's norm (they must agree) and the extra memory
-(how far it raises the process's peak), a second step the process CPU seconds. The configurations
-take turns (A B C A B C), and medians are printed. The floor is that of two symmetric sweeps,
-4 N^2 d flops for N = 2n (tiles.py), at the speed of this machine's own matrix product.
+Forward and backward of n pairs with d coordinates, one thread. Each configuration has a process of
+its own. Its first step at each n gives the loss and the gradient's norm (rivals must agree) and the
+extra memory: how far the step raises the process's peak. Then all processes take turns (A B C A B
+C), and the medians of their process CPU seconds are printed. The floor is that of two symmetric
+sweeps, 4 N^2 d flops for N = 2n (tiles.py), at the speed of this machine's own matrix product; a
+small n needs 3 N^2 d.
 
 PATH is the Python of an environment that has lightly (never this package's own):
 
     python3 -m venv /tmp/peers
     /tmp/peers/bin/pip install -c constraints.txt lightly==1.6.0 torchvision==0.28.0
+
+TREE is a checkout of another commit, whose losses take part: `git worktree add TREE COMMIT`.
 """
 
 import argparse
@@ -21,9 +24,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,11 +76,12 @@ def nt_xent(x: Tensor) -> Tensor:
 
 
 def sure(x: Tensor) -> Tensor:
-    """Use SURE in tiles, with equal radii."""
+    """Use SURE in tiles with its defaults, and radii as far apart as they can be."""
     from sureclr.maths import tiles
 
-    radii = torch.full((len(x),), 0.5, requires_grad=True)
-    return tiles.sure(x, radii, TEMPERATURE, weight=1.0, dimension=20.0)
+    generator = torch.Generator().manual_seed(1)
+    radii = torch.rand(len(x), generator=generator).requires_grad_()
+    return tiles.sure(x, radii, TEMPERATURE)
 
 
 LOSSES: dict[str, Loss] = {
@@ -123,22 +128,27 @@ def step(loss: Loss, x: Tensor) -> tuple[float, float, float]:
     return value.item(), x.grad.norm().item(), seconds
 
 
-def measure(name: str, n: int, d: int) -> dict[str, float]:
-    """Return loss, norm of the gradient, extra MiB and CPU seconds, measured in this process."""
+def answer(name: str, d: int) -> None:
+    """Read numbers of pairs, one a line, and print for each what its steps cost, as JSON.
+
+    A number's first answer has loss, gradient and extra memory (so numbers must grow), the others
+    CPU seconds: the median of as many steps as make about 1,024 pairs.
+    """
     torch.set_num_threads(1)
-    x = inputs(n, d)
     step(LOSSES[name], inputs(16, d))  # imports, and what libraries set up once
-    before = peak()
-    value, norm, _ = step(LOSSES[name], x)
-    return {
-        "loss": value,
-        "gradient": norm,
-        "extra": peak() - before,
-        "seconds": step(LOSSES[name], x)[2],
-    }
+    seen: dict[int, Tensor] = {}
+    for line in sys.stdin:
+        n = int(line)
+        if n in seen:
+            steps = [step(LOSSES[name], seen[n])[2] for _ in range(max(1, 1024 // n))]
+            print(json.dumps({"seconds": median(steps)}), flush=True)
+            continue
+        seen[n], before = inputs(n, d), peak()
+        value, norm, _ = step(LOSSES[name], seen[n])
+        print(json.dumps(dict(loss=value, gradient=norm, extra=peak() - before)), flush=True)
 
 
-def product_speed(d: int, size: int = 512, times: int = 400) -> float:
+def product_speed(d: int, size: int = 256, times: int = 1600) -> float:
     """Return the flops per CPU second of (size, d) x (d, size), the tile's own product."""
     torch.set_num_threads(1)
     a, out = torch.randn(size, d), torch.empty(size, size)
@@ -152,97 +162,107 @@ def product_speed(d: int, size: int = 512, times: int = 400) -> float:
 # The race
 
 
-def fresh(name: str, n: int, d: int, python: str) -> dict[str, float]:
-    """Return what `measure` returns in a new process."""
-    command = [python, str(Path(__file__)), "--one", name, "-n", str(n), "-d", str(d)]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    result = json.loads(
-        subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
-        ).stdout
-    )
-    return {key: float(value) for key, value in result.items()}
+class Runner:
+    """A process that answers for one loss, of this tree or of another one."""
+
+    def __init__(self, name: str, d: int, python: str, tree: Path) -> None:
+        """Start the process."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tree)}
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__)), "--answer", name, "-d", str(d)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, n: int) -> dict[str, float]:
+        """Return what `answer` prints for n pairs."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(f"{n}\n")
+        self.process.stdin.flush()
+        result: dict[str, float] = json.loads(self.process.stdout.readline())
+        return result
 
 
-def race(
-    names: list[str], n: int, d: int, rounds: int, peer_python: str | None
-) -> dict[str, dict[str, float]]:
-    """Return the medians of each configuration, which take turns."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+def runners(options: Any) -> dict[str, Runner]:
+    """Start all configurations, by name."""
+    tree, d = Path(__file__).parents[1], options.d
+    started = {name: Runner(name, d, sys.executable, tree) for name in ("nt-xent", "sure", *RIVALS)}
+    if options.before:
+        for name in ("nt-xent", "sure"):
+            started[f"{name}, before"] = Runner(name, d, sys.executable, Path(options.before))
+    if options.peer_python:
+        started["lightly"] = Runner("lightly", d, options.peer_python, tree)
+    return started
+
+
+def race(started: dict[str, Runner], n: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the results of each configuration at n pairs; the times are medians of the rounds."""
+    results = {name: runner.ask(n) for name, runner in started.items()}
+    times: dict[str, list[float]] = {name: [] for name in started}
     for _ in range(rounds):
-        for name in names:
-            python = peer_python if name == "lightly" and peer_python else sys.executable
-            runs[name].append(fresh(name, n, d, python))
-    return {
-        name: {key: median(run[key] for run in own) for key in own[0]} for name, own in runs.items()
-    }
+        for name, runner in started.items():
+            times[name].append(runner.ask(n)["seconds"])
+    return {name: {**row, "seconds": median(times[name])} for name, row in results.items()}
 
 
 def must_agree(results: dict[str, dict[str, float]]) -> None:
-    """Stop unless all rivals have our loss and gradient, to 1e-5."""
-    ours = results["nt-xent"]
-    for name in results.keys() & {"lightly", *RIVALS}:
-        for key in ("loss", "gradient"):
-            if abs(results[name][key] / ours[key] - 1) > 1e-5:
+    """Stop unless all rivals have our loss and gradient, to 1e-5, and an older tree has, too."""
+    pairs = [(name, "nt-xent") for name in (*RIVALS, "lightly")]
+    pairs += [(f"{name}, before", name) for name in ("nt-xent", "sure")]
+    for name, own in pairs:
+        for key in ("loss", "gradient") if name in results else ():
+            if abs(results[name][key] / results[own][key] - 1) > 1e-5:
                 raise SystemExit(
-                    f"{name} does not agree in its {key}: {results[name][key]} for {ours[key]}"
+                    f"{name} does not agree in its {key}: {results[name][key]} for"
+                    f" {results[own][key]}"
                 )
 
 
-def report(results: dict[str, dict[str, float]], n: int, d: int) -> None:
+def report(results: dict[str, dict[str, float]], n: int, d: int, rounds: int) -> None:
     """Print a table of the results."""
     ours, floor = results["nt-xent"], 4 * (2 * n) ** 2 * d / product_speed(d)
+    sure_ratio = results["sure"]["seconds"] / ours["seconds"]
     print(
-        f"n = {n} pairs, d = {d}, forward and backward; floor {floor:.3f} CPU s, ours"
+        f"n = {n} pairs, d = {d}, forward and backward, {rounds} rounds: SURE / NT-Xent"
+        f" {sure_ratio:.2f}; floor {1000 * floor:.2f} CPU ms, NT-Xent"
         f" {ours['seconds'] / floor:.2f}x"
     )
     print(
-        f"  {'':12s} {'CPU s':>8s} {'x ours':>7s} {'MiB extra':>10s} {'x ours':>7s}"
-        f" {'loss, nats':>12s} {'|gradient|':>11s}"
+        f"  {'':15s} {'CPU ms':>8s} {'/ NT-Xent':>9s} {'MiB extra':>10s} {'loss, nats':>11s}"
+        f" {'|gradient|':>11s}"
     )
     for name, row in results.items():
-        time_ratio, memory_ratio = row["seconds"] / ours["seconds"], row["extra"] / ours["extra"]
         print(
-            f"  {name:12s} {row['seconds']:8.3f} {time_ratio:7.2f} {row['extra']:10.0f}"
-            f" {memory_ratio:7.1f} {row['loss']:12.6f} {row['gradient']:11.4e}",
+            f"  {name:15s} {1000 * row['seconds']:8.2f} {row['seconds'] / ours['seconds']:9.2f}"
+            f" {row['extra']:10.1f} {row['loss']:11.6f} {row['gradient']:11.4e}",
             flush=True,
         )
 
 
-def main() -> None:
-    """Run the race, or with --one a single measurement."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the race, or with --answer one of its processes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--peer-python",
-        help="a Python that has lightly; without it, lightly takes part if it is importable here",
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--one", choices=LOSSES, help=argparse.SUPPRESS)
-    parser.add_argument("-n", type=int, default=4096, help="pairs")
+    parser.add_argument("--peer-python", help="a Python that has lightly, which then takes part")
+    parser.add_argument("--before", help="a checkout of another commit, which then takes part")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--answer", choices=LOSSES, help=argparse.SUPPRESS)
     parser.add_argument("-d", type=int, default=128, help="coordinates")
-    options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one, options.n, options.d)))
-        return
-    from importlib.util import find_spec
-
-    peers = ["lightly"] if options.peer_python or find_spec("lightly") else []
-    results = race(
-        ["nt-xent", "sure", *RIVALS, *peers],
-        options.n,
-        options.d,
-        options.rounds,
-        options.peer_python,
-    )
-    must_agree(results)
-    report(results, options.n, options.d)
-    report(race(["nt-xent"], 4 * options.n, options.d, 1, None), 4 * options.n, options.d)
+    options = parser.parse_args(arguments)
+    if options.answer:
+        return answer(options.answer, options.d)
+    started = runners(options)
+    for n in sorted(set(options.pairs)):
+        results = race(started, n, options.rounds)
+        must_agree(results)
+        report(results, n, options.d, options.rounds)
+    for runner in started.values():
+        runner.process.communicate()
+    return None
 
 
 if __name__ == "__main__":

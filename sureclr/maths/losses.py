@@ -10,10 +10,10 @@ The defaults of SURE and NT-Xent stand here and nowhere else: the loss modules (
 the tiled losses (tiles.py) refer to these names.
 """
 
-import inspect
 import math
 from collections.abc import Callable
 from functools import wraps
+from inspect import signature, unwrap
 from itertools import combinations
 from typing import Any, Literal, ParamSpec, get_args
 
@@ -86,7 +86,7 @@ def loss_of_views(loss: Callable[Inputs, Tensor]) -> Callable[Inputs, Tensor]:
 
     Its first argument is `directions`; arguments of one number a view are known by their names.
     """
-    arguments = tuple(inspect.signature(loss).parameters.items())
+    arguments = tuple(signature(loss).parameters.items())
     of_views = {"radii", "gaps", *RULES} - {"directions"}
     in_full_precision = full_precision(loss)
 
@@ -306,11 +306,11 @@ def sure(
     if softening == "means":
         what = nt_xent(posterior_means(directions, radii), temperature / SUREST**2)
     else:
-        what = nt_xent(
-            directions, temperature, sharpness(radii) if softening == "anchors" else None
-        )
+        own = unchecked_sharpness(radii) if softening == "anchors" else None
+        what = nt_xent(directions, temperature, own)
     pull = PULL / m if weight is None else weight
-    return what + pull * certainty_loss(directions, radii, m, gaps, empirical_prior)
+    certainty: Tensor = unchecked_certainty_loss(directions, radii, m, gaps, empirical_prior)
+    return what + pull * certainty
 
 
 @full_precision
@@ -345,7 +345,7 @@ def relative(radii: Tensor) -> Tensor:
 def _over_mean(x: Tensor) -> Tensor:
     """x_i / mean_j x_j; all equal, so all ones, where the mean is 0."""
     mean = x.mean()
-    return torch.where(mean == 0, torch.ones_like(x), x / mean)
+    return torch.where(mean == 0, 1, x / mean)
 
 
 @loss_of_views
@@ -365,12 +365,19 @@ def certainty_loss(
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    likelihood = radius_likelihood(directions, radii, dimension, gaps)
+    likelihood: Tensor = unchecked_likelihood(directions, radii, dimension, gaps)
     if empirical_prior:
         likelihood = likelihood + empirical_prior * log_base_rate(
             directions, radii, dimension, gaps
         )
     return likelihood
+
+
+# For losses that have checked and raised the same views: at n = 256, to do that again takes as long
+# as the likelihood
+unchecked_certainty_loss = unwrap(certainty_loss)
+unchecked_likelihood = unwrap(radius_likelihood)
+unchecked_sharpness = unwrap(sharpness)
 
 
 # The dimension that directions use

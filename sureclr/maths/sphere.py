@@ -291,10 +291,21 @@ def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None
 
 
 def _refined(by_product: Tensor, near: Tensor, mu: Tensor, other: Tensor) -> Tensor:
-    """1 - c (n, m), the marked pairs from the difference, 65,536 pairs at a time."""
+    """1 - c (n, m), the marked pairs from the difference, 65,536 pairs at a time.
+
+    To list the marked pairs a GPU would have to be waited for, so there all pairs are measured.
+    """
+    if mu.device.type != "cpu":
+        return torch.where(near, cosine_gaps(mu, other), by_product)
     pairs = near.nonzero().split(65536)
     exact = torch.cat([cosine_gap(mu[i], other[j]) for i, j in (p.unbind(-1) for p in pairs)])
     return by_product.index_put((near,), exact)
+
+
+def cosine_gaps(mu: Tensor, other: Tensor) -> Tensor:
+    """Return `cosine_gap` of all pairs of rows, (n, m), without an (n, m, d) array."""
+    distance = torch.cdist(mu, other, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance.square() / 2
 
 
 # Information (theory 6)

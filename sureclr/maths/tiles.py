@@ -13,15 +13,16 @@ N^2 d flops a sweep and the gradient 2 N^2 d: 4 N^2 d in all, 3 N^2 d where the 
 are cached (`CACHE_BYTES`). Whole rows in one sweep, or a matrix with autograd, would be 6 N^2 d.
 
 Everything is in bits (on a CPU exp2 costs a third of exp), and in nats at the end. Where
-1/tau <= `FLAT`, exp(l) of unit vectors neither overflows nor underflows, and the sums need no
+a_i / tau <= `FLAT`, exp(l) of unit vectors neither overflows nor underflows, and the sums need no
 maximum. At lower temperatures float32 cosines are too coarse (an error of 6e-8 / tau), so float64
 and log-sum-exp tile by tile take over. The operator is opaque to torch.compile and runs on any
 device.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from inspect import unwrap
 from typing import Any, Protocol
 
 import torch
@@ -33,15 +34,17 @@ from sureclr.maths.inputs import checked_temperature
 from sureclr.maths.losses import TEMPERATURE, loss_of_views
 from sureclr.maths.sphere import wide
 
-# Rows and columns: 1 MiB in float32 stays in the second-level cache (100 GF/s a core, and 88 at
-# 1024; EPYC, AVX-512)
-TILE = 512
+# Rows and columns of a tile, by the type of the device. On a CPU 1 MiB in float32 stays in the
+# caches (100 GF/s a core, and 88 at 1024; EPYC, AVX-512). On a GPU every operator is a launch, and
+# 256 MiB keep it busy (not measured: none was available).
+TILES: Mapping[str, int] = {"cpu": 256}
+TILE_OF_GPU = 8192
 # Memory for tiles of the first sweep that the second uses again: all tiles up to about n = 1024
 CACHE_BYTES = 2**24
 FLAT = 60.0  # nats: exp(+-60), times rows, times rows again, are normal float32 numbers
 BITS = 1 / math.log(2)  # in a nat
 
-Entries = Callable[[slice, slice], Tensor]
+Entries = Callable[[slice, slice, Tensor], Tensor]
 
 
 @loss_of_views
@@ -49,7 +52,7 @@ def nt_xent(
     directions: Tensor,
     temperature: float = TEMPERATURE,
     sharpness: Tensor | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
     cache_bytes: int = CACHE_BYTES,
 ) -> Tensor:
     """Return `losses.nt_xent` in tiles: the same number and gradient, with memory linear in n.
@@ -62,7 +65,8 @@ def nt_xent(
         temperature: tau, above 0.
         sharpness: (2n,), from 0 on: view i has the temperature tau / sharpness_i. Not given: 1. No
             gradient reaches it.
-        tile: rows and columns of a tile. It changes speed and memory, not the result.
+        tile: rows and columns of a tile. It changes speed and memory, not the result. Default: that
+            of the device, `TILES`.
         cache_bytes: memory for tiles of the first sweep that the second uses again. It changes
             speed and memory.
 
@@ -79,14 +83,16 @@ def nt_xent(
         )
     needed = torch.is_grad_enabled() and directions.requires_grad
     own = None if sharpness is None else sharpness.detach()
+    size = tile or TILES.get(directions.device.type, TILE_OF_GPU)
     result = nt_xent_and_gradient(
-        directions, checked_temperature(temperature), needed, own, tile, cache_bytes
+        directions, checked_temperature(temperature), needed, own, size, cache_bytes
     )
     loss: Tensor = result[0]
     return loss
 
 
-sure = partial(losses.sure, nt_xent=nt_xent)  # L_sure costs O(n), so L_what alone needs tiles
+# L_sure costs O(n), so L_what alone needs tiles; `losses.sure` has checked the views
+sure = partial(losses.sure, nt_xent=unwrap(nt_xent))
 
 
 # The operator
@@ -96,28 +102,30 @@ def in_tiles(
     directions: Tensor,
     temperature: float,
     gradient: bool,
-    sharpness: Tensor | None = None,
-    tile: int = TILE,
-    cache_bytes: int = CACHE_BYTES,
+    sharpness: Tensor | None,
+    tile: int,
+    cache_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     """Return NT-Xent in nats and its gradient with respect to the directions, (2n, d).
 
     The second is an empty tensor if `gradient` is False. Other arguments as for `nt_xent`.
     """
-    flat = 1 / temperature <= FLAT
-    mu = directions.detach() if flat else wide(directions.detach())
-    a = mu.new_ones(len(mu)) if sharpness is None else sharpness.to(mu)
-    rows: Rows = Sums(mu, tile) if flat and sharpness is None else LogSums(mu, a)
-    entries = similarities(mu, BITS / temperature, rows, tile)
-    cache: list[Tensor] = []
-    limit = cache_bytes // (tile**2 * mu.element_size()) if gradient else 0
-    for i, j, entry in sweep(len(mu), entries, cache, tile, limit):
+    mu = directions.detach() if 1 / temperature <= FLAT else wide(directions.detach())
+    a = None if sharpness is None else sharpness.to(mu)
+    tile = min(tile, len(mu))
+    count = len(list(upper_tiles(len(mu), tile)))
+    kept = min(count, cache_bytes // (tile**2 * mu.element_size())) if gradient else 0
+    # One allocation: the kept tiles, the one in work, and one for `rows`
+    memory = mu.new_empty(kept + 2, tile**2)
+    rows = normalisers(mu, temperature, a, memory[-1])
+    entries = similarities(mu, BITS / temperature, rows)
+    for i, j, entry in sweep(len(mu), tile, entries, memory[:-1]):
         rows.add(entry, i, j)
     loss = mean_loss(mu, rows.logarithm(), temperature, a).to(directions.dtype)
     if not gradient:
         return loss, directions.new_empty(0)
-    pull = partner(mu).mul_(-(a + partner(a))[:, None])
-    for i, j, entry in sweep(len(mu), entries, cache, tile):
+    pull = partner(mu).mul_(-2 if a is None else -(a + partner(a))[:, None])
+    for i, j, entry in sweep(len(mu), tile, entries, memory[:-1], kept):
         attract(pull, mu, rows.probabilities(entry, i, j), i, j)
     return loss, pull.div_(len(mu) * temperature).to(directions.dtype)
 
@@ -130,9 +138,9 @@ def _(
     directions: Tensor,
     temperature: float,
     gradient: bool,
-    sharpness: Tensor | None = None,
-    tile: int = TILE,
-    cache_bytes: int = CACHE_BYTES,
+    sharpness: Tensor | None,
+    tile: int,
+    cache_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     return directions.new_empty(()), (
         torch.empty_like(directions) if gradient else directions.new_empty(0)
@@ -165,52 +173,57 @@ def partner(mu: Tensor) -> Tensor:
     return mu.roll(len(mu) // 2, 0)
 
 
-def mean_loss(mu: Tensor, logarithm: Tensor, temperature: float, sharpness: Tensor) -> Tensor:
+def mean_loss(
+    mu: Tensor, logarithm: Tensor, temperature: float, sharpness: Tensor | None
+) -> Tensor:
     """Return mean_i ( log sum_{j != i} exp(l_ij) - l_ip(i) ) in nats.
 
     Args:
         mu: (2n, d), unit vectors.
         logarithm: (2n,), log2 sum_{j != i} 2^(l_ij in bits).
         temperature: tau.
-        sharpness: (2n,).
+        sharpness: (2n,); None is 1.
     """
-    return logarithm.mean() / BITS - (sharpness * (mu * partner(mu)).sum(1)).mean() / temperature
+    first, second = mu.chunk(2)
+    cosine = (first * second).sum(1).repeat(2)
+    logits = cosine if sharpness is None else cosine.mul_(sharpness)
+    return logarithm.mean() / BITS - logits.mean() / temperature
 
 
-def upper_tiles(rows: int, tile: int = TILE) -> Iterator[tuple[slice, slice]]:
+def upper_tiles(rows: int, tile: int) -> Iterator[tuple[slice, slice]]:
     """Yield the tiles on and above the diagonal of a (rows, rows) matrix."""
     blocks = [slice(start, min(start + tile, rows)) for start in range(0, rows, tile)]
     for k, i in enumerate(blocks):
         yield from ((i, j) for j in blocks[k:])
 
 
-def similarities(mu: Tensor, scale: float, rows: "Rows", tile: int) -> Entries:
-    """Return a function of (I, J) that computes scale * mu_I mu_J^T in the form `rows` needs.
-
-    Entries with i = j are -inf. The function reuses one tile's memory.
-    """
-    scaled, room = mu * scale, mu.new_empty(tile * tile)
-
-    def entries(i: slice, j: slice) -> Tensor:
-        shape = (i.stop - i.start, j.stop - j.start)
-        product = torch.mm(scaled[i], mu[j].T, out=room[: math.prod(shape)].view(shape))
-        return rows.entry(product.fill_diagonal_(-math.inf) if i == j else product)
-
-    return entries
+def similarities(mu: Tensor, scale: float, rows: "Rows") -> Entries:
+    """Return a function of (I, J, out) that computes scale * mu_I mu_J^T as `rows` needs it."""
+    scaled = mu * scale
+    return lambda i, j, out: rows.entry(torch.mm(scaled[i], mu[j].T, out=out), i == j)
 
 
 def sweep(
-    rows: int, entries: Entries, cache: list[Tensor], tile: int, limit: int = 0
+    rows: int, tile: int, entries: Entries, memory: Tensor, known: int = 0
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield each upper tile once, from `cache` or computed again.
+    """Yield each upper tile once, in its row of the memory or, beyond these, all in the last row.
 
-    The first `limit` tiles are added to `cache`.
+    Args:
+        rows: of the matrix.
+        tile: rows and columns of a tile.
+        entries: computes a tile.
+        memory: (tiles, tile^2).
+        known: number of rows of the memory that have their tile from an earlier sweep.
     """
     for index, (i, j) in enumerate(upper_tiles(rows, tile)):
-        entry = cache[index] if index < len(cache) else entries(i, j)
-        if len(cache) <= index < limit:
-            cache.append(entry.clone())
-        yield i, j, entry
+        out = shaped(memory[min(index, len(memory) - 1)], i, j)
+        yield i, j, out if index < known else entries(i, j, out)
+
+
+def shaped(room: Tensor, i: slice, j: slice) -> Tensor:
+    """Return the start of a tile's memory as a matrix of the rows I and the columns J."""
+    rows, columns = i.stop - i.start, j.stop - j.start
+    return room[: rows * columns].view(rows, columns)
 
 
 def attract(pull: Tensor, mu: Tensor, weights: Tensor, i: slice, j: slice) -> None:
@@ -226,8 +239,8 @@ def attract(pull: Tensor, mu: Tensor, weights: Tensor, i: slice, j: slice) -> No
 class Rows(Protocol):
     """The normalisers of all rows, collected tile by tile, and the probabilities that follow."""
 
-    def entry(self, logits: Tensor) -> Tensor:
-        """Return what `add` and `probabilities` need of a tile's logits (bits)."""
+    def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
+        """Return what `add` and `probabilities` need of a tile's logits (bits), in place."""
 
     def add(self, entry: Tensor, i: slice, j: slice) -> None:
         """Add a tile to its rows and, off the diagonal, to its columns."""
@@ -239,16 +252,31 @@ class Rows(Protocol):
         """Return a_i p_ij + a_j p_ji of a tile; all rows must have been added."""
 
 
+def normalisers(mu: Tensor, temperature: float, sharpness: Tensor | None, room: Tensor) -> Rows:
+    """Return empty normalisers of the cheapest kind that is exact.
+
+    Whether plain sums are exact depends on the largest sharpness, which a CPU alone is asked for: a
+    GPU would have to be waited for.
+    """
+    if 1 / temperature > FLAT:
+        return LogSums(mu, mu.new_ones(len(mu)) if sharpness is None else sharpness, room)
+    if sharpness is None:
+        return Sums(mu, room)
+    plain = mu.device.type == "cpu" and float(sharpness.max()) / temperature <= FLAT
+    return SharpSums(mu, sharpness, room) if plain else LogSums(mu, sharpness, room)
+
+
 class Sums:
     """Plain sums of exponentials, for |l| <= FLAT and one temperature."""
 
-    def __init__(self, mu: Tensor, tile: int) -> None:
-        """Start from sums of 0 for the rows of mu, and reserve one tile's memory."""
-        self.total, self.room = mu.new_zeros(len(mu)), mu.new_empty(tile * tile)
+    def __init__(self, mu: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.room = mu.new_zeros(len(mu)), room
 
-    def entry(self, logits: Tensor) -> Tensor:
-        """Return the exponentials, in place."""
-        return logits.exp2_()
+    def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
+        """Return the exponentials, in place, and 0 for a view with itself."""
+        logits.exp2_()
+        return logits.fill_diagonal_(0) if diagonal else logits
 
     def add(self, entry: Tensor, i: slice, j: slice) -> None:
         """Add a tile to its rows and, off the diagonal, to its columns."""
@@ -261,49 +289,84 @@ class Sums:
         return self.total.log2()
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
-        """Return p_ij + p_ji of a tile, in the reserved memory."""
-        out = self.room[: entry.numel()].view(entry.shape)
+        """Return p_ij + p_ji of a tile, in the room."""
+        out = shaped(self.room, i, j)
         return torch.add(1 / self.total[i, None], 1 / self.total[j], out=out).mul_(entry)
 
 
-class LogSums:
-    """Logarithms of sums, for any temperature, or for one a row, tau / sharpness (2n,)."""
+class SharpSums:
+    """Plain sums of exponentials, for |a_i l| <= FLAT at the temperatures tau / a_i."""
 
-    def __init__(self, mu: Tensor, sharpness: Tensor) -> None:
-        """Start from sums of 0 for the rows of mu."""
-        self.total, self.sharpness = mu.new_full((len(mu),), -math.inf), sharpness
+    def __init__(self, mu: Tensor, sharpness: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.sharpness, self.room = mu.new_zeros(len(mu)), sharpness, room
 
-    def entry(self, logits: Tensor) -> Tensor:
+    def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
         """Return the logits unchanged."""
         return logits
 
     def add(self, entry: Tensor, i: slice, j: slice) -> None:
         """Add a tile to its rows and, off the diagonal, to its columns."""
-        by_row, by_column = self._scaled(entry, i, j)
-        self.total[i] = torch.logaddexp2(self.total[i], log_sum_exp2(by_row, 1))
+        out = shaped(self.room, i, j)
+        by_row = torch.mul(entry, self.sharpness[i, None], out=out).exp2_()
+        if i == j:
+            by_row.fill_diagonal_(0)
+        self.total[i] += by_row.sum(1)
         if i != j:
-            self.total[j] = torch.logaddexp2(self.total[j], log_sum_exp2(by_column, 0))
+            self.total[j] += torch.mul(entry, self.sharpness[j], out=out).exp2_().sum(0)
+
+    def logarithm(self) -> Tensor:
+        """Return log2 sum_{j != i} 2^(a_i l_ij), (2n,)."""
+        return self.total.log2()
+
+    def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
+        """Return a_i p_ij + a_j p_ji of a tile, in the memory of the tile."""
+        share = self.sharpness / self.total
+        by_column = torch.mul(entry, self.sharpness[j], out=shaped(self.room, i, j)).exp2_()
+        by_row = entry.mul_(self.sharpness[i, None]).exp2_().mul_(share[i, None])
+        weights = by_row.addcmul_(by_column, share[j])
+        return weights.fill_diagonal_(0) if i == j else weights
+
+
+class LogSums:
+    """Logarithms of sums, for any temperature, or for one a row, tau / sharpness (2n,)."""
+
+    def __init__(self, mu: Tensor, sharpness: Tensor, room: Tensor) -> None:
+        """Start from sums of 0 for the rows of mu; the room is a tile's memory."""
+        self.total, self.sharpness, self.room = mu.new_full((len(mu),), -math.inf), sharpness, room
+
+    def entry(self, logits: Tensor, diagonal: bool) -> Tensor:
+        """Return the logits unchanged."""
+        return logits
+
+    def add(self, entry: Tensor, i: slice, j: slice) -> None:
+        """Add a tile to its rows and, off the diagonal, to its columns."""
+        out = shaped(self.room, i, j)
+        by_row = torch.mul(entry, self.sharpness[i, None], out=out)
+        if i == j:
+            by_row.fill_diagonal_(-math.inf)
+        self.total[i] = torch.logaddexp2(self.total[i], log_sum_exp2_(by_row, 1))
+        if i != j:
+            by_column = torch.mul(entry, self.sharpness[j], out=out)
+            self.total[j] = torch.logaddexp2(self.total[j], log_sum_exp2_(by_column, 0))
 
     def logarithm(self) -> Tensor:
         """Return log2 sum_{j != i} 2^(a_i l_ij), (2n,)."""
         return self.total
 
     def probabilities(self, entry: Tensor, i: slice, j: slice) -> Tensor:
-        """Return a_i p_ij + a_j p_ji of a tile."""
-        by_row, by_column = self._scaled(entry, i, j)
-        of_row = (by_row - self.total[i, None]).exp2_().mul_(self.sharpness[i, None])
-        return of_row.add_((by_column - self.total[j]).exp2_().mul_(self.sharpness[j]))
-
-    def _scaled(self, entry: Tensor, i: slice, j: slice) -> tuple[Tensor, Tensor]:
-        """a_i l_ij and a_j l_ij of a tile, with -inf where i = j, also at sharpness 0."""
-        by_row, by_column = entry * self.sharpness[i, None], entry * self.sharpness[j]
-        if i == j:  # 0 * -inf is NaN
-            by_row.fill_diagonal_(-math.inf)
-            by_column.fill_diagonal_(-math.inf)
-        return by_row, by_column
+        """Return a_i p_ij + a_j p_ji of a tile, in the memory of the tile."""
+        a, total = self.sharpness, self.total
+        by_column = torch.mul(entry, a[j], out=shaped(self.room, i, j)).sub_(total[j]).exp2_()
+        by_row = entry.mul_(a[i, None]).sub_(total[i, None]).exp2_().mul_(a[i, None])
+        weights = by_row.addcmul_(by_column, a[j])
+        return weights.fill_diagonal_(0) if i == j else weights
 
 
-def log_sum_exp2(x: Tensor, dim: int) -> Tensor:
-    """Return log2 sum 2^x over a dimension; -inf for a sum of nothing (a tile of one row)."""
+def log_sum_exp2_(x: Tensor, dim: int) -> Tensor:
+    """Return log2 sum 2^x over a dimension; -inf for a sum of nothing (a tile of one row).
+
+    x is overwritten.
+    """
     largest = x.amax(dim, keepdim=True).clamp(min=torch.finfo(x.dtype).min)
-    return (x - largest).exp2_().sum(dim).log2_() + largest.squeeze(dim)
+    return x.sub_(largest).exp2_().sum(dim).log2_() + largest.squeeze(dim)

@@ -16,6 +16,7 @@ from sureclr.maths.sphere import (
     Posterior,
     at_least_float32,
     cosine_gap,
+    cosine_gaps,
     evidence,
     evidence_matrix,
     kernel_dimension_of,
@@ -317,6 +318,20 @@ def test_close_pairs_are_measured_from_the_difference():
     rows = Posterior(a.direction[:, None], a.radius[:, None], a.gap[:, None])
     torch.testing.assert_close(evidence_matrix(a, a), evidence(rows, a), rtol=1e-12, atol=1e-9)
     assert (evidence_matrix(a, a) - evidence_matrix(a, a).T).abs().max() < 1e-9
+
+
+def test_all_pairs_from_their_differences_as_on_a_gpu() -> None:
+    """Witness: `cosine_gap` of each pair, also of equal rows, in value and gradient."""
+    g = torch.Generator().manual_seed(0)
+    mu = unit_rows(torch.randn(5, 7, generator=g)).requires_grad_()
+    other = torch.cat((mu.detach()[:2], -mu.detach()[:1], mu.detach() + 1e-5)).requires_grad_()
+    weights = torch.randn(5, 8, generator=g)
+    results = []
+    for gaps in (cosine_gaps(mu, other), cosine_gap(mu[:, None], other)):
+        results.append((gaps, *torch.autograd.grad((weights * gaps).sum(), (mu, other))))
+    (ours, *slopes), (expected, *expected_slopes) = results
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(slopes, expected_slopes, rtol=1e-5, atol=1e-6)
 
 
 def test_evidence_matrix_ignores_autocast():

@@ -2,23 +2,25 @@
 get wrong.
 """
 
-import importlib
 import math
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sureclr.errors import UserError
 from sureclr.maths import losses, tiles
+from sureclr.maths.objectives import OBJECTIVES, objective
 
 TEMPERATURES = (1e-3, 3e-3, 0.016, 0.017, 0.05, 0.2, 1.0, 30.0, 1e3)  # both sides of 1 / FLAT
 
@@ -208,7 +210,8 @@ def test_directions_that_are_not_numbers_are_not_hidden() -> None:
     for given in (None, a):
         with pytest.raises(UserError, match="directions must be rows of length 1"):
             tiles.nt_xent(x, 0.2, given)
-        assert tiles.in_tiles(x, 0.2, False, given)[0].isnan()  # as on a GPU, which is not asked
+        loss, _ = tiles.in_tiles(x, 0.2, False, given, TILE, 0)  # as on a GPU, which is not asked
+        assert loss.isnan()
 
 
 @pytest.mark.parametrize("softening", ["off", "anchors", "means"])
@@ -247,15 +250,16 @@ def test_the_gradient_scales_with_what_follows_and_half_precision_is_raised() ->
 
 
 class Recorder(TorchDispatchMode):
-    """Records whether the operator was called for a gradient."""
+    """Records whether the operator was called for a gradient, and with which tile."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.wanted: list[bool] = []
+        self.wanted, self.tiles = list[bool](), list[int]()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         if "sureclr::nt_xent" in function.name():
             self.wanted.append(args[2])
+            self.tiles.append(args[4])
         return function(*args, **(kwargs or {}))
 
 
@@ -286,21 +290,30 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
         gradient.square().sum().backward()
 
 
-def test_the_operator_keeps_its_promises_and_compiles_without_a_graph_break() -> None:
-    x, radii = views(20), torch.rand(40).mul(0.9).requires_grad_()
+def test_the_operator_keeps_its_promises() -> None:
+    x = views(20)
     for wanted in (True, False):
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         arguments = (x, 0.2, wanted, None, TILE, 0)
         torch.library.opcheck(tiles.nt_xent_and_gradient, arguments, test_utils=checks)
 
-    def step(raw: Tensor, radii: Tensor) -> Tensor:
-        return tiles.sure(normalize(raw, dim=1), radii, 0.2)
+
+def test_a_compiled_loss_is_one_graph_and_runs_the_operator_once_a_step() -> None:
+    """The whole objective, with its running mean; witness: the eager loss."""
+    x, k = views(20), torch.randn(40, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sure = objective("sure")
+
+    def step(raw: Tensor, k: Tensor) -> Tensor:
+        return sure(3 * raw, k)
 
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
-    loss, gradients = with_gradient(compiled(2 * x, radii), x, radii)
-    expected, plain = with_gradient(step(2 * x, radii), x, radii)
+    loss, gradients = with_gradient(compiled(x, k), x, k)
+    expected, plain = with_gradient(step(x, k), x, k)
     assert loss == pytest.approx(expected, rel=1e-6)
     assert all(relative(a, b) < 1e-6 for a, b in zip(gradients, plain, strict=True))
+    with profile() as run:
+        compiled(x, k).backward()
+    assert [e.count for e in run.key_averages() if e.key == "sureclr::nt_xent"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -311,12 +324,90 @@ def test_bad_input_is_refused(rows: int, temperature: float) -> None:
         tiles.nt_xent(torch.eye(8)[:rows], temperature)
 
 
-def fresh_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+# Plain sums where they are exact
+
+
+@pytest.mark.parametrize(("largest", "plain"), [(59.9, True), (60.1, False), (1e3, False)])
+def test_plain_sums_are_for_the_sharpness_that_they_can_take(largest: float, plain: bool) -> None:
+    """Opposite views at the largest sharpness have the logits -largest and largest, in nats."""
+    one = normalize(torch.ones(1, 8), dim=1)
+    x = torch.cat([views(8, 8).detach(), one, -one, -one, one]).roll(8, 0).requires_grad_()
+    a = torch.rand(20, generator=torch.Generator().manual_seed(0)) * 2
+    a[::3] = largest * 0.2
+    exact = x.detach().double().requires_grad_()
+    expected, (slope,) = with_gradient(losses.nt_xent(exact, 0.2, a.double()), exact)
+    loss, (gradient,) = with_gradient(in_tiles(x, 0.2, a, 8), x)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    pull = largest / len(x)  # of a single one
+    assert (gradient - slope).norm(dim=1).max() < 1e-5 * pull
+    kind = type(tiles.normalisers(x, 0.2, a, torch.empty(64)))
+    assert kind is (tiles.SharpSums if plain else tiles.LogSums)
+
+
+# Memory, and waiting for a GPU
+
+
+class Waits(TorchDispatchMode):
+    """Counts operators, and records those that need a value or a number of values on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.waits = 0, list[str]()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        if any(word in function.name() for word in ("_local_scalar_dense", "nonzero", "item")):
+            self.waits.append(function.name())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Rows and radii on the meta device: not a CPU, as a GPU, and without values to wait for."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # it has none on meta
+    x = torch.empty(600, 128, device="meta", requires_grad=True)
+    return x, torch.empty(600, device="meta", requires_grad=True)
+
+
+@pytest.mark.parametrize("temperature", [0.2, 0.001])
+@pytest.mark.parametrize("sharp", [False, True])
+def test_the_operator_does_not_wait_for_a_gpu(
+    on_meta: tuple[Tensor, Tensor], temperature: float, sharp: bool
+) -> None:
+    x, a = (tensor.detach() for tensor in on_meta)
+    with Waits() as run:
+        tiles.in_tiles(x, temperature, True, a if sharp else None, 256, tiles.CACHE_BYTES)
+    assert run.count > 30 and not run.waits
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name != "mc-infonce"])
+def test_losses_do_not_wait_for_a_gpu(on_meta: tuple[Tensor, Tensor], name: str) -> None:
+    """All but mc-infonce, which samples by rejection."""
+    options: list[dict[str, Any]] = [{}]
+    if name == "sure":
+        options += [{"dimension": "measured"}, {"empirical_prior": 0.5}, {"softening": "means"}]
+    for chosen in options:
+        loss = objective(name, **chosen).to("meta")
+        with Waits() as run:
+            loss(*on_meta).backward()
+        assert run.count > 30 and not run.waits
+        assert on_meta[0].grad is not None
+
+
+def test_the_tile_is_that_of_the_device(on_meta: tuple[Tensor, Tensor]) -> None:
+    """A CPU has one that its caches hold; anything else one that makes few launches."""
+    for x, size in ((views(4), 256), (on_meta[0], 8192)):
+        with Recorder() as recorder:
+            tiles.nt_xent(x)
+        assert recorder.tiles == [size]
+
+
+def fresh_process(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
 
@@ -331,111 +422,28 @@ def peak():
 
 torch.set_num_threads(1)
 x = torch.nn.functional.normalize(torch.randn(8192, 32), dim=1).requires_grad_()
-tiles.nt_xent(x[:8], 0.2).backward()
+radii = torch.rand(8192, requires_grad=True)
+tiles.sure(x[:8], radii[:8]).backward()
 before = peak()
-tiles.nt_xent(x, 0.2).backward()
-print(peak() - before, flush=True)
+tiles.nt_xent(x).backward()
+print(peak() - before)
+tiles.sure(x, radii).backward()
+print(peak() - before)
 """
 
 
-# The Triton kernels: in the interpreter, which is chosen when triton is imported, so in a process
-# of their own
-
-INTERPRETED = """
-import torch
-from sureclr.maths import losses, triton_tiles
-for n, d, temperature in ((2, 3, 0.2), (33, 17, 1e3), (40, 130, 0.05), (50, 40, 0.017)):
-    generator = torch.Generator().manual_seed(n)
-    latent, blur = (torch.randn(k * n, d, generator=generator) for k in (1, 2))
-    x = torch.nn.functional.normalize(latent.repeat(2, 1) + 3 * blur, dim=1)
-    exact, own = x.double().requires_grad_(), torch.rand(2 * n, generator=generator) * 1.8 + 0.1
-    own[0] = 0
-    for a in (None, own):
-        expected = losses.nt_xent(exact, temperature, None if a is None else a.double())
-        slope, = torch.autograd.grad(expected, exact)
-        loss, gradient = triton_tiles.nt_xent_and_gradient(x, temperature, True, a)
-        alone, nothing = triton_tiles.nt_xent_and_gradient(x, temperature, False, a)
-        assert abs(loss - expected) < 1e-5 * max(1, expected), (n, loss, expected)
-        assert alone == loss and nothing.numel() == 0
-        error = (gradient - slope).norm() / slope.norm()
-        assert error < 1e-5, (n, error)
-"""
-
-COMPILED = """
-import torch, triton
-from triton.backends.compiler import GPUTarget
-from sureclr.maths import tiles, triton_tiles
-x = torch.nn.functional.normalize(torch.randn(8, 4), dim=1)
-before = tiles.nt_xent(x, 0.2)
-triton_tiles.switch_on()
-assert tiles.nt_xent(x, 0.2) == before
-assert torch._C._dispatch_has_kernel_for_dispatch_key("sureclr::nt_xent", "CUDA")
-sizes = {name: getattr(triton_tiles, name) for name in ("ROWS", "COLUMNS", "CHUNK")}
-sizes["WIDTH"] = 128
-kinds = dict(mu="*fp32", logarithm="*fp32", pull="*fp32", rows="i32", width="i32", scale="*fp32")
-for kernel in (triton_tiles.logarithms, triton_tiles.pulls):
-    names = kernel.arg_names
-    signature = {name: kinds.get(name, "constexpr") for name in names}
-    constants = {(names.index(name),): size for name, size in sizes.items()}
-    source = triton.compiler.ASTSource(kernel, signature, constants)
-    options = dict(num_warps=triton_tiles.WARPS)
-    binary = triton.compile(source, GPUTarget("cuda", 80, 32), options=options)
-    assert binary.metadata.shared <= 48 * 1024 and binary.asm["cubin"], binary.metadata
-"""
-
-HAS_TRITON = find_spec("triton") is not None
-needs_triton = pytest.mark.skipif(
-    not HAS_TRITON, reason="triton is not installed (pip install --no-deps triton)"
-)
 HAS_PROC = Path("/proc/self/status").exists()
 needs_proc = pytest.mark.skipif(not HAS_PROC, reason="the peak is read from Linux's /proc")
 
 
-@needs_triton
-def test_triton_kernels_equal_float64_in_the_interpreter() -> None:
-    run = fresh_process(INTERPRETED, TRITON_INTERPRET="1")
-    assert run.returncode == 0, run.stderr
-
-
-@pytest.fixture(scope="module")
-def step_and_compilation(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> subprocess.CompletedProcess[str]:
-    """One process for both, because importing torch takes longer than either.
-
-    It prints the memory of the step before it compiles.
-    """
-    parts = [STEP] * HAS_PROC + [COMPILED] * HAS_TRITON
-    cache = str(tmp_path_factory.mktemp("triton"))
-    return fresh_process("\n".join(parts), TRITON_INTERPRET="0", TRITON_CACHE_DIR=cache)
-
-
 @needs_proc
-def test_no_matrix_is_ever_in_memory(
-    step_and_compilation: subprocess.CompletedProcess[str],
-) -> None:
+def test_no_matrix_is_ever_in_memory() -> None:
     """A fresh process, where the peak is that of one step: 256 MiB would be one matrix of 8,192
     views.
 
     Not by ru_maxrss: a process that was started by a large one (pytest) inherits its peak.
     """
-    assert step_and_compilation.stdout, step_and_compilation.stderr
-    assert 1 < float(step_and_compilation.stdout) < 60
-
-
-@needs_triton
-def test_triton_kernels_are_for_gpus_alone_and_compile_in_the_shared_memory_of_any(
-    step_and_compilation: subprocess.CompletedProcess[str],
-) -> None:
-    assert step_and_compilation.returncode == 0, step_and_compilation.stderr
-
-
-def test_without_triton_the_module_imports_and_says_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "sureclr.maths.triton_tiles", raising=False)
-    module = importlib.import_module("sureclr.maths.triton_tiles")
-    monkeypatch.delitem(sys.modules, "sureclr.maths.triton_tiles")
-    with pytest.raises(UserError, match="pip install triton"):
-        module.switch_on()
+    run = fresh_process(STEP)
+    assert run.returncode == 0, run.stderr
+    nt_xent, sure = map(float, run.stdout.split())
+    assert 1 < nt_xent < 40 and sure < nt_xent + 3
