@@ -29,8 +29,8 @@ from sureclr.schema import from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 3  # of results.json: raise it whenever a field below changes
-READABLE = (1, 2, 3)  # schemas that are read: the keys that schema 1 lacks have defaults below
+SCHEMA = 4  # of results.json: raise it whenever a field below changes
+READABLE = (1, 2, 3, 4)  # schemas that are read: keys that older ones lack have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
@@ -150,6 +150,7 @@ class ProbeScore:
         interval: Wilson's.
         strength: of the penalty, chosen on held-out training images.
         strengths: each strength that was tried, with its accuracy on the held-out images.
+        not_tried: why weaker strengths are absent from these, or "", also in a file of schema 3.
         converged: whether L-BFGS reached its tolerance.
         n_train: number of training images.
         n_test: number of test images.
@@ -164,6 +165,7 @@ class ProbeScore:
     n_train: int
     n_test: int
     features: int
+    not_tried: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
