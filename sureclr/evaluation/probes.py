@@ -39,6 +39,7 @@ from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_sp
 from sureclr.maths.inputs import check_tensor, rows_not_finite
 from sureclr.maths.logistic import (
     LogisticObjective,
+    Solution,
     blocks_of_rows,
     check_penalty,
     minimise,
@@ -101,6 +102,11 @@ class ProbeResult:
     def predictions(self) -> Tensor:
         """(m,) int64, the most likely label of each test row."""
         return self.classes[self.logits.argmax(1)]
+
+    def cpu(self) -> "ProbeResult":
+        """Return the same probe in main memory."""
+        tensors = {n: getattr(self, n).cpu() for n in ("classes", "logits", "weight", "bias")}
+        return replace(self, **tensors)
 
     def numbers(self) -> dict[str, Any]:
         """Return the fields of a `ProbeScore`."""
@@ -286,7 +292,9 @@ class Grid:
         torch.index_select(features, 0, order, out=room)
         n, target = len(order) - int(held_out.sum()), target[order]
         mean, scale = standardise(room, n)
-        truth, tried, fits, why = target[n:], [], [], ""
+        truth, why = target[n:], ""
+        tried: list[tuple[float, float, float]] = []
+        fits: list[Solution] = []
         commonest = float((truth == target[:n].bincount().argmax()).double().mean())
         objective = LogisticObjective(room[:n], target[:n], self.strengths[-1:])
         for strength in reversed(self.strengths):

@@ -74,7 +74,8 @@ class Solution:
 
 def blocks_of_rows(x: Tensor) -> Sequence[Tensor]:
     """Return views of some rows of x (n, f) each, few enough to be turned into float64."""
-    return x.split(max(1, DOUBLES_AT_ONCE // x.shape[1]))
+    blocks: Sequence[Tensor] = x.split(max(1, DOUBLES_AT_ONCE // x.shape[1]))
+    return blocks
 
 
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:

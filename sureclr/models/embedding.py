@@ -27,6 +27,7 @@ from sureclr.progress import SILENT, Progress, report_progress
 PIXEL_ROWS = 2048
 LARGEST_BATCH = 512
 
+
 def embed(
     model: SimCLR,
     images: ImageSet,
@@ -106,20 +107,33 @@ def embed_blocks(
     """
     batch = batch_for(model.device, images) if batch is None else checked_count("batch", batch)
     index = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
-    backbone = model.encoder.backbone
-    parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(autocast(model.device, precision))
-        update = stack.enter_context(report_progress(progress, "Embedding blocks", len(index)))
-        for name, block in encoder_blocks(backbone):
-            hook = partial(_append_pooled, backbone, parts[name])
-            stack.callback(block.register_forward_hook(hook).remove)
+    with (
+        evaluating(model),
+        autocast(model.device, precision),
+        report_progress(progress, "Embedding blocks", len(index)) as update,
+        collecting_blocks(model) as parts,
+    ):
         for start in range(0, len(index), batch):
             some = index[start : start + batch].to(images.images.device)
             model.features(as_float(images.images[some].to(model.device)))
             update(min(start + batch, len(index)))
     return {name: torch.cat(part) for name, part in parts.items()}
+
+
+@contextmanager
+def collecting_blocks(model: SimCLR) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect what each block puts out, pooled, of all images that are embedded inside the block.
+
+    Yields:
+        The name of each block, with a tensor (batch, c) float32 on the CPU for each batch so far.
+    """
+    backbone = model.encoder.backbone
+    parts: dict[str, list[Tensor]] = {name: [] for name, _ in encoder_blocks(backbone)}
+    with ExitStack() as stack:
+        for name, block in encoder_blocks(backbone):
+            hook = partial(_append_pooled, backbone, parts[name])
+            stack.callback(block.register_forward_hook(hook).remove)
+        yield parts
 
 
 def _append_pooled(
