@@ -3,7 +3,9 @@
 Only this module brings images to a run's size and channels; evaluations work on images that fit.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isqrt
@@ -19,11 +21,11 @@ from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
 from sureclr.errors import UserError
-from sureclr.evaluation.probes import ProbeResult, check_rows, linear_probe
+from sureclr.evaluation.probes import BLOCK_NUMBERS, ProbeResult, check_rows, linear_probe
 from sureclr.evaluation.scores import Reference
-from sureclr.files import digest_of_tensors
+from sureclr.files import digest_of_bytes, digest_of_tensors, make_folder, why
 from sureclr.maths.sphere import unit_rows
-from sureclr.models.embedding import as_float, embed_blocks
+from sureclr.models.embedding import as_float, collecting_blocks, embed_blocks
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
 
@@ -32,16 +34,22 @@ from sureclr.training.run import Run
 RAW_NUMBERS = 1024
 
 
+FACTOR_OF_ROOM = 4  # of the features' bytes that a probe may need on a GPU: the copy, and logits
+BASELINES, UNTRAINED = "baselines", "untrained.parquet"  # in the run folder
+
+
 @dataclass
 class ProbeCache:
     """`linear_probe`, which fits each probe once: several evaluations need the same ones.
 
     Attributes:
         fit: what fits a probe that is new.
+        device: which does the work, where the features fit on it; else the CPU does.
         probes: those that were fitted, by a digest of their rows and labels.
     """
 
     fit: Callable[..., ProbeResult] = linear_probe
+    device: torch.device | None = None
     probes: dict[str, ProbeResult] = field(default_factory=dict)
 
     def __call__(
@@ -51,8 +59,20 @@ class ProbeCache:
         check_rows(train_x, train_y, test_x, test_y)
         key = digest_of_tensors(train_x, train_y, test_x, test_y)
         if key not in self.probes:
-            self.probes[key] = self.fit(train_x, train_y, test_x, test_y)
+            rows = (train_x, train_y, test_x, test_y)
+            if fits_on(self.device, FACTOR_OF_ROOM * (train_x.nbytes + test_x.nbytes)):
+                found = self.fit(*(part.to(self.device) for part in rows)).cpu()
+            else:
+                found = self.fit(*rows)
+            self.probes[key] = found
         return self.probes[key]
+
+
+def fits_on(device: torch.device | None, size: int) -> bool:
+    """Return whether so many bytes are free on a CUDA device; no other one fits probes."""
+    return (
+        device is not None and device.type == "cuda" and size < torch.cuda.mem_get_info(device)[0]
+    )
 
 
 @dataclass
@@ -70,6 +90,10 @@ class EvaluationInputs:
         human: file of what people said of the test images, if the user has one.
         probes: the linear probes that were fitted so far.
         no_pixels: why the images cannot be read, so that only their stored table is there, or "".
+        own_digest: `digest_of_pixels` of the run's own images, whose baselines are kept in the run;
+            "" for other images.
+        blocks: each block's output for all images, batch by batch, if they were collected while the
+            table was made (`blocks_beside`).
     """
 
     run: Run
@@ -80,6 +104,8 @@ class EvaluationInputs:
     human: Path | None = None
     probes: ProbeCache = field(default_factory=ProbeCache)
     no_pixels: str = ""
+    own_digest: str = ""
+    blocks: dict[str, list[Tensor]] = field(default_factory=dict)
 
     @property
     def images(self) -> ImageSet:
@@ -119,6 +145,9 @@ class EvaluationInputs:
 
     def embed_blocks(self, rows: NDArray[np.int64]) -> dict[str, Tensor]:
         """Return each block's output for some rows of the images, averaged over positions."""
+        if any(self.blocks.values()):
+            index = torch.from_numpy(rows)
+            return {name: torch.cat(parts)[index] for name, parts in self.blocks.items()}
         return embed_blocks(
             self.run.model,
             self.images,
@@ -149,8 +178,49 @@ class EvaluationInputs:
 
     @cached_property
     def untrained(self) -> Embeddings:
-        """The table of the network as it was before its first step."""
-        return self.run.untrained().embed(self.images, self.progress)
+        """The table of the network as it was before its first step.
+
+        That of the run's own images is kept as baselines/untrained.parquet, with a digest of the
+        weights and of the images: later commands and other checkpoints need the same one.
+        """
+        before, table = self.run.untrained(), self.table
+        weights = f"untrained {_digest_of_weights(before)} {before.made_in}"
+        origin = f"{weights}images {self.own_digest}"
+        stored = self._stored_baseline(origin) if self.own_digest else None
+        if stored is not None:
+            return replace(stored, labels=table.labels, classes=table.classes, split=table.split)
+        made = replace(before.embed(self.images, self.progress), origin=origin)
+        if self.own_digest and not self.run.not_kept:
+            self._keep_baseline(made)
+        return made
+
+    def _stored_baseline(self, origin: str) -> Embeddings | None:
+        """Return the untrained network's table of an earlier command, if it has this origin."""
+        for folder in filter(None, (self.run.out, self.run.path)):
+            if not os.path.lexists(path := folder / BASELINES / UNTRAINED):
+                continue
+            try:
+                stored = Embeddings.read(path)
+            except UserError as error:
+                self.progress.message(f"The baseline is embedded anew: {error}")
+                continue
+            if stored.origin == origin and list(stored.paths) == list(self.table.paths):
+                return stored
+        return None
+
+    def _keep_baseline(self, table: Embeddings) -> None:
+        """Save the untrained network's table; where that fails, nothing but time is lost."""
+        path = (self.run.out or self.run.path) / BASELINES / UNTRAINED
+        try:
+            make_folder(path.parent)
+            table.save(path)
+        except (UserError, OSError) as error:
+            with suppress(OSError):
+                path.parent.rmdir()  # it stays if it holds a table
+            self.progress.message(
+                f"The baseline {path} is not kept, and the next command embeds it again:"
+                f" {why(error) if isinstance(error, OSError) else error}"
+            )
 
     @cached_property
     def raw(self) -> Embeddings:
@@ -169,6 +239,13 @@ class EvaluationInputs:
     def reference(self) -> Reference:
         """The training images and their linear probe, with which other images are compared."""
         return Reference.of(self.table, self.probes)
+
+
+def _digest_of_weights(run: Run) -> str:
+    """The sha256 of the names and values of a network's state."""
+    state = run.model.state_dict()
+    values = digest_of_tensors(*state.values())
+    return digest_of_bytes(" ".join(state).encode(), values.encode())
 
 
 def evaluation_inputs(
@@ -199,6 +276,22 @@ def evaluation_inputs(
 def fit_images(images: ImageSet, run: Run) -> ImageSet:
     """Return the images at the size and channels that a run takes."""
     return convert(images, run.size, run.channels)
+
+
+@contextmanager
+def blocks_beside(run: Run, images: ImageSet) -> Iterator[dict[str, list[Tensor]]]:
+    """Collect each block's output while the images are embedded inside the block.
+
+    Yields:
+        Name of a block -> its outputs, batch by batch; nothing where they are too many to be kept
+        until the probes need them (a quarter of BLOCK_NUMBERS: 256 MiB).
+    """
+    widths = embed_blocks(run.model, images, np.array([0])).values()
+    if len(images) * sum(width.shape[1] for width in widths) > BLOCK_NUMBERS // 4:
+        yield {}
+        return
+    with collecting_blocks(run.model) as parts:
+        yield parts
 
 
 def embed_blocks_by(run: Run, images: ImageSet, progress: Progress = SILENT) -> dict[str, Tensor]:

@@ -3,6 +3,15 @@
 The strength of its penalty is chosen on a split of the training images, never on test images.
 Features are standardised with the mean and the deviation of the training rows. Objective and solver
 are those of maths/logistic.py.
+
+Strengths are tried from the strongest to the weakest, each fit starting where the one before ended.
+A strength has gained nothing if its accuracy on the held-out rows is not above the best so far.
+Weaker ones are then left out if the strength before it had gained nothing either, or if the loss on
+the held-out rows has risen (the probe begins to learn by heart). That cannot happen before the best
+accuracy is above that of always naming the commonest class: below it, the penalty may still hide
+what there is to see. On 53 splits of 12 tables (features, raw pixels, few labels, synthetic ones),
+on which the rule was found, it chose the strength of the whole grid every time with 64 % of its
+fits; the 12 tables took 56 % of the CPU time.
 """
 
 import math
@@ -13,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from sureclr.config import check_seed
 from sureclr.data.counter_rng import sample_rows
@@ -27,11 +37,13 @@ from sureclr.evaluation.results import (
     PosteriorProbe,
 )
 from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_split
-from sureclr.maths.inputs import check_tensor
+from sureclr.maths.inputs import check_tensor, rows_not_finite
 from sureclr.maths.logistic import (
-    ROWS_AT_ONCE,
+    LogisticObjective,
+    Solution,
+    blocks_of_rows,
     check_penalty,
-    logistic_regression,
+    minimise,
     standardisation,
 )
 from sureclr.maths.metrics import wilson_interval
@@ -53,8 +65,9 @@ class ProbeResult:
         accuracy: share of the test rows whose class it names.
         interval: its 95 % interval, Wilson's.
         strength: of the penalty, chosen on a split of the training rows.
-        strengths: all that were tried, with their accuracy on the held-out training rows; NaN if
-            no class had two rows to split, and then the middle strength is used.
+        strengths: those that were tried, ascending, with their accuracy on the held-out training
+            rows; NaN if no class had two rows to split, and then the middle strength is used.
+        not_tried: why weaker strengths were left out, or "".
         iterations: of the last fit, on all training rows, as the next three (see `Solution`).
         converged: whether that fit reached its tolerance.
         gradient: norm of its gradient, relative to the start.
@@ -70,6 +83,7 @@ class ProbeResult:
     interval: Interval
     strength: float
     strengths: tuple[tuple[float, float], ...]
+    not_tried: str
     iterations: int
     converged: bool
     gradient: float
@@ -90,6 +104,11 @@ class ProbeResult:
         """(m,) int64, the most likely label of each test row."""
         return self.classes[self.logits.argmax(1)]
 
+    def cpu(self) -> "ProbeResult":
+        """Return the same probe in main memory."""
+        tensors = {n: getattr(self, n).cpu() for n in ("classes", "logits", "weight", "bias")}
+        return replace(self, **tensors)
+
     def numbers(self) -> dict[str, Any]:
         """Return the fields of a `ProbeScore`."""
         return {
@@ -97,6 +116,7 @@ class ProbeResult:
             "interval": self.interval,
             "strength": self.strength,
             "strengths": tuple((s, finite_or_none(value)) for s, value in self.strengths),
+            "not_tried": self.not_tried,
             "converged": self.converged,
             "n_train": self.n_train,
             "n_test": len(self.logits),
@@ -128,7 +148,8 @@ def linear_probe(
         test_x: (m, f), on the same device.
         test_y: (m,) int64 labels, 0 or more.
         strengths: of the penalty, to choose from; the strongest of equally accurate ones is chosen.
-            A single one is used as it is.
+            A single one is used as it is. The module's docstring says when weaker ones are left
+            out.
         seed: of the split.
         validation: share of each class that is held out, between 0 and 1.
         tolerance: on the norm of the gradient, relative to its start.
@@ -149,12 +170,15 @@ def linear_probe(
         raise UserError(f"validation must lie between 0 and 1, not {validation}; try 0.2.")
     check_seed(seed)
     classes, target = train_y.unique(return_inverse=True)
-    grid = tuple(sorted(strengths))
-    scores = _validate(train_x, target, grid, seed, validation, tolerance, max_iterations)
-    strength = choose_strength(grid, scores)
-    mean, scale = standardisation(train_x)
-    fit = logistic_regression(
-        _standardise(train_x, mean, scale), target, [strength], tolerance, max_iterations
+    x = torch.empty_like(train_x)  # the only copy of the features
+    grid = Grid(tuple(sorted(strengths)), tolerance, max_iterations)
+    path = grid.walk(x, train_x, target, stratified_split(target, validation, _generator(seed)))
+    mean, scale = standardise(x.copy_(train_x), len(x))
+    fit = minimise(
+        LogisticObjective(x, target, [path.strength]),
+        tolerance,
+        max_iterations,
+        path.start(mean, scale),
     )
     weight = fit.weight[0] / scale.double()[:, None]
     bias = fit.bias[0] - mean.double() @ weight
@@ -163,8 +187,9 @@ def linear_probe(
     return ProbeResult(
         accuracy=correct / len(test_y),
         interval=wilson_interval(correct, len(test_y)),
-        strength=strength,
-        strengths=tuple(zip(grid, scores, strict=True)),
+        strength=path.strength,
+        strengths=path.tried,
+        not_tried=path.not_tried,
         iterations=fit.iterations,
         converged=bool(fit.converged[0]),
         gradient=float(fit.gradient[0]),
@@ -201,39 +226,110 @@ def _on_wide_device(features: Tensor) -> Tensor:
     return at_least_float32(features.cpu() if features.device.type == "mps" else features)
 
 
-def _standardise(features: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    return (features - mean).div_(scale)  # one copy of the features, not two
-
-
 def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return torch.cat([rows.double() @ weight + bias for rows in features.split(ROWS_AT_ONCE)])
+    return torch.cat([rows.double() @ weight + bias for rows in blocks_of_rows(features)])
 
 
-def _validate(
-    x: Tensor,
-    target: Tensor,
-    grid: tuple[float, ...],
-    seed: int,
-    share: float,
-    tolerance: float,
-    max_iterations: int,
-) -> tuple[float, ...]:
-    """Return the accuracy of each strength on held-out training rows.
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
-    It is NaN if there is nothing to choose or to hold out.
+
+def standardise(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Standardise all rows (m, f) in place by the first n; return mean and deviation, (f,) each."""
+    mean, scale = standardisation(x[:n])
+    x.sub_(mean).div_(scale)
+    return mean, scale
+
+
+# --- The grid of strengths ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a walk over the strengths ended.
+
+    Attributes:
+        strength: the chosen one.
+        tried: see `ProbeResult.strengths`.
+        not_tried: see `ProbeResult.not_tried`.
+        weight: (f, K) of the fit at the chosen strength, for raw features; None: there was none.
+        bias: (K,) of it.
     """
-    held_out = stratified_split(target, share, torch.Generator().manual_seed(seed))
-    if len(grid) == 1 or not held_out.any():
-        return (float("nan"),) * len(grid)
-    mean, scale = standardisation(x[~held_out])
-    fit = logistic_regression(
-        _standardise(x[~held_out], mean, scale), target[~held_out], grid, tolerance, max_iterations
-    )
-    rows, truth = _standardise(x[held_out], mean, scale).double(), target[held_out]
-    return tuple(
-        float(((rows @ w + b).argmax(1) == truth).double().mean())
-        for w, b in zip(fit.weight, fit.bias, strict=True)
-    )
+
+    strength: float
+    tried: tuple[tuple[float, float], ...]
+    not_tried: str = ""
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def start(self, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Return weight and bias for features that are standardised with these, or None."""
+        if self.weight is None or self.bias is None:
+            return None
+        return self.weight * scale.double()[:, None], self.bias + mean.double() @ self.weight
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Strengths to choose from, ascending, and how exactly each is fitted."""
+
+    strengths: tuple[float, ...]
+    tolerance: float
+    max_iterations: int
+
+    def walk(self, room: Tensor, features: Tensor, target: Tensor, held_out: Tensor) -> Path:
+        """Fit strength after strength on the rows that are not held out, and choose one.
+
+        Args:
+            room: (n, f), for the standardised features; it is overwritten.
+            features: (n, f).
+            target: (n,) classes from 0.
+            held_out: (n,) bool.
+        """
+        if len(self.strengths) == 1 or not held_out.any():
+            nothing = tuple((strength, math.nan) for strength in self.strengths)
+            return Path(choose_strength(*zip(*nothing, strict=True)), nothing)
+        order = held_out.long().argsort(stable=True)  # held-out rows come last
+        torch.index_select(features, 0, order, out=room)
+        n, target = len(order) - int(held_out.sum()), target[order]
+        mean, scale = standardise(room, n)
+        truth, why = target[n:], ""
+        tried: list[tuple[float, float, float]] = []
+        fits: list[Solution] = []
+        commonest = float((truth == target[:n].bincount().argmax()).double().mean())
+        objective = LogisticObjective(room[:n], target[:n], self.strengths[-1:])
+        for strength in reversed(self.strengths):
+            start = (fits[-1].weight[0], fits[-1].bias[0]) if fits else None
+            at = objective.with_strengths([strength])
+            fits.append(minimise(at, self.tolerance, self.max_iterations, start))
+            logits = _logits(room[n:], fits[-1].weight[0], fits[-1].bias[0])
+            accuracy = float((logits.argmax(1) == truth).double().mean())
+            tried.append((strength, accuracy, float(cross_entropy(logits, truth))))
+            if why := nothing_to_gain(tried, commonest):
+                break
+        scores = tuple((strength, accuracy) for strength, accuracy, _ in reversed(tried))
+        chosen = choose_strength(*zip(*scores, strict=True))
+        fit = fits[[strength for strength, _, _ in tried].index(chosen)]
+        weight = fit.weight[0] / scale.double()[:, None]
+        bias = fit.bias[0] - mean.double() @ weight
+        return Path(chosen, scores, why if len(tried) < len(self.strengths) else "", weight, bias)
+
+
+def nothing_to_gain(tried: Sequence[tuple[float, float, float]], commonest: float) -> str:
+    """Return why strengths that are weaker than those tried have nothing to gain, or "".
+
+    Args:
+        tried: strength, accuracy and loss (nats) on the held-out rows, the strongest first.
+        commonest: accuracy there of always naming the commonest class.
+    """
+    accuracies = [accuracy for _, accuracy, _ in tried]
+    lost = len(tried) - 1 - accuracies.index(max(accuracies))  # since the best, nothing was gained
+    if lost == 0 or max(accuracies) <= commonest:
+        return ""
+    words = "weaker penalties were not tried, because accuracy on held-out training images"
+    if tried[-1][2] > tried[-2][2]:
+        return f"{words} had not risen and their loss had"
+    return f"{words} had not risen twice in a row" if lost >= 2 else ""
 
 
 def choose_strength(strengths: tuple[float, ...], accuracies: tuple[float, ...]) -> float:
@@ -275,8 +371,7 @@ def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor)
                 f"a linear probe needs labels, and {int((y < 0).sum())} of {len(y)} {name} rows"
                 " have none; drop those rows."
             )
-        if not x.isfinite().all():
-            bad = int((~x.isfinite().all(1)).sum())
+        if bad := rows_not_finite(x):
             raise UserError(
                 f"features must be finite, and those of {bad} of {len(x)} {name} rows are not;"
                 " check whether the encoder has diverged."

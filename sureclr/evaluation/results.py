@@ -150,6 +150,7 @@ class ProbeScore:
         interval: Wilson's.
         strength: of the penalty, chosen on held-out training images.
         strengths: each strength that was tried, with its accuracy on the held-out images.
+        not_tried: why weaker strengths are absent from these, or "", also in a file of schema 3.
         converged: whether L-BFGS reached its tolerance.
         n_train: number of training images.
         n_test: number of test images.
@@ -164,6 +165,7 @@ class ProbeScore:
     n_train: int
     n_test: int
     features: int
+    not_tried: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)

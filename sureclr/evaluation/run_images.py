@@ -236,12 +236,8 @@ def precision_of(table: Embeddings) -> str:
     return "bfloat16" if " in bfloat16 images " in table.origin else "float32"
 
 
-def stored_digest(run: Run) -> str:
-    """Return `digest_of_pixels` of the images that the stored table was made of, or ""."""
-    try:
-        table = stored_table(run)
-    except UserError:
-        return ""
+def digest_of_stored(table: Embeddings | None) -> str:
+    """Return `digest_of_pixels` of the images that a stored table was made of; "" without one."""
     return "" if table is None else table.origin.split(" images ")[1]
 
 
@@ -262,7 +258,13 @@ def images_without_pixels(run: Run) -> ImageSet:
 
 
 def embed_run_images(
-    run: Run, images: ImageSet, digest: str, *, own: bool, progress: Progress
+    run: Run,
+    images: ImageSet,
+    digest: str,
+    *,
+    own: bool,
+    progress: Progress,
+    stored: Embeddings | None = None,
 ) -> Embeddings:
     """Return the embeddings of the images; those of the run's own images are kept with its results.
 
@@ -276,14 +278,14 @@ def embed_run_images(
         digest: `digest_of_pixels` of the images.
         own: whether they are the images that the run was trained on.
         progress: what to report to.
+        stored: what `stored_table` returned, if it was read before.
     """
     path = run.stored("embeddings.parquet")
     precision = run.precision_name
-    made_in = "" if precision == "float32" else f"in {precision} "
-    origin = f"checkpoint {run.checkpoint} {made_in}images {digest}"
+    origin = f"checkpoint {run.checkpoint} {run.made_in}images {digest}"
     if own and path.exists():
         try:
-            stored = Embeddings.read(path)
+            stored = stored or Embeddings.read(path)
         except UserError as error:
             if images.images.is_meta:
                 raise

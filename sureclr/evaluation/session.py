@@ -13,8 +13,8 @@ works from the stored table embeddings.parquet, if the same checkpoint made it.
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.errors import UserError
 from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
-from sureclr.evaluation.inputs import EvaluationInputs
+from sureclr.evaluation.inputs import EvaluationInputs, ProbeCache, blocks_beside
 from sureclr.evaluation.opening import held, images_changed, open_run
 from sureclr.evaluation.results import (
     Comparison,
@@ -42,13 +42,13 @@ from sureclr.evaluation.run_images import (
     Labels,
     check_tested,
     digest_of_given_labels,
+    digest_of_stored,
     embed_run_images,
     key_of,
     label_file_of,
     label_images,
     precision_of,
     read_or_stored_images,
-    stored_digest,
     stored_table,
 )
 from sureclr.evaluation.similarity import compare_runs, compare_tables
@@ -81,6 +81,8 @@ class Session:
         out: a folder for new results in place of the run folder, see `open_run`.
         advice: how new results can be kept, for the sentence where the run folder cannot be
             written.
+        coming: names of the evaluations that will be asked for; if the images are embedded anew and
+            one of them needs the encoder's blocks, these come from the same pass.
 
     Attributes:
         run: the opened run.
@@ -101,6 +103,7 @@ class Session:
         checkpoint: str | int | None = None,
         out: str | Path | None = None,
         advice: str = "",
+        coming: Sequence[str] = (),
     ) -> None:
         """Load the run; nothing is locked yet."""
         self.run = open_run(run, checkpoint, out, device)
@@ -108,7 +111,7 @@ class Session:
         self._data, self._root, self._human, self._verify = data, root, human, verify
         self._labels = labels if (file := label_file_of(labels)) is None else file
         self._held = ExitStack()
-        self._advice = advice
+        self._advice, self._coming = advice, coming
         self._inside = Results(self.run.path)  # what the run folder holds already
         self._unkept = Results(self.run.path)
 
@@ -217,9 +220,17 @@ class Session:
         """
         images, reason = self._source
         if reason:
-            return stored_digest(self.run)
+            return digest_of_stored(self._stored)
         known = {one.images for one in self.results().provenance.values()}
-        return digest_of_pixels(images, {*known, stored_digest(self.run)} - {""})
+        return digest_of_pixels(images, {*known, digest_of_stored(self._stored)} - {""})
+
+    @cached_property
+    def _stored(self) -> Any:
+        """The stored table of these weights (`Embeddings`), read once; None: damaged or missing."""
+        try:
+            return stored_table(self.run)
+        except UserError:
+            return None
 
     @cached_property
     def own(self) -> bool:
@@ -228,7 +239,7 @@ class Session:
         Images given as data= are, where the stored table was made of the same pixels, paths and
         splits: the folder was moved.
         """
-        return self._data is None or stored_digest(self.run) == self.digest
+        return self._data is None or digest_of_stored(self._stored) == self.digest
 
     @cached_property
     def labels_digest(self) -> str:
@@ -244,25 +255,47 @@ class Session:
         """
         images, reason = self.catalogue, self._read[1]
         as_given = self._data is not None or reason
-        embedded = as_given or stored_digest(self.run) == self.digest
+        embedded = as_given or digest_of_stored(self._stored) == self.digest
         if not embedded and (changed := images_changed(self.run, self._source[0])):
             self.progress.message(changed)
-        table = embed_run_images(
-            self.run, self._source[0], self.digest, own=self.own, progress=self.progress
-        )
+        with self._beside_table() as blocks:
+            table = embed_run_images(
+                self.run,
+                self._source[0],
+                self.digest,
+                own=self.own,
+                progress=self.progress,
+                stored=self._stored,
+            )
         table = replace(table, labels=images.labels, classes=images.classes, split=images.split)
         if self.own:
             images = replace(images, name=self.run.source)
         return EvaluationInputs(
-            self.run, images, table, self.progress, self._root, self._human, no_pixels=reason
+            self.run,
+            images,
+            table,
+            self.progress,
+            self._root,
+            self._human,
+            ProbeCache(device=self.run.model.device),
+            no_pixels=reason,
+            own_digest=self.digest if self.own and not reason else "",
+            blocks=blocks,
         )
+
+    def _beside_table(self) -> AbstractContextManager[dict[str, Any]]:
+        """Collect the encoder's blocks while the images are embedded, if they are coming anyway."""
+        images, reason = self._source
+        fresh = digest_of_stored(self._stored) != self.digest and not reason
+        coming = "linear" in self._coming and "linear" not in self._inside
+        return blocks_beside(self.run, images) if fresh and coming else nullcontext({})
 
     def renew_table(self) -> None:
         """Make the stored table of the run's own images anew if it is not of them and the weights.
 
         A report draws it, and stored results are used without a look at it.
         """
-        if self.own and not self._read[1] and stored_digest(self.run) != self.digest:
+        if self.own and not self._read[1] and digest_of_stored(self._stored) != self.digest:
             self.inputs  # noqa: B018  (reading it makes the table)
 
     def key(self, name: str) -> str:
@@ -466,6 +499,7 @@ def evaluate(
         checkpoint=checkpoint,
         out=out,
         advice="; out=DIR keeps them elsewhere",
+        coming=names,
     ) as session:
         for name in names:
             EVALUATIONS[name]  # a misspelt name is an error before any work

@@ -17,6 +17,7 @@ from sureclr.config import LARGEST, LARGEST_NUMBER, LEAST_TEMPERATURE
 from sureclr.errors import UserError
 
 LARGEST_OPTION = LARGEST_NUMBER["temperature"]  # of a loss, whatever it is
+NUMBERS_AT_ONCE = 1 << 20  # of a table that are looked at together
 LONGEST = 1.01  # of a direction: half precision rounds a length of 1 to at most 1.008
 
 
@@ -344,6 +345,12 @@ def _sentence(name: str, words: str, kept: Tensor, x: Tensor) -> str:
 # Tables
 
 
+def rows_not_finite(x: Tensor) -> int:
+    """Return how many rows of a table have a number that is not finite; few are copied at once."""
+    blocks = x.split(max(1, NUMBERS_AT_ONCE // max(1, x.shape[1])))
+    return sum(int((~rows.isfinite().all(1)).sum()) for rows in blocks)
+
+
 def check_table(name: str, x: object, least: int = 1) -> None:
     """Raise a `UserError` unless x is a table of finite numbers, (n, f) with f >= 1.
 
@@ -362,8 +369,7 @@ def check_table(name: str, x: object, least: int = 1) -> None:
         raise UserError(
             f"{name} must have {least} row{'s' * (least > 1)} or more, and have {len(x)}; add rows."
         )
-    if not all_finite(x):
-        bad = int((~x.isfinite().all(1)).sum())
+    if bad := rows_not_finite(x):
         raise UserError(
             f"{name} must be finite, and {bad} of {len(x)} rows are not; find out where they come"
             " from."

@@ -15,8 +15,8 @@ things make it fast for this objective:
   strength I), its own form at W = 0.
 * Along a direction the logits are linear in the step, so a line search costs no matrix product: an
   iteration has two, XD and X'R.
-* All strengths are one batch, which they leave as they converge: the two products serve all of
-  them.
+* All strengths of a call are one batch, which they leave as they converge: the two products serve
+  all of them. A path from strong to weak (`minimise` with a start) is cheaper where it can stop.
 
 Products with the features run in the features' precision (float32 or float64), all else in float64.
 """
@@ -44,7 +44,7 @@ MEMORY = 20  # L-BFGS pairs kept; each is as small as the weights
 # Rows x strengths x classes in one batch: 256 MiB in float32. More strengths are solved in turn
 LOGITS_AT_ONCE = 1 << 26
 LARGEST_FEATURE = 1e9  # a standardised one is at most the root of the number of rows
-ROWS_AT_ONCE = 8192  # turned into float64 at once
+DOUBLES_AT_ONCE = 1 << 22  # numbers that are turned into float64 together: 32 MiB
 COVARIANCE_ROWS = 4  # rows per feature that the preconditioner uses
 # The preconditioner is factored again when the spread has changed by this factor. Digits, strength
 # 1e-6: 120 iterations, and more than 1,500 without following the spread; 2 or 4 is the same
@@ -72,6 +72,12 @@ class Solution:
     converged: Tensor
 
 
+def blocks_of_rows(x: Tensor) -> Sequence[Tensor]:
+    """Return views of some rows of x (n, f) each, few enough to be turned into float64."""
+    blocks: Sequence[Tensor] = x.split(max(1, DOUBLES_AT_ONCE // x.shape[1]))
+    return blocks
+
+
 def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (f,) of the rows (n, f), float32 or wider.
 
@@ -84,8 +90,10 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_table("features", features)
     features = at_least_float32(features)
-    scale = scale_for_squares(features, 0)
-    variance, mean = torch.var_mean(features / scale, dim=0, correction=0)
+    ends = torch.stack(features.aminmax(dim=0))  # whose largest absolute value is the column's
+    scale = scale_for_squares(ends, 0)
+    scaled = features if (scale == 1).all() else features / scale  # a copy only where it is needed
+    variance, mean = torch.var_mean(scaled, dim=0, correction=0)
     deviation, mean = variance.sqrt() * scale[0], mean * scale[0]
     constant = deviation <= 10 * torch.finfo(deviation.dtype).eps * mean.abs()
     return mean, torch.where(constant, torch.ones_like(deviation), deviation)
@@ -136,7 +144,7 @@ def _check(
     """Raise a `UserError` that names the rule which an argument of the regression breaks."""
     check_floating("x", x)
     check_table("x", x)
-    if (largest := float(x.abs().max())) > LARGEST_FEATURE:
+    if (largest := max(map(abs, map(float, x.aminmax())))) > LARGEST_FEATURE:
         raise UserError(
             f"x must be standardised, and has numbers up to {largest:g}; subtract the mean and"
             " divide by the deviation that `standardisation` returns."
@@ -182,12 +190,22 @@ class LogisticObjective:
             strengths: S numbers above 0.
         """
         self.x, self.target, self.classes = x, target, int(target.max()) + 1
-        self.strength = torch.tensor(strengths, dtype=torch.float64, device=x.device)[:, None, None]
         # Evenly spaced rows; a poor choice costs time, not exactness
         rows = x[:: max(1, len(x) // (COVARIANCE_ROWS * x.shape[1]))]
         self.covariance = (rows.T @ rows).double() / len(rows)
+        self._set_strengths(strengths)
+
+    def _set_strengths(self, strengths: Sequence[float]) -> None:
+        numbers = torch.tensor(strengths, dtype=torch.float64, device=self.x.device)
+        self.strength = numbers[:, None, None]
         self.spread = torch.full_like(self.strength, torch.inf)
-        self.aim(x.new_zeros(len(strengths), self.classes, 1))
+        self.aim(self.x.new_zeros(len(strengths), self.classes, 1))
+
+    def with_strengths(self, strengths: Sequence[float]) -> "LogisticObjective":
+        """Return the objective for other strengths, without the work for the covariance."""
+        other = copy(self)
+        other._set_strengths(strengths)
+        return other
 
     def aim(self, z: Tensor) -> None:
         """Factor the Hessian's estimate where the spread has changed by a factor of DRIFT.
@@ -208,14 +226,15 @@ class LogisticObjective:
         Where rows are fewer than columns, or columns repeat each other, the rounding of the
         covariance's product can outweigh a weak penalty. Lifting costs time, not exactness.
         """
-        eye = torch.eye(len(self.covariance), dtype=torch.float64, device=self.x.device)
-        estimate = spread * self.covariance + self.strength * eye
+        estimate = spread * self.covariance
+        estimate.diagonal(dim1=1, dim2=2).add_(self.strength[:, :, 0])
         factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(estimate)
         if failed.any():
             # The trace is above the largest eigenvalue
             rounding = 4 * torch.finfo(self.x.dtype).eps * self.covariance.trace()
-            factor = torch.linalg.cholesky(estimate + rounding * spread * eye)
+            estimate.diagonal(dim1=1, dim2=2).add_((rounding * spread)[:, :, 0])
+            factor = torch.linalg.cholesky(estimate)
         return factor
 
     def only(self, keep: Tensor) -> "LogisticObjective":
@@ -246,7 +265,7 @@ class LogisticObjective:
         """Return the logits by float64 products, rounded once, (S, K, n)."""
         blocks = [
             (theta[:, :, :-1].flatten(0, 1) @ rows.double().T).to(rows.dtype)
-            for rows in self.x.split(ROWS_AT_ONCE)
+            for rows in blocks_of_rows(self.x)
         ]
         product = torch.cat(blocks, 1).unflatten(0, theta.shape[:2])
         return product + theta[:, :, -1:].to(self.x.dtype)  # type: ignore[no-any-return]
@@ -331,10 +350,20 @@ class _Descent:
         )
 
 
-def minimise(objective: LogisticObjective, tolerance: float, max_iterations: int) -> Solution:
+def minimise(
+    objective: LogisticObjective,
+    tolerance: float,
+    max_iterations: int,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> Solution:
     """Minimise J by batched L-BFGS; a strength that has converged leaves the batch.
 
-    Arguments as for `logistic_regression`.
+    Args:
+        objective: J.
+        tolerance: as in `logistic_regression`; relative to the gradient at 0 from any start.
+        max_iterations: as in `logistic_regression`.
+        start: weight (f, K) and bias (K,) from which every strength starts, such as the solution
+            of a stronger penalty; None: 0.
     """
     theta = objective.x.new_zeros(
         len(objective.strength), objective.classes, objective.x.shape[1] + 1, dtype=torch.float64
@@ -343,6 +372,10 @@ def minimise(objective: LogisticObjective, tolerance: float, max_iterations: int
     left = torch.arange(len(theta), device=theta.device)
     run.refresh()
     enough = tolerance * _norm(run.gradient)
+    if start is not None:
+        run.theta = torch.cat([start[0].T, start[1][:, None]], 1).expand_as(theta).clone()
+        run.refresh()
+        run.objective.aim(run.z)
     while len(left) and iterations < max_iterations:
         if (_norm(run.gradient) <= enough[left]).any():
             run.refresh()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +107,10 @@ def read_run_files(
         table = None
     origin = "" if table is None else table.origin
     places = _places(path, place("map.parquet"), table, digest, problems)
-    images, no_images = own_images(str(numbers.get("source", config.source)), config, root)
+    images, no_images = own_images(directory, config, numbers, root)
     if images is not None and table is not None and list(images.paths) != list(table.paths):
         images, no_images = None, "the images of the source are not those of embeddings.parquet."
-    if images is not None and results is None and not _made_of(origin, numbers, root):
+    if images is not None and results is None and not _made_of(origin, images):
         images, no_images = None, captions.OTHER_PIXELS
     stored, no_results = (results, "") if results is not None else _read_results(folder, out)
     stored = _of_these_weights(stored, digest)
@@ -158,24 +158,37 @@ def run_directory(path: Path) -> RunDir:
 
 
 def own_images(
-    source: str, config: PretrainConfig, root: Path | None
+    directory: RunDir, config: PretrainConfig, numbers: dict[str, Any], root: Path | None
 ) -> "tuple[ImageSet | None, str]":
     """Return the images that a run was trained on and "", or None and why they cannot be read.
 
+    They are as the run takes them. Where they are no longer at their recorded place, they are
+    looked for at the same place relative to the run folder, as an evaluation does.
+
     Args:
-        source: their name; images from a Python session have one that only the checkpoint knows.
-        config: how they are read.
+        directory: the run folder.
+        config: how the images are read.
+        numbers: of the checkpoint, or {}. Images from a Python session have a name that only these
+            know.
         root: the folder of downloaded data sets.
     """
-    from sureclr.data.sources import is_source, load_images
+    from sureclr.data.sources import is_source, load_images, where_now
 
+    source = str(numbers.get("source", config.source))
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:
-        options = config.read_options
-        return load_images(source, root=root, seed=config.seed, options=options), ""
+        images = load_images(
+            where_now(source, directory.path, directory.image_paths()),
+            root=root,
+            size=numbers.get("size"),
+            channels=numbers.get("channels"),
+            seed=config.seed,
+            options=config.read_options,
+        )
     except UserError as error:
         return None, str(error)
+    return replace(images, name=source), ""
 
 
 def _configuration(
@@ -225,27 +238,15 @@ def _lacking_steps(lines: Sequence[dict[str, Any]], step: Any) -> int:
     )
 
 
-def _made_of(origin: str, numbers: dict[str, Any], root: Path | None) -> bool:
+def _made_of(origin: str, images: "ImageSet") -> bool:
     """Return whether the run's own images, as it takes them, are those of a table.
 
     An evaluation looks at that before it uses the table; without one, nobody has.
     """
     from sureclr.data.image_set import digest_of_pixels
-    from sureclr.data.sources import load_images
 
     digest = origin.partition(" images ")[2]
-    if not numbers or not digest:
-        return True
-    config = from_dict(numbers["configuration"])
-    images = load_images(
-        numbers["source"],
-        root=root,
-        size=numbers["size"],
-        channels=numbers["channels"],
-        seed=config.seed,
-        options=config.read_options,
-    )
-    return digest_of_pixels(images, [digest]) == digest
+    return not digest or digest_of_pixels(images, [digest]) == digest
 
 
 def _of_these_weights(results: Results, checkpoint: str | None) -> Results:

@@ -115,6 +115,11 @@ class Run:
         """Return the name of `precision`: float32 or bfloat16."""
         return str(self.precision).removeprefix("torch.")
 
+    @property
+    def made_in(self) -> str:
+        """Return the words that the origin of a table has where it is not made in float32."""
+        return "" if self.precision_name == "float32" else f"in {self.precision_name} "
+
     def embed(self, images: Any, progress: Progress = SILENT) -> Embeddings:
         """Return the table of these images, converted to the run's size and channels.
 

@@ -13,6 +13,7 @@ import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -74,12 +75,16 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "encoder.safetensors",
     "initial.safetensors",
     "training_images.parquet",
+    "baselines",
     *OF_THE_WEIGHTS,
     "lock",
     "track",
 )
 BEGUN_FILES = ("lock", "initial.safetensors", "training_images.parquet", "images.json")
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
+
+
+Signature = tuple[tuple[str, int, int, int, int], ...]  # name, size, two times and inode of files
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class RunDir:
         self.snapshots = path / "snapshots"
         self.initial = path / "initial.safetensors"
         self.images = path / "training_images.parquet"
+        self._seen: dict[Path, tuple[Signature, dict[str, Any], str]] = {}  # whole checkpoints
 
     def is_run(self) -> bool:
         """Return whether the folder holds a run."""
@@ -374,7 +380,7 @@ class RunDir:
 
         A checkpoint that was moved aside to be replaced, and was not, comes back.
         """
-        folders = [self.checkpoints, self.snapshots]
+        folders = [self.checkpoints, self.snapshots, self.path / "baselines"]
         for place in (self.path, *self._other_results()):
             folders += [place, place / "finetuned", place / "classifiers"]
         for folder in (self.path, *(path for path in folders if not path.is_symlink())):
@@ -566,6 +572,7 @@ class RunDir:
         choice = self.chosen(which)
         self._check_same_images()
         for path in choice:
+            signature = _signature(path)
             files = verified(path)
             if files is None and which != "last":
                 raise UserError(
@@ -591,6 +598,7 @@ class RunDir:
                     f" training had diverged before it was saved; {self._described()}. To go on"
                     " from an older one with resume=True, delete its folder."
                 )
+            self._seen[path] = signature, deepcopy(numbers), digest
             return Checkpoint(parts, numbers, digest)
         raise UserError(
             f"{self.checkpoints} holds no undamaged checkpoint; start the run again with"
@@ -643,11 +651,20 @@ class RunDir:
         return None if found is None else found[1]
 
     def _whole(self, which: str = "last") -> tuple[dict[str, Any], str] | None:
-        """Return numbers and digest of the first undamaged checkpoint of a choice, or None."""
+        """Return numbers and digest of the first undamaged checkpoint of a choice, or None.
+
+        A checkpoint is read and hashed again only if one of its files has changed since.
+        """
         for path in self.chosen(which):
+            signature = _signature(path)
+            known, numbers, digest = self._seen.get(path, ((), {}, ""))
+            if known and known == signature:
+                return deepcopy(numbers), digest
             if (files := verified(path)) is not None:
                 digest = hashlib.sha256(files["manifest.json"]).hexdigest()
-                return _state(path, files["state.json"]), digest
+                numbers = _state(path, files["state.json"])
+                self._seen[path] = signature, deepcopy(numbers), digest
+                return numbers, digest
         return None
 
     def save_initial(self, tensors: dict[str, Tensor]) -> None:
@@ -800,6 +817,16 @@ def verified(path: Path) -> dict[str, bytes] | None:
         hashlib.sha256(files[name]).hexdigest() == digest for name, digest in manifest.items()
     )
     return {**files, "manifest.json": manifest_data} if intact and "state.json" in files else None
+
+
+def _signature(path: Path) -> Signature:
+    """Return what the system says of a checkpoint's files; it changes when one is written."""
+    try:
+        found = [(entry.name, entry.stat()) for entry in os.scandir(path)]
+    except OSError:
+        return ()
+    parts = [(name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in found]
+    return tuple(sorted(parts))
 
 
 def _state(path: Path, data: bytes) -> dict[str, Any]:

@@ -4,21 +4,25 @@ The solver has its own test, tests/maths/test_logistic.py.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from noisy_classes import rows
 from sklearn.linear_model import LogisticRegression
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sureclr.errors import UserError
 from sureclr.evaluation.probes import (
     STRENGTHS,
     choose_strength,
     linear_probe,
+    nothing_to_gain,
     stratified_split,
 )
-from sureclr.maths.logistic import standardisation
+from sureclr.maths import inputs, logistic
+from sureclr.maths.logistic import logistic_regression, standardisation
 from sureclr.maths.metrics import wilson_interval
 
 
@@ -66,10 +70,103 @@ def test_the_strength_is_the_best_on_the_split_of_training_rows() -> None:
         )
         witness.fit(((x - mean) / scale)[~held].numpy(), y[~held].numpy())
         scores.append(witness.score(((x - mean) / scale)[held].numpy(), y[held].numpy()))
-    assert [s for s, _ in probe.strengths] == list(STRENGTHS)
-    assert [a for _, a in probe.strengths] == pytest.approx(scores)
+    tried = len(probe.strengths)
+    assert [s for s, _ in probe.strengths] == list(STRENGTHS[-tried:])
+    assert [a for _, a in probe.strengths] == pytest.approx(scores[-tried:])
     assert len(set(scores)) > 2  # the choice is a choice
-    assert probe.strength == max(s for s, a in probe.strengths if a == max(scores))
+    best = [s for s, a in zip(STRENGTHS, scores, strict=True) if a == max(scores)]
+    assert probe.strength == max(best) and tried < len(STRENGTHS) and probe.not_tried
+
+
+def hidden(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes depend on directions of a small variance alone, which a penalty hides."""
+    generator = torch.Generator().manual_seed(seed)
+    latent = torch.randn(n, 16, generator=generator) * torch.logspace(0, -3, 16)
+    turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(9)))[0]
+    classes = (latent[:, -3:] * 1e3).argmax(1)
+    return latent @ turn, torch.where(torch.rand(n, generator=generator) < 0.3, 0, classes)
+
+
+@pytest.mark.parametrize("case", ["noisy", "wide", "rare", "few", "hidden"])
+def test_what_is_left_out_of_the_grid_would_gain_one_held_out_row_at_most(case: str) -> None:
+    """Witness: all strengths, each fitted from 0 in one batch."""
+    x, y = hidden(300, 0) if case == "hidden" else rows(*{"few": (40, 30)}.get(case, (300, 20)))
+    if case == "wide":
+        x = torch.cat([x, (x - x.mean(0)).relu(), (x.roll(1, 1) - x.mean(0)).abs()], 1)
+    if case == "rare":
+        keep = torch.rand(len(y), generator=torch.Generator().manual_seed(1)) < 0.3**y
+        x, y = x[keep], y[keep].unique(return_inverse=True)[1]
+    probe = linear_probe(x, y, x, y, seed=2)
+    held = stratified_split(y, 0.2, torch.Generator().manual_seed(2))
+    mean, scale = standardisation(x[~held])
+    x = (x - mean) / scale
+    whole = logistic_regression(x[~held], y[~held], STRENGTHS, 1e-6, 2000)
+    logits = x[held].double() @ whole.weight + whole.bias[:, None]
+    right = (logits.argmax(2) == y[held]).sum(1).tolist()
+    best = choose_strength(STRENGTHS, tuple(right))
+    assert right[STRENGTHS.index(probe.strength)] >= max(right) - (case == "noisy")
+    assert probe.strength == best or case == "noisy"
+    assert bool(probe.not_tried) == (len(probe.strengths) < len(STRENGTHS)) == (case != "hidden")
+
+
+def test_when_weaker_strengths_have_nothing_to_gain() -> None:
+    """Each line is an accuracy and a loss on the held-out rows, the strongest penalty first."""
+    a, b, c, d = (1.0, 0.5, 2.0), (0.1, 0.6, 1.5), (0.01, 0.6, 1.4), (0.001, 0.55, 1.3)
+    risen = (0.01, 0.6, 1.6)
+    for tried, commonest, stops in (
+        ([a], 0.1, ""),
+        ([a, b], 0.1, ""),
+        ([a, b, c], 0.1, ""),  # the loss still falls
+        ([a, b, risen], 0.1, "their loss had"),
+        ([a, b, c, d], 0.1, "twice in a row"),
+        ([a, b, c, d], 0.6, ""),  # no better than the commonest class
+        ([a, b, c, (0.001, 0.61, 9.0)], 0.1, ""),  # it is the best
+    ):
+        assert stops in (found := nothing_to_gain(tried, commonest)) and bool(found) == bool(stops)
+
+
+def test_the_last_fit_starts_where_the_split_ended_and_ends_at_the_same_minimum() -> None:
+    (x, y), test = rows(300), rows(50, seed=1)
+    mean, scale = standardisation(x)
+    probe = linear_probe(x, y, *test, tolerance=1e-8)
+    alone = logistic_regression((x - mean) / scale, y, [probe.strength], 1e-8)
+    assert torch.allclose(probe.weight, alone.weight[0] / scale[:, None], atol=1e-6)
+    assert probe.objective == pytest.approx(float(alone.objective[0]), rel=1e-9)
+    loose = linear_probe(x, y, *test)
+    cold = logistic_regression((x - mean) / scale, y, [loose.strength], 1e-4)
+    assert loose.iterations < cold.iterations
+
+
+class Allocations(TorchDispatchMode):
+    """The sizes in bytes of the memory that operators allocate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        tensors = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+        found = function(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                if storage.data_ptr() not in given:
+                    self.bytes.append(storage.nbytes())
+        return found
+
+
+def test_the_features_are_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logistic, "DOUBLES_AT_ONCE", 1 << 15)
+    monkeypatch.setattr(inputs, "NUMBERS_AT_ONCE", 1 << 15)
+    x, y = rows(4000, f=64, classes=2)
+    train, test = (x.float(), y), (x.float()[:100], y[:100])
+    with Allocations() as seen:
+        linear_probe(*train, *test, strengths=[0.1, 1.0], tolerance=1e-2)
+    size = train[0].nbytes
+    assert [each for each in seen.bytes if each > size / 2] == [size]
 
 
 def test_of_equally_accurate_strengths_the_strongest_is_taken() -> None:

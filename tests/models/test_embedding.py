@@ -1,6 +1,7 @@
 """The table: what it holds, that it survives its file, and that others can read that file."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.sphere import evidence_matrix
-from sureclr.models.embedding import as_float, embed, embed_blocks, evaluating
+from sureclr.models.embedding import as_float, batch_for, embed, embed_blocks, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import SilentProgress
 from sureclr.training.building import build
@@ -332,3 +333,23 @@ def test_a_radius_of_1_in_a_table_has_finite_evidence() -> None:
     assert table.information.isfinite().all()
     assert torch.equal(table.posterior.radius, radius)
     assert torch.equal(table.posterior.gap[:2], (1 - radius)[:2])
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 256), (32, 64), (224, 9), (4000, 1), (1, 512)])
+def test_a_cpu_embeds_few_large_images_at_once(side: int, expected: int) -> None:
+    """2,048 rows of pixels, at most 512 images; any other device gets 512."""
+    some = replace(images(1), images=torch.zeros(1, 1, side, side, dtype=torch.uint8))
+    assert batch_for(torch.device("cpu"), some) == expected
+    assert batch_for(torch.device("cuda"), some) == 512
+
+
+@pytest.mark.parametrize("function", [embed, embed_blocks])
+def test_without_a_batch_the_images_of_one_are_those_a_cpu_likes(function: object) -> None:
+    made, some = model(), images(300)
+    seen: list[int] = []
+    hook = made.encoder.backbone.register_forward_pre_hook(
+        lambda module, inputs: seen.append(len(inputs[0]))
+    )
+    function(made, some)  # type: ignore[operator]
+    hook.remove()
+    assert seen == [256, 44]
