@@ -44,7 +44,8 @@ def prepare_torchvision() -> bool:
     import torch
 
     spec = find_spec("torchvision")
-    if _declared or spec is None or spec.origin is None:
+    # The operators are also there if another copy of this module has declared them
+    if _declared or spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return bool(_declared)
     for binary in Path(spec.origin).parent.glob("_C*.so"):
         if not _loads(binary):

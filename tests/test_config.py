@@ -400,7 +400,8 @@ CONFIGURATIONS: list[tuple[type, dict[str, Any]]] = [
 # Fields that hold words, truth values or another configuration
 WORDS = (
     "source pages strict allow_unreadable encoder stem init loss softening certainty_gradient"
-    " optimizer precision compile views unsplit labels image_column label_column tune schedule bn"
+    " optimizer precision compile views unsplit verify labels image_column label_column tune"
+    " schedule bn"
 )
 NO_NUMBERS = set(WORDS.split())
 NUMBERS = [

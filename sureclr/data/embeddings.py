@@ -215,35 +215,48 @@ class Embeddings:
         Raises:
             UserError: the file is missing, damaged, or not such a table.
         """
-        import pyarrow as pa
-
         try:
             with open_file(path) as file:
                 return _from_batches(*read_parquet_batches(file, ROWS_IN_GROUP))
-        except (
-            OSError,
-            pa.ArrowException,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            MemoryError,
-        ) as error:
+        except _unreadable() as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"the embedding table {path} cannot be read ({reason}); delete it and evaluate"
                 " again."
             ) from error
 
+    @staticmethod
+    def origin_of(path: Path) -> str:
+        """Return the origin of the table in a file without reading its rows; "" if that fails."""
+        try:
+            with open_file(path) as file:
+                schema, rows, _ = read_parquet_batches(file, ROWS_IN_GROUP)
+                return str(_description(schema, rows)["origin"])
+        except _unreadable():
+            return ""
 
-def _from_batches(schema: "Schema", rows: int, batches: "Iterator[RecordBatch]") -> Embeddings:
-    """The embeddings in the rows of a file; ValueError or KeyError if it holds something else."""
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """The errors of a file that is no table of embeddings."""
+    import pyarrow as pa
+
+    of_content = (ValueError, LookupError, TypeError, AttributeError, MemoryError)
+    return OSError, pa.ArrowException, *of_content
+
+
+def _description(schema: "Schema", rows: int) -> dict[str, Any]:
+    """Classes, kernel dimension and origin; ValueError or KeyError if they are not there."""
     metadata = schema.metadata or {}
     words = {name.decode(): value.decode() for name, value in metadata.items()}
     expected = words.pop("sha256", None)  # tables of older versions have none
     if expected not in (None, _digest_of_description(rows, schema.names, words)):
         raise ValueError("its description does not match its checksum")
-    about = {name: parsed_json(words[name]) for name in ("classes", "kernel_dimension", "origin")}
+    return {name: parsed_json(words[name]) for name in ("classes", "kernel_dimension", "origin")}
+
+
+def _from_batches(schema: "Schema", rows: int, batches: "Iterator[RecordBatch]") -> Embeddings:
+    """The embeddings in the rows of a file; ValueError or KeyError if it holds something else."""
+    about = _description(schema, rows)
     numbers: dict[str, NDArray[Any]] = {}
     paths: list[str] = []
     split: list[NDArray[np.str_]] = []

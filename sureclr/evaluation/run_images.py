@@ -241,6 +241,14 @@ def digest_of_stored(table: Embeddings | None) -> str:
     return "" if table is None else table.origin.split(" images ")[1]
 
 
+def digest_in_footer(run: Run) -> str:
+    """Return `digest_of_stored` of the table in the run's file, whatever weights made it.
+
+    Its rows are not read, so a table whose rows are damaged has a digest too.
+    """
+    return Embeddings.origin_of(run.stored("embeddings.parquet")).partition(" images ")[2]
+
+
 def images_without_pixels(run: Run) -> ImageSet:
     """Return what the stored table says of its images: labels, classes, splits and paths.
 

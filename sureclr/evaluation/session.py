@@ -41,6 +41,7 @@ from sureclr.evaluation.results import (
 from sureclr.evaluation.run_images import (
     Labels,
     check_tested,
+    digest_in_footer,
     digest_of_given_labels,
     digest_of_stored,
     embed_run_images,
@@ -222,7 +223,7 @@ class Session:
         if reason:
             return digest_of_stored(self._stored)
         known = {one.images for one in self.results().provenance.values()}
-        return digest_of_pixels(images, {*known, digest_of_stored(self._stored)} - {""})
+        return digest_of_pixels(images, {*known, digest_in_footer(self.run)} - {""})
 
     @cached_property
     def _stored(self) -> Any:
