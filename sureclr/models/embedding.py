@@ -107,13 +107,16 @@ def embed_blocks(
         progress: as in `embed`.
 
     Returns:
-        The name of each block, with (n, c) float32 on the CPU.
+        The name of each block, with (n, c) float32 on the CPU; nothing for an encoder without
+        blocks.
 
     Raises:
         UserError: batch is not 1 or more.
     """
     batch = batch_for(model.device, images) if batch is None else checked_count("batch", batch)
     index = torch.arange(len(images)) if rows is None else torch.from_numpy(rows)
+    if not any(True for _ in encoder_blocks(model.encoder.backbone)):
+        return {}
     found: dict[str, Tensor | None] = {}
 
     def outputs(pixels: Tensor) -> dict[str, Tensor | None]:

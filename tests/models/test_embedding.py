@@ -179,6 +179,12 @@ def test_blocks_leave_no_hook_count_images_and_may_be_stopped() -> None:
     assert made.training and not any(module._forward_hooks for module in made.modules())
 
 
+def test_an_encoder_without_blocks_has_no_outputs_of_blocks() -> None:
+    made = model()
+    made.encoder.backbone = torch.nn.Flatten()
+    assert embed_blocks(made, images()) == {}
+
+
 class PretendedGpu(TorchFunctionMode):
     """A GPU that is none: writes down what would be sent to it, computed and waited for."""
 
