@@ -60,8 +60,8 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     features = vote_on_table(table, name, device=device)
     if features.search != EXACT:
         inputs.progress.message(
-            f"knn: there are {features.n_train:,} training images, so each test image is compared"
-            f" with those in {features.search}."
+            f"knn: there are {features.n_train:,} training images, and each test image is compared"
+            f" with {features.search}."
         )
     train, test = (table.labels[table.labelled_rows(part)] for part in ("train", "test"))
     result = KnnResult(
@@ -120,8 +120,8 @@ def knn_accuracy(
 ) -> NeighbourVote:
     """Let the k nearest training rows by cosine vote, each with weight exp(cosine / temperature).
 
-    All tensors lie on one device. Beyond 300,000 training rows, `clustered_search` may leave out
-    some of the nearest, and says so.
+    All tensors lie on one device. Beyond 300,000 training rows and with the extra `index`,
+    `clustered_search` may leave out some of the nearest, and says so.
 
     Args:
         train_features: (n, f).

@@ -117,8 +117,14 @@ def test_a_search_that_is_not_exact_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     assert said == [] and vote_on_table(t).search == "exact"
     monkeypatch.setattr(clustered_search, "MOST_EXACT", 500)
     monkeypatch.setattr(clustered_search, "FEWEST_QUERIES", 100)
+    with monkeypatch.context() as without:
+        without.setitem(__import__("sys").modules, "faiss", None)
+        assert evaluate_knn(inputs) == exact
+    assert len(said) == 1 and "700 training images" in said[0]
+    assert "all of them, which took" in said[0] and 'pip install "sureclr[index]"' in said[0]
+    pytest.importorskip("faiss")
     assert evaluate_knn(inputs) == exact
-    assert len(said) == 1 and "700 training images" in said[0] and "256 clusters" in said[0]
+    assert len(said) == 2 and "with those in the nearest" in said[1] and "256 clusters" in said[1]
     assert exact.by_class.classes[0].n_train == int((labels[:700] == 0).sum())
 
 
