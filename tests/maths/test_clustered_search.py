@@ -71,6 +71,17 @@ def test_keys_that_occur_three_times_come_in_their_order(faiss: ModuleType) -> N
     assert torch.equal(found.index, thrice.flatten(1)[:, :10])
 
 
+def test_the_first_of_many_equal_keys_are_kept_when_better_ones_follow(faiss: ModuleType) -> None:
+    """The better keys would push the first of the equal ones out of what faiss has found."""
+    queries = clustered(12, 1)
+    worse = queries + 0.3 * torch.randn(12, 16, generator=torch.Generator().manual_seed(2))
+    keys = torch.cat([worse.repeat(40, 1), queries.repeat(5, 1), clustered(2000, 0)])
+    found = find_neighbours(queries, keys, 10)
+    assert found.search != EXACT
+    copies = 12 * torch.tensor([40, 41, 42, 43, 44, 0, 1, 2, 3, 4])
+    assert torch.equal(found.index, torch.arange(12)[:, None] + copies)
+
+
 def test_rows_without_clusters_are_searched_exactly(faiss: ModuleType) -> None:
     """Neighbours in 200 dimensions without any structure lie in all clusters."""
     generator = torch.Generator().manual_seed(0)
