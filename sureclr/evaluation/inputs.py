@@ -24,7 +24,6 @@ from sureclr.errors import UserError
 from sureclr.evaluation.probes import BLOCK_NUMBERS, ProbeResult, check_rows, linear_probe
 from sureclr.evaluation.scores import Reference
 from sureclr.files import digest_of_bytes, digest_of_tensors, make_folder, why
-from sureclr.maths.sphere import unit_rows
 from sureclr.models.embedding import as_float, collecting_blocks, embed_blocks
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
@@ -224,13 +223,16 @@ class EvaluationInputs:
 
     @cached_property
     def raw(self) -> Embeddings:
-        """The table whose features are the pixels in [0, 1], at most RAW_NUMBERS of an image."""
+        """The table whose features are the pixels in [0, 1], at most RAW_NUMBERS of an image.
+
+        It has no directions: (n, 0).
+        """
         side = min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels))
         pixels = as_float(convert(self.images, size=side).images.flatten(1))
         return replace(
             self.table,
             features=pixels,
-            direction=unit_rows(pixels),
+            direction=pixels[:, :0],
             radius=None,
             certainty=None,
         )
