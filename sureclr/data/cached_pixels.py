@@ -25,17 +25,18 @@ class CachedPixels(Tensor):
     rows if they are not the whole array; so index where there may be many.
 
     It also says how its pixels were made from the content of the images. A plain tensor does not,
-    so pixels that a user put into a set in place of others are never taken for those of the cache.
+    so pixels that a user put into a set in place of others are never taken for those of the cache;
+    nor are those that torch changed in place.
 
     Attributes:
         whole: (m, c, h, w) uint8, memory-mapped, or on a device.
         rows: (n,) int64 rows of `whole`, on its device; None: all of them, in order.
-        made: how the pixels were made: with `ImageSet.contents` it decides them.
     """
 
     whole: Tensor
     rows: Tensor | None
-    made: str
+    _made: str
+    _began: int  # the version of `whole` at which its pixels are those that were made
 
     def __new__(cls, whole: Tensor, rows: Tensor | None, made: str) -> "CachedPixels":
         """Make a tensor that has a shape, a type and a device, and no memory of its own."""
@@ -43,8 +44,16 @@ class CachedPixels(Tensor):
         pixels: CachedPixels = Tensor._make_wrapper_subclass(
             cls, (count, *whole.shape[1:]), dtype=whole.dtype, device=whole.device
         )
-        pixels.whole, pixels.rows, pixels.made = whole, rows, made
+        pixels.whole, pixels.rows, pixels._made, pixels._began = whole, rows, made, _version(whole)
         return pixels
+
+    @property
+    def made(self) -> str:
+        """How the pixels were made: with `ImageSet.contents` it decides them; "" if it does not.
+
+        It does not after an operation of torch has changed pixels of `whole` in place.
+        """
+        return self._made if _version(self.whole) == self._began else ""
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub has no `cls`
@@ -57,7 +66,7 @@ class CachedPixels(Tensor):
         for place, argument in enumerate(func._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 value = args[place] if place < len(args) else given.get(argument.name)
-                _check_written(value)
+                _note_written(value, reshapes=torch.Tag.inplace_view in func.tags)
         return func(*tree_map(_plain, args), **tree_map(_plain, given))
 
     def chosen(self, rows: Rows) -> "CachedPixels":
@@ -88,8 +97,13 @@ class CachedPixels(Tensor):
         """Read the rows that an index names; it may be anything that torch's own takes."""
         if self.rows is None:
             return self.whole[index]
-        first, *others = index if isinstance(index, tuple) else (index,)
-        if first is None or first is Ellipsis or (others and not isinstance(first, int | slice)):
+        first, *others = index if isinstance(index, tuple) and index else (index,)
+        if (
+            first is None
+            or first is Ellipsis
+            or (others and not isinstance(first, int | slice))
+            or np.ndim(first) > 1  # a mask of pixels
+        ):
             return self.gathered()[index]
         found = self.whole[self.rows[first]]
         before = (slice(None),) if isinstance(first, slice) else ()
@@ -97,22 +111,30 @@ class CachedPixels(Tensor):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         """Change pixels in the memory of this process, if all rows are here."""
-        _check_written(self)
+        _note_written(self)
         self.whole[index] = _plain(value)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Read one image after the other."""
         return (self[row] for row in range(len(self)))
 
-    def split(self, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    def split(self, split_size: Any, dim: int = 0) -> tuple[Tensor, ...]:
         """Return blocks of rows, which are read when they are used."""
-        if dim != 0 or not isinstance(size, int):
-            return tuple(self.gathered().split(size, dim))
-        return tuple(self.chosen(slice(i, i + size)) for i in range(0, max(1, len(self)), size))
+        if dim != 0 or not isinstance(split_size, int) or split_size < 1:
+            return tuple(self.gathered().split(split_size, dim))
+        starts = range(0, max(1, len(self)), split_size)
+        return tuple(self.chosen(slice(start, start + split_size)) for start in starts)
 
     def numpy(self, *, force: bool = False) -> NDArray[Any]:
-        """Return all rows as an array."""
-        return self.gathered().numpy(force=force)
+        """Return all rows as an array, which cannot be written to: nothing here would notice it."""
+        array = self.gathered().numpy(force=force)
+        array.flags.writeable = False
+        return array
+
+    def share_memory_(self) -> "CachedPixels":
+        """Move the whole array into memory that processes share."""
+        self.whole.share_memory_()
+        return self
 
     def tolist(self) -> list[Any]:
         """Return all rows as lists."""
@@ -136,13 +158,31 @@ def images_at_once(pixels: Tensor) -> int:
     return max(1, BYTES_AT_ONCE // max(1, pixels.shape[1:].numel() * pixels.element_size()))
 
 
-def _check_written(pixels: Any) -> None:
-    """Raise a UserError if an operation would change a copy of rows, which is lost."""
-    if isinstance(pixels, CachedPixels) and pixels.rows is not None:
+def _note_written(pixels: Any, reshapes: bool = False) -> None:
+    """Count a change of pixels in place.
+
+    Args:
+        pixels: an argument that an operation writes to.
+        reshapes: whether it changes the shape.
+
+    Raises:
+        UserError: it would change a copy of rows, which is lost, or the shape.
+    """
+    if not isinstance(pixels, CachedPixels):
+        return
+    if pixels.rows is not None or reshapes:
+        what = "the shape" if reshapes else "chosen rows"
         raise UserError(
-            "chosen rows of the cache of images cannot be changed in place; change a copy,"
-            " images[:]."
+            f"{what} of the cache of images cannot be changed in place; change a copy,"
+            " images[:].clone()."
         )
+    if not pixels.whole.is_inference():
+        torch.autograd.graph.increment_version(pixels.whole)
+
+
+def _version(pixels: Tensor) -> int:
+    """How often torch has changed the memory of a tensor; 0 where it does not count that."""
+    return 0 if pixels.is_inference() else pixels._version
 
 
 def _plain(value: Any) -> Any:

@@ -222,7 +222,7 @@ def described_pixels(images: ImageSet) -> Iterator[str] | None:
     Only pixels of the cache of picture files have them: others may have been changed.
     """
     pixels, pictures = images.images, images.pictures
-    if not isinstance(pixels, CachedPixels) or images.contents is None:
+    if not isinstance(pixels, CachedPixels) or not pixels.made or images.contents is None:
         return None
     if pictures is None:
         height, width = ([side] * len(images) for side in pixels.shape[2:])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.data.cached_pixels import CachedPixels
-from sureclr.data.image_set import ImageSet, convert
+from sureclr.data.image_set import ImageSet, convert, digest_of_pixels
 from sureclr.data.pictures import Pictures
 from sureclr.errors import UserError
 
@@ -35,7 +35,7 @@ PAIRS = {  # the cached pixels and the plain tensor that they stand for
 INDICES: list[Any] = [
     *(0, -1, slice(1, 3), slice(None, None, 2), [2, 0], torch.tensor([1, 1]), np.array([2, 0])),
     *(None, ..., (1, 0), (slice(None), 0, 0, 0), (slice(1, 3), 1), ([0, 1], [2, 0]), (..., 0)),
-    *((slice(0, 2), [0, 1], [1, 2]), torch.tensor(1)),
+    *((slice(0, 2), [0, 1], [1, 2]), torch.tensor(1), ()),
 ]
 OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda x: x.float() / 255,
@@ -50,11 +50,13 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
     lambda x: torch.zeros(x.shape).copy_(x),
     lambda x: x[torch.arange(len(x)) % 2 == 0],
     lambda x: x.detach().cpu().contiguous(),
-    lambda x: torch.from_numpy(np.asarray(x)),
+    lambda x: torch.from_numpy(np.asarray(x).copy()),
     lambda x: torch.tensor(x.tolist()),
     lambda x: copy.deepcopy(x),
     lambda x: pickle.loads(pickle.dumps(x)),
     lambda x: x.moved(torch.device("cpu")) if isinstance(x, CachedPixels) else x,
+    lambda x: x[x > 99],
+    lambda x: torch.stack([part.sum() for part in x.split(split_size=2)]),
 ]
 
 
@@ -87,6 +89,55 @@ def test_pixels_that_lie_apart_are_not_changed_in_a_lost_copy(change: Any) -> No
     whole = CachedPixels(IMAGES.clone(), None, "")
     change(whole)
     assert not torch.equal(whole, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.fill_(0),
+        lambda x: x.__setitem__(1, 0),
+        lambda x: torch.add(x, 1, out=x),
+        lambda x: x[2].zero_(),
+        lambda x: x.chosen(slice(1, 3)).fill_(0),
+    ],
+)
+def test_pixels_that_were_changed_are_not_taken_for_those_of_their_contents(change: Any) -> None:
+    split, contents = np.array(["train"] * 7), [f"{row}" for row in range(7)]
+    cached = CachedPixels(IMAGES.clone(), None, "as they are")
+    labels = torch.zeros(7, dtype=torch.int64)
+    images = ImageSet("x", cached, labels, ("a",), split, list("abcdefg"), contents=contents)
+    others = [images.select([6, 2]), images.select(range(2, 5)), images]
+    before = [digest_of_pixels(one) for one in others]
+    assert all(digest.endswith("-contents") for digest in before)
+    change(images.images)
+    for one, digest in zip([*others, images.select([6, 2])], [*before, before[0]], strict=True):
+        plain = replace(one, images=one.images[:].clone())
+        assert digest_of_pixels(one) == digest_of_pixels(plain) != digest
+
+
+def test_an_array_of_cached_pixels_cannot_be_written_to() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        CachedPixels(IMAGES.clone(), None, "").numpy()[0] = 0
+
+
+def test_the_shape_of_cached_pixels_cannot_be_changed_in_place() -> None:
+    cached = CachedPixels(IMAGES.clone(), None, "")
+    for change in (Tensor.squeeze_, lambda x: x.transpose_(0, 1), lambda x: x.resize_(2, 3)):
+        with pytest.raises(UserError, match="the shape of the cache"):
+            change(cached)
+    assert torch.equal(cached, IMAGES)
+
+
+def test_a_split_into_no_images_is_refused_like_that_of_a_plain_tensor() -> None:
+    for images in (IMAGES, CachedPixels(IMAGES, None, "")):
+        with pytest.raises(RuntimeError, match="split"):
+            images.split(-1)
+
+
+def test_cached_pixels_move_into_shared_memory() -> None:
+    """Torch's own way ends the process with a segmentation fault: there is no memory to move."""
+    cached = CachedPixels(IMAGES.clone(), ROWS, "").share_memory_()
+    assert cached.whole.is_shared() and torch.equal(cached, IMAGES[ROWS])
 
 
 def test_a_set_of_cached_pixels_is_converted_like_one_of_plain_pixels() -> None:
