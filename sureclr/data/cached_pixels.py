@@ -1,12 +1,14 @@
 """Pixels that stay in a memory-mapped file until they are used, as a tensor."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
 from torch.utils._pytree import tree_map
 
 from sureclr.errors import UserError
@@ -187,3 +189,17 @@ def _version(pixels: Tensor) -> int:
 
 def _plain(value: Any) -> Any:
     return value.gathered() if isinstance(value, CachedPixels) else value
+
+
+def _sent(pixels: CachedPixels) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    """Send rows to another process, such as a worker of a DataLoader, as a plain tensor.
+
+    Torch would put a copy of chosen rows into shared memory, which is freed before a new process
+    has opened it.
+    """
+    if pixels.rows is None:
+        return reduce_tensor(pixels.whole)  # type: ignore[no-any-return]
+    return torch.from_numpy, (pixels.gathered().cpu().numpy(),)
+
+
+ForkingPickler.register(CachedPixels, _sent)

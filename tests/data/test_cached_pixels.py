@@ -1,12 +1,15 @@
 """CachedPixels against a plain tensor of the same rows, and the memory that a large cache takes."""
 
 import copy
+import gc
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import set_spawning_popen
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +141,32 @@ def test_cached_pixels_move_into_shared_memory() -> None:
     """Torch's own way ends the process with a segmentation fault: there is no memory to move."""
     cached = CachedPixels(IMAGES.clone(), ROWS, "").share_memory_()
     assert cached.whole.is_shared() and torch.equal(cached, IMAGES[ROWS])
+
+
+def test_chosen_rows_reach_a_new_process_as_they_are() -> None:
+    """A process that is started inherits open files by number: none may be of a lost copy."""
+
+    class Started:
+        DupFd = staticmethod(str)
+
+        def duplicate_for_child(self, number: int) -> int:
+            os.fstat(number)
+            open_files.append(number)
+            return number
+
+    open_files: list[int] = []
+    cached = CachedPixels(IMAGES.clone(), ROWS, "")
+    set_spawning_popen(Started())
+    try:
+        sent = ForkingPickler.dumps(cached)
+        gc.collect()
+        for number in open_files:
+            os.fstat(number)  # an OSError says that the file is closed
+        assert torch.equal(pickle.loads(sent), IMAGES[ROWS])
+        ForkingPickler.dumps(cached.chosen(slice(None)).whole)
+        assert len(open_files) == 1  # torch's way is the one that was looked at
+    finally:
+        set_spawning_popen(None)
 
 
 def test_a_set_of_cached_pixels_is_converted_like_one_of_plain_pixels() -> None:
