@@ -133,6 +133,10 @@ class CachedPixels(Tensor):
         array.flags.writeable = False
         return array
 
+    def as_subclass(self, cls: type[Any]) -> Any:
+        """Return all rows as a tensor of another class, such as torchvision's `Image`."""
+        return self.gathered().as_subclass(cls)
+
     def share_memory_(self) -> "CachedPixels":
         """Move the whole array into memory that processes share."""
         self.whole.share_memory_()
