@@ -34,6 +34,7 @@ NAMES = (
     *("knn", "linear", "uncertainty", "ood"),
     *("learning", "geometry", "sensitivity", "explanation"),
 )
+BATCH, LEAST_IMAGES = 256, 326  # of which 256 are for training
 Measured = dict[str, float]
 
 
@@ -107,7 +108,7 @@ def train(source: str, encoder: str, out: str) -> None:
     from sureclr.recipes import recipe_for
 
     config = replace(sureclr.recipe(recipe_for(source)), source=source, encoder=encoder)
-    config = replace(config, epochs=1, warmup_epochs=0, batch_size=256, snapshot_every=1)
+    config = replace(config, epochs=1, warmup_epochs=0, batch_size=BATCH, snapshot_every=1)
     sureclr.pretrain(config, out=out, device="cpu")
 
 
@@ -191,11 +192,13 @@ def main() -> None:
     parser.add_argument("--against", help="a commit to compare with")
     parser.add_argument("--images", type=int, help="number of synthetic images; digits without it")
     parser.add_argument("--source", help="a data source in their place, such as folder:PATH")
-    parser.add_argument("--encoder", default="small-8")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--encoder", default="small-8", help="that is trained (small-8)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each version (3)")
     parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--one", nargs="+", metavar=("RUN", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.images is not None and options.images < LEAST_IMAGES:
+        parser.error(f"--images must be {LEAST_IMAGES} or more, for a batch of {BATCH}")
     if options.one:
         print(json.dumps(measure(Path(options.one[0]), options.one[1:])))
         return

@@ -1025,6 +1025,23 @@ def read_results(run: Path, *, quiet: bool = False) -> Results:
     return results
 
 
+def precision_text(results: Results) -> str:
+    """Return one sentence if these results were made in more than one precision, else "".
+
+    Differences between them may then be those of the precisions.
+    """
+    made_in = {name: made.precision for name, made in results.provenance.items()}
+    kinds = sorted(set(made_in.values()))
+    if len(kinds) < 2:
+        return ""
+    parts = [f"{', '.join(n for n in made_in if made_in[n] == kind)} in {kind}" for kind in kinds]
+    return (
+        f"These results were not made in one precision ({'; '.join(parts)}), so small differences"
+        " between them may come from that; to have all in one, move results.json away and evaluate"
+        " again."
+    )
+
+
 def damage_text(results: Results) -> str:
     """Return one sentence that names the damaged results.
 

@@ -34,6 +34,7 @@ from sureclr.evaluation.results import (
     Provenance,
     Results,
     damage_text,
+    precision_text,
     read_results,
     run_path,
     save_result,
@@ -523,6 +524,8 @@ def evaluate(
         stored = session.results()
         provenance = {name: stored.provenance[session.key(name)] for name in entries}
         run, data = session.run, "" if session.own else session.images.name
+        if mixed := precision_text(Results(run.path, entries, provenance)):
+            session.progress.message(mixed)
     return Results(
         run.path,
         entries,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.errors import UserError
-from sureclr.evaluation.results import Results, read_results
+from sureclr.evaluation.results import Results, precision_text, read_results
 from sureclr.files import read_json, refuse_if_lost, unsealed
 from sureclr.reporting import captions
 from sureclr.training.run_dir import RunDir
@@ -114,6 +114,8 @@ def read_run_files(
         images, no_images = None, captions.OTHER_PIXELS
     stored, no_results = (results, "") if results is not None else _read_results(folder, out)
     stored = _of_these_weights(stored, digest)
+    if mixed := precision_text(stored):
+        problems.append(mixed)
     lines = directory.lines()
     if lacking := _lacking_steps(lines, numbers.get("step")):
         problems.append(captions.LACKING_LINES.format(n=lacking))

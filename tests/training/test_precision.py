@@ -23,6 +23,7 @@ from sureclr.evaluation.session import Session
 from sureclr.models.devices import choose_precision
 from sureclr.models.embedding import embed, embed_blocks
 from sureclr.progress import SILENT
+from sureclr.reporting.run_files import read_run_files
 from sureclr.stopping import Stopped
 from sureclr.training.building import build
 from sureclr.training.continuing import completed
@@ -107,6 +108,11 @@ def test_results_and_tables_say_their_precision_and_are_not_mixed(
     assert torch.equal(Embeddings.read(file).features, full.features)
     assert not torch.equal(full.features, half.features) and "bfloat16" not in full.origin
     assert read_results(run.path).provenance["knn"].precision == "bfloat16"
+    mixed = "not made in one precision (knn in bfloat16; geometry in float32)"
+    for names, says in ((("knn",), False), (("knn", "geometry"), True)):
+        sureclr.evaluate(run.path, names, device="cpu", progress=(said := Messages()))
+        assert any(mixed in text for text in said.messages) == says
+    assert any(mixed in text for text in read_run_files(run.path).problems)
     half.save(file)
     (tmp_path / "photos").rename(tmp_path / "gone")
     with Session(run.path, device="cpu", progress=SILENT) as session:  # no pixels: as it was made
