@@ -1,7 +1,10 @@
 """One thread a test process (two run side by side), torchvision importable, no UMAP even where a
-developer has it (it is slow), and float32 even on CPUs that are faster in bfloat16.
+developer has it (it is slow), and float32 even on CPUs that are faster in bfloat16. Nothing waits
+until a disk has what was written, which only a power cut could show: a run of a second waits 45
+times. Tests of the waiting itself replace `os.fsync` by their own.
 """
 
+import os
 import sys
 
 import torch
@@ -11,4 +14,5 @@ import sureclr.compat  # noqa: F401
 torch.set_num_threads(1)
 for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
     setattr(torch.cpu, name, lambda: False)
+os.fsync = lambda descriptor: None
 sys.modules["umap"] = None  # type: ignore[assignment]

@@ -26,7 +26,12 @@ BASE = [*FLAGS, "--stem", "imagenet"]
 TINY = [*BASE, "--epochs", "2", "--batch-size", "500"]  # 4 steps on digits
 
 
-def process(*words: str, code: str = "from sureclr.cli import main; main()") -> list[str]:
+MAIN = "from sureclr.cli import main; main()"
+# Whatever the words are, the command prints a line; it does not wait for torch
+ANSWER = f"from sureclr.cli import running; running.app = lambda *_, **__: print('list'); {MAIN}"
+
+
+def process(*words: str, code: str = MAIN) -> list[str]:
     return [sys.executable, "-c", code, *words]
 
 
@@ -547,7 +552,7 @@ def test_a_bug_of_ours_is_no_user_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_reader_that_goes_away_is_no_error() -> None:
     """`sureclr list | head -1`"""
     child = subprocess.Popen(
-        process("list"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        process("list", code=ANSWER), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     )
     assert child.stdout is not None and child.stderr is not None
     child.stdout.close()
@@ -700,26 +705,28 @@ def test_a_stream_that_cannot_be_written_stops_no_work_and_no_lost_answer_is_sil
     tmp_path: Path,
 ) -> None:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    env["SURECLR_CACHE"] = str(tmp_path / "cache")
 
-    def code(words: list[str], **streams: Any) -> tuple[int, bytes]:
-        done = subprocess.run(process(*words), env=env, cwd=ROOT, check=False, **streams)
+    def code(words: list[str], program: str = MAIN, **streams: Any) -> tuple[int, bytes]:
+        command = process(*words, code=program)
+        done = subprocess.run(command, env=env, cwd=ROOT, check=False, **streams)
         return done.returncode, done.stderr or b""
 
     reader, broken = os.pipe()
     os.close(reader)
     try:
-        assert code(["list"], stdout=broken, stderr=subprocess.PIPE) == (0, b"")
-        picture = tmp_path / "views.png"
-        assert code(["views", "digits", "--out", str(picture)], stderr=broken)[0] == 0
+        assert code(["list"], ANSWER, stdout=broken, stderr=subprocess.PIPE) == (0, b"")
+        photos, picture = write_photos(tmp_path / "photos"), tmp_path / "views.png"
+        assert code(["views", f"folder:{photos}", "--out", str(picture)], stderr=broken)[0] == 0
         assert picture.is_file()
     finally:
         os.close(broken)
     if Path("/dev/full").exists():
         with open("/dev/full", "wb") as full:
-            result, said = code(["list"], stdout=full, stderr=subprocess.PIPE)
+            result, said = code(["list"], ANSWER, stdout=full, stderr=subprocess.PIPE)
         assert result == 2
         assert said.startswith(b"sureclr: the standard output cannot be used (No space left")
         assert said.count(b"\n") == 1
-    closed = ["sh", "-c", 'exec 2>&-; exec "$@"', "sh", *process("knn", str(tmp_path / "none"))]
+    closed = ["sh", "-c", 'exec 2>&-; exec "$@"', "sh", *process("no-such-command")]
     done = subprocess.run(closed, env=env, cwd=ROOT, check=False, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, b"")

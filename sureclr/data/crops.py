@@ -145,9 +145,6 @@ def crop_together(
     column = left + torch.minimum(torch.arange(largest[1], device=device), width - 1)
     band = torch.arange(channels, device=device)[:, None] * sides[:, :1, None]
     line = (band + row[:, None]) * sides[:, 1:, None] + place[:, None, None]  # (n, c, largest[0])
-    down = _triangles(height, shape[0], largest[0])[:, None]
-    along = _triangles(width, shape[1], largest[1])
-    along = along.flip(1).where(flip[:, None, None], along)[:, None].mT
     some = max(1, PIXELS_AT_ONCE // (channels * largest[0] * largest[1]))
     parts = []
     # Autocast would compute these products in bfloat16
@@ -155,7 +152,10 @@ def crop_together(
         for rows in (slice(at, at + some) for at in range(0, len(box), some)):
             index = line[rows, ..., None] + column[rows, None, None]  # (n, c, *largest)
             pixels = values.index_select(0, index.view(-1)).view(index.shape).float()
-            parts.append(down[rows] @ (pixels @ along[rows]))
+            down = _triangles(height[rows], shape[0], largest[0])
+            along = _triangles(width[rows], shape[1], largest[1])
+            along = along.flip(1).where(flip[rows, None, None], along)
+            parts.append(down[:, None] @ (pixels @ along[:, None].mT))
     return torch.cat(parts).div_(255)
 
 

@@ -266,9 +266,8 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         """Those of some of the rows: a copy, and so never kept."""
         return table.features[torch.from_numpy(rows)[which]]
 
-    some = (
-        torch.arange(len(rows)) < 1
-    )  # the accuracy on the rows that it learned from tells nothing
+    # One row suffices: the accuracy on rows that it learned from tells nothing
+    some = torch.arange(len(rows)) < 1
     every = torch.ones_like(some)
     probe = linear_probe(features(every), labels, features(some), labels[some], seed=seed)
     logits, target = [], []

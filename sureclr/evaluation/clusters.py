@@ -42,7 +42,7 @@ def cluster_points(
         starts: how often it begins anew; the best result counts.
         steps: of Lloyd's algorithm at most.
     """
-    from sklearn.cluster import KMeans  # late: 1.4 s
+    from sklearn.cluster import KMeans  # only here, since it takes 1.4 s
 
     k = max(1, count_distinct(points, most))
     fit = KMeans(k, n_init=starts, max_iter=steps, random_state=seed, copy_x=False)

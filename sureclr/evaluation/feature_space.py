@@ -105,9 +105,8 @@ def check_features(table: Embeddings) -> None:
             f"the geometry of features needs at least 3 images, and there are {len(table)}; add"
             " images."
         )
-    if (
-        not mean_of_rows(table.features).isfinite().all()
-    ):  # finite float32 cannot add up to infinity
+    # Finite float32 numbers cannot add up to infinity in float64
+    if not mean_of_rows(table.features).isfinite().all():
         raise UserError(
             "features must be finite, and some are not; check whether the encoder has diverged."
         )

@@ -282,7 +282,7 @@ def fit_images(images: ImageSet, run: Run) -> ImageSet:
 
 @contextmanager
 def blocks_beside(run: Run, images: ImageSet) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect each block's output while the images are embedded inside the block.
+    """Collect the pooled output of each block of the encoder while the images are embedded.
 
     Yields:
         Name of a block -> its outputs, batch by batch; nothing where they are too many to be kept

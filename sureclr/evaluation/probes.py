@@ -178,13 +178,13 @@ def linear_probe(
     classes, target = train_y.unique(return_inverse=True)
     x = torch.empty_like(train_x)  # the only copy of the features
     grid = Grid(tuple(sorted(strengths)), tolerance, max_iterations)
-    path = grid.walk(x, train_x, target, stratified_split(target, validation, _generator(seed)))
+    end = grid.walk(x, train_x, target, stratified_split(target, validation, _generator(seed)))
     mean, scale = standardise(x.copy_(train_x), len(x))
     fit = minimise(
-        LogisticObjective(x, target, [path.strength]),
+        LogisticObjective(x, target, [end.strength]),
         tolerance,
         max_iterations,
-        path.start(mean, scale),
+        end.start(mean, scale),
     )
     weight = fit.weight[0] / scale.double()[:, None]
     bias = fit.bias[0] - mean.double() @ weight
@@ -193,9 +193,9 @@ def linear_probe(
     return ProbeResult(
         accuracy=correct / len(test_y),
         interval=wilson_interval(correct, len(test_y)),
-        strength=path.strength,
-        strengths=path.tried,
-        not_tried=path.not_tried,
+        strength=end.strength,
+        strengths=end.tried,
+        not_tried=end.not_tried,
         iterations=fit.iterations,
         converged=bool(fit.converged[0]),
         gradient=float(fit.gradient[0]),
@@ -251,7 +251,7 @@ def standardise(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Path:
+class WalkEnd:
     """Where a walk over the strengths ended.
 
     Attributes:
@@ -283,7 +283,7 @@ class Grid:
     tolerance: float
     max_iterations: int
 
-    def walk(self, room: Tensor, features: Tensor, target: Tensor, held_out: Tensor) -> Path:
+    def walk(self, room: Tensor, features: Tensor, target: Tensor, held_out: Tensor) -> WalkEnd:
         """Fit strength after strength on the rows that are not held out, and choose one.
 
         Args:
@@ -294,7 +294,7 @@ class Grid:
         """
         if len(self.strengths) == 1 or not held_out.any():
             nothing = tuple((strength, math.nan) for strength in self.strengths)
-            return Path(choose_strength(*zip(*nothing, strict=True)), nothing)
+            return WalkEnd(choose_strength(*zip(*nothing, strict=True)), nothing)
         order = held_out.long().argsort(stable=True)  # held-out rows come last
         torch.index_select(features, 0, order, out=room)
         n, target = len(order) - int(held_out.sum()), target[order]
@@ -319,7 +319,9 @@ class Grid:
         fit = fits[[strength for strength, _, _ in tried].index(chosen)]
         weight = fit.weight[0] / scale.double()[:, None]
         bias = fit.bias[0] - mean.double() @ weight
-        return Path(chosen, scores, why if len(tried) < len(self.strengths) else "", weight, bias)
+        return WalkEnd(
+            chosen, scores, why if len(tried) < len(self.strengths) else "", weight, bias
+        )
 
 
 def nothing_to_gain(tried: Sequence[tuple[float, float, float]], chance: float) -> str:

@@ -127,9 +127,10 @@ def evidence_dimension(table: Embeddings, views: int = 1) -> float:
 
 
 def evidence_in(table: Embeddings) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Return what gives the evidence of images of a table for others; None without a radius.
+    """Return a function that computes the evidence of pairs of images; None without a radius.
 
-    It takes the rows (q,) of images and (q, k) rows of others, and returns (q, k) nats.
+    Its arguments are rows (q,) of the table and, for each, k rows (q, k) of others; it returns
+    (q, k) nats.
     """
     if table.radius is None:
         return None

@@ -136,21 +136,24 @@ def embed_blocks(
 
 @contextmanager
 def collecting_blocks(model: SimCLR) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what each block puts out, pooled, of all images that are embedded inside the block.
+    """Collect the pooled output of each block of the encoder while images are embedded.
 
     Yields:
-        The name of each block, with a tensor (batch, c) float32 on the CPU for each batch so far.
+        The name of each block, with a tensor (batch, c) float32 for each batch so far. They lie on
+        the model's device until the end, so that no batch waits for it, and then on the CPU.
     """
     parts: dict[str, list[Tensor]] = {
         name: [] for name, _ in encoder_blocks(model.encoder.backbone)
     }
-    with _block_outputs(model, lambda name, output: parts[name].append(output.float().cpu())):
+    with _block_outputs(model, lambda name, output: parts[name].append(output.float())):
         yield parts
+    for batches in parts.values():
+        batches[:] = [batch.cpu() for batch in batches]
 
 
 @contextmanager
 def _block_outputs(model: SimCLR, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `keep` with the name and the pooled output of each block that runs inside."""
+    """Call `keep` with the name and the pooled output of each block of the encoder that runs."""
     backbone = model.encoder.backbone
 
     def hook(name: str, block: nn.Module, inputs: Any, output: Any) -> None:

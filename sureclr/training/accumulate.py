@@ -123,14 +123,14 @@ def _run(network: Network, views: Tensor, precision: torch.dtype) -> Heads:
 def _random_states(device: torch.device) -> list[Tensor]:
     """Return the states of torch's own generators, from which dropout draws."""
     return [torch.get_rng_state()] + (
-        [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state()]
+        [] if device.type == "cpu" else [torch.get_device_module(device).get_rng_state(device)]
     )
 
 
 def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
-        torch.get_device_module(device).set_rng_state(state)
+        torch.get_device_module(device).set_rng_state(state, device)
 
 
 def _both_views(parts: list[Tensor]) -> Tensor:

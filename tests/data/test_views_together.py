@@ -4,6 +4,7 @@ The accelerator is torch's meta device: it has shapes and no numbers, so whateve
 from it, or mixes its tensors with the CPU's, raises or is seen.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sureclr.config import ViewConfig
+from sureclr.data import crops
 from sureclr.data.pictures import Pictures
 from sureclr.data.view_parameters import COLUMNS, ViewPlan, plan_views
 from sureclr.data.views import two_views, views_of
@@ -148,6 +150,29 @@ def test_images_that_are_not_blurred_are_not_touched_by_the_blur() -> None:
     assert sharp.any() and not sharp.all()
     same = (made(plan) == torch.cat([images, images]).float() / 255).flatten(1).all(1)
     assert same.tolist() == sharp.tolist()
+
+
+def test_weights_of_crops_exist_for_as_many_images_as_their_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With crops of 2,000 pixels, those of 1,024 views of 224 pixels would fill 2 GB each."""
+    plan, largest = a_plan(oblong(), 24, ViewConfig(jitter_p=0, grey_p=0, blur_p=0)), 0
+    whole = made(plan)
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            if "div" in function.__name__ and out.ndim == 3:  # weights that sum to 1
+                largest = max(largest, len(out))
+            return out
+
+    monkeypatch.setattr(crops, "PIXELS_AT_ONCE", 2 * 3 * math.prod(plan.form.largest or ()))
+    with Sizes():
+        by_two = made(plan)
+    assert largest == 2 and torch.equal(by_two, whole)
 
 
 # ---- packing

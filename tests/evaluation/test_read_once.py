@@ -33,14 +33,6 @@ BASELINE = Path("baselines/untrained.parquet")
 N = 24
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("once")
-    source = f"folder:{write_photos(place / 'photos')}"
-    train(place / "run", None, source=source, size=8, batch_size=8, epochs=2, monitor_every=1)
-    return place
-
-
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SURECLR_CACHE", str(trained / "cache"))

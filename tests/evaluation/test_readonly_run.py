@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import Messages, train, write_photos
+from tiny import Messages
 
 import sureclr
 from sureclr.cli import main
@@ -28,14 +28,6 @@ from sureclr.progress import SILENT
 from sureclr.training.run_dir import RunDir
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": SILENT}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("readonly")
-    source = f"folder:{write_photos(place / 'photos')}"
-    train(place / "run", None, source=source, size=8, batch_size=8, epochs=2, monitor_every=1)
-    return place
 
 
 @pytest.fixture

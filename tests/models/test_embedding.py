@@ -14,7 +14,14 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.sphere import evidence_matrix
-from sureclr.models.embedding import as_float, batch_for, embed, embed_blocks, evaluating
+from sureclr.models.embedding import (
+    as_float,
+    batch_for,
+    collecting_blocks,
+    embed,
+    embed_blocks,
+    evaluating,
+)
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import SilentProgress
 from sureclr.training.building import build
@@ -359,3 +366,13 @@ def test_without_a_batch_the_images_of_one_are_those_a_cpu_likes(function: objec
     function(made, some)  # type: ignore[operator]
     hook.remove()
     assert seen == [256, 44]
+
+
+def test_outputs_of_blocks_stay_on_the_device_until_the_end() -> None:
+    """On `meta`, which cannot be read: a copy for each batch would wait for a GPU."""
+    network, seen = model().to("meta"), set[tuple[int, ...]]()
+    with pytest.raises(NotImplementedError, match="meta"), collecting_blocks(network) as parts:
+        network.features(torch.rand(3, 1, 8, 8, device="meta"))
+        network.features(torch.rand(2, 1, 8, 8, device="meta"))
+        seen = {tuple(map(len, batches)) for batches in parts.values()}
+    assert seen == {(3, 2)}

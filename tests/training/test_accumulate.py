@@ -4,6 +4,7 @@ micro-batch, one backward.
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,6 +240,23 @@ def test_dropout_draws_the_same_masks_in_both_passes() -> None:
     assert value.item() == pytest.approx(expected.item(), rel=1e-6)
     assert furthest(model, witness) < 2e-6
     assert torch.equal(after, follows)  # and what comes later draws as if there had been one pass
+
+
+def test_the_masks_are_those_of_the_device_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its name torch would take the generator of the first GPU, and none is here."""
+    states: dict[torch.device, int] = {
+        torch.device("cuda:0"): 5,
+        (second := torch.device("cuda:1")): 7,
+    }
+    module = SimpleNamespace(
+        get_rng_state=lambda device="cuda:0": states[torch.device(device)],
+        set_rng_state=lambda state, device="cuda:0": states.update({torch.device(device): state}),
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    kept = accumulate._random_states(second)
+    states[second] = 8  # a micro-batch draws
+    accumulate._set_random_states(second, kept)
+    assert states == {torch.device("cuda:0"): 5, second: 7}
 
 
 def test_bfloat16_accumulates_what_bfloat16_on_one_graph_does() -> None:
