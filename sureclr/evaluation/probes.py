@@ -39,7 +39,7 @@ from sureclr.evaluation.results import (
     PosteriorProbe,
 )
 from sureclr.evaluation.tables import class_numbers, finite_or_none, labelled_split
-from sureclr.maths.inputs import check_tensor, rows_not_finite
+from sureclr.maths.inputs import above, check_tensor, checked_count, rows_not_finite
 from sureclr.maths.logistic import (
     LogisticObjective,
     Solution,
@@ -169,6 +169,8 @@ def linear_probe(
     train_y, test_y = train_y.to(train_x.device), test_y.to(test_x.device)
     check_rows(train_x, train_y, test_x, test_y)
     check_penalty(strengths)
+    above("tolerance", tolerance, 0)
+    checked_count("max_iterations", max_iterations)
     if not 0 < validation < 1:
         raise UserError(f"validation must lie between 0 and 1, not {validation}; try 0.2.")
     check_seed(seed)
