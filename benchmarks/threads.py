@@ -7,8 +7,9 @@ which is quick where each has a core of its own, and ruinous where another proce
 waiting thread takes the time that the awaited one needs. Every way below is a process of its own:
   1 thread
   2, spinning  OpenMP's default (libgomp's: 300,000 turns, some milliseconds)
-  2, ours      what `import sureclr` asks for (compat.py): they sleep, and each loop must wake them
-  2, briefly   GOMP_SPINCOUNT=1000: they spin for some 20 microseconds, and then sleep
+  2, ours      what `import sureclr` asks for (compat.py): GNU's spin for some 20 microseconds, and
+               then sleep
+  2, asleep    OMP_WAIT_POLICY=PASSIVE alone: they sleep, and each loop must wake them
 and the works are
   digits      steps of the digits recipe (short loops: what waking costs shows here)
   training    steps of the small encoder on 28 pixels, batches of 128
@@ -39,7 +40,7 @@ WAYS = {
     "1 thread": {"OMP_NUM_THREADS": "1"},
     "2, spinning": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "300000"},
     "2, ours": {"OMP_NUM_THREADS": "2"},
-    "2, briefly": {"OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": "1000"},
+    "2, asleep": {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"},
 }
 PICTURES = 600  # files that are decoded; 40 different ones
 SPINNING = "while True: pass"  # what a process of --busy does

@@ -3,8 +3,8 @@
 OpenMP, whose threads torch uses, reads once how they wait for each other. By default they spin for
 milliseconds at the end of every parallel loop. Where another program needs their cores, the thread
 that waits then takes the time of the one that it waits for: two threads were several times slower
-than one. `import sureclr` asks for threads that sleep, unless the user has chosen (`WAITING`) or
-torch is loaded already. No number depends on it.
+than one. `import sureclr` asks for threads that soon sleep, unless the user has chosen (in one of
+`CHOICES`) or torch is loaded already. No number depends on it.
 
 PyPI's torchvision is built for torch with CUDA. Beside a CPU build of torch its compiled operators
 do not load, and `import torchvision` fails with "operator torchvision::nms does not exist"; so does
@@ -29,7 +29,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+# LLVM's and Intel's OpenMP know the first alone. GNU's would not spin at all then; a thousand turns
+# (20 microseconds) are as good on a busy machine, and short loops are 1.2 times as fast on an idle
+# one (benchmarks/threads.py)
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 _declared: list["torch.library.Library"] = []  # a declaration ends when its object is deleted
 
 
@@ -83,13 +87,13 @@ class _TorchvisionHook(MetaPathFinder):
 
 
 def let_threads_sleep() -> None:
-    """Ask OpenMP for threads that sleep while they wait; the libraries of GNU, LLVM and Intel do.
+    """Ask OpenMP for threads that sleep while they wait, or spin for microseconds at most.
 
     A setting of the user's stays. Once torch is loaded, nothing is set: OpenMP would not read it,
     and only other processes would get it.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if "torch" not in sys.modules and not any(name in os.environ for name in CHOICES):
+        os.environ.update(WAITING)
 
 
 let_threads_sleep()
