@@ -201,7 +201,10 @@ class EvaluationInputs:
             try:
                 stored = Embeddings.read(path)
             except UserError as error:
-                self.progress.message(f"The baseline is embedded anew: {error}")
+                reason = str(error).partition("(")[2].rpartition(")")[0] or str(error)
+                self.progress.message(
+                    f"{path} is damaged ({reason}); the untrained encoder embeds the images anew."
+                )
                 continue
             if stored.origin == origin and list(stored.paths) == list(self.table.paths):
                 return stored
