@@ -22,8 +22,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -129,19 +129,6 @@ def evaluated(tree: Path, run: Path, *names: str) -> Measured:
     return measured
 
 
-@contextmanager
-def worktree(commit: str) -> Iterator[Path]:
-    """Check a commit out in a worktree of its own, and remove it in the end."""
-    with TemporaryDirectory(prefix="sureclr-tree-") as folder:
-        tree = Path(folder) / "tree"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", str(tree), commit], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
-
-
 # --- The race -------------------------------------------------------------------------
 
 
@@ -205,11 +192,13 @@ def main() -> None:
     if options.train:
         train(*options.train)
         return
+    from benchmarks.step import tree_of  # late: an earlier commit, which --one imports, lacks it
+
     with ExitStack() as stack:
         place = Path(stack.enter_context(TemporaryDirectory(prefix="sureclr-evaluate-")))
         trees = {"this one": ROOT}
         if options.against:
-            earlier = stack.enter_context(worktree(options.against))
+            earlier = stack.enter_context(tree_of(options.against))
             trees = {options.against: earlier, **trees}
         source = options.source or "digits"
         if options.images:

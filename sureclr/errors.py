@@ -13,6 +13,15 @@ class UserError(Exception):
     """The input is wrong; the message says in one sentence how to correct it."""
 
 
+def reason_in(error: UserError) -> str:
+    """Return what a sentence says in brackets, which is the reason; the whole if it has none.
+
+    >>> reason_in(UserError("the table x cannot be read (it is empty); delete it."))
+    'it is empty'
+    """
+    return str(error).partition("(")[2].rpartition(")")[0] or str(error)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """Return the error for a name that does not exist.
 

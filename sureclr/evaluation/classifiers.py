@@ -41,6 +41,7 @@ from sureclr.files import (
     why,
     write_atomically,
 )
+from sureclr.maths.inputs import rows_not_finite
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import top_k
 from sureclr.schema import from_json
@@ -216,22 +217,7 @@ class Gallery:
     @property
     def labelled(self) -> Embeddings:
         """The images that a classifier may learn from."""
-        whole = self.known == len(self.rows)
-        return self.others if whole else _first_rows(self.others, self.known)
-
-
-def _first_rows(table: Embeddings, n: int) -> Embeddings:
-    """The first n rows of a table, not copied."""
-    return replace(
-        table,
-        features=table.features[:n],
-        direction=table.direction[:n],
-        radius=None if table.radius is None else table.radius[:n],
-        certainty=None if table.certainty is None else table.certainty[:n],
-        labels=table.labels[:n],
-        split=table.split[:n],
-        paths=table.paths[:n],
-    )
+        return self.others.select(np.arange(self.known))  # neighbouring rows are not copied
 
 
 def learning_rows(table: Embeddings) -> NDArray[np.int64]:
@@ -308,7 +294,7 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
 
 def _tested_in_parts(table: Embeddings, answer: Callable[[Embeddings], Tensor]) -> dict[str, Any]:
     """Return `_tested` of the labelled test images of a table, which are answered part by part."""
-    rows = np.flatnonzero((table.split == "test") & (table.labels.numpy() >= 0))
+    rows = table.labelled_rows("test")
     parts = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
     answers = [answer(table.select(part)) for part in parts]
     labels = table.labels[torch.from_numpy(rows)]
@@ -353,7 +339,7 @@ def _check_learning(table: Embeddings, rows: NDArray[np.int64], source: str) -> 
             f" {table.classes[int(present[0])]!r}; label images of at least two classes."
         )
     parts = torch.from_numpy(rows).split(ROWS_AT_ONCE)
-    if bad := sum(int((~table.features[at].isfinite().all(1)).sum()) for at in parts):
+    if bad := sum(rows_not_finite(table.features[at]) for at in parts):
         raise UserError(
             f"features must be finite, and those of {bad} of {len(rows)} labelled images are not;"
             " check whether the encoder has diverged."
@@ -446,7 +432,7 @@ def network_classifier(
     def logits(part: ImageSet, _: Embeddings) -> Tensor:
         return network.probabilities(part).double().clamp(min=1e-12).log()
 
-    rows = np.flatnonzero((table.split == "test") & (table.labels.numpy() >= 0))
+    rows = table.labelled_rows("test")
     test = images.select(rows[spread_rows(len(rows)).numpy()])
     scores, target = torch.empty(0, len(network.classes)), torch.empty(0, dtype=torch.int64)
     if len(test):

@@ -20,7 +20,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
-from sureclr.errors import UserError
+from sureclr.errors import UserError, reason_in
 from sureclr.evaluation.probes import BLOCK_NUMBERS, ProbeResult, check_rows, linear_probe
 from sureclr.evaluation.scores import Reference
 from sureclr.files import digest_of_bytes, digest_of_tensors, make_folder, why
@@ -201,9 +201,9 @@ class EvaluationInputs:
             try:
                 stored = Embeddings.read(path)
             except UserError as error:
-                reason = str(error).partition("(")[2].rpartition(")")[0] or str(error)
                 self.progress.message(
-                    f"{path} is damaged ({reason}); the untrained encoder embeds the images anew."
+                    f"{path} is damaged ({reason_in(error)}); the untrained encoder embeds the"
+                    " images anew."
                 )
                 continue
             if stored.origin == origin and list(stored.paths) == list(self.table.paths):

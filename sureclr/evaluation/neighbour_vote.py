@@ -15,7 +15,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import BaselineIntervals, Baselines, Interval, KnnResult
 from sureclr.evaluation.tables import class_numbers, labelled_split
 from sureclr.maths.clustered_search import EXACT, find_neighbours
-from sureclr.maths.inputs import all_finite, check_tensor, is_whole
+from sureclr.maths.inputs import check_tensor, is_whole, rows_not_finite
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import vote
 
@@ -173,8 +173,7 @@ def _check(features: Tensor, labels: Tensor, k: int, available: int, temperature
             "kNN needs features (n, f) and whole numbers as labels (n,), not"
             f" {tuple(features.shape)} and {labels.dtype}; reshape or convert them."
         )
-    if not all_finite(features):
-        bad = int((~features.isfinite().all(1)).sum())
+    if bad := rows_not_finite(features):
         raise UserError(
             f"features must be finite, and those of {bad} of {len(features)} rows are not; check"
             " whether the encoder has diverged."

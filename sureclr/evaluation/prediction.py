@@ -82,10 +82,10 @@ class Familiarity:
         """Return what `p_values` does, from the cosines (q, k) to the nearest images."""
         if similarity.shape[1] == 0 or len(self.reference) == 0:
             return torch.full((len(similarity),), torch.nan, dtype=torch.float64)
-        return conformal_p(comparable(similarity[:, 0]), self.reference)
+        return conformal_p(_comparable(similarity[:, 0]), self.reference)
 
 
-def comparable(similarity: Tensor) -> Tensor:
+def _comparable(similarity: Tensor) -> Tensor:
     """Return cosines (q,) in float64, without the digits in which equal ones may differ."""
     return similarity.double().round(decimals=SIMILARITY_DECIMALS)
 
@@ -134,7 +134,7 @@ def familiarity(
         queries, words = features[own], "training images, each compared with the others"
     similarity, _ = neighbours_without(queries, own, features, 1)
     nearest = similarity[:, 0] if similarity.shape[1] else similarity.reshape(-1)
-    return Familiarity(features, comparable(nearest).sort().values, words)
+    return Familiarity(features, _comparable(nearest).sort().values, words)
 
 
 # --- Reading what is to be classified ---------------------------------------------------

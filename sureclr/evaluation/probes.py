@@ -177,7 +177,8 @@ def linear_probe(
     classes, target = train_y.unique(return_inverse=True)
     x = torch.empty_like(train_x)  # the only copy of the features
     grid = Grid(tuple(sorted(strengths)), tolerance, max_iterations)
-    end = grid.walk(x, train_x, target, stratified_split(target, validation, _generator(seed)))
+    generator = torch.Generator().manual_seed(seed)
+    end = grid.walk(x, train_x, target, stratified_split(target, validation, generator))
     mean, scale = standardise(x.copy_(train_x), len(x))
     fit = minimise(
         LogisticObjective(x, target, [end.strength]),
@@ -185,8 +186,7 @@ def linear_probe(
         max_iterations,
         end.start(mean, scale),
     )
-    weight = fit.weight[0] / scale.double()[:, None]
-    bias = fit.bias[0] - mean.double() @ weight
+    weight, bias = for_raw_features(fit, mean, scale)
     logits = _logits(test_x, weight, bias)
     correct = int((classes[logits.argmax(1)] == test_y).sum())
     return ProbeResult(
@@ -235,15 +235,17 @@ def _logits(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat([rows.double() @ weight + bias for rows in blocks_of_rows(features)])
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def standardise(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Standardise all rows (m, f) in place by the first n; return mean and deviation, (f,) each."""
     mean, scale = standardisation(x[:n])
     x.sub_(mean).div_(scale)
     return mean, scale
+
+
+def for_raw_features(fit: Solution, mean: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (f, K) and bias (K,) for features before they were standardised with these."""
+    weight = fit.weight[0] / scale.double()[:, None]
+    return weight, fit.bias[0] - mean.double() @ weight
 
 
 # --- The grid of strengths ------------------------------------------------------------
@@ -316,8 +318,7 @@ class Grid:
         scores = tuple((strength, accuracy) for strength, accuracy, _ in reversed(tried))
         chosen = choose_strength(*zip(*scores, strict=True))
         fit = fits[[strength for strength, _, _ in tried].index(chosen)]
-        weight = fit.weight[0] / scale.double()[:, None]
-        bias = fit.bias[0] - mean.double() @ weight
+        weight, bias = for_raw_features(fit, mean, scale)
         return WalkEnd(
             chosen, scores, why if len(tried) < len(self.strengths) else "", weight, bias
         )
@@ -332,10 +333,8 @@ def nothing_to_gain(tried: Sequence[tuple[float, float, float]], chance: float) 
     """
     accuracies = [accuracy for _, accuracy, _ in tried]
     lost = len(tried) - 1 - accuracies.index(max(accuracies))  # since the best, nothing was gained
-    if lost == 0 or max(accuracies) <= chance:
-        return ""
     losses = [loss for _, _, loss in tried]
-    if lost < 2 or not losses[-3] < losses[-2] < losses[-1]:
+    if lost < 2 or max(accuracies) <= chance or not losses[-3] < losses[-2] < losses[-1]:
         return ""
     return (
         "weaker penalties were not tried, because accuracy on held-out training images had not"

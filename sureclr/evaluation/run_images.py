@@ -16,7 +16,7 @@ from sureclr.data.sources import is_source, load_images, where_now
 from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
-from sureclr.errors import UserError
+from sureclr.errors import UserError, reason_in
 from sureclr.files import digest_of_bytes, refuse_if_lost
 from sureclr.progress import SILENT, Progress
 from sureclr.training.run import Run
@@ -299,8 +299,9 @@ def embed_run_images(
                 raise
             if isinstance(error.__cause__, OSError):
                 refuse_if_lost(error.__cause__, path)
-            reason = str(error).partition("(")[2].rpartition(")")[0] or str(error)
-            progress.message(f"{path} is damaged ({reason}); the images are embedded anew.")
+            progress.message(
+                f"{path} is damaged ({reason_in(error)}); the images are embedded anew."
+            )
         else:
             kept = stored.origin == origin or images.images.is_meta
             if kept and list(stored.paths) == list(images.paths):

@@ -321,8 +321,8 @@ class Session:
     @cached_property
     def _precision(self) -> str:
         """In which the images are embedded; or were, if they are gone and the table is there."""
-        if self._read[1] and (table := stored_table(self.run)) is not None:
-            return precision_of(table)
+        if self._read[1] and self._stored is not None:
+            return precision_of(self._stored)
         return self.run.precision_name
 
     def _options(self) -> dict[str, str]:

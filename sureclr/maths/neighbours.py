@@ -138,7 +138,7 @@ def _with_block(
     block = queries @ keys.T
     if own is not None:  # the diagonal is empty where the block does not meet it
         block.diagonal(own).fill_(-torch.inf)
-    similarity, where = best_of_block(block, k)
+    similarity, where = _best_of_block(block, k)
     # The results of earlier blocks have lower indices, so a stable sort of (before, now) keeps the
     # rule for equal similarities
     both = torch.cat([best[0], similarity], 1).sort(dim=1, descending=True, stable=True)
@@ -146,8 +146,8 @@ def _with_block(
     return both.values[:, :k].contiguous(), index[:, :k].contiguous()
 
 
-def best_of_block(block: Tensor, k: int) -> Best:
-    """Return the k largest of each row, largest first, equal values by index.
+def _best_of_block(block: Tensor, k: int) -> Best:
+    """The k largest of each row, largest first, equal values by index.
 
     topk leaves equal values to chance: it is right as a set unless the last place is shared with an
     entry that was left out, and those rare rows are sorted in full.
