@@ -168,6 +168,8 @@ class ReadOptions:
         value_range: the values that become black and white in images of more than 8 bits; None:
             found in the images.
         pages: whether only the first page of a file with several pages is an image, or each page.
+        centre_share: side of the centre square that is embedded, as a share of the shorter side.
+        interpolation: filter that resizes this square.
         cache_scale: shorter side of the whole pictures from which views are cropped, as a multiple
             of `size`. Pictures are never enlarged for it.
         strict: whether a file that cannot be read is an error.
@@ -185,6 +187,8 @@ class ReadOptions:
     channels: int | None = None
     value_range: tuple[float, float] | None = None
     pages: Pages = "first"
+    centre_share: float = 1.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     cache_scale: float = 2.0
     strict: bool = False
     allow_unreadable: bool = False
@@ -223,6 +227,20 @@ class PretrainConfig:
     """
     pages: Pages = "first"
     """What is an image in a file of several pages or frames: the first page, or each page (all)."""
+    centre_share: float | None = None
+    """Side of the square that is cut out of the middle of a picture to embed it, as a share of the
+    picture's shorter side. Default: 1, or the share with which a pretrained encoder was evaluated.
+    """
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """Filter that resizes these squares (antialiased): bilinear, bicubic, or auto, which is that of
+    a pretrained encoder, else bilinear.
+    """
+    pixel_mean: tuple[float, ...] | None = None
+    """Mean of each channel's pixels in [0, 1], which is subtracted. Default: that of the training
+    images, or that with which a pretrained encoder was trained.
+    """
+    pixel_std: tuple[float, ...] | None = None
+    """Standard deviation of each channel's pixels, by which they are divided; as for pixel_mean."""
     cache_scale: float = 2.0
     """Shorter side of the stored pictures from which views are cropped, as a multiple of the size.
     A larger one gives sharper small crops and needs more disk.
@@ -239,8 +257,28 @@ class PretrainConfig:
     suits images of about 32 pixels; or auto, which is cifar for images of at most 40 pixels where
     the encoder has such a stem and starts from random weights, else imagenet.
     """
-    init: Literal["random", "timm"] = "random"
-    """First weights of the encoder: random, or timm (the pretrained ones of the timm model)."""
+    init: str = "random"
+    """First weights of the encoder: random; timm (the pretrained ones of the timm model); the
+    folder of a run; a file of weights (safetensors, or a PyTorch state dict: .pth, .pt, .bin); or
+    an ONNX file, whose network takes the place of the encoder and is not trained.
+    """
+    init_by_order: bool = False
+    """Accept a file whose tensors have other names, if they have the shapes of the encoder's in the
+    same order.
+    """
+    freeze: Literal["off", "stages", "backbone"] = "off"
+    """What of a pretrained encoder is not trained: backbone (all of it: features of cached_views
+    views of each image are computed once, and only the heads are trained); stages (all but its last
+    stage); or off, which trains everything.
+    """
+    cached_views: int = 8
+    """With freeze=backbone: number of views of each image whose features are computed and stored,
+    from which each step draws two. More need more time and disk and are usually better.
+    """
+    pool: Literal["auto", "token", "avg"] = "auto"
+    """How a vision transformer makes one vector of an image: token (its class token), avg (the mean
+    over the patches), or auto, which is what the model was made with.
+    """
     projection_dim: int = 128
     """Number of coordinates of the direction, which is the output of the projection head."""
     projection_layers: int = 2
@@ -297,11 +335,19 @@ class PretrainConfig:
     """Optimizer: adam; lars for batches of 1024 and more; or sgd with Nesterov momentum."""
     learning_rate: float = 1e-3
     """Highest learning rate, which is reached after the warm-up. Lower it if training diverges."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block of the encoder to the one before it, so that
+    early blocks of a pretrained encoder change less (0.65 to 0.9 are usual). 1: all learn alike.
+    """
     weight_decay: float = 1e-6
     """Strength of the L2 penalty on weight matrices; biases and norms have none."""
     warmup_epochs: float = 10
     """Epochs in which the learning rate rises to its highest value, at most half of all. Afterwards
     it falls to zero along a cosine.
+    """
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine (it falls to zero), or constant. Only a constant one
+    can be extended later as if the run had been planned longer.
     """
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network: float32, bfloat16, or auto, which is bfloat16 on GPUs that
@@ -346,6 +392,12 @@ class PretrainConfig:
             )
         check_rules(self._rules())
         check_largest(self)
+        own = self.pretrained or self.encoder.startswith("custom:")
+        if self.freeze != "off" and not (own or self.source.startswith("table:")):
+            raise UserError(
+                f"freeze {self.freeze} keeps the first weights of the encoder, and those of init"
+                " random are worth nothing; add init timm, a run folder or a file of weights."
+            )
         if self.micro_batch and self.batch_size % self.micro_batch:
             nearest = max(1, round(self.batch_size / self.micro_batch)) * self.micro_batch
             raise UserError(
@@ -387,9 +439,35 @@ class PretrainConfig:
             ),
             *_read_rules(self),
             (
+                "pixel_mean must be a number from 0 to 1 for each channel, or None",
+                self.pixel_mean is None or _all_within(self.pixel_mean, 0, 1),
+                self.pixel_mean,
+            ),
+            (
+                "pixel_std must be a number from 0.001 to 10 for each channel, or None",
+                self.pixel_std is None or _all_within(self.pixel_std, 1e-3, 10),
+                self.pixel_std,
+            ),
+            (
+                "pixel_mean and pixel_std must be given together, with a number for each channel",
+                len(self.pixel_mean or ()) == len(self.pixel_std or ()),
+                (self.pixel_mean, self.pixel_std),
+            ),
+            (
                 "learning_rate must be a positive number",
                 0 < self.learning_rate < math.inf,
                 self.learning_rate,
+            ),
+            (
+                "init must be random, timm or a path",
+                bool(self.init) and "\0" not in self.init,
+                self.init,
+            ),
+            ("cached_views must be 2 to 1,000", 2 <= self.cached_views <= 1000, self.cached_views),
+            (
+                "layer_decay must be above 0 and at most 1",
+                0 < self.layer_decay <= 1,
+                self.layer_decay,
             ),
             (
                 "weight_decay must not be negative, and finite",
@@ -441,10 +519,17 @@ class PretrainConfig:
             channels=self.channels,
             value_range=self.value_range,
             pages=self.pages,
+            centre_share=1.0 if self.centre_share is None else self.centre_share,
+            interpolation="bicubic" if self.interpolation == "bicubic" else "bilinear",
             cache_scale=self.cache_scale,
             strict=self.strict,
             allow_unreadable=self.allow_unreadable,
         )
+
+    @property
+    def pretrained(self) -> bool:
+        """Return whether the encoder does not begin with random weights."""
+        return self.init != "random"
 
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.
@@ -465,6 +550,10 @@ class PretrainConfig:
 Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
 
 
+def _all_within(values: tuple[float, ...], low: float, high: float) -> bool:
+    return bool(values) and all(low <= value <= high for value in values)
+
+
 def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
     """Return the rules about how picture files become pixels; an encoder needs 4 x 4 of them."""
     values, least = options.value_range, 4 if isinstance(options, PretrainConfig) else 1
@@ -483,6 +572,11 @@ def _read_rules(options: ReadOptions | PretrainConfig) -> list[Rule]:
             "value_range must be two finite numbers, the smaller first, or None",
             values is None or -math.inf < values[0] < values[1] < math.inf,
             values,
+        ),
+        (
+            "centre_share must be above 0.1 and at most 1, or None",
+            options.centre_share is None or 0.1 < options.centre_share <= 1,
+            options.centre_share,
         ),
         ("cache_scale must be 1 to 8", 1 <= options.cache_scale <= 8, options.cache_scale),
     ]
@@ -688,11 +782,10 @@ def _as_type(hint: object, value: object, key: str) -> object:
         if (
             get_origin(choice) is tuple
             and isinstance(value, list | tuple)
-            and len(value) == len(get_args(choice))
+            and (parts := _parts_of_tuple(choice, len(value)))
         ):
             return tuple(
-                _as_type(part, entry, key)
-                for part, entry in zip(get_args(choice), value, strict=True)
+                _as_type(part, entry, key) for part, entry in zip(parts, value, strict=True)
             )
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             with suppress(OverflowError):  # a whole number above the largest float
@@ -705,13 +798,22 @@ def _as_type(hint: object, value: object, key: str) -> object:
     )
 
 
+def _parts_of_tuple(choice: object, count: int) -> tuple[object, ...]:
+    """Return the types of `count` entries of a tuple; () where it has another length."""
+    parts = get_args(choice)
+    if parts[-1] is Ellipsis:
+        return (parts[0],) * count
+    return parts if len(parts) == count else ()
+
+
 def _in_words(choice: object) -> str:
     """A type in the words of an error message."""
     if get_origin(choice) is Literal:
         words = [str(word) for word in get_args(choice)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if get_origin(choice) is tuple:
-        return f"{len(get_args(choice))} numbers"
+        several = get_args(choice)[-1] is Ellipsis
+        return "numbers" if several else f"{len(get_args(choice))} numbers"
     return "nothing" if choice is NoneType else getattr(choice, "__name__", str(choice))
 
 

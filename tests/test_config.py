@@ -401,7 +401,7 @@ CONFIGURATIONS: list[tuple[type, dict[str, Any]]] = [
 WORDS = (
     "source pages strict allow_unreadable encoder stem init loss softening certainty_gradient"
     " optimizer precision compile views unsplit verify labels image_column label_column tune"
-    " schedule bn"
+    " schedule bn init_by_order freeze pool interpolation"
 )
 NO_NUMBERS = set(WORDS.split())
 NUMBERS = [
@@ -432,12 +432,13 @@ ALLOWED: dict[str, tuple[list[Any], str]] = {
     "blur_sigma": ([1e300, 10**30], HARMLESS),
 }
 ALLOWED["weight_decay"] = ([0, 10**30], f"{OFF}; up to 1e38")
+LISTS = ("learning_rates", "pixel_mean", "pixel_std")
 PAIRS = ("crop_area", "crop_aspect", "blur_sigma", "value_range")
 
 
 def given_value(name: str, value: Any) -> Any:
     """The value as the field takes it: twice where it is a pair, else alone."""
-    return (value, value) if name in PAIRS else (value,) if name == "learning_rates" else value
+    return (value, value) if name in PAIRS else (value,) if name in LISTS else value
 
 
 def test_the_table_of_numbers_is_complete() -> None:

@@ -29,15 +29,22 @@ VIEWS = Group("Views (SimCLR's augmentations)", sort_key=60)
 CHOICE = Group("Labels, repetitions and tests", sort_key=10)
 
 FIELDS_OF_GROUP: Mapping[Group, str] = {
-    DATA: "size channels value_range pages cache_scale strict allow_unreadable",
-    NETWORK: "encoder stem init projection_dim projection_layers projection_hidden",
+    DATA: (
+        "size channels value_range pages centre_share interpolation pixel_mean pixel_std"
+        " cache_scale strict allow_unreadable"
+    ),
+    NETWORK: (
+        "encoder stem init init_by_order freeze cached_views pool projection_dim projection_layers"
+        " projection_hidden"
+    ),
     LOSS: (
         "loss temperature certainty_weight kernel_dimension empirical_prior softening samples"
         " certainty_gradient"
     ),
     TRAINING: (
         "epochs batch_size micro_batch optimizer learning_rate learning_rates"
-        " classifier_learning_rate momentum weight_decay warmup_epochs schedule bn precision"
+        " layer_decay classifier_learning_rate momentum weight_decay warmup_epochs schedule bn"
+        " precision"
         " compile seed"
     ),
     MONITORING: "monitor_every snapshot_every checkpoint_every",

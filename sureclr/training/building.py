@@ -20,8 +20,9 @@ from sureclr.errors import UserError
 from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.devices import seeded
 from sureclr.models.embedding import evaluating
-from sureclr.models.encoders import CUSTOM, ENCODERS, encoder, stem_for
+from sureclr.models.encoders import CUSTOM, ENCODERS, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
+from sureclr.training.starting import starting_network
 
 WEIGHT_BYTES = 8  # a weight and its gradient, each in float32
 STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation,
@@ -94,7 +95,7 @@ def _model(
 ) -> SimCLR:
     """Return the network with weights drawn by torch's global generator."""
     if network is None:
-        network = encoder(config.encoder, config.stem, channels, config.init == "timm")
+        network = starting_network(config, channels)
     features = cast(int, network.num_features)
     projection = ProjectionHead(
         features, config.projection_dim, config.projection_hidden, config.projection_layers
@@ -217,8 +218,7 @@ def with_stem(config: PretrainConfig, size: int) -> PretrainConfig:
     """
     if config.stem != "auto":
         return config
-    trained = config.init == "timm"
-    return replace(config, stem="imagenet" if trained else stem_for(config.encoder, size))
+    return replace(config, stem="imagenet" if config.pretrained else stem_for(config.encoder, size))
 
 
 def own_network(module: nn.Module, shape: Sequence[int]) -> nn.Module:
@@ -277,15 +277,11 @@ def feature_count(network: nn.Module, name: str, shape: Sequence[int]) -> int:
 def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (c,) of the pixels in [0, 1].
 
-    They are those of the training images, or timm's own for its pretrained weights. Pixels have 256
+    They are those of the configuration, or else those of the training images. Pixels have 256
     values, so their counts give both exactly; only a block of images is in memory.
     """
-    if config.init == "timm":
-        import timm
-
-        defaults = timm.get_pretrained_cfg(config.encoder)
-        if defaults is not None and len(defaults.mean) == images.images.shape[1]:
-            return torch.tensor(defaults.mean), torch.tensor(defaults.std)
+    if config.pixel_mean is not None and config.pixel_std is not None:
+        return torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
     counts = torch.zeros(images.images.shape[1], 256, dtype=torch.int64)
     step = max(1, len(images) // STATISTICS_IMAGES)
     block = step * min(IMAGES_AT_ONCE, images_at_once(images.images))

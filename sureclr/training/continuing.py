@@ -12,7 +12,16 @@ from sureclr.training.image_record import ImageRecord, check_recorded_images
 from sureclr.training.run_dir import RunDir, check_numbers
 
 # Fields whose None means "choose what fits"; a run goes on with what was chosen when it began.
-CHOSEN = ("size", "channels", "value_range", "micro_batch")
+CHOSEN = (
+    "size",
+    "channels",
+    "value_range",
+    "micro_batch",
+    "centre_share",
+    "pixel_mean",
+    "pixel_std",
+)
+CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose auto means that
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
     *("channels", "encoder", "stem", "projection_dim", "projection_layers", "projection_hidden"),
@@ -37,9 +46,8 @@ def recorded_configuration(directory: RunDir) -> PretrainConfig:
 def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfig:
     """Return a configuration with what the run chose when it began, where it leaves that open."""
     values = {n: getattr(recorded, n) for n in CHOSEN if getattr(config, n) is None}
-    stem = recorded.stem if config.stem == "auto" else config.stem
-    precision = recorded.precision if config.precision == "auto" else config.precision
-    return replace(config, **values, stem=stem, precision=precision)
+    values |= {n: getattr(recorded, n) for n in CHOSEN_FROM_AUTO if getattr(config, n) == "auto"}
+    return replace(config, **values)
 
 
 def configuration_changes(

@@ -17,6 +17,7 @@ from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
+from sureclr.training.starting import image_form, with_form
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -86,6 +87,11 @@ def training_images(
             pictures=None if pictures is None else pictures.to(device),
         )
     return training
+
+
+def as_begun(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration of a new run with what its pretrained encoder says of images."""
+    return with_form(config, image_form(config))
 
 
 def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) -> PretrainConfig:

@@ -21,6 +21,7 @@ from sureclr.training.continuing import (
 )
 from sureclr.training.images import (
     MonitorLabels,
+    as_begun,
     as_resolved,
     label_file_of,
     training_images,
@@ -91,6 +92,8 @@ def pretrain(
     file = label_file_of(labels)
     if resume:
         config = _continued(directory, config, accept_changes)
+    else:
+        config = as_begun(config)
     begun = (directory.path, directory.image_paths()) if resume else None
     training = training_images(
         config, images, root, chosen, progress, file, begun=begun, verify=verify
@@ -162,8 +165,10 @@ def check_pretraining(
     config = recorded(config, None, None)
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
-        if resume:
-            config = _continued(RunDir(Path(out)), config, accept_changes)
+    if out is not None and resume:
+        config = _continued(RunDir(Path(out)), config, accept_changes)
+    else:
+        config = as_begun(config)
     check_tracker(track)
     choose_device(device)
     progress = progress or ConsoleProgress()

@@ -38,8 +38,8 @@ STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
 def begin_run(directory: RunDir, trainer: Trainer) -> None:
     """Write what describes a run before its first step.
 
-    For an encoder or a loss of the user's own that includes its state, to which evaluations compare
-    the trained one.
+    For a pretrained encoder, and an encoder or a loss of the user's own, that includes its state,
+    with which evaluations compare the trained one.
     """
     directory.remove_drafts()
     if own := _own_state(trainer):
@@ -165,10 +165,13 @@ def _accept(directory: RunDir, trainer: Trainer, changes: list[str], progress: P
 
 
 def _own_state(trainer: Trainer) -> dict[str, Tensor]:
-    """Return the state of an encoder and a loss of the user's own; {} if both were named."""
+    """Return the state that `initial.safetensors` holds; {} where the seed alone decides it.
+
+    It is that of a pretrained encoder, and of an encoder and a loss of the user's own.
+    """
     config = trainer.config
     state: dict[str, Tensor] = {}
-    if is_own(config.encoder):
+    if is_own(config.encoder) or config.pretrained:
         backbone = trainer.model.encoder.backbone.state_dict()
         state |= {f"encoder.{name}": value for name, value in backbone.items()}
     if is_own(config.loss):

@@ -140,11 +140,15 @@ class Run:
     def untrained(self) -> "Run":
         """Return the run as it was before its first step, the baseline of every evaluation.
 
+        Of a pretrained encoder that is the encoder as it came, with untrained heads.
+
         Raises:
-            UserError: the encoder or the loss is the user's own, and the file with its initial
-                state is missing or damaged.
+            UserError: the encoder is pretrained, or it or the loss is the user's own, and the file
+                with its initial state is missing or damaged.
         """
         network, loss = self._own_copies()
+        if self.config.pretrained:
+            network = deepcopy(self.model.encoder.backbone).cpu()
         if network is not None or loss is not None:
             initial = self.directory.load_initial()
             for prefix, module in (("encoder.", network), ("objective.", loss)):
@@ -164,7 +168,8 @@ class Run:
                 for module in network.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
                         reset()
-        return self._rebuilt(replace(self.config, init="random", seed=seed), network, loss)
+        config = replace(self.config, init="random", freeze="off", seed=seed)
+        return self._rebuilt(config, network, loss)
 
     def _own_copies(self) -> tuple[nn.Module | None, Objective | None]:
         """Return copies of encoder and loss where they are the user's own."""
@@ -348,7 +353,8 @@ def _restored(
     try:
         mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
         network = None if encoder is None else own_network(encoder, (channels, size, size))
-        named = replace(config, init="random")  # the weights come from the checkpoint
+        # the weights come from the checkpoint
+        named = replace(config, init="random", freeze="off")
         model, objective = build(
             named,
             channels,
