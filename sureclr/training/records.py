@@ -30,6 +30,7 @@ from sureclr.training.continuing import (
 )
 from sureclr.training.image_record import ImageRecord
 from sureclr.training.run_dir import RunDir, checked_safetensors
+from sureclr.training.starting import origin_of_start
 from sureclr.training.trainer import Trainer
 
 STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
@@ -46,8 +47,11 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
         directory.save_initial(own)
     _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
+    about = environment()
+    if origin := origin_of_start(trainer.config):
+        about["init"] = origin
     write_atomically(
-        directory.path / "environment.json", json_bytes(sealed(environment(), "environment.json"))
+        directory.path / "environment.json", json_bytes(sealed(about, "environment.json"))
     )
 
 
