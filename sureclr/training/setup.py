@@ -21,7 +21,6 @@ from sureclr.training.building import (
     with_stem,
 )
 from sureclr.training.compiling import compile_step
-from sureclr.training.feature_cache import FeatureViews
 from sureclr.training.freezing import freeze
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
@@ -34,7 +33,6 @@ def new_trainer(
     *,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
-    features: FeatureViews | None = None,
 ) -> Trainer:
     """Return a trainer at step 0.
 
@@ -44,8 +42,6 @@ def new_trainer(
         device: on which the network runs.
         encoder: the user's own encoder, which is copied.
         loss: the user's own loss, which is copied.
-        features: of views of the images that were made elsewhere, on which heads are trained; None:
-            where the encoder is frozen, `loop.run_training` lets it compute them.
 
     Raises:
         UserError: the images are too few, configuration and images do not fit together, the encoder
@@ -71,7 +67,6 @@ def new_trainer(
     precision = choose_precision(config.precision, device)
     ahead = device.type != "cpu"
     trainer = Trainer(config, images, model, objective, optimizer, precision, ahead)
-    trainer.features = features
     trainer.check_weights()
     return trainer
 
@@ -85,7 +80,6 @@ def fitting_trainer(
     probe: bool,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
-    features: FeatureViews | None = None,
 ) -> Trainer:
     """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
@@ -102,13 +96,12 @@ def fitting_trainer(
             raising an error. The trial leaves no trace.
         encoder: the user's own encoder.
         loss: the user's own loss.
-        features: as in `new_trainer`.
 
     Raises:
         UserError: nothing fits, or the network cannot be compiled and must be.
     """
     if config.freeze == "backbone":
-        return new_trainer(config, images, device, encoder=encoder, loss=loss, features=features)
+        return new_trainer(config, images, device, encoder=encoder, loss=loss)
     chosen = config
     while probe and config.micro_batch is None:
         if _fits(new_trainer(chosen, images, device, encoder=encoder, loss=loss)):
