@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from tiny import CONFIG, IMAGES, Interrupting, Messages, equal, lines, weights
+from safetensors.torch import load_file, save_file
+from tiny import CONFIG, IMAGES, WIDTH, Interrupting, Messages, equal, lines, weights
 from torch import Tensor, nn
 
 import sureclr
@@ -25,6 +25,7 @@ from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT
 from sureclr.stopping import Stopped
 from sureclr.training import feature_cache
+from sureclr.training.setup import new_trainer
 from sureclr.training.step_views import FeatureViews, prepared_features
 
 K = 3
@@ -138,6 +139,28 @@ def test_a_run_that_is_stopped_anywhere_ends_with_the_same_bits(
     frozen(out, resume=True)
     assert (out / "features" / "values.float16").read_bytes() == whole
     assert equal(out, run.path)
+
+
+def test_heads_begin_alike_however_the_network_was_made(tmp_path: Path) -> None:
+    """A run from a file that was stopped before its first checkpoint goes on without the file."""
+    file = tmp_path / "weights.safetensors"
+    save_file(BACKBONE.state_dict(), file)
+    named = {"encoder": f"small-{WIDTH}", "init": str(file), "channels": 1}
+
+    def begun(out: Path, **options: Any) -> sureclr.Run:
+        config = replace(CONFIG, freeze="backbone", cached_views=K, epochs=2, **named)
+        return sureclr.pretrain(config, IMAGES, out=out, device="cpu", **options)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = begun(whole, progress=SILENT)
+    start = new_trainer(run.config, sureclr.as_image_set(IMAGES), torch.device("cpu"))
+    assert same(run.untrained().model.state_dict(), start.model.state_dict())
+    with pytest.raises(Stopped, match="features that are done stay"):
+        begun(parts, progress=Interrupting(1, stop))
+    file.unlink()
+    begun(parts, resume=True, progress=SILENT)
+    assert equal(whole, parts)
+    assert same(sureclr.load(parts, device="cpu").model.state_dict(), run.model.state_dict())
 
 
 @pytest.fixture(scope="module")
