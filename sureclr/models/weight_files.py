@@ -1,17 +1,19 @@
 """Files of weights: they are read without running anything of theirs, and fitted to an encoder.
 
-The names of the tensors may be those of timm, of torchvision's ResNet, or of a run of ours, below
-any prefix (`state_dict.module.backbone.`). A classifier in the file is left out.
+The names of the tensors may be those of timm, of a run of ours, of torchvision or of Hugging Face's
+transformers (ResNet, ConvNeXt, ViT, DeiT, DINOv2, Swin), or those of the original authors that timm
+translates, below any prefix (`state_dict.module.backbone.`). A classifier is left out.
 """
 
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ COUNTER = (
     "num_batches_tracked"  # of batch normalisation; some files lack it, and no result needs it
 )
 ROLES = ("weight", "bias", "running_mean", "running_var")  # as what a tensor of equal shape serves
+BUFFERS = (COUNTER, "relative_position_index", "attn_mask")  # the shapes decide their values
 HEADS = (  # what belongs to a classifier or to the pretraining, and not to the features
     *("fc.", "head.", "heads.", "head_dist.", "classifier.", "last_linear.", "pooler."),
     *("mask_token", "projection_head.", "projector.", "predictor."),
@@ -35,6 +38,94 @@ HEADS = (  # what belongs to a classifier or to the pretraining, and not to the 
 AVERAGED = ("teacher", "ema")  # the averaged copy of a network, which is the better one
 SHOWN = 3  # names in an error message
 State = dict[str, Tensor]
+Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]  # patterns in their order
+
+
+def _next(start: str, end: str, step: int = 1) -> Callable[[re.Match[str]], str]:
+    """Return what replaces a match by text around its number plus a step."""
+    return lambda match: f"{start}{int(match[1]) + step}{end}"
+
+
+TRANSFORMERS_RESNET: Renaming = (
+    (r"^embedder\.embedder\.convolution\.", "conv1."),
+    (r"^embedder\.embedder\.normalization\.", "bn1."),
+    (r"^encoder\.stages\.(\d+)\.layers\.", _next("layer", ".")),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    (r"\.layer\.(\d+)\.convolution\.", _next(".conv", ".")),
+    (r"\.layer\.(\d+)\.normalization\.", _next(".bn", ".")),
+)
+TRANSFORMERS_CONVNEXT: Renaming = (
+    (r"^embeddings\.patch_embeddings\.", "stem.0."),
+    (r"^embeddings\.layernorm\.", "stem.1."),
+    (r"^encoder\.stages\.(\d+)\.downsampling_layer\.", r"stages.\1.downsample."),
+    (r"^encoder\.stages\.(\d+)\.layers\.", r"stages.\1.blocks."),
+    (r"^layernorm\.", "head.norm."),
+    (r"\.dwconv\.", ".conv_dw."),
+    (r"\.layernorm\.", ".norm."),
+    (r"\.pwconv(\d)\.", r".mlp.fc\1."),
+    (r"\.grn\.", ".mlp.grn."),
+    (r"\.layer_scale_parameter$", ".gamma"),
+)
+TRANSFORMERS_VIT: Renaming = (  # also DeiT, DINOv2 and Swin; names of versions 4 and 5
+    (r"^embeddings\.(cls_token|mask_token|register_tokens)$", r"\1"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.patch_embeddings\.(projection\.)?", "patch_embed.proj."),
+    (r"^embeddings\.norm\.", "patch_embed.norm."),
+    (r"^encoder\.layers\.(\d+)\.blocks\.", r"layers.\1.blocks."),
+    (r"^encoder\.layers\.(\d+)\.downsample\.", _next("layers.", ".downsample.")),
+    (r"^(?:encoder\.|model\.)?layers?\.(\d+)\.(?!blocks\.|downsample\.)", r"blocks.\1."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.|self\.|relative_position_bias\.)?", ".attn."),
+    (r"\.attn\.(q|k|v)(?:uery|ey|alue|_proj)\.", r".attn.\1."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.(?:intermediate\.dense|mlp\.up_proj)\.", ".mlp.fc1."),
+    (r"\.(?:output\.dense|mlp\.down_proj)\.", ".mlp.fc2."),
+    (r"\.mlp\.weights_in\.", ".mlp.w12."),
+    (r"\.mlp\.weights_out\.", ".mlp.w3."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+)
+TORCHVISION_VIT: Renaming = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"^encoder\.ln\.", "norm."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
+    (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
+)
+TORCHVISION_CONVNEXT: Renaming = (
+    (r"^features\.0\.", "stem."),
+    (
+        r"^features\.([246])\.(?=\d+\.(?:weight|bias)$)",
+        lambda m: f"stages.{int(m[1]) // 2}.downsample.",
+    ),
+    (r"^features\.([1357])\.", lambda m: f"stages.{int(m[1]) // 2}.blocks."),
+    (r"^classifier\.0\.", "head.norm."),
+    (r"\.layer_scale$", ".gamma"),
+    (r"\.block\.0\.", ".conv_dw."),
+    (r"\.block\.2\.", ".norm."),
+    (r"\.block\.3\.", ".mlp.fc1."),
+    (r"\.block\.5\.", ".mlp.fc2."),
+)
+TORCHVISION_SWIN: Renaming = (
+    (r"^features\.0\.0\.", "patch_embed.proj."),
+    (r"^features\.0\.2\.", "patch_embed.norm."),
+    (r"^features\.([246])\.", lambda m: f"layers.{int(m[1]) // 2}.downsample."),
+    (r"^features\.([1357])\.", lambda m: f"layers.{int(m[1]) // 2}.blocks."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+OTHER_LIBRARIES = (
+    *(TRANSFORMERS_RESNET, TRANSFORMERS_CONVNEXT, TRANSFORMERS_VIT),
+    *(TORCHVISION_VIT, TORCHVISION_CONVNEXT, TORCHVISION_SWIN),
+)
 
 
 @dataclass(frozen=True)
@@ -183,9 +274,9 @@ def fitted(
             that have another shape; or a value is not finite.
     """
     tries = [
-        _compared(network, weights.tensors, prefix, names)
+        _compared(network, prefix, state)
         for prefix in _prefixes(network, weights.tensors)
-        for names in FAMILIES
+        for state in _renamed(_below(prefix, weights.tensors))
     ]
     whole = [one for one in tries if not one.problems]
     if whole:
@@ -201,13 +292,14 @@ def fitted(
         state, notes = _by_order(network, weights)
     else:
         raise UserError(_refusal(network, weights, max(tries, key=lambda one: one.fits)))
+    state = {n: v.float() if v.is_floating_point() else v for n, v in state.items()}
     for name, value in state.items():
         if not value.isfinite().all():
             raise UserError(
                 f"the weights {weights.path} hold values that are not finite (in {name}); give"
                 " weights of a training that did not diverge."
             )
-    return {n: v.float() if v.is_floating_point() else v for n, v in state.items()}, notes
+    return state, notes
 
 
 @dataclass(frozen=True)
@@ -221,39 +313,103 @@ class _Comparison:
     notes: list[str]
 
 
-def _compared(
-    network: nn.Module, tensors: State, prefix: str, names: Callable[[nn.Module, State], State]
-) -> _Comparison:
-    """Return how the tensors below a prefix fit a network, by the names of a family."""
-    below = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+def _compared(network: nn.Module, prefix: str, below: State) -> _Comparison:
+    """Return how the tensors below a prefix fit a network.
+
+    They may have its names, or those of the original authors, which timm translates.
+    """
     wanted = network.state_dict()
-    try:
-        found = names(network, below)
-    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError, AssertionError):
-        found = {}  # they are no weights of this family
-    found, notes = _with_channels(network, found)
+    found, notes = below, list[str]()
+    if any(name not in below or below[name].shape != t.shape for name, t in wanted.items()):
+        found = _translated(network, below)
+        notes = [
+            f"{name} of {_size(below[name])} becomes {_size(tensor)}, as timm does it."
+            for name, tensor in found.items()
+            if name in below and below[name].numel() != tensor.numel()
+        ]
+    found, of_channels = _with_channels(network, found)
+    found |= {
+        name: found[name].reshape(t.shape)  # a linear layer may be a convolution of one pixel
+        for name, t in wanted.items()
+        if name in found and _without_ones(found[name]) == _without_ones(t)
+    }
     missing = [n for n in wanted if n not in found and not n.endswith(COUNTER)]
-    extra = [
-        n for n in found if n not in wanted and not n.startswith(HEADS) and not n.endswith(COUNTER)
-    ]
-    shapes = [
+    extra = [n for n in found if n not in wanted and not n.startswith(HEADS)]
+    extra = [n for n in extra if not n.endswith(BUFFERS)]
+    others = [
         f"{n} is {_size(found[n])} in the file and {_size(t)} in the encoder"
         for n, t in wanted.items()
-        if n in found and found[n].shape != t.shape
+        if n in found
+        and (found[n].shape, found[n].is_floating_point()) != (t.shape, t.is_floating_point())
     ]
     problems = [
         f"{what}: {_first(those)}"
         for what, those in (
             ("missing in the file", missing),
             ("unknown to the encoder", extra),
-            ("other shapes", shapes),
+            ("other shapes", others),
         )
         if those
     ]
-    state = {n: found.get(n, t if n.endswith(COUNTER) else None) for n, t in wanted.items()}
-    whole = cast(State, state) if not problems else {}
-    fits = len(wanted) - len(missing) - len(shapes)
-    return _Comparison(prefix, whole, problems, fits, notes)
+    state = {} if problems else {name: found.get(name, t) for name, t in wanted.items()}
+    fits = len(wanted) - len(missing) - len(others)
+    return _Comparison(prefix, state, problems, fits, [*notes, *of_channels])
+
+
+def _without_ones(tensor: Tensor) -> list[int]:
+    return [length for length in tensor.shape if length != 1]
+
+
+def _below(prefix: str, tensors: State) -> State:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _renamed(state: State) -> Iterator[State]:
+    """Yield the tensors by their own names, and by timm's where another library named them."""
+    yield state
+    for table in OTHER_LIBRARIES:
+        renamed = {_new_name(name, table): tensor for name, tensor in state.items()}
+        if len(renamed) == len(state) and renamed.keys() != state.keys():
+            yield _with_joined_attention(renamed)
+
+
+def _new_name(name: str, table: Renaming) -> str:
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _with_joined_attention(state: State) -> State:
+    """Return tensors in which query, key and value are one layer, as timm has them.
+
+    Where only queries and values have a bias, that of the keys is 0, which changes no attention.
+    """
+    joined = {n: t for n, t in state.items() if not re.search(r"\.attn\.[qkv]\.(weight|bias)$", n)}
+    for name, query in state.items():
+        if not name.endswith((".attn.q.weight", ".attn.q.bias")):
+            continue
+        start, kind = name.split(".q.")
+        key = state.get(f"{start}.k.{kind}", torch.zeros_like(query) if kind == "bias" else None)
+        value = state.get(f"{start}.v.{kind}")
+        if key is not None and value is not None:
+            joined[f"{start}.qkv.{kind}"] = torch.cat([query, key, value])
+    return joined
+
+
+def _translated(network: nn.Module, state: State) -> State:
+    """Return tensors of the original authors by timm's names, as timm's own filter does it.
+
+    A position embedding of another grid is resampled.
+    """
+    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+    patch = "patch_embed.proj.weight"
+    wanted = network.state_dict().get(patch)
+    if wanted is not None and patch in state and state[patch].shape[-2:] != wanted.shape[-2:]:
+        return dict(state)  # timm would resample the patches too, but that is another network
+    try:
+        return dict(state) if translate is None else dict(translate(dict(state), network))
+    except Exception:  # the filter of an author trusts the file to be as it expects
+        return dict(state)
 
 
 def _size(tensor: Tensor) -> str:
@@ -360,26 +516,3 @@ def _refusal(network: nn.Module, weights: FileOfWeights, nearest: _Comparison) -
         f"the weights {weights.path} do not fit the encoder ({'; '.join(nearest.problems)});"
         f" {advice}."
     )
-
-
-def _same_names(network: nn.Module, state: State) -> State:
-    """Return weights that have the names of timm, torchvision's ResNet or a run of ours."""
-    return state
-
-
-def _timm_filter(network: nn.Module, state: State) -> State:
-    """Return weights as timm translates those of the original authors.
-
-    A position embedding of another grid is resampled.
-    """
-    translate = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-    if translate is None:
-        return state
-    patch = "patch_embed.proj.weight"
-    wanted = network.state_dict().get(patch)
-    if wanted is not None and patch in state and state[patch].shape[-2:] != wanted.shape[-2:]:
-        return state  # timm would resample the patches too, but that is another network
-    return cast(State, translate(dict(state), network))
-
-
-FAMILIES: tuple[Callable[[nn.Module, State], State], ...] = (_same_names, _timm_filter)
