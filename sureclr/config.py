@@ -168,7 +168,9 @@ class ReadOptions:
         value_range: the values that become black and white in images of more than 8 bits; None:
             found in the images.
         pages: whether only the first page of a file with several pages is an image, or each page.
-        centre_share: side of the centre square that is embedded, as a share of the shorter side.
+        centre_share: side of the centre square that is embedded, as a share of the shorter side; it
+            is cut out of the resized picture, see `raster_pixels.centre_box`. None: the largest
+            square, which is cut out before it is resized.
         interpolation: filter that resizes this square.
         cache_scale: shorter side of the whole pictures from which views are cropped, as a multiple
             of `size`. Pictures are never enlarged for it.
@@ -187,7 +189,7 @@ class ReadOptions:
     channels: int | None = None
     value_range: tuple[float, float] | None = None
     pages: Pages = "first"
-    centre_share: float = 1.0
+    centre_share: float | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     cache_scale: float = 2.0
     strict: bool = False
@@ -229,7 +231,8 @@ class PretrainConfig:
     """What is an image in a file of several pages or frames: the first page, or each page (all)."""
     centre_share: float | None = None
     """Side of the square that is cut out of the middle of a picture to embed it, as a share of the
-    picture's shorter side. Default: 1, or the share with which a pretrained encoder was evaluated.
+    picture's shorter side. Default: that with which a pretrained encoder was evaluated; else the
+    largest square.
     """
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """Filter that resizes these squares (antialiased): bilinear, bicubic, or auto, which is that of
@@ -513,7 +516,7 @@ class PretrainConfig:
             channels=self.channels,
             value_range=self.value_range,
             pages=self.pages,
-            centre_share=1.0 if self.centre_share is None else self.centre_share,
+            centre_share=self.centre_share,
             interpolation="bicubic" if self.interpolation == "bicubic" else "bilinear",
             cache_scale=self.cache_scale,
             strict=self.strict,

@@ -62,8 +62,7 @@ class Finetuned:
             images: an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images.
                 They are brought to the size and the channels of the classifier.
         """
-        record = self.record
-        pixels = as_image_set(images, size=record.size, channels=record.channels).images
+        pixels = as_image_set(images, options=self.record.read_options).images
         with evaluating(self.model):
             parts = [
                 self.model(as_float(part.to(self.model.device))).float().softmax(1).cpu()
@@ -125,6 +124,8 @@ def save_finetuned(
         checkpoint=run.checkpoint,
         images=digests[0],
         labels=digests[1],
+        centre_share=run.config.read_options.centre_share,
+        interpolation=run.config.read_options.interpolation,
     )
     write_atomically(folder / record.file, data)
     write_atomically(folder / f"{name}.json", json_bytes(sealed(record)))

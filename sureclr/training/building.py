@@ -290,8 +290,18 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
 
     They are those of the configuration, or else those of the training images. Pixels have 256
     values, so their counts give both exactly; only a block of images is in memory.
+
+    Raises:
+        UserError: the configuration has not one of each for each channel.
     """
     if config.pixel_mean is not None and config.pixel_std is not None:
+        channels = images.images.shape[1]
+        if len(config.pixel_mean) != channels:
+            raise UserError(
+                f"pixel_mean and pixel_std need a number for each of the {channels}"
+                f" channel{'s' if channels > 1 else ''} of the images, not"
+                f" {len(config.pixel_mean)}; give as many, or leave both out."
+            )
         return torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
     counts = torch.zeros(images.images.shape[1], 256, dtype=torch.int64)
     step = max(1, len(images) // STATISTICS_IMAGES)

@@ -14,6 +14,7 @@ from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images, where_now
+from sureclr.data.survey import DEFAULT_SIZE
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
@@ -74,7 +75,7 @@ def training_images(
             with_file_labels(everything, labels, progress), split=everything.split, shares=None
         )
     # Centre squares, where no size is asked for
-    training = convert(everything, config.size, config.channels).pretraining
+    training = convert(everything, config.size, config.channels, options).pretraining
     pixels, pictures = training.images, training.pictures
     needed = pixels.nbytes + (0 if pictures is None else pictures.nbytes)
     if (
@@ -100,10 +101,41 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
         UserError: the first weights cannot be read, or do not fit the encoder.
     """
     config = with_network_of_run(config)
-    config = with_form(config, image_form(config))
+    form = image_form(config)
+    if form is not None and config.size is None:
+        progress.message(_words_about_size(form.size))
+    config = with_form(config, form)
     for sentence in check_start(config):
         progress.message(sentence)
     return config
+
+
+def _words_about_size(size: int) -> str:
+    """Say which size a pretrained encoder's images get, why, and what another one costs."""
+    text = (
+        f"Images are used at {size} px, the size that the first weights of the encoder were trained"
+        " with; smaller pictures are enlarged"
+    )
+    if size <= DEFAULT_SIZE:
+        return f"{text}."
+    times = (size / DEFAULT_SIZE) ** 2
+    words = f"{times:.0f}" if times >= 2 else f"{times:.1f}"
+    return f"{text}. --size {DEFAULT_SIZE} is about {words} times quicker and sees less detail."
+
+
+def _words_about_enlarging(images: ImageSet, size: int) -> str:
+    """Say that most images are enlarged, where the report of their files does not say it; or ""."""
+    of_files = images.report is not None and images.report.sizes is not None
+    if of_files or images.pictures is None:
+        return ""
+    shorter = torch.minimum(images.pictures.height, images.pictures.width)
+    middle = int(shorter.median()) if len(shorter) else size
+    if middle >= size:
+        return ""
+    return (
+        f"The images have {middle} px (the median of their shorter sides) and are enlarged to"
+        f" {size}."
+    )
 
 
 def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) -> PretrainConfig:
@@ -112,13 +144,16 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
     Args:
         config: of a run that begins.
         images: the training images, as `training_images` returns them.
-        progress: gets a sentence if the stem was chosen and is not the usual one.
+        progress: gets a sentence if most images are enlarged for a pretrained encoder, and one if
+            the stem was chosen and is not the usual one.
     """
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
     decided = replace(config, size=size, channels=channels, value_range=value_range)
     resolved = with_stem(decided, size)
+    if config.pretrained and (words := _words_about_enlarging(images, size)):
+        progress.message(words)
     if config.stem == "auto" and resolved.stem == "cifar":
         progress.message(
             f"The images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"

@@ -301,8 +301,8 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     """Write encoder.safetensors: the backbone's weights, without the heads.
 
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
-    of encoder and stem, channels, size, the mean and standard deviation of the pixels, and a
-    sha256.
+    of encoder and stem, channels, size, the mean and standard deviation of the pixels, how the
+    square of a picture is cut and resized (as in `ReadOptions`), and a sha256.
     """
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()
@@ -313,6 +313,8 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
         "size": shape[-1],
         "mean": encoder.mean.tolist(),
         "std": encoder.std.tolist(),
+        "centre_share": trainer.config.read_options.centre_share,
+        "interpolation": trainer.config.read_options.interpolation,
     }
     data = checked_safetensors(weights, "sureclr", description)
     write_atomically(directory.path / "encoder.safetensors", data)

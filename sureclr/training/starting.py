@@ -28,14 +28,15 @@ class ImageForm:
         mean: of each channel's pixels in [0, 1], which was subtracted; () if not known.
         std: standard deviation of each channel's pixels, by which they were divided; () if not
             known.
-        centre_share: side of the centre square, as a share of the picture's shorter side.
+        centre_share: side of the centre square, as a share of the picture's shorter side; None: the
+            largest square.
         interpolation: filter that resized this square.
     """
 
     size: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    centre_share: float = 1.0
+    centre_share: float | None = None
     interpolation: ImageFilter = "bilinear"
 
 
