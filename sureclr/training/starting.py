@@ -79,4 +79,5 @@ def starting_network(config: PretrainConfig, channels: int) -> nn.Module:
     Raises:
         UserError: the encoder is unknown, or its weights cannot be read or do not fit.
     """
-    return encoder(config.encoder, config.stem, channels, config.init == "timm")
+    timm_weights = config.init == "timm"
+    return encoder(config.encoder, config.stem, channels, timm_weights, config.pool)
