@@ -19,7 +19,7 @@ from sureclr.data.user_images import as_image_set
 from sureclr.models.encoders import check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
-from sureclr.training.starting import image_form, with_form
+from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -91,21 +91,28 @@ def training_images(
     return training
 
 
-def as_begun(config: PretrainConfig) -> PretrainConfig:
+def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
     """Return the configuration of a new run with what its encoder says of images.
 
     A pretrained one has a form of its own; a vision transformer takes whole patches.
 
+    Args:
+        config: of the run.
+        progress: gets a sentence for each thing that a reader should know of the first weights.
+
     Raises:
-        UserError: the size is one that the encoder cannot take.
+        UserError: the first weights cannot be read, or do not fit the encoder, or the size is one
+            that the encoder cannot take.
     """
+    config = with_network_of_run(config)
     config = with_form(config, image_form(config))
     if config.size is not None:
         check_side(config.encoder, config.size)
     elif config.source.partition(":")[0] in PICTURE_SOURCES:
         size = fitting_side(config.encoder, DEFAULT_SIZE)
-        if size != DEFAULT_SIZE:
-            config = replace(config, size=size)
+        config = config if size == DEFAULT_SIZE else replace(config, size=size)
+    for sentence in check_start(config):
+        progress.message(sentence)
     return config
 
 

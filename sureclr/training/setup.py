@@ -32,6 +32,7 @@ def new_trainer(
     *,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    resumed: bool = False,
 ) -> Trainer:
     """Return a trainer at step 0.
 
@@ -41,6 +42,8 @@ def new_trainer(
         device: on which the network runs.
         encoder: the user's own encoder, which is copied.
         loss: the user's own loss, which is copied.
+        resumed: whether the weights of a run that goes on will take the place of the first ones,
+            so that those of a pretrained encoder need not exist any more.
 
     Raises:
         UserError: the images are too few, configuration and images do not fit together, or a value
@@ -51,7 +54,8 @@ def new_trainer(
     config = with_stem(config, shape[-1])
     mean, std = pixel_statistics(images, config)
     network = None if encoder is None else own_network(encoder, shape)
-    model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))
+    named = replace(config, init="random", freeze="off") if resumed else config
+    model, objective = build(named, shape[0], mean, std, network=network, loss=deepcopy(loss))
     if network is None:
         feature_count(model.encoder.backbone, config.encoder, shape)
     if any(parameter.requires_grad for parameter in objective.parameters()):
@@ -84,6 +88,7 @@ def fitting_trainer(
     probe: bool,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    resumed: bool = False,
 ) -> Trainer:
     """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
@@ -99,6 +104,7 @@ def fitting_trainer(
             raising an error. The trial leaves no trace.
         encoder: the user's own encoder.
         loss: the user's own loss.
+        resumed: as in `new_trainer`.
 
     Raises:
         UserError: nothing fits, or the network cannot be compiled and must be.
@@ -121,7 +127,7 @@ def fitting_trainer(
             f" are accumulated exactly with micro_batch={chosen.micro_batch} (batch normalisation"
             " uses the statistics of a micro-batch)"
         )
-    trainer = new_trainer(chosen, images, device, encoder=encoder, loss=loss)
+    trainer = new_trainer(chosen, images, device, encoder=encoder, loss=loss, resumed=resumed)
     compile_step(trainer, progress)
     return trainer
 
