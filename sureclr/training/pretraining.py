@@ -122,7 +122,7 @@ def pretrain(
     return Run(
         directory,
         trainer.config,
-        trainer.model.eval(),
+        trainer.model.eval().requires_grad_(True),  # as one that was loaded
         trainer.objective.eval(),
         training.images.shape[-1],
         training.images.shape[1],

@@ -21,6 +21,7 @@ from sureclr.training.building import (
     with_stem,
 )
 from sureclr.training.compiling import compile_step
+from sureclr.training.freezing import freeze
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
 
@@ -46,8 +47,8 @@ def new_trainer(
             so that those of a pretrained encoder need not exist any more.
 
     Raises:
-        UserError: the images are too few, configuration and images do not fit together, or a value
-            of the network or the loss is not finite.
+        UserError: the images are too few, configuration and images do not fit together, the encoder
+            has no stages to freeze, or a value of the network or the loss is not finite.
     """
     steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
     shape = images.images.shape[1:]
@@ -64,6 +65,7 @@ def new_trainer(
             " numbers."
         )
     model.to(device).train()
+    freeze(model.encoder, config.freeze, config.encoder)
     objective.to(device).train()
     optimizer = new_optimizer(
         config.optimizer,
@@ -93,7 +95,8 @@ def fitting_trainer(
     """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
     If `micro_batch` is not set, the number of images at a time is halved until one step can be
-    taken.
+    taken. Heads on the features of a frozen encoder are neither tried nor compiled: their steps are
+    small, and the encoder takes no part in them.
 
     Args:
         config: as in `new_trainer`, like the arguments that are not named here.
@@ -109,6 +112,8 @@ def fitting_trainer(
     Raises:
         UserError: nothing fits, or the network cannot be compiled and must be.
     """
+    if config.freeze == "backbone":
+        return new_trainer(config, images, device, encoder=encoder, loss=loss)
     chosen = config
     while probe and config.micro_batch is None:
         if _fits(new_trainer(chosen, images, device, encoder=encoder, loss=loss)):
