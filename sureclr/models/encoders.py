@@ -168,6 +168,7 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         near = get_close_matches(name.lower(), timm.list_models(), cutoff=0.7)
         raise unknown("encoder", name, dict.fromkeys([*ENCODERS, *COMMON, *near]))
+    timm_defaults(name)
     try:
         network = _at_any_size(name, pretrained=pretrained, in_chans=channels, num_classes=0)
     except RuntimeError as error:
@@ -186,6 +187,27 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     return cast(nn.Module, network)
 
 
+def timm_defaults(name: str) -> Any:
+    """Return what timm says of the pretrained weights of an encoder; None if it has none.
+
+    Args:
+        name: of the encoder, of any kind.
+
+    Raises:
+        UserError: timm has the network, but no weights of that tag (the word behind the dot).
+    """
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        network, _, tag = name.partition(".")
+        tags = timm.list_pretrained(f"{network}.*")
+        raise unknown(f"weights of {network}", tag, [x.partition(".")[2] for x in tags]) from error
+
+
 def _at_any_size(name: str, **options: Any) -> Any:
     """Build a timm model that takes images of any size, if its family can.
 
@@ -193,7 +215,7 @@ def _at_any_size(name: str, **options: Any) -> Any:
     """
     import timm
 
-    defaults = timm.get_pretrained_cfg(name)
+    defaults = timm_defaults(name)
     for extra in FREE_SIZE if defaults is not None and defaults.fixed_input_size else ():
         with suppress(TypeError):  # the option of another family
             return timm.create_model(name, **options, **extra)
@@ -288,11 +310,10 @@ def _sides(name: str) -> tuple[int, int | None]:
     """Return the side of a patch (1: there are none), and the only size that a model takes."""
     if name.startswith(CUSTOM) or _factory(name):
         return 1, None
-    import timm
     from timm.layers.hybrid_embed import HybridEmbed
     from timm.layers.patch_embed import PatchEmbed
 
-    defaults = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    defaults = timm_defaults(name)
     if defaults is None or not defaults.fixed_input_size:
         return 1, None
     with torch.device("meta"):
