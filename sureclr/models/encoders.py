@@ -196,6 +196,8 @@ def timm_defaults(name: str) -> Any:
     Raises:
         UserError: timm has the network, but no weights of that tag (the word behind the dot).
     """
+    if name.startswith(CUSTOM) or _factory(name):
+        return None
     import timm
 
     if not timm.is_model(name):
@@ -255,6 +257,21 @@ def _no_choice_of_pool(name: str, pool: str) -> UserError:
     )
 
 
+def check_pool(name: str, pool: str) -> None:
+    """Raise what `encoder` raises about a pooling, without weights.
+
+    Args:
+        name: of the encoder; an encoder of the user's own has no choice of pooling.
+        pool: as in `encoder`.
+    """
+    if pool == "auto":
+        return
+    if name.startswith(CUSTOM):
+        raise _no_choice_of_pool(name, pool)
+    with torch.device("meta"):
+        encoder(name, pool=pool)
+
+
 def pool_of(network: nn.Module) -> str:
     """Return how a vision transformer pools (`token`, `avg`, ...); auto for other networks."""
     found = getattr(network, "global_pool", None)
@@ -308,14 +325,12 @@ def fitting_side(name: str, size: int) -> int:
 @cache
 def _sides(name: str) -> tuple[int, int | None]:
     """Return the side of a patch (1: there are none), and the only size that a model takes."""
-    if name.startswith(CUSTOM) or _factory(name):
+    defaults = timm_defaults(name)
+    if defaults is None or not defaults.fixed_input_size:
         return 1, None
     from timm.layers.hybrid_embed import HybridEmbed
     from timm.layers.patch_embed import PatchEmbed
 
-    defaults = timm_defaults(name)
-    if defaults is None or not defaults.fixed_input_size:
-        return 1, None
     with torch.device("meta"):
         embed = getattr(_at_any_size(name, num_classes=0), "patch_embed", None)
     if not isinstance(embed, PatchEmbed | HybridEmbed):

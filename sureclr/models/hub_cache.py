@@ -1,37 +1,28 @@
 """Which pretrained weights of timm's lie on this machine. Nothing here uses the network."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+TIMM_REPOSITORY = "models--timm--"  # begins the folder of one of timm's own repositories
 # The names of weights in a repository that timm tries, in its order
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def encoders_with_weights() -> list[str]:
-    """Return the names of all encoders whose pretrained weights lie on this machine.
+    """Return the names of timm encoders whose weights lie in Hugging Face's cache, with their tags.
 
-    A name stands for the weights that timm loads for it; of other weights of the same network it
-    has their tag (`resnet18.fb_swsl_ig1b_ft_in1k`). timm, whose import takes seconds, is asked only
-    where there are weights of any kind.
+    They are read from the names of folders, without importing timm, which takes seconds. The few
+    weights that timm has elsewhere than in its own repositories are not among them.
     """
-    hub, torch_hub = _folders()
-    if not any(name.startswith("models--") for name in _names(hub)) and not _names(torch_hub):
-        return []
-    import timm
-
-    tagged = with_weights(timm.list_models(pretrained=True))
-    default = {name: name.partition(".")[0] for name in tagged}
-    default = {n: short for n, short in default.items() if _tag(short) == n.partition(".")[2]}
-    return sorted(default.get(name, name) for name in tagged)
-
-
-def _tag(network: str) -> str:
-    """Return the tag of the weights that timm loads for a name without one."""
-    import timm
-
-    return str(timm.get_pretrained_cfg(network).tag)
+    hub, _ = _folders()
+    found = []
+    for repository in _names(hub):
+        _, of_timm, name = repository.partition(TIMM_REPOSITORY)
+        if of_timm and _has_file(hub, f"timm/{name}", WEIGHT_FILES):
+            found.append(name)
+    return sorted(found)
 
 
 def with_weights(names: Iterable[str]) -> list[str]:
@@ -40,10 +31,12 @@ def with_weights(names: Iterable[str]) -> list[str]:
     Args:
         names: of encoders; those that are not timm's have no such weights.
     """
-    import timm
-
     hub, torch_hub = _folders()
     repositories, files = _names(hub), _names(torch_hub)
+    if not files and not any(name.startswith("models--") for name in repositories):
+        return []  # without importing timm, which takes seconds
+    import timm
+
     found = []
     for name in names:
         try:
@@ -81,14 +74,20 @@ def _is_here(defaults: Any, hub: Path, repositories: set[str], files: set[str]) 
     """
     if not defaults.hf_hub_id:
         return bool(defaults.url) and os.path.basename(defaults.url) in files
-    from huggingface_hub import try_to_load_from_cache
-
     repository, _, revision = defaults.hf_hub_id.partition("@")
     if f"models--{repository.replace('/', '--')}" not in repositories:
         return False
-    wanted = [defaults.hf_hub_filename] if defaults.hf_hub_filename else WEIGHT_FILES
-    paths = [
-        try_to_load_from_cache(repository, file, cache_dir=hub, revision=revision or None)
-        for file in wanted
-    ]
+    wanted = (defaults.hf_hub_filename,) if defaults.hf_hub_filename else WEIGHT_FILES
+    return _has_file(hub, repository, wanted, revision or None)
+
+
+def _has_file(
+    hub: Path, repository: str, names: Sequence[str], revision: str | None = None
+) -> bool:
+    """Return whether a file of one of these names is in the cache, in this or the main revision."""
+    from huggingface_hub import try_to_load_from_cache
+
+    paths = (
+        try_to_load_from_cache(repository, name, cache_dir=hub, revision=revision) for name in names
+    )
     return any(isinstance(path, str) and os.path.exists(path) for path in paths)

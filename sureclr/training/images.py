@@ -16,7 +16,7 @@ from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images, where_now
 from sureclr.data.survey import DEFAULT_SIZE
 from sureclr.data.user_images import as_image_set
-from sureclr.models.encoders import check_side, fitting_side
+from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
 from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
@@ -101,8 +101,8 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
         progress: gets a sentence for each thing that a reader should know of the first weights.
 
     Raises:
-        UserError: the first weights cannot be read, or do not fit the encoder, or the size is one
-            that the encoder cannot take.
+        UserError: the first weights cannot be read, or do not fit the encoder, or the encoder
+            cannot take the size or the pooling.
     """
     config = with_network_of_run(config)
     config = with_form(config, image_form(config))
@@ -111,6 +111,7 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
     elif config.source.partition(":")[0] in PICTURE_SOURCES:
         size = fitting_side(config.encoder, DEFAULT_SIZE)
         config = config if size == DEFAULT_SIZE else replace(config, size=size)
+    check_pool(config.encoder, config.pool)
     for sentence in check_start(config):
         progress.message(sentence)
     return config
