@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sureclr.models.encoders import timm_defaults
+
 TIMM_REPOSITORY = "models--timm--"  # begins the folder of one of timm's own repositories
 # The names of weights in a repository that timm tries, in its order
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -17,12 +19,9 @@ def encoders_with_weights() -> list[str]:
     weights that timm has elsewhere than in its own repositories are not among them.
     """
     hub, _ = _folders()
-    found = []
-    for repository in _names(hub):
-        _, of_timm, name = repository.partition(TIMM_REPOSITORY)
-        if of_timm and _has_file(hub, f"timm/{name}", WEIGHT_FILES):
-            found.append(name)
-    return sorted(found)
+    own = [name for name in _names(hub) if name.startswith(TIMM_REPOSITORY)]
+    names = [name.removeprefix(TIMM_REPOSITORY) for name in own]
+    return sorted(name for name in names if _has_file(hub, f"timm/{name}", WEIGHT_FILES))
 
 
 def with_weights(names: Iterable[str]) -> list[str]:
@@ -30,22 +29,20 @@ def with_weights(names: Iterable[str]) -> list[str]:
 
     Args:
         names: of encoders; those that are not timm's have no such weights.
+
+    Raises:
+        UserError: timm has no weights of the tag in a name.
     """
     hub, torch_hub = _folders()
     repositories, files = _names(hub), _names(torch_hub)
     if not files and not any(name.startswith("models--") for name in repositories):
         return []  # without importing timm, which takes seconds
-    import timm
-
-    found = []
-    for name in names:
-        try:
-            defaults = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-        except RuntimeError:  # there is no such tag
-            defaults = None
-        if defaults is not None and _is_here(defaults, hub, repositories, files):
-            found.append(name)
-    return found
+    described = [(name, timm_defaults(name)) for name in names]
+    return [
+        name
+        for name, defaults in described
+        if defaults is not None and _is_here(defaults, hub, repositories, files)
+    ]
 
 
 def _folders() -> tuple[Path, Path]:
