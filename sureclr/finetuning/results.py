@@ -264,6 +264,7 @@ class ClassifierRecord:
         labels: digest of labels and class names.
         centre_share: of the squares that it takes, as in `ReadOptions`, like the next.
         interpolation: filter that resizes them.
+        pool: how the encoder pools, see `PretrainConfig`.
     """
 
     key: str
@@ -286,6 +287,7 @@ class ClassifierRecord:
     labels: str = ""
     centre_share: float | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    pool: str = "auto"
 
     @property
     def read_options(self) -> ReadOptions:

@@ -126,6 +126,7 @@ def save_finetuned(
         labels=digests[1],
         centre_share=run.config.read_options.centre_share,
         interpolation=run.config.read_options.interpolation,
+        pool=run.config.pool,
     )
     write_atomically(folder / record.file, data)
     write_atomically(folder / f"{name}.json", json_bytes(sealed(record)))
@@ -219,7 +220,7 @@ def _encoder(
             " but not its code; pass it again, as the argument `network`."
         )
     if network is None:
-        network = encoder(record.encoder, record.stem, record.channels)
+        network = encoder(record.encoder, record.stem, record.channels, pool=record.pool)
     else:
         network = own_network(network, (record.channels, record.size, record.size))
     return StandardisedEncoder(network, weights["encoder.mean"], weights["encoder.std"])
