@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -43,6 +43,8 @@ LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 
     "kernel_dimension": 10**9,
 }
 LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
+MOST_EXTENSIONS = 100  # of a run
+COSINE_SHARE, CONSTANT_SHARE = 0.5, 0.1  # of the learning rate, which an extension has by default
 LARGEST_AMOUNT = 1000  # of a change of colour; every pixel is black or white long before
 
 
@@ -205,6 +207,33 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
+class TrainingPart:
+    """Epochs of a run that were planned together: its first ones, or those of an extension.
+
+    Attributes:
+        epochs: their number.
+        schedule: learning rate after the warm-up: constant; cosine (half a cosine down to zero); or
+            restart, which is a cosine without a warm-up (Loshchilov and Hutter 2017).
+        learning_rate: highest learning rate.
+        warmup_epochs: epochs in which the learning rate rises to it from zero.
+
+    Raises:
+        UserError: a value of another type or out of range; the sentence names its field.
+    """
+
+    epochs: int
+    schedule: Literal["cosine", "constant", "restart"]
+    learning_rate: float
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        _check_types(self, "extensions.")
+        check_rules(_rules_of_a_part(self))
+        check_largest(self)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that decides what a pretraining run learns.
 
@@ -345,13 +374,15 @@ class PretrainConfig:
     weight_decay: float = 1e-6
     """Strength of the L2 penalty on weight matrices; biases and norms have none."""
     warmup_epochs: float = 10
-    """Epochs in which the learning rate rises to its highest value, at most half of all. Afterwards
-    it falls to zero along a cosine.
+    """Epochs in which the learning rate rises to its highest value; with the schedule cosine at most
+    half of all.
     """
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine (it falls to zero), or constant. Only a constant one
     can be extended later as if the run had been planned longer.
     """
+    extensions: tuple[TrainingPart, ...] = ()
+    """Parts of the training that were added when the run was complete (see `extended`)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network: float32, bfloat16, or auto, which is bfloat16 on GPUs that
     compute in it and on CPUs with AMX, else float32. The loss is always computed in float32.
@@ -422,7 +453,11 @@ class PretrainConfig:
                 self.micro_batch is None or self.micro_batch >= 2,
                 self.micro_batch,
             ),
-            ("epochs must be at least 1", self.epochs >= 1, self.epochs),
+            (
+                f"extensions must be at most {MOST_EXTENSIONS}",
+                len(self.extensions) <= MOST_EXTENSIONS,
+                len(self.extensions),
+            ),
             (
                 "projection_layers must be 1 to 4",
                 1 <= self.projection_layers <= 4,
@@ -450,11 +485,7 @@ class PretrainConfig:
                 len(self.pixel_mean or ()) == len(self.pixel_std or ()),
                 (self.pixel_mean, self.pixel_std),
             ),
-            (
-                "learning_rate must be a positive number",
-                0 < self.learning_rate < math.inf,
-                self.learning_rate,
-            ),
+            *_rules_of_a_part(self),
             (
                 "init must be random, timm or a path",
                 bool(self.init) and "\0" not in self.init,
@@ -470,11 +501,6 @@ class PretrainConfig:
                 "weight_decay must not be negative, and finite",
                 0 <= self.weight_decay < math.inf,
                 self.weight_decay,
-            ),
-            (
-                "warmup_epochs must not be negative, and finite",
-                0 <= self.warmup_epochs < math.inf,
-                self.warmup_epochs,
             ),
             _seed_rule(self.seed),
             (
@@ -528,6 +554,68 @@ class PretrainConfig:
         """Return whether the encoder does not begin with random weights."""
         return self.init != "random"
 
+    @property
+    def all_epochs(self) -> int:
+        """Return the number of epochs of the whole run, with those of its extensions."""
+        return self.epochs + sum(part.epochs for part in self.extensions)
+
+    @property
+    def parts(self) -> list[TrainingPart]:
+        """Return the parts of the training in turn.
+
+        An extension that goes on with the same constant rate is one part with what it extends, so
+        that their rates are those of a run that was planned longer.
+        """
+        first = TrainingPart(self.epochs, self.schedule, self.learning_rate, self.warmup_epochs)
+        found = [first]
+        for part in self.extensions:
+            if part == replace(found[-1], epochs=part.epochs, schedule="constant", warmup_epochs=0):
+                found[-1] = replace(found[-1], epochs=found[-1].epochs + part.epochs)
+            else:
+                found.append(part)
+        return found
+
+    def extended(
+        self,
+        epochs: int,
+        schedule: Literal["cosine", "constant", "restart"] | None = None,
+        learning_rate: float | None = None,
+    ) -> "PretrainConfig":
+        """Return the configuration with which a complete run trains on.
+
+        `pretrain(run.config.extended(50), out=run.path, resume=True)` takes 50 more epochs. Given
+        again, it does not extend twice, but goes on with an extension that was interrupted.
+
+        Args:
+            epochs: number of epochs to add.
+            schedule: `constant`; `cosine`, which warms up during a tenth of the extension (at most
+                `warmup_epochs`) and falls to zero; or `restart`, which begins at its highest rate
+                and falls to zero. None: constant if the run ended with a constant rate, else
+                cosine.
+            learning_rate: the highest. None: of constant the rate with which the run ended, or, if
+                that is zero, a tenth of the run's `learning_rate`; of cosine half of the run's
+                `learning_rate`; of restart the run's `learning_rate`.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        last = self.parts[-1]
+        flat = last.schedule == "constant"
+        schedule = schedule or ("constant" if flat else "cosine")
+        if learning_rate is None:
+            ended = last.learning_rate if flat else self.learning_rate * CONSTANT_SHARE
+            rates = {"constant": ended, "cosine": self.learning_rate * COSINE_SHARE}
+            learning_rate = rates.get(schedule, self.learning_rate)
+        check_rules([("extend must be at least 1 epoch", epochs >= 1, epochs)])
+        warmup = min(self.warmup_epochs, epochs / 10) if schedule == "cosine" else 0.0
+        part = TrainingPart(epochs, schedule, learning_rate, warmup)
+        return replace(self, extensions=(*self.extensions, part))
+
+    def extends(self, earlier: "PretrainConfig") -> bool:
+        """Return whether this is another configuration with some more extensions, or none."""
+        given = self.extensions[: len(earlier.extensions)]
+        return replace(self, extensions=given) == earlier
+
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.
 
@@ -545,6 +633,22 @@ class PretrainConfig:
 
 
 Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
+
+
+def _rules_of_a_part(part: "TrainingPart | PretrainConfig") -> list[Rule]:
+    return [
+        ("epochs must be at least 1", part.epochs >= 1, part.epochs),
+        (
+            "learning_rate must be a positive number",
+            0 < part.learning_rate < math.inf,
+            part.learning_rate,
+        ),
+        (
+            "warmup_epochs must not be negative, and finite",
+            0 <= part.warmup_epochs < math.inf,
+            part.warmup_epochs,
+        ),
+    ]
 
 
 def _all_within(values: tuple[float, ...], low: float, high: float) -> bool:
@@ -779,11 +883,15 @@ def _as_type(hint: object, value: object, key: str) -> object:
         if (
             get_origin(choice) is tuple
             and isinstance(value, list | tuple)
-            and (parts := _parts_of_tuple(choice, len(value)))
+            and (parts := _parts_of_tuple(choice, len(value))) is not None
         ):
             return tuple(
                 _as_type(part, entry, key) for part, entry in zip(parts, value, strict=True)
             )
+        if choice is TrainingPart and isinstance(value, Mapping):
+            return _training_part(value, key)
+        if choice is TrainingPart and isinstance(value, TrainingPart):
+            return value
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             with suppress(OverflowError):  # a whole number above the largest float
                 return float(value)
@@ -795,12 +903,20 @@ def _as_type(hint: object, value: object, key: str) -> object:
     )
 
 
-def _parts_of_tuple(choice: object, count: int) -> tuple[object, ...]:
-    """Return the types of `count` entries of a tuple; () where it has another length."""
+def _training_part(values: Mapping[str, Any], key: str) -> TrainingPart:
+    """Return the part that plain values describe, whose `warmup_epochs` may be missing."""
+    given = as_field_types(TrainingPart, values, f"{key}.")
+    if missing := {"epochs", "schedule", "learning_rate"} - given.keys():
+        raise UserError(f"configuration key {key} has an entry without {min(missing)}; add it.")
+    return TrainingPart(**given)
+
+
+def _parts_of_tuple(choice: object, count: int) -> tuple[object, ...] | None:
+    """Return the types of `count` entries of a tuple; None where it has another length."""
     parts = get_args(choice)
     if parts[-1] is Ellipsis:
         return (parts[0],) * count
-    return parts if len(parts) == count else ()
+    return parts if len(parts) == count else None
 
 
 def _in_words(choice: object) -> str:
@@ -809,8 +925,10 @@ def _in_words(choice: object) -> str:
         words = [str(word) for word in get_args(choice)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if get_origin(choice) is tuple:
-        several = get_args(choice)[-1] is Ellipsis
-        return "numbers" if several else f"{len(get_args(choice))} numbers"
+        first, last = get_args(choice)[0], get_args(choice)[-1]
+        if first is TrainingPart:
+            return "a list of mappings"
+        return "numbers" if last is Ellipsis else f"{len(get_args(choice))} numbers"
     return "nothing" if choice is NoneType else getattr(choice, "__name__", str(choice))
 
 

@@ -98,7 +98,7 @@ def _with_default(text: str, default: Any) -> str:
     return f"{text} [default: {words}]"
 
 
-ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views"))
+ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views", "extensions"))
 ViewFlags: Any = optional_flags(ViewConfig)
 ImageFlags: Any = optional_flags(
     PretrainConfig,

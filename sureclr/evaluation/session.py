@@ -364,7 +364,8 @@ class Session:
         stored = self.results().get(self.key("learning"))
         if stored is None:
             return False
-        recorded = (self.run.directory.checkpoint_numbers() or {}).get("snapshots", ())
+        numbers = self.run.directory.checkpoint_numbers(self.run.which) or {}
+        recorded = numbers.get("snapshots", ())
         return bool(max(recorded, default=0) > max(stored.epochs))
 
     def stored_or_new(

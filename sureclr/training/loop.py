@@ -169,7 +169,8 @@ def _take_steps(
             progress.message(warning)
         if complete:
             _report_gain(directory, numbers, name, progress)
-        if stop or complete or is_best or trainer.is_due(trainer.config.checkpoint_every):
+        at_end = trainer.done in trainer.ends
+        if stop or at_end or is_best or trainer.is_due(trainer.config.checkpoint_every):
             _save(trainer, directory)
         stop.check(saved)
 
@@ -178,7 +179,7 @@ def _anything_due(trainer: Trainer) -> bool:
     """Return whether more than a line follows the last step."""
     config = trainer.config
     every = config.monitor_every, config.snapshot_every, config.checkpoint_every
-    return trainer.done == trainer.steps or any(map(trainer.is_due, every))
+    return trainer.done in trainer.ends or any(map(trainer.is_due, every))
 
 
 def _save(trainer: Trainer, directory: RunDir) -> None:

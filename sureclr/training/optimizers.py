@@ -99,17 +99,21 @@ def new_optimizer(
     raise unknown("optimizer", name, OPTIMIZERS)
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+def learning_rate(
+    step: int, steps: int, warmup: int, peak: float, *, constant: bool = False
+) -> float:
     """Return the learning rate of a step, which counts from 0.
 
     It rises linearly to `peak` over `warmup` steps, and then falls along half a cosine to zero at
-    `steps` (Loshchilov and Hutter 2017, without restarts).
+    `steps` (Loshchilov and Hutter 2017), or stays if it is `constant`.
 
     >>> [round(learning_rate(s, steps=4, warmup=2, peak=1.0), 3) for s in range(4)]
     [0.5, 1.0, 1.0, 0.5]
     """
     if step < warmup:
         return peak * (step + 1) / warmup
+    if constant:
+        return peak
     return peak * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
 
 

@@ -14,6 +14,7 @@ from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.continuing import (
+    check_complete,
     completed,
     configuration_changes,
     recorded_configuration,
@@ -208,6 +209,9 @@ def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) 
     before = recorded_configuration(directory)
     config = completed(config, before)
     changes = configuration_changes(directory, before, config)
+    if len(config.extensions) > len(before.extensions):
+        refuse_changes(directory, changes)
+        check_complete(directory, before)
     if not accept_changes:
         refuse_changes(directory, changes)
     return config

@@ -25,6 +25,7 @@ from sureclr.training.continuing import (
     accepted,
     completed,
     configuration_changes,
+    extension_text,
     image_changes,
     machine_changes,
     refuse_changes,
@@ -64,7 +65,8 @@ def _record_images(directory: RunDir, trainer: Trainer, images: ImageRecord) -> 
     the last one of today's. There are several if changes were accepted.
     """
     images.save(directory.images)
-    configuration = json.dumps(asdict(trainer.config), sort_keys=True)
+    planned = {k: v for k, v in asdict(trainer.config).items() if k != "extensions"}
+    configuration = json.dumps(planned, sort_keys=True)
     origin = digest_of_bytes(configuration.encode(), images.digest.encode())
     earlier = [one for one in trainer.record.get("origins", []) if one != origin]
     trainer.record |= {
@@ -126,11 +128,38 @@ def resume_run(
     if changes:
         _accept(directory, trainer, changes, progress)
     directory.forget_after(trainer.done)
-    if trainer.done < trainer.steps and (removed := directory.forget_results()):
-        progress.message(
-            f"What was computed from the weights of step {trainer.done} is removed, because"
-            f" training goes on from them: {', '.join(removed)}."
-        )
+    if trainer.done < trainer.steps:
+        _leave_results(directory, trainer, progress)
+
+
+def _leave_results(directory: RunDir, trainer: Trainer, progress: Progress) -> None:
+    """Let nothing in the run folder itself be of the weights that training goes on from.
+
+    At the end of a part of the run, whose checkpoint is kept for good, its results get the folder
+    of that checkpoint: first a copy, then config.yaml says that the run is extended, and then they
+    leave the run folder. After a kill between two of these, either place has all of them, and
+    `RunDir.results_folder` knows which one.
+    """
+    kept = trainer.done in trainer.ends
+    if kept:
+        extended = directory.is_extended()
+        if not (extended and directory.results_of_step(trainer.done).exists()):
+            directory.copy_results(trainer.done)
+        if not extended:
+            before = from_dict(read_yaml(directory.config))
+            write_atomically(directory.config, to_yaml(trainer.config).encode())
+            progress.message(extension_text(before, trainer.config))
+    if not (left := directory.forget_results()):
+        return
+    names = ", ".join(left)
+    progress.message(
+        f"What was computed from the weights of step {trainer.done} is in"
+        f" {directory.results_of_step(trainer.done)} now: {names}. It is used with"
+        f" checkpoint={trainer.done}."
+        if kept
+        else f"What was computed from the weights of step {trainer.done} is removed, because"
+        f" training goes on from them: {names}."
+    )
 
 
 def _begin_again(directory: RunDir, progress: Progress) -> None:

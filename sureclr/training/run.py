@@ -208,7 +208,7 @@ class Run:
             ("trained on", f"{self.source}, {self.size} x {self.size} pixels"),
             ("encoder", f"{config.encoder}, {self.encoder.num_features} features"),
             ("loss", config.loss),
-            ("epochs", f"{config.epochs:,}, batches of {config.batch_size:,} images"),
+            ("epochs", f"{config.all_epochs:,}, batches of {config.batch_size:,} images"),
             *_accuracies(self.stored("results.json"), self.checkpoint),
         ]
         cells = "".join(
@@ -297,12 +297,13 @@ def load(
     recorded_one = from_dict(loaded.numbers["configuration"])
     if names := differing(recorded_one, config):
         later = directory.accepted_after(loaded.numbers)
-        if later is None or differing(from_dict(later), config):
+        expected = recorded_one if later is None else from_dict(later)
+        if not config.extends(expected):
             raise UserError(
                 f"the checkpoint in {path} was made with another {', '.join(names)} than its"
                 " config.yaml says; was the configuration edited? Restore the original."
             )
-        config = recorded_one  # it is from before changes that the user accepted
+        config = recorded_one  # from before an extension, or changes that the user accepted
     model, objective = _restored(directory.path, config, loaded, encoder, loss)
     chosen, numbers = choose_device(device), loaded.numbers
     folder = directory.results_folder(which)

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sureclr.config import read_yaml
 from sureclr.errors import UserError
 from sureclr.files import (
     BLOCK,
@@ -43,6 +45,7 @@ from sureclr.files import (
     remove_dead_drafts,
     restore_replaced,
     sealed,
+    sync_folder,
     try_to_write,
     unsealed,
     unwritable,
@@ -353,7 +356,9 @@ class RunDir:
         """Return the folder of what is computed from a checkpoint; it need not exist.
 
         It is the run folder for the checkpoint that is the last, however it is chosen, and
-        `step-` and nine digits in the run folder for another.
+        `step-` and nine digits in the run folder for another. Where a run is extended and has saved
+        no checkpoint since, the last one is that of the part before, whose results may be in such a
+        folder already.
 
         Args:
             which: as in `chosen`.
@@ -361,18 +366,55 @@ class RunDir:
         Raises:
             UserError: there is no such checkpoint, or the folder is a link.
         """
-        if which == "last":
+        if which == "last" and not self._other_results():
             return self.path
         found, last = self._whole(which), self._whole()
-        if found is None or last is None or found[1] == last[1]:
+        if found is None or last is None:
             return self.path
-        folder = self.path / f"step-{found[0]['step']:09d}"
+        folder = self.results_of_step(found[0]["step"])
+        if found[1] == last[1] and not (folder.is_dir() and self.is_extended()):
+            return self.path
+        return folder
+
+    def results_of_step(self, step: int) -> Path:
+        """Return the folder of the results of a checkpoint that is not the last one.
+
+        Raises:
+            UserError: it is a link.
+        """
+        folder = self.path / f"step-{step:09d}"
         if folder.is_symlink():
             raise UserError(
                 f"{folder} is a link, and the results of that checkpoint would be written outside"
                 " of the run; delete the link."
             )
         return folder
+
+    def is_extended(self) -> bool:
+        """Return whether config.yaml has an extension that the newest checkpoint has not."""
+        now, numbers = read_yaml(self.config), self.checkpoint_numbers() or {}
+        lists = [one.get("extensions") for one in (now, numbers.get("configuration") or {})]
+        now_, before = (len(one) if isinstance(one, list) else 0 for one in lists)
+        return now_ > before
+
+    def copy_results(self, step: int) -> None:
+        """Copy what was computed from the last checkpoint to `results_of_step`, all or nothing.
+
+        What lies there already stays, except for files of the same names.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        folder = self.results_of_step(step)
+        if not (results := [path for path in _results_in(self.path) if os.path.lexists(path)]):
+            return
+        earlier = list(folder.iterdir()) if folder.is_dir() else []
+        try:
+            with writing_folder_atomically(folder) as draft:
+                for path in (*earlier, *results):
+                    _copy(path, draft / path.name)
+        except OSError as error:
+            raise WriteError(folder, error, 0) from error
 
     def _other_results(self) -> list[Path]:
         """Return the folders of results of other checkpoints than the last."""
@@ -388,6 +430,7 @@ class RunDir:
             folders += [place, place / "finetuned", place / "classifiers"]
         for folder in (self.path, *(path for path in folders if not path.is_symlink())):
             remove_dead_drafts(folder, alone=True)
+        restore_replaced(self.path)
         if not self.checkpoints.is_symlink():
             restore_replaced(self.checkpoints)
 
@@ -423,7 +466,8 @@ class RunDir:
         Args:
             step: number of steps done, which names the checkpoint.
             parts: name -> tensors; each part is a safetensors file.
-            numbers: JSON that belongs to it; state.json.
+            numbers: JSON that belongs to it; state.json. The checkpoints of the steps in the list
+                `ends`, where a part of the run was complete, are kept for good.
 
         Returns:
             The folder of the checkpoint.
@@ -445,16 +489,17 @@ class RunDir:
         except OSError as error:
             needed = sum(len(data) + -len(data) % BLOCK for data in files.values())
             raise WriteError(final, error, needed) from error
-        self._prune(final)
+        self._prune(final, numbers.get("ends", []))
         return final
 
-    def _prune(self, written: Path) -> None:
+    def _prune(self, written: Path, ends: Sequence[int]) -> None:
         """Remove all that are older than the newest two undamaged ones, but for the best.
 
         A folder without files of ours never was a checkpoint, and stays.
 
         Args:
             written: the checkpoint that was just written, which need not be verified.
+            ends: steps whose checkpoints stay as well.
         """
         saved = self.saved()
         if len(saved) <= KEPT_CHECKPOINTS:
@@ -464,7 +509,7 @@ class RunDir:
         old = saved[: saved.index(kept[-1])]
         best = self.best() if old else None
         for path in old:
-            if path != best and _is_ours(path):
+            if path != best and _is_ours(path) and recorded_step(path) not in ends:
                 remove(path)
 
     def saved(self) -> list[Path]:
@@ -741,6 +786,23 @@ def _folders_of_steps(folder: Path) -> list[Path]:
 def _results_in(folder: Path) -> list[Path]:
     """Return the paths of what may have been computed from a checkpoint."""
     return [*(folder / name for name in OF_THE_WEIGHTS), *folder.glob("comparison-*.html")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, a link or a folder; of files, by a second name where the drive has such."""
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            _copy(path, target / path.name)
+        sync_folder(target)
+        return
+    remove(target)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+        with open(target, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _remove_results(folder: Path) -> None:

@@ -78,7 +78,8 @@ def summary_tiles(run: RunFiles) -> Tiles:
     last = until[-1] if until else {}
     loss = number_text(last.get("loss"))
     epochs = number_text(round(last.get("epoch", 0)))
-    plan = captions.EPOCHS_TILE.format(epochs=run.config.epochs, batch_size=run.config.batch_size)
+    planned, size = run.config.all_epochs, run.config.batch_size
+    plan = captions.EPOCHS_TILE.format(epochs=planned, batch_size=size)
     tiles.append(("metrics.jsonl", "last loss", loss, captions.LOSS_TILE))
     tiles.append(("metrics.jsonl", "epochs", epochs, plan))
     return Tiles(tiles)
