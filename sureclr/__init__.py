@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sureclr.models.encoders import register_encoder as register_encoder
     from sureclr.recipes import recipe as recipe
     from sureclr.reporting.page import report as report
+    from sureclr.training.feature_heads import heads as heads
     from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
@@ -77,6 +78,7 @@ _HOMES = {
     "register_encoder": "models.encoders",
     "recipe": "recipes",
     "report": "reporting.page",
+    "heads": "training.feature_heads",
     "pretrain": "training.pretraining",
     "Run": "training.run",
     "load": "training.run",

@@ -154,6 +154,7 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 Pages = Literal["first", "all"]
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
+TABLE = "table"  # begins the name of a source of features made elsewhere; the encoder of its runs
 
 
 @dataclass(frozen=True)
@@ -393,7 +394,7 @@ class PretrainConfig:
         check_rules(self._rules())
         check_largest(self)
         own = self.pretrained or self.encoder.startswith("custom:")
-        if self.freeze != "off" and not (own or self.source.startswith("table:")):
+        if self.freeze != "off" and not (own or self.of_table):
             raise UserError(
                 f"freeze {self.freeze} keeps the first weights of the encoder, and those of init"
                 " random are worth nothing; add init timm, a run folder or a file of weights."
@@ -525,6 +526,11 @@ class PretrainConfig:
             strict=self.strict,
             allow_unreadable=self.allow_unreadable,
         )
+
+    @property
+    def of_table(self) -> bool:
+        """Return whether features that were made elsewhere take the place of images."""
+        return self.source.startswith(f"{TABLE}:")
 
     @property
     def pretrained(self) -> bool:

@@ -88,7 +88,8 @@ class EvaluationInputs:
         root: folder of the data sets, for out-of-distribution images.
         human: file of what people said of the test images, if the user has one.
         probes: the linear probes that were fitted so far.
-        no_pixels: why the images cannot be read, so that only their stored table is there, or "".
+        no_pixels: why there are no pixels, or "": the images cannot be read, so that only their
+            stored table is there, or they never had any.
         own_digest: `digest_of_pixels` of the run's own images, whose baselines are kept in the run;
             "" for other images.
         blocks: each block's output for all images, batch by batch, if they were collected while the
@@ -113,6 +114,8 @@ class EvaluationInputs:
         Raises:
             UserError: they cannot be read, and only their stored table is there.
         """
+        if self.run.config.of_table:
+            raise UserError(f"pixels are needed, and {self.no_pixels}.")
         if self.no_pixels:
             raise UserError(
                 "the pixels of the images are needed and cannot be read; name the images' new place"

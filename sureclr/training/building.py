@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import PretrainConfig
+from sureclr.config import TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -166,6 +166,13 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     Raises:
         UserError: an argument has the wrong type.
     """
+    if config.of_table:
+        if config.pretrained:
+            raise UserError(
+                f"a table has features that were made elsewhere, and init {config.init} begins a"
+                " network; leave out init."
+            )
+        config = replace(config, encoder=TABLE, freeze="backbone")
     if findable(config.source) != config.source:
         config = replace(config, source=findable(config.source))
     if encoder is not None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
@@ -102,6 +103,8 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         images: the training images, as `training_images` returns them.
         progress: gets a sentence if the stem was chosen and is not the usual one.
     """
+    if isinstance(images, FeatureSet):
+        return _with_rows(config, images, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
@@ -113,3 +116,16 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
             " (stride 1); stem=imagenet is faster and sees less detail."
         )
     return resolved
+
+
+def _with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
+    """Return the configuration of a table's run: its views, and a batch that its rows can fill."""
+    size = config.batch_size
+    if 2 <= len(images) < size:
+        size = 1 << (len(images).bit_length() - 1)
+        progress.message(
+            f"There are {len(images):,} training rows, so the batch_size is {size} in place of"
+            f" {config.batch_size}."
+        )
+    micro = config.micro_batch if size == config.batch_size else None
+    return replace(config, batch_size=size, micro_batch=micro, cached_views=images.view_count)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig
+from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.maths.objectives import Objective
 from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
@@ -28,7 +29,7 @@ from sureclr.training.images import (
 )
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
-from sureclr.training.run_dir import RunDir, default_name
+from sureclr.training.run_dir import FEATURES, RunDir, default_name
 from sureclr.training.setup import fitting_trainer, new_trainer
 from sureclr.training.track import check_tracker
 
@@ -106,6 +107,8 @@ def pretrain(
         config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
     )
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
+    if isinstance(images, FeatureSet) and not resume:
+        save_features(images, directory.path / FEATURES)
     run_training(
         trainer,
         directory,

@@ -5,7 +5,7 @@ from typing import Literal
 
 from torch import nn
 
-from sureclr.config import PretrainConfig
+from sureclr.config import TABLE, PretrainConfig
 from sureclr.models.encoders import encoder
 
 
@@ -79,4 +79,8 @@ def starting_network(config: PretrainConfig, channels: int) -> nn.Module:
     Raises:
         UserError: the encoder is unknown, or its weights cannot be read or do not fit.
     """
+    if config.encoder == TABLE:  # the features were made elsewhere
+        given = nn.Flatten()
+        given.num_features = channels  # type: ignore[assignment]  # a number, not a module
+        return given
     return encoder(config.encoder, config.stem, channels, config.init == "timm")
