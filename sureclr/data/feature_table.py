@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ class FeatureSet(ImageSet):
         view_rows: (n,) int64, the row in `views` of each image.
     """
 
-    views: Tensor = torch.empty(0, 0, 1)
-    view_rows: Tensor = torch.empty(0, dtype=torch.int64)
+    views: Tensor = field(default_factory=lambda: torch.empty(0, 0, 1))
+    view_rows: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def check_pixels(self) -> None:
         """Raise a UserError unless the features are (n, f, 1, 1) float32."""
@@ -78,9 +78,11 @@ class FeatureSet(ImageSet):
 
     def select(self, indices: Indices) -> "FeatureSet":
         """Return some of the images, as `ImageSet.select`; the views are not copied."""
-        rows = torch.from_numpy(as_rows(indices, len(self)))
         chosen = super().select(indices)
         assert isinstance(chosen, FeatureSet)
+        if not self.view_count:
+            return chosen
+        rows = torch.from_numpy(as_rows(indices, len(self)))
         return replace(chosen, view_rows=self.view_rows[rows])
 
     def view_features(self, rows: Tensor, views: Tensor) -> Tensor:
@@ -666,7 +668,7 @@ def _array_of(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> NDA
 def _views_of(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo
 ) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return the features of views (n, k, f); or none of views, and those of whole images (n, f)."""
+    """Return the features of views (n, k, f), and those of whole images (n, f) in place of them."""
     with archive.open(info) as stream:
         shape, fortran, kind = _header(stream, info, CLEAN)
     if kind.kind != "f" or kind.itemsize > 8 or len(shape) not in (2, 3):

@@ -1,7 +1,7 @@
 """Heads for any embedding: features that a program holds become a run.
 
-run = sureclr.heads(features, labels=labels, out="runs/clip")   # (k, n, f): k views of n images
-run.embed(new_features).radius                                  # (m, f)
+With features (k, n, f) of k views of n images, `run = sureclr.heads(features)` trains the heads, and
+`run.embed(new_features).radius` says how certain each of some other images is.
 """
 
 from collections.abc import Sequence
