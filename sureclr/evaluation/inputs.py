@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
@@ -114,14 +115,24 @@ class EvaluationInputs:
         Raises:
             UserError: they cannot be read, and only their stored table is there.
         """
-        if self.run.config.of_table:
-            raise UserError(f"pixels are needed, and {self.no_pixels}.")
+        if isinstance(self.catalogue, FeatureSet):
+            raise UserError(f"pixels are needed here, and {self.no_pixels.rstrip('.')}.")
         if self.no_pixels:
             raise UserError(
                 "the pixels of the images are needed and cannot be read; name the images' new place"
                 " with data=folder:PATH."
             )
         return self.catalogue
+
+    @property
+    def images_or_views(self) -> ImageSet:
+        """The images with their pixels, or a table with the features of their views.
+
+        Raises:
+            UserError: as for `images`.
+        """
+        of_views = isinstance(self.catalogue, FeatureSet) and self.catalogue.view_count
+        return self.catalogue if of_views else self.images
 
     @property
     def map_path(self) -> Path:

@@ -1,7 +1,7 @@
 """Heads for any embedding: features that a program holds become a run.
 
-With features (k, n, f) of k views of n images, `run = sureclr.heads(features)` trains the heads, and
-`run.embed(new_features).radius` says how certain each of some other images is.
+`run = sureclr.heads(features)` trains them on features (k, n, f) of k views of n images, and
+`run.embed(features).radius` says how certain each of some images is, from features (m, f).
 """
 
 from collections.abc import Sequence
