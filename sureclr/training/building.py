@@ -195,7 +195,7 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
     begun = config.pretrained or encoder is not None or is_own(config.encoder)
-    if config.freeze != "off" and not (begun or config.source.startswith("table:")):
+    if config.freeze != "off" and not (begun or config.of_table):
         raise UserError(
             f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
             " random are worth nothing; add init timm, a run folder or a file of weights."
@@ -295,6 +295,9 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
     They are those of the configuration, or else those of the training images. Pixels have 256
     values, so their counts give both exactly; only a block of images is in memory.
     """
+    if config.of_table:  # features are taken as they are
+        count = images.images.shape[1]
+        return torch.zeros(count), torch.ones(count)
     if config.pixel_mean is not None and config.pixel_std is not None:
         return torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
     counts = torch.zeros(images.images.shape[1], 256, dtype=torch.int64)

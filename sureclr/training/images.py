@@ -18,6 +18,7 @@ from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
+from sureclr.training.feature_cache import FeatureViews
 from sureclr.training.starting import image_form, with_form
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
@@ -116,6 +117,22 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
             " (stride 1); stem=imagenet is faster and sees less detail."
         )
     return resolved
+
+
+def views_of_table(images: ImageSet) -> FeatureViews | None:
+    """Return the features of views on which the heads of a table's run are trained.
+
+    None: the images have pixels.
+
+    Args:
+        images: the training images.
+    """
+    if not isinstance(images, FeatureSet):
+        return None
+    whole = images.images.flatten(1)
+    return FeatureViews(
+        images.views.numpy().swapaxes(0, 1), lambda rows: whole[rows], images.view_rows
+    )
 
 
 def _with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:

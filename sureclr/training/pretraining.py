@@ -26,6 +26,7 @@ from sureclr.training.images import (
     as_resolved,
     label_file_of,
     training_images,
+    views_of_table,
 )
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
@@ -101,7 +102,14 @@ def pretrain(
     config = _with_precision(config, chosen, progress, resume)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
-        config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
+        config,
+        training,
+        chosen,
+        progress,
+        probe=probe,
+        encoder=encoder,
+        loss=loss,
+        features=views_of_table(training),
     )
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
     if isinstance(images, FeatureSet) and not resume:

@@ -356,7 +356,7 @@ def _restored(
     """Return model and loss with the state of a checkpoint."""
     parts, numbers = checkpoint.parts, checkpoint.numbers
     channels, size = numbers["channels"], numbers["size"]
-    if config.freeze == "backbone":
+    if config.freeze == "backbone" and not config.of_table:
         frozen = RunDir(path).load_backbone(numbers)
         parts["model"] |= {f"encoder.backbone.{name}": value for name, value in frozen.items()}
     try:

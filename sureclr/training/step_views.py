@@ -83,7 +83,7 @@ def prepared_features(
         done: the number of steps before it.
         device: on which the features are wanted.
     """
-    views, images, width = features.values.shape
+    views, images, width = features.shape
     epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
     words = hashed(seeds, CHOICE, 2) >> 1 & ((1 << 62) - 1)  # not negative
