@@ -29,7 +29,7 @@ from sureclr.data.picture_list import short_report
 from sureclr.data.splits import SPLIT_WORDS, held_out_by_content, split_of_name, split_words
 from sureclr.data.user_labels import encode_labels
 from sureclr.errors import UserError
-from sureclr.files import open_file, parsed_json, read_parquet_batches, table_bytes, too_large
+from sureclr.files import open_file, parsed_json, read_parquet_batches, table_bytes, too_large, why
 from sureclr.files import writing_atomically as writing
 from sureclr.progress import SILENT, Progress
 
@@ -84,6 +84,12 @@ class FeatureSet(ImageSet):
             return chosen
         rows = torch.from_numpy(as_rows(indices, len(self)))
         return replace(chosen, view_rows=self.view_rows[rows])
+
+    def for_views(self, rows: Indices) -> Tensor:
+        """Raise a UserError: no views can be cropped from features."""
+        raise UserError(
+            f"{self.name} is a table of features, which has no pixels to draw views of."
+        )
 
     def view_features(self, rows: Tensor, views: Tensor) -> Tensor:
         """Return the features of one view of each of some images, (m, f) float32.
@@ -172,9 +178,12 @@ def _one_sentence(path: Path) -> Iterator[None]:
         raise UserError(f"the table {path} cannot be used: {inert(error)}.") from error
     except UserError as error:
         raise UserError(f"the table {path} cannot be used: {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"there is no table {path}; check its name.") from error
     except (OSError, EOFError, ValueError, LookupError, TypeError, MemoryError, RuntimeError,
             NotImplementedError, pa.ArrowException, zipfile.BadZipFile) as error:  # fmt: skip
-        reason = inert(" ".join(str(error).split()))[:200] or type(error).__name__
+        reason = why(error) if isinstance(error, OSError) else str(error)
+        reason = inert(" ".join(reason.split()))[:200] or type(error).__name__
         raise UserError(
             f"the table {path} cannot be read ({reason}); give a whole .parquet or .npz file."
         ) from error

@@ -160,6 +160,12 @@ def no_pixels_in(run: Run) -> str:
     return f"{run.source} is a table of features, which has no pixels"
 
 
+def name_the_place(run: Run) -> str:
+    """Return how to go on where the images of a run are gone, as the end of a sentence."""
+    kind = TABLE if run.config.of_table else "folder"
+    return f"name the images' new place with data={kind}:PATH"
+
+
 def key_of(name: str, images: ImageSet, digest: str) -> str:
     """Return the key in results.json of an evaluation on other images than the run's own.
 
@@ -240,8 +246,8 @@ def stored_table(run: Run) -> Embeddings | None:
         table = Embeddings.read(path) if path.exists() else None
     except UserError as error:
         raise UserError(
-            f"neither the images of this run nor their stored table {path} can be read; name the"
-            " images' new place with data=folder:PATH."
+            f"neither the images of this run nor their stored table {path} can be read;"
+            f" {name_the_place(run)}."
         ) from error
     if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} "):
         return None

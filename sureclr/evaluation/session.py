@@ -49,6 +49,7 @@ from sureclr.evaluation.run_images import (
     key_of,
     label_file_of,
     label_images,
+    name_the_place,
     no_pixels_in,
     precision_of,
     read_or_stored_images,
@@ -172,9 +173,7 @@ class Session:
         """
         images, reason = self._read
         if reason:
-            raise UserError(
-                f"{reason.rstrip('.')}; name the images' new place with data=folder:PATH."
-            )
+            raise UserError(f"{reason.rstrip('.')}; {name_the_place(self.run)}.")
         return images
 
     @cached_property
@@ -193,7 +192,7 @@ class Session:
             self.progress.message(
                 f"The images of this run cannot be read ({reason.rstrip('.')}). The stored table"
                 " embeddings.parquet is used instead, and what needs pixels is left out, such as"
-                " the baselines; name the images' new place with data=folder:PATH."
+                f" the baselines; {name_the_place(self.run)}."
             )
         return images
 
