@@ -165,13 +165,13 @@ class Embeddings:
         import pyarrow as pa
         from pyarrow import parquet
 
-        more = {"information": self.information, **(more or {})}
+        columns: dict[str, Tensor | None] = {"information": self.information, **(more or {})}
         about = {
             "classes": json.dumps(self.classes),
             "kernel_dimension": json.dumps(self.kernel_dimension),
             "origin": json.dumps(self.origin),
         }
-        first = pa.record_batch(self._columns(slice(0, ROWS_IN_GROUP), more, half))
+        first = pa.record_batch(self._columns(slice(0, ROWS_IN_GROUP), columns, half))
         about["sha256"] = _digest_of_description(len(self), first.schema.names, about)
         with (
             writing_atomically(path) as file,
@@ -186,8 +186,8 @@ class Embeddings:
         ):
             for start in range(0, max(1, len(self)), ROWS_IN_GROUP):
                 rows = slice(start, start + ROWS_IN_GROUP)
-                columns = self._columns(rows, more, half)
-                writer.write_batch(pa.record_batch(columns), ROWS_IN_GROUP)
+                arrays = self._columns(rows, columns, half)
+                writer.write_batch(pa.record_batch(arrays), ROWS_IN_GROUP)
 
     def _columns(
         self, rows: slice, more: Mapping[str, Tensor | None], half: bool

@@ -121,7 +121,7 @@ class _Columns:
 
     views: NDArray[Any]
     clean: NDArray[Any] | None
-    labels: Sequence[Any] | None
+    labels: Any
     classes: Sequence[str] | None
     split: Sequence[Any] | None
     paths: Sequence[Any] | None
@@ -405,7 +405,7 @@ def _paths(given: Sequence[Any] | None, n: int) -> list[str]:
     return paths
 
 
-def _plain(labels: Sequence[Any] | None) -> list[Any] | None:
+def _plain(labels: Any) -> list[Any] | None:
     """Labels as `encode_labels` takes them: an empty name means that there is none."""
     if labels is None:
         return None

@@ -286,7 +286,7 @@ def embed_view_pairs(
     return ViewPairs(embed_changed(embed, images, np.tile(rows, 2), views_of))
 
 
-def _stored_views(images: FeatureSet, rows: NDArray[np.int64], seeds: Tensor) -> FeatureSet:
+def _stored_views(images: FeatureSet, rows: NDArray[np.int64], seeds: Tensor) -> ImageSet:
     """Return two different stored views of each image, the first ones first, as 2n images."""
     words, k = hashed(seeds, SAMPLED, 2) >> 1 & ((1 << 62) - 1), images.view_count  # not negative
     first = words[:, 0] % k
