@@ -219,7 +219,7 @@ def features_given(
     try:
         given = _as_array(features, "features")
         if given.ndim == 2 and not to_train:
-            given, clean = given[None, :0], given if clean is None else clean
+            given, clean = given[None][:0], given if clean is None else clean
         if given.ndim != 3:
             raise Refused(
                 f"features must be (k, n, f), k views of n images with f numbers each, not"

@@ -14,8 +14,9 @@ from sureclr.config import TABLE, PretrainConfig
 from sureclr.data.feature_table import features_given
 from sureclr.data.folder import absolute
 from sureclr.errors import UserError, unknown
-from sureclr.progress import Progress
+from sureclr.progress import ConsoleProgress, Progress
 from sureclr.recipes import recipe
+from sureclr.training.images import with_rows
 from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 from sureclr.training.run_dir import FEATURES, default_name
@@ -91,8 +92,9 @@ def heads(
         name=config.source,
         seed=config.seed,
     )
+    progress = progress or ConsoleProgress()
     return pretrain(
-        config,
+        with_rows(config, images.pretraining, progress),
         images,
         out=folder,
         resume=resume,

@@ -105,7 +105,7 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         progress: gets a sentence if the stem was chosen and is not the usual one.
     """
     if isinstance(images, FeatureSet):
-        return _with_rows(config, images, progress)
+        return with_rows(config, images, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
@@ -135,8 +135,14 @@ def views_of_table(images: ImageSet) -> FeatureViews | None:
     )
 
 
-def _with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
-    """Return the configuration of a table's run: its views, and a batch that its rows can fill."""
+def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
+    """Return the configuration of a table's run: its views, and a batch that its rows can fill.
+
+    Args:
+        config: of the run.
+        images: the training images.
+        progress: gets a sentence if the batch is a smaller one.
+    """
     size = config.batch_size
     if 2 <= len(images) < size:
         size = 1 << (len(images).bit_length() - 1)
