@@ -156,6 +156,7 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 Pages = Literal["first", "all"]
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
+TABLE = "table"  # begins the name of a source of features made elsewhere; the encoder of its runs
 
 
 @dataclass(frozen=True)
@@ -548,6 +549,11 @@ class PretrainConfig:
             strict=self.strict,
             allow_unreadable=self.allow_unreadable,
         )
+
+    @property
+    def of_table(self) -> bool:
+        """Return whether features that were made elsewhere take the place of images."""
+        return self.source.startswith(f"{TABLE}:")
 
     @property
     def pretrained(self) -> bool:

@@ -8,7 +8,7 @@ epochs=500)`.
 from collections.abc import Callable
 from dataclasses import replace
 
-from sureclr.config import PICTURE_SOURCES, PretrainConfig, ViewConfig
+from sureclr.config import PICTURE_SOURCES, TABLE, PretrainConfig, ViewConfig
 from sureclr.errors import unknown
 
 
@@ -175,6 +175,16 @@ def photos(
     )
 
 
+def table_of_features() -> PretrainConfig:
+    """Trains heads alone on features of several views of each image that were made elsewhere.
+
+    EPOCHS
+    """
+    return PretrainConfig(
+        f"{TABLE}:PATH", encoder=TABLE, freeze="backbone", epochs=60, batch_size=256
+    )
+
+
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "digits": digits,
     "fashion-mnist": fashion_mnist,
@@ -184,6 +194,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "stl10": stl10,
     "folder": image_folder,
     "photos": photos,
+    "table": table_of_features,
 }
 
 
@@ -203,4 +214,5 @@ def recipe(name: str) -> PretrainConfig:
 
 def recipe_for(source: str) -> str:
     """Return the name of the recipe from which a data source starts."""
-    return "photos" if source.partition(":")[0] in PICTURE_SOURCES else source
+    kind = source.partition(":")[0]
+    return "photos" if kind in PICTURE_SOURCES else TABLE if kind == TABLE else source

@@ -240,12 +240,12 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
         f"  {'(AUROC: 1 is perfect, 0.5 is chance)':40s}{'whole images':>14s}{'crops':>9s}"
         f"{'crops scored lower':>20s}",
     ]
-    crop: CorruptionResult = result.corruptions["crop"]
+    crop: CorruptionResult | None = result.corruptions.get("crop")  # None: there are no pixels
     for score in result.scores:
         clean = result.clean.r_auroc.get(score) if result.clean else None
-        ranking = crop.random.ranking
+        ranking = crop.random.ranking if crop else None
         cropped = ranking.r_auroc.get(score) if ranking else None
-        lower = crop.random.less_certain[score]
+        lower = crop.random.less_certain[score] if crop else None
         rows.append(
             f"  {score:40s}{_number(clean):>14s}{_number(cropped):>9s}{_number(lower):>20s}"
         )

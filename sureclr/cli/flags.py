@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
 from sureclr.config import (
+    TABLE,
     PretrainConfig,
     ReadOptions,
     ViewConfig,
@@ -53,6 +54,10 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
     VIEWS: " ".join(field.name for field in fields(ViewConfig)),
     CHOICE: "labels image_column label_column fold seeds tune validation",
 }
+OF_PICTURES = (  # options of pictures and of their network, which a table of features has not
+    *FIELDS_OF_GROUP[DATA].split(),
+    *("encoder", "stem", "init", "init_by_order", "freeze", "cached_views", "pool", "layer_decay"),
+)
 RANGE = "value_range"  # a flag of two numbers, LOW:HIGH
 SHORT_FLAGS = {RANGE: "range"}  # where Python's own names forbid the word
 GROUP_OF_FIELD = {name: group for group, names in FIELDS_OF_GROUP.items() for name in names.split()}
@@ -174,6 +179,14 @@ def resolve(
             "pretrain needs images to train on; for example `sureclr pretrain digits` or `sureclr"
             " pretrain folder:PATH` (`sureclr list` names all data sources)."
         )
+    if source.startswith(f"{TABLE}:"):
+        useless = [name for name in given if name in OF_PICTURES]
+        useless += [f"views.{name}" for name in views]
+        if useless:
+            raise UserError(
+                f"a table holds features that were made elsewhere, so {useless[0]} decides nothing;"
+                f" leave out --{useless[0].replace('_', '-')}."
+            )
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
     chosen = {**_network_of_run(from_file | given), **from_file, **given}

@@ -114,7 +114,8 @@ def label_next(
         "next": rows,
     }
     words = EvaluationOptions(data, out, checkpoint=checkpoint, root=root).words
-    next_command = f"sureclr finetune {quoted(run)}{words}  (once its labels are filled in)"
+    command = "linear" if session.run.config.of_table else "finetune"
+    next_command = f"sureclr {command} {quoted(run)}{words}  (once its labels are filled in)"
     print_answer(json, answer, _choice_text(answer), next_command)
 
 

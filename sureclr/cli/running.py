@@ -13,6 +13,7 @@ from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
 
 from sureclr.cli import (  # noqa: F401  (each module adds its commands to the app)
     demo_command,
+    embed_command,
     evaluation_commands,
     labelling_commands,
     prediction_commands,

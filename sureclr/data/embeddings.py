@@ -141,7 +141,9 @@ class Embeddings:
         """Return which rows those of `labelled` are, ascending."""
         return np.flatnonzero((self.split == split) & (self.labels.numpy() >= 0))
 
-    def save(self, path: Path, *, half: bool = False) -> None:
+    def save(
+        self, path: Path, *, half: bool = False, more: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Write the table as Parquet, one row an image, some rows at a time.
 
         Features and direction are fixed-size lists; classes and kernel dimension are metadata. The
@@ -154,6 +156,7 @@ class Embeddings:
             half: write the features as float16, in half the space. Each is rounded to the nearest
                 float16, so its relative error is at most 2^-11 (absolute 2^-25 below 6e-5); `read`
                 gives them back as float32. The other columns stay exact.
+            more: name -> (n,) numbers of further columns, which `read` passes over.
 
         Raises:
             UserError: a feature is too large for float16.
@@ -162,13 +165,13 @@ class Embeddings:
         import pyarrow as pa
         from pyarrow import parquet
 
-        information = self.information
+        columns: dict[str, Tensor | None] = {"information": self.information, **(more or {})}
         about = {
             "classes": json.dumps(self.classes),
             "kernel_dimension": json.dumps(self.kernel_dimension),
             "origin": json.dumps(self.origin),
         }
-        first = pa.record_batch(self._columns(slice(0, ROWS_IN_GROUP), information, half))
+        first = pa.record_batch(self._columns(slice(0, ROWS_IN_GROUP), columns, half))
         about["sha256"] = _digest_of_description(len(self), first.schema.names, about)
         with (
             writing_atomically(path) as file,
@@ -183,10 +186,12 @@ class Embeddings:
         ):
             for start in range(0, max(1, len(self)), ROWS_IN_GROUP):
                 rows = slice(start, start + ROWS_IN_GROUP)
-                columns = self._columns(rows, information, half)
-                writer.write_batch(pa.record_batch(columns), ROWS_IN_GROUP)
+                arrays = self._columns(rows, columns, half)
+                writer.write_batch(pa.record_batch(arrays), ROWS_IN_GROUP)
 
-    def _columns(self, rows: slice, information: Tensor | None, half: bool) -> "dict[str, Array]":
+    def _columns(
+        self, rows: slice, more: Mapping[str, Tensor | None], half: bool
+    ) -> "dict[str, Array]":
         """Some rows as the columns of the file; their numbers are not copied."""
         import pyarrow as pa
 
@@ -201,7 +206,7 @@ class Embeddings:
         optional = {
             "radius": self.radius,
             "certainty": self.certainty,
-            "information": information,
+            **more,
         }
         for name, value in optional.items():
             if value is not None:

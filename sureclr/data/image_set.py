@@ -80,7 +80,7 @@ class ImageSet:
         Raises:
             UserError: a column has another type or length, or values out of range.
         """
-        _check_images(self.name, self.images)
+        self.check_pixels()
         _check_pictures(self.name, self.pictures, self.images)
         _check_labels(self.name, self.labels, len(self), len(self.classes))
         strange = sorted(set(np.unique(self.split).tolist()) - set(SPLITS))
@@ -104,6 +104,10 @@ class ImageSet:
                 f"{self.name}: a fold names an image outside 0..{len(self) - 1}; folds are rows of"
                 " this set."
             )
+
+    def check_pixels(self) -> None:
+        """Raise a UserError unless the pixels are uint8 (n, c, h, w)."""
+        _check_images(self.name, self.images)
 
     def __len__(self) -> int:
         """The number of images."""
@@ -154,7 +158,7 @@ class ImageSet:
         Raises:
             IndexError: a row does not exist, or the mask has another length.
         """
-        index = _as_rows(indices, len(self))
+        index = as_rows(indices, len(self))
         rows, pixels = _slice_or_rows(index), self.images
         return replace(
             self,
@@ -225,6 +229,8 @@ def described_pixels(images: ImageSet) -> Iterator[str] | None:
     Only pixels of the cache of picture files have them: others may have been changed.
     """
     pixels, pictures = images.images, images.pictures
+    if pixels.is_floating_point():  # the contents of a `FeatureSet` are of all its numbers
+        return iter(images.contents or ())
     if not isinstance(pixels, CachedPixels) or not pixels.made or images.contents is None:
         return None
     if pictures is None:
@@ -444,8 +450,16 @@ def _check_labels(name: str, labels: Tensor, images: int, classes: int) -> None:
         )
 
 
-def _as_rows(indices: Indices, count: int) -> NDArray[np.int64]:
-    """(m,) int64, each in 0..count - 1."""
+def as_rows(indices: Indices, count: int) -> NDArray[np.int64]:
+    """Return row numbers (m,) int64, each in 0..count - 1.
+
+    Args:
+        indices: rows, also counted from the end, or a boolean mask.
+        count: of all images.
+
+    Raises:
+        IndexError: a row does not exist, or the mask has another length.
+    """
     array = np.asarray(indices.cpu() if isinstance(indices, Tensor) else indices)
     if array.dtype == bool:
         if array.shape != (count,):

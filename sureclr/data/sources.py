@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sureclr.config import READ_OPTIONS, ReadOptions, check_seed
+from sureclr.config import READ_OPTIONS, TABLE, ReadOptions, check_seed
 from sureclr.data.downloads import downloading
+from sureclr.data.feature_table import read_feature_table
 from sureclr.data.folder import absolute, list_folders, with_given
 from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
 from sureclr.data.picture_list import PictureList, read_pictures, short_report
@@ -81,7 +82,7 @@ def register_source(name: str, about: str) -> Callable[[Reader], Reader]:
             return as_image_set(root / "flowers", size=64)
     """
     kind, colon, _ = name.partition(":")
-    if colon and kind in FILE_SOURCES:
+    if colon and kind in OF_FILES:
         raise UserError(
             f"a data source cannot be named {name!r}, because {kind}: starts the path of picture"
             " files; use another name."
@@ -128,9 +129,11 @@ def load_images(
     check_seed(seed)
     check_shape(options.size, options.channels)
     kind, _, place = source.partition(":")
-    if kind in FILE_SOURCES and source not in SOURCES:
+    if kind in OF_FILES and source not in SOURCES:
         if not place:  # an empty path would be the current folder
             raise UserError(f"{source!r} names no path; write it after the colon: {kind}:PATH.")
+        if kind == TABLE:
+            return read_feature_table(place, seed=seed, progress=progress)
         pictures = (
             list_folders(folders_of(place), every=True)
             if kind == "folder" and options.unsplit
@@ -147,7 +150,7 @@ def load_images(
 
 def _named(source: str, root: Path | None) -> ImageSet:
     """The images of a data set that has a name, as it gives them."""
-    if source not in SOURCES or source.partition(":")[0] in FILE_SOURCES:
+    if source not in SOURCES or source.partition(":")[0] in OF_FILES:
         raise _unknown_source(source)
     entry = SOURCES[source]
     if not isinstance(entry, Source):
@@ -160,7 +163,7 @@ def _named(source: str, root: Path | None) -> ImageSet:
 
 def is_source(name: str) -> bool:
     """Whether `load_images` knows a source of that name."""
-    of_files = name.partition(":")[0] in FILE_SOURCES and ":" in name
+    of_files = name.partition(":")[0] in OF_FILES and ":" in name
     return of_files != (name in SOURCES)  # "folder:PATH" itself is a form and no name
 
 
@@ -170,7 +173,7 @@ def findable(source: str) -> str:
     Relative paths and `~` become absolute paths; other names stay as they are.
     """
     kind, _, place = source.partition(":")
-    if kind not in FILE_SOURCES or not place or source in SOURCES:
+    if kind not in OF_FILES or not place or source in SOURCES:
         return source
     if kind == "folder":
         return "folder:" + ",".join(str(absolute(path)) for path in folders_of(place))
@@ -184,7 +187,7 @@ def paths_from(folder: Path, source: str) -> list[str]:
     ['../../photos']
     """
     kind, _, place = source.partition(":")
-    if kind not in FILE_SOURCES or not place or source in SOURCES:
+    if kind not in OF_FILES or not place or source in SOURCES:
         return []
     paths = folders_of(place) if kind == "folder" else [Path(place)]
     try:
@@ -206,7 +209,7 @@ def where_now(source: str, folder: Path, paths: Sequence[str]) -> str:
     """
     kind, _, place = source.partition(":")
     moved = [os.path.normpath(absolute(folder) / path) for path in paths]
-    if kind not in FILE_SOURCES or not moved:
+    if kind not in OF_FILES or not moved:
         return source
     recorded = folders_of(place) if kind == "folder" else [Path(place)]
     if all(map(_is_there, recorded)) or not all(_is_there(Path(path)) for path in moved):
@@ -365,6 +368,7 @@ FILE_SOURCES: dict[str, Callable[[str], PictureList]] = {
     "parquet": list_parquet,
     "hf": list_saved_dataset,
 }
+OF_FILES = (*FILE_SOURCES, TABLE)
 _ABOUT_FILES = {
     FOLDER: "Your own images: any tree of files, unlabelled or one sub-folder a class.",
     "folder:A,B": "Several folders of your own images, read as one.",
@@ -372,6 +376,7 @@ _ABOUT_FILES = {
     "tar:PATTERN": "Images in tar files, as WebDataset writes them: KEY.jpg and KEY.cls.",
     "parquet:PATH": "An image column in Parquet or Arrow files, with a label column or without.",
     "hf:PATH": "A Hugging Face data set that `save_to_disk` wrote (needs sureclr[datasets]).",
+    f"{TABLE}:PATH": "Features of several views of each image, made elsewhere (Parquet or .npz).",
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from sureclr.config import ViewConfig
 from sureclr.data.corruptions import CORRUPTIONS
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import selective_prediction, view_pairs
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the information
+GAPS_OF_TABLES = {
+    "corruptions": "a table of features has no pixels to change",
+    "calibration on new views": (
+        "the maps to calibrated numbers are fitted on the views of training images that the table"
+        " has, and the heads were trained on these"
+    ),
+}
 VIEWS = 2001  # stream of seeds
 
 
@@ -43,7 +51,7 @@ def evaluate_uncertainty(inputs: "EvaluationInputs") -> UncertaintyResult:
     """
     return measure_uncertainty(
         inputs.embed,
-        inputs.images,
+        inputs.images_or_views,
         inputs.table,
         inputs.run.config.views,
         reference=inputs.reference,
@@ -64,7 +72,8 @@ def measure_uncertainty(
 
     Args:
         embed: images -> their embeddings.
-        images: whole images, with or without labels, that fit the model.
+        images: whole images, with or without labels, that fit the model; or a table of features
+            with those of views, which has no pixels to corrupt.
         table: their embeddings, row by row.
         views: how two views of an image are drawn.
         seed: of corruptions and views.
@@ -76,6 +85,7 @@ def measure_uncertainty(
         UserError: there are fewer than two test or two training images.
     """
     check_splits(images)
+    of_table = isinstance(images, FeatureSet)
     judged, reference = Judged.among(table.split, most), reference or Reference.of(table)
     rows = judged.rows
     clean = score_images(table.select(rows), reference)
@@ -91,7 +101,9 @@ def measure_uncertainty(
         n_train=len(reference.train),
         scores=tuple(clean.scores),
         clean=rank(clean),
-        corruptions={
+        corruptions={}
+        if of_table
+        else {
             name: measure_corruption(
                 embed, images, rows, corruption, clean, reference, seed, levels
             )
@@ -107,7 +119,7 @@ def measure_uncertainty(
         probe_calibration=(
             selective_prediction.calibrate_probes(table, reference) if labelled else None
         ),
-        skipped=reasons_for_gaps(clean, reference),
+        skipped=reasons_for_gaps(clean, reference) | (GAPS_OF_TABLES if of_table else {}),
         sample=judged.sample,
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
@@ -89,7 +90,8 @@ class EvaluationInputs:
         root: folder of the data sets, for out-of-distribution images.
         human: file of what people said of the test images, if the user has one.
         probes: the linear probes that were fitted so far.
-        no_pixels: why the images cannot be read, so that only their stored table is there, or "".
+        no_pixels: why there are no pixels, or "": the images cannot be read, so that only their
+            stored table is there, or they never had any.
         own_digest: `digest_of_pixels` of the run's own images, whose baselines are kept in the run;
             "" for other images.
         blocks: each block's output for all images, batch by batch, if they were collected while the
@@ -114,12 +116,24 @@ class EvaluationInputs:
         Raises:
             UserError: they cannot be read, and only their stored table is there.
         """
+        if isinstance(self.catalogue, FeatureSet):
+            raise UserError(f"pixels are needed here, and {self.no_pixels.rstrip('.')}.")
         if self.no_pixels:
             raise UserError(
                 "the pixels of the images are needed and cannot be read; name the images' new place"
                 " with data=folder:PATH."
             )
         return self.catalogue
+
+    @property
+    def images_or_views(self) -> ImageSet:
+        """The images with their pixels, or a table with the features of their views.
+
+        Raises:
+            UserError: as for `images`.
+        """
+        of_views = isinstance(self.catalogue, FeatureSet) and self.catalogue.view_count
+        return self.catalogue if of_views else self.images
 
     @property
     def map_path(self) -> Path:

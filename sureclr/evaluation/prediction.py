@@ -420,13 +420,19 @@ class _Answering:
         """
         if self.row_of is not None:
             return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
-        others = self.comparison.features
-        _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
-        distance, length = (  # float64, in which no square overflows
-            torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-            for x in (features - others[rows[:, 0]], features)
-        )
-        return torch.where(distance <= SAME * length, rows[:, 0], -1)
+        return itself_among(features, self.comparison.features)
+
+
+def itself_among(features: Tensor, others: Tensor) -> Tensor:
+    """Return which row of others (n, f) each row of features (q, f) is, up to rounding; else -1."""
+    _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
+    if rows.shape[1] == 0:
+        return torch.full((len(features),), -1)
+    distance, length = (  # float64, in which no square overflows
+        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        for x in (features - others[rows[:, 0]], features)
+    )
+    return torch.where(distance <= SAME * length, rows[:, 0], -1)
 
 
 def _digest(pixels: Tensor) -> bytes:

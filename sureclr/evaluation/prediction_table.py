@@ -274,18 +274,18 @@ def _valid_text(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def check_out(path: str | Path, *, overwrite: bool) -> Path:
+def check_out(path: str | Path, *, overwrite: bool, formats: Sequence[str] = FORMATS) -> Path:
     """Return the path of a table that may be written, or raise a UserError that says why not.
 
     Args:
         path: of the file.
         overwrite: whether an existing file may be replaced.
+        formats: the endings that it may have.
     """
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(
-            f"out={str(path)!r} must end in .csv, .jsonl or .parquet, which names its format."
-        )
+    if path.suffix.lower() not in formats:
+        endings = f"{', '.join(formats[:-1])} or {formats[-1]}"
+        raise UserError(f"out={str(path)!r} must end in {endings}, which names its format.")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give another out=.")
     if (path.exists() or path.is_symlink()) and not overwrite:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from sureclr.config import TABLE
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.feature_table import FeatureSet, features_of
 from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
@@ -81,6 +83,14 @@ def read_run_images(
         )
     where = where_now(run.source, run.path, run.directory.image_paths())
     source = where if data is None else data
+    if run.config.of_table:
+        found = features_of(source, run.channels, seed=run.config.seed, progress=progress)
+        return replace(found, name=run.source) if data is None else found
+    if isinstance(source, str) and source.startswith(f"{TABLE}:"):
+        raise UserError(
+            f"{source} is a table of features, and this run was trained on images; give images, or"
+            " train heads on the table: sureclr pretrain table:PATH."
+        )
     if isinstance(source, str) and is_source(source):
         images = load_images(
             source,
@@ -141,6 +151,19 @@ def read_or_stored_images(
                 " either; name the images' new place with data=folder:PATH."
             ) from error
     return images_without_pixels(run), reason
+
+
+def no_pixels_in(run: Run) -> str:
+    """Return why the images of a run never have pixels, or ""."""
+    if not run.config.of_table:
+        return ""
+    return f"{run.source} is a table of features, which has no pixels"
+
+
+def name_the_place(run: Run) -> str:
+    """Return how to go on where the images of a run are gone, as the end of a sentence."""
+    kind = TABLE if run.config.of_table else "folder"
+    return f"name the images' new place with data={kind}:PATH"
 
 
 def key_of(name: str, images: ImageSet, digest: str) -> str:
@@ -223,8 +246,8 @@ def stored_table(run: Run) -> Embeddings | None:
         table = Embeddings.read(path) if path.exists() else None
     except UserError as error:
         raise UserError(
-            f"neither the images of this run nor their stored table {path} can be read; name the"
-            " images' new place with data=folder:PATH."
+            f"neither the images of this run nor their stored table {path} can be read;"
+            f" {name_the_place(run)}."
         ) from error
     if table is None or not table.origin.startswith(f"checkpoint {run.checkpoint} "):
         return None
@@ -260,9 +283,10 @@ def images_without_pixels(run: Run) -> ImageSet:
     table = stored_table(run)
     if table is None:
         raise UserError(f"{run.path} has no table of the embeddings of its images; evaluate it.")
+    kind = (FeatureSet, torch.float32) if run.config.of_table else (ImageSet, torch.uint8)
     shape = (len(table), run.channels, run.size, run.size)
-    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
-    return ImageSet(run.source, pixels, table.labels, table.classes, table.split, table.paths)
+    pixels = torch.empty(shape, dtype=kind[1], device="meta")
+    return kind[0](run.source, pixels, table.labels, table.classes, table.split, table.paths)
 
 
 def embed_run_images(

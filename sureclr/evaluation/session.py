@@ -49,6 +49,8 @@ from sureclr.evaluation.run_images import (
     key_of,
     label_file_of,
     label_images,
+    name_the_place,
+    no_pixels_in,
     precision_of,
     read_or_stored_images,
     stored_table,
@@ -171,9 +173,7 @@ class Session:
         """
         images, reason = self._read
         if reason:
-            raise UserError(
-                f"{reason.rstrip('.')}; name the images' new place with data=folder:PATH."
-            )
+            raise UserError(f"{reason.rstrip('.')}; {name_the_place(self.run)}.")
         return images
 
     @cached_property
@@ -192,7 +192,7 @@ class Session:
             self.progress.message(
                 f"The images of this run cannot be read ({reason.rstrip('.')}). The stored table"
                 " embeddings.parquet is used instead, and what needs pixels is left out, such as"
-                " the baselines; name the images' new place with data=folder:PATH."
+                f" the baselines; {name_the_place(self.run)}."
             )
         return images
 
@@ -280,7 +280,7 @@ class Session:
             self._root,
             self._human,
             ProbeCache(device=self.run.model.device),
-            no_pixels=reason,
+            no_pixels=reason or no_pixels_in(self.run),
             own_digest=self.digest if self.own and not reason else "",
             blocks=blocks,
         )
@@ -388,7 +388,7 @@ class Session:
                 wanted = replace(wanted, labels=made.labels)
             same = has_options and made.same_origin(replace(wanted, options=made.options))
             lacks_pixels = bool(getattr(stored[key], "no_pixels", ""))
-            gone = bool(self._read[1])
+            gone = bool(self._read[1]) or self.run.config.of_table  # a table never has pixels
             if same and gone and again and _is_whole(stored[key]):
                 self.progress.message(
                     f"The stored result {key} was made of the same weights, images and labels with"

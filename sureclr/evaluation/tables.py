@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
@@ -10,9 +11,10 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import ClassNumbers, ClassScore, Confusion, Number
 from sureclr.maths.losses import measured_dimension
 from sureclr.maths.metrics import ClassCounts, count_classes, wilson_interval
-from sureclr.maths.sphere import Posterior, evidence, radius_and_gap
+from sureclr.maths.sphere import Posterior, evidence, evidence_matrix, radius_and_gap
 
 MATRIX = 200  # classes up to which the whole confusion matrix is kept
+EVIDENCE_AT_ONCE = 1 << 21  # pairs of images whose evidence exists at once: 16 MiB an array
 TOP = 20  # commonest confusions that are kept
 
 
@@ -145,6 +147,30 @@ def evidence_in(table: Embeddings) -> Callable[[Tensor, Tensor], Tensor] | None:
         return evidence(first, second, dimension).view(others.shape)
 
     return nats
+
+
+def evidence_against(queries: Embeddings, gallery: Embeddings, own: Tensor) -> Tensor | None:
+    """Return log mean_j exp s(u, u_j), (q,) float32 nats; None without a radius (theory 9).
+
+    It says how much more often than under the uniform law the images of a gallery expect the
+    posterior of an image: whether an answer from its neighbours can be right.
+
+    Args:
+        queries: q images.
+        gallery: n images of the same model.
+        own: (q,) int64, the row of the gallery that an image is itself, or -1; it is left out.
+    """
+    if queries.radius is None or gallery.radius is None:
+        return None
+    dimension, n = evidence_dimension(gallery), len(gallery)
+    found = []
+    for rows in torch.arange(len(queries)).split(max(1, EVIDENCE_AT_ONCE // max(n, 1))):
+        part = queries.select(rows.numpy())
+        nats = evidence_matrix(part.posterior, gallery.posterior, dimension).double()
+        hit = own[rows] >= 0
+        nats[hit.nonzero()[:, 0], own[rows][hit]] = -math.inf
+        found.append(nats.logsumexp(1) - (n - hit.double()).log())
+    return torch.cat(found).float()
 
 
 def mean_cosine_of_different_images(first: Tensor, second: Tensor) -> float:

@@ -65,6 +65,11 @@ def finetune(
     elif labels is not None:
         config = replace(config, labels=str(labels))
     opened = open_run(run, checkpoint, out, device)
+    if opened.config.of_table:
+        raise UserError(
+            f"the run in {opened.path} was trained on features made elsewhere, so it has no encoder"
+            " to fine-tune; use linear, knn or predict."
+        )
     if reason := why_not_kept(opened):
         raise UserError(
             f"the run folder {opened.path} cannot be written ({reason}), and fine-tuning keeps each"

@@ -246,8 +246,8 @@ def _sent_ahead(batches: Iterable[Tensor], device: torch.device) -> Iterator[Ten
 
 
 def as_float(pixels: Tensor) -> Tensor:
-    """Convert uint8 pixels 0..255 to float32 in [0, 1]."""
-    return pixels.float() / 255
+    """Convert uint8 pixels 0..255 to float32 in [0, 1]; features in place of pixels stay."""
+    return pixels if pixels.is_floating_point() else pixels.float() / 255
 
 
 @contextmanager

@@ -177,6 +177,8 @@ def own_images(
     from sureclr.data.sources import is_source, load_images, where_now
 
     source = str(numbers.get("source", config.source))
+    if config.of_table:
+        return None, f"{source} is a table of features, which has no pixels."
     if not is_source(source):
         return None, f"the run was trained on images from a Python session ({source})."
     try:

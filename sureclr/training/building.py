@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import PretrainConfig
+from sureclr.config import TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -169,6 +169,13 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     Raises:
         UserError: an argument has the wrong type.
     """
+    if config.of_table:
+        if config.pretrained:
+            raise UserError(
+                f"a table has features that were made elsewhere, and init {config.init} begins a"
+                " network; leave out init."
+            )
+        config = replace(config, encoder=TABLE, freeze="backbone")
     if findable(config.source) != config.source:
         config = replace(config, source=findable(config.source))
     if absolute_init(config.init) != config.init:
@@ -191,7 +198,7 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
     begun = config.pretrained or encoder is not None or is_own(config.encoder)
-    if config.freeze != "off" and not (begun or config.source.startswith("table:")):
+    if config.freeze != "off" and not (begun or config.of_table):
         raise UserError(
             f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
             " random are worth nothing; add init timm, a run folder or a file of weights."
@@ -294,6 +301,9 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
     Raises:
         UserError: the configuration has not one of each for each channel.
     """
+    if config.of_table:  # features are taken as they are
+        count = images.images.shape[1]
+        return torch.zeros(count), torch.ones(count)
     if config.pixel_mean is not None and config.pixel_std is not None:
         channels = images.images.shape[1]
         if len(config.pixel_mean) != channels:

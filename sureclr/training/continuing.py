@@ -105,6 +105,8 @@ def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfi
     """Return a configuration with what the run chose when it began, where it leaves that open."""
     values = {n: getattr(recorded, n) for n in CHOSEN if getattr(config, n) is None}
     values |= {n: getattr(recorded, n) for n in CHOSEN_FROM_AUTO if getattr(config, n) == "auto"}
+    if config.of_table:  # whose views decide it; another number is another table
+        values["cached_views"] = recorded.cached_views
     return replace(config, **values, extensions=config.extensions or recorded.extensions)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sureclr.config import PICTURE_SOURCES, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
@@ -20,6 +21,7 @@ from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
 from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
+from sureclr.training.step_views import FeatureViews
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -160,6 +162,8 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
     Raises:
         UserError: the encoder cannot take images of this size.
     """
+    if isinstance(images, FeatureSet):
+        return with_rows(config, images, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
@@ -174,3 +178,38 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
             " (stride 1); stem=imagenet is faster and sees less detail."
         )
     return resolved
+
+
+def views_of_table(images: ImageSet) -> FeatureViews | None:
+    """Return the features of views on which the heads of a table's run are trained.
+
+    None: the images have pixels.
+
+    Args:
+        images: the training images.
+    """
+    if not isinstance(images, FeatureSet):
+        return None
+    whole = images.images.flatten(1)
+    return FeatureViews(
+        images.views.numpy().swapaxes(0, 1), lambda rows: whole[rows], images.view_rows
+    )
+
+
+def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
+    """Return the configuration of a table's run: its views, and a batch that its rows can fill.
+
+    Args:
+        config: of the run.
+        images: the training images.
+        progress: gets a sentence if the batch is a smaller one.
+    """
+    size = config.batch_size
+    if 2 <= len(images) < size:
+        size = 1 << (len(images).bit_length() - 1)
+        progress.message(
+            f"There are {len(images):,} training rows, so the batch_size is {size} in place of"
+            f" {config.batch_size}."
+        )
+    micro = config.micro_batch if size == config.batch_size else None
+    return replace(config, batch_size=size, micro_batch=micro, cached_views=images.view_count)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig
+from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.maths.objectives import Objective
 from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
@@ -26,10 +27,11 @@ from sureclr.training.images import (
     as_resolved,
     label_file_of,
     training_images,
+    views_of_table,
 )
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
-from sureclr.training.run_dir import RunDir, default_name
+from sureclr.training.run_dir import FEATURES, RunDir, default_name
 from sureclr.training.setup import fitting_trainer, new_trainer
 from sureclr.training.track import check_tracker
 
@@ -108,9 +110,12 @@ def pretrain(
         probe=probe,
         encoder=encoder,
         loss=loss,
+        features=views_of_table(training),
         resumed=resume,
     )
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
+    if isinstance(images, FeatureSet) and not resume:
+        save_features(images, directory.path / FEATURES)
     run_training(
         trainer,
         directory,

@@ -187,7 +187,7 @@ def _restore(
     numbers: dict[str, Any],
 ) -> None:
     try:
-        if trainer.heads_only:
+        if trainer.heads_only and not trainer.config.of_table:
             trainer.model.encoder.backbone.load_state_dict(directory.load_backbone(numbers))
         trainer.restore(parts, numbers)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.feature_table import features_of
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.files import read_json, unsealed
@@ -124,11 +125,16 @@ class Run:
         """Return the table of these images, converted to the run's size and channels.
 
         Args:
-            images: anything that `sureclr.as_image_set` takes.
+            images: anything that `sureclr.as_image_set` takes. Of a run on a table of features:
+                features (m, f) of whole images, an array or a tensor, or table:PATH.
             progress: gets the number of embedded images.
         """
         options = self.config.read_options
-        fitting = as_image_set(images, size=self.size, channels=self.channels, options=options)
+        fitting = (
+            features_of(images, self.channels)
+            if self.config.of_table
+            else as_image_set(images, size=self.size, channels=self.channels, options=options)
+        )
         return embed(
             self.model,
             fitting,
@@ -351,7 +357,7 @@ def _restored(
     """Return model and loss with the state of a checkpoint."""
     parts, numbers = checkpoint.parts, checkpoint.numbers
     channels, size = numbers["channels"], numbers["size"]
-    if config.freeze == "backbone":
+    if config.freeze == "backbone" and not config.of_table:
         frozen = RunDir(path).load_backbone(numbers)
         parts["model"] |= {f"encoder.backbone.{name}": value for name, value in frozen.items()}
     try:

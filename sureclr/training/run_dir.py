@@ -69,6 +69,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
     "finetuned",
     "classifiers",
 )
+FEATURES = "features.npz"  # that were given in Python, see `heads`
 OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that it stays a run
     "images.json",
     "environment.json",
@@ -77,6 +78,7 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "snapshots",
     "encoder.safetensors",
     "initial.safetensors",
+    FEATURES,
     "training_images.parquet",
     "features",
     "baselines",
@@ -84,7 +86,9 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "lock",
     "track",
 )
-BEGUN_FILES = ("lock", "initial.safetensors", "training_images.parquet", "images.json")
+BEGUN_FILES = (
+    *("lock", "initial.safetensors", "training_images.parquet", "images.json", FEATURES),
+)
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
 ENCODER = "encoder."  # begins the names of the encoder's weights in initial.safetensors
 

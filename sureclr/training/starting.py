@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.config import TABLE, PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import open_file, why
 from sureclr.models.devices import seeded
@@ -227,6 +227,10 @@ def starting_network(config: PretrainConfig, channels: int) -> nn.Module:
     Raises:
         UserError: the encoder is unknown, or its weights cannot be read or do not fit.
     """
+    if config.encoder == TABLE:  # the features were made elsewhere
+        given = nn.Flatten()
+        given.num_features = channels  # type: ignore[assignment]  # a number, not a module
+        return given
     return _started(config, channels)[0]
 
 

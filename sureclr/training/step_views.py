@@ -45,14 +45,23 @@ class FeatureViews:
     """Features of k >= 2 views of each of n images, on which heads are trained.
 
     Attributes:
-        values: (k, n, f) float16 or float32, in memory or memory-mapped; rows are read when they
+        values: (k, m, f) float16 or float32, in memory or memory-mapped; rows are read when they
             are used.
         whole: maps rows (m,) int64 to the features (m, f) float32 of these images without any
             augmentation, on the CPU. The monitor calls it once, for at most some thousand rows.
+        at: (n,) int64, where the features of each image stand in `values`, which may then have
+            other images as well; None: in their order.
     """
 
     values: NDArray[np.floating[Any]]
     whole: Callable[[Tensor], Tensor]
+    at: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return k, n and f."""
+        k, n, f = self.values.shape
+        return k, n if self.at is None else len(self.at), f
 
     def rows(self, views: Tensor, indices: Tensor) -> Tensor:
         """Return the features (m, f) float32, on the CPU, of one view of each of m images.
@@ -61,7 +70,8 @@ class FeatureViews:
             views: (m,) int64, the number of the view, from 0 to k - 1.
             indices: (m,) int64 rows of the images.
         """
-        found = np.asarray(self.values[views.numpy(), indices.numpy()], dtype=np.float32)
+        places = indices if self.at is None else self.at[indices]
+        found = np.asarray(self.values[views.numpy(), places.numpy()], dtype=np.float32)
         return torch.from_numpy(found)
 
 
@@ -110,7 +120,7 @@ def prepared_features(
         done: the number of steps before it.
         device: on which the features are wanted.
     """
-    views, images, width = features.values.shape
+    views, images, width = features.shape
     epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
     words = hashed(seeds, CHOICE, 2) >> 1 & ((1 << 62) - 1)  # not negative

@@ -73,7 +73,7 @@ def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
         *_sample(result.sample),
         *([] if result.information is None else [information(result.information)]),
         _compared_scores(result),
-        *_corruptions(result),
+        *(_corruptions(result) if result.corruptions else ()),  # a table has no pixels
         *([] if result.selective is None else [_selective(result.selective, result.scores)]),
         *_calibration(result),
         *([] if result.probe_calibration is None else [_probes(result.probe_calibration)]),
@@ -127,9 +127,10 @@ def _compared_scores(result: UncertaintyResult) -> Figure:
     if mistakes:
         chart = dots("R-AUROC", mistakes, Axis("R-AUROC", None, 1.0), references=CHANCE)
         charts.append((captions.PREDICTS_MISTAKES, chart))
-    axis = Axis("Spearman's correlation", None, 1.0)
-    chart = dots("Spearman's correlation", falls, axis, references=[(0.0, "chance")])
-    charts.append((captions.FALLS_WITH_CORRUPTION, chart))
+    if falls:
+        axis = Axis("Spearman's correlation", None, 1.0)
+        chart = dots("Spearman's correlation", falls, axis, references=[(0.0, "chance")])
+        charts.append((captions.FALLS_WITH_CORRUPTION, chart))
     key = "uncertainty.clean uncertainty.corruptions"
     return Figure(key, captions.SCORES, charts, _scores_legend(result.scores))
 
