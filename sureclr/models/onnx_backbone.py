@@ -221,6 +221,7 @@ class OnnxBackbone(nn.Module):
         super().__init__()
         self.data, self.name, self.pool = data, name, pool
         self.sessions = _Sessions()
+        self.tried = {"size": size, "channels": channels}
         sha256 = hashlib.sha256(data).digest()
         self.register_buffer("digest", torch.tensor(list(sha256), dtype=torch.uint8))
         session = self._session(torch.device("cpu"))
@@ -378,6 +379,25 @@ class OnnxBackbone(nn.Module):
         if self.pool == "avg" or patches == count:
             return tokens[:, count - patches :].mean(1)
         return tokens[:, 0]
+
+    def redrawn(self, seed: int) -> "OnnxBackbone":
+        """Return a network of the same graph whose weights mean nothing.
+
+        The values of each tensor with two or more axes are shuffled. Nothing of what was learned is
+        left but their distribution, which keeps the features finite.
+
+        Args:
+            seed: of the order.
+        """
+        from onnx.numpy_helper import from_array, to_array
+
+        model, random = _parsed(self.data, Path(self.name)), np.random.default_rng(seed)
+        for tensor in _tensors(model):
+            if len(tensor.dims) >= 2:
+                values = to_array(tensor)
+                shuffled = random.permutation(values.ravel()).reshape(values.shape)
+                tensor.CopyFrom(from_array(shuffled, tensor.name))
+        return OnnxBackbone(model.SerializeToString(), self.name, pool=self.pool, **self.tried)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Refuse the state of another network: the weights lie in the file and not in the state."""
