@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from sureclr.models.encoders import register_encoder as register_encoder
     from sureclr.recipes import recipe as recipe
     from sureclr.reporting.page import report as report
-    from sureclr.training.photographs import recipe_for_pictures as recipe_for_pictures
     from sureclr.training.feature_heads import heads as heads
+    from sureclr.training.photographs import recipe_for_pictures as recipe_for_pictures
     from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load

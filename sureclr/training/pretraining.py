@@ -101,6 +101,8 @@ def pretrain(
     if not resume:
         config = as_resolved(config, training, progress)
     config = _with_precision(config, chosen, progress, resume)
+    if resume:
+        encoder = encoder or directory.onnx_network(config)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
         config,
@@ -187,7 +189,8 @@ def check_pretraining(
     images = training_images(config, None, root, on_cpu, progress, file, begun=begun, verify=verify)
     if not resume:
         config = as_resolved(config, images, progress)
-    new_trainer(config, images, on_cpu, resumed=resume)
+    network = RunDir(Path(out)).onnx_network(config) if out is not None and resume else None
+    new_trainer(config, images, on_cpu, encoder=network, resumed=resume)
 
 
 def _with_precision(

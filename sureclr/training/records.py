@@ -19,6 +19,7 @@ from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sphere import Posterior, wide
 from sureclr.models.encoders import pool_of
+from sureclr.models.onnx_backbone import OnnxBackbone
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
 from sureclr.training.continuing import (
@@ -45,6 +46,8 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     with which evaluations compare the trained one.
     """
     directory.remove_drafts()
+    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
+        write_atomically(directory.onnx, trainer.model.encoder.backbone.data)
     if own := _own_state(trainer):
         directory.save_initial(own)
     _record_backbone(trainer)
@@ -333,8 +336,11 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
     of encoder, stem and pooling (auto: the encoder has no choice), channels, size, the mean and
     standard deviation of the pixels, how the square of a picture is cut and resized (as in
-    `ReadOptions`), and a sha256.
+    `ReadOptions`), and a sha256. The encoder of an ONNX file is
+    `backbone.onnx`, and there is no other file of it.
     """
+    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
+        return
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()
     description = {

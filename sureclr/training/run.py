@@ -166,10 +166,13 @@ class Run:
         """Return the same network with random weights, untrained, drawn by another seed.
 
         In an encoder of the user's own, every module that has a method `reset_parameters` (all of
-        torch's layers) is reset; other parameters keep their values.
+        torch's layers) is reset; other parameters keep their values. Those of an ONNX network are
+        shuffled (see `OnnxBackbone.redrawn`).
         """
         network, loss = self._own_copies()
-        if network is not None:
+        if callable(redrawn := getattr(self.model.encoder.backbone, "redrawn", None)):
+            network = redrawn(seed)
+        elif network is not None:
             with seeded(seed):
                 for module in network.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
@@ -310,6 +313,7 @@ def load(
                 " config.yaml says; was the configuration edited? Restore the original."
             )
         config = recorded_one  # from before an extension, or changes that the user accepted
+    encoder = encoder or directory.onnx_network(config)
     model, objective = _restored(directory.path, config, loaded, encoder, loss)
     chosen, numbers = choose_device(device), loaded.numbers
     folder = directory.results_folder(which)

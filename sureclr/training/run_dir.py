@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import read_yaml
+from sureclr.config import PretrainConfig, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import (
     BLOCK,
@@ -53,6 +53,7 @@ from sureclr.files import (
     write_synced,
     writing_folder_atomically,
 )
+from sureclr.models.onnx_backbone import ONNX, OnnxBackbone, read_onnx
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
@@ -79,6 +80,7 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "encoder.safetensors",
     "initial.safetensors",
     FEATURES,
+    "backbone.onnx",
     "training_images.parquet",
     "features",
     "baselines",
@@ -87,7 +89,8 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "track",
 )
 BEGUN_FILES = (
-    *("lock", "initial.safetensors", "training_images.parquet", "images.json", FEATURES),
+    *("lock", "initial.safetensors", "backbone.onnx", "training_images.parquet"),
+    *("images.json", FEATURES),
 )
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
 ENCODER = "encoder."  # begins the names of the encoder's weights in initial.safetensors
@@ -140,6 +143,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.initial = path / "initial.safetensors"
+        self.onnx = path / "backbone.onnx"
         self.images = path / "training_images.parquet"
         self.features = path / "features"
         self._seen: dict[Path, tuple[Signature, dict[str, Any], str]] = {}  # whole checkpoints
@@ -755,6 +759,19 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+    def onnx_network(self, config: PretrainConfig) -> OnnxBackbone | None:
+        """Return the network of backbone.onnx; None if the run has another encoder.
+
+        Raises:
+            UserError: the file is missing or damaged, or onnxruntime cannot run it. That it is the
+                network of this run is checked where its state is loaded.
+        """
+        if config.encoder != ONNX:
+            return None
+        data, name = read_onnx(self.onnx), str(self.onnx)
+        size, channels = config.size, config.channels
+        return OnnxBackbone(data, name, pool=config.pool, size=size, channels=channels)
 
     def load_backbone(self, numbers: dict[str, Any]) -> dict[str, Tensor]:
         """Load the weights of a frozen encoder, which the checkpoints do not hold.
