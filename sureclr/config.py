@@ -152,6 +152,12 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 
 Pages = Literal["first", "all"]
+FirstEncoder = Literal["untrained", "pretrained", "frozen"]
+FIRST_ENCODERS: dict[FirstEncoder, str] = {  # in the words of summaries and reports
+    "untrained": "untrained encoder",
+    "pretrained": "backbone as it came",
+    "frozen": "backbone as it came",
+}
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
 
@@ -530,6 +536,16 @@ class PretrainConfig:
     def pretrained(self) -> bool:
         """Return whether the encoder does not begin with random weights."""
         return self.init != "random"
+
+    @property
+    def first_encoder(self) -> FirstEncoder:
+        """Return what the encoder was before the first step, with which evaluations compare it.
+
+        A frozen one is that at any time.
+        """
+        if self.freeze == "backbone":
+            return "frozen"
+        return "pretrained" if self.pretrained else "untrained"
 
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.

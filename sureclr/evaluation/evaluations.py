@@ -19,6 +19,7 @@ from sureclr.evaluation import (
     explanations,
     feature_space,
     foreign_images,
+    head_gain,
     invariances,
     neighbour_vote,
     probes,
@@ -51,6 +52,7 @@ def register_evaluation(name: str) -> Callable[[Evaluation], Evaluation]:
 
 register_evaluation("knn")(neighbour_vote.evaluate_knn)
 register_evaluation("linear")(probes.evaluate_linear)
+register_evaluation("heads")(head_gain.evaluate_heads)
 register_evaluation("uncertainty")(certainty_quality.evaluate_uncertainty)
 register_evaluation("ood")(foreign_images.evaluate_ood)
 register_evaluation("learning")(training_history.evaluate_learning)

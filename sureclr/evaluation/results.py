@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sureclr.config import FirstEncoder
 from sureclr.errors import UserError
 from sureclr.files import (
     json_bytes,
@@ -29,8 +30,8 @@ from sureclr.schema import from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 4  # of results.json: raise it whenever a field below changes
-READABLE = (1, 2, 3, 4)  # schemas that are read: keys that older ones lack have defaults below
+SCHEMA = 5  # of results.json: raise it whenever a field below changes
+READABLE = (1, 2, 3, 4, 5)  # schemas that are read: keys that older ones lack have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
@@ -193,6 +194,9 @@ class LinearResult(ProbeScore):
         baseline_intervals: of them, or None.
         by_class: the probe on the features, class by class; None in a file of schema 1.
         no_pixels: why there are no baselines and no blocks, or "".
+        first_encoder: what the network of the baseline `untrained` was: untrained, pretrained, or
+            frozen, which is pretrained and not changed by training, so that both accuracies are
+            one.
     """
 
     posterior_mean: PosteriorProbe
@@ -201,6 +205,7 @@ class LinearResult(ProbeScore):
     baseline_intervals: BaselineIntervals | None
     by_class: ClassNumbers | None = None
     no_pixels: str = ""
+    first_encoder: FirstEncoder = "untrained"
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,7 @@ class KnnResult:
         baseline_intervals: of them, or None.
         by_class: the vote on the features, class by class; None in a file of schema 1.
         no_pixels: why there are no baselines, or "".
+        first_encoder: as of a `LinearResult`.
     """
 
     accuracy: float
@@ -228,6 +234,55 @@ class KnnResult:
     baseline_intervals: BaselineIntervals | None
     by_class: ClassNumbers | None = None
     no_pixels: str = ""
+    first_encoder: FirstEncoder = "untrained"
+
+
+# --- heads ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VoteAccuracy:
+    """Accuracy of a vote on the test images, with Wilson's interval."""
+
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ScoreArea:
+    """An AUROC with DeLong's interval; both None where all images are of one kind."""
+
+    auroc: Number
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class HeadsResult:
+    """What the heads add to the features, which a frozen backbone has without them.
+
+    Attributes:
+        n_train: labelled training images.
+        n_test: labelled test images.
+        k: number of voters.
+        knn_features: the vote of the nearest by the cosine of the features, as in `knn`.
+        knn_directions: the vote of the nearest by the cosine of the directions.
+        n_judged: labelled test images whose scores are judged.
+        recall_at_1: share of them whose nearest training image by the features has their class.
+        r_auroc: how well each score predicts that. Besides the scores of `uncertainty` there is
+            `evidence`, where the loss has a radius: the log of the mean of exp(evidence) over the
+            training images.
+        sample: n_judged of how many labelled test images; None if they are all.
+    """
+
+    n_train: int
+    n_test: int
+    k: int
+    knn_features: VoteAccuracy
+    knn_directions: VoteAccuracy
+    n_judged: int
+    recall_at_1: float
+    r_auroc: dict[str, ScoreArea]
+    sample: "Sample | None"
 
 
 # --- uncertainty ----------------------------------------------------------------------
@@ -846,6 +901,7 @@ class Comparison:
 RESULT_TYPES: dict[str, type] = {
     "linear": LinearResult,
     "knn": KnnResult,
+    "heads": HeadsResult,
     "uncertainty": UncertaintyResult,
     "ood": OodResult,
     "learning": LearningResult,
