@@ -39,7 +39,9 @@ def log_kernel(a: Embeddings, i: int, b: Embeddings, j: int) -> float:
     """log P_r(cosine) of theory 2, in Python's own numbers."""
     assert a.radius is not None and b.radius is not None
     r = float(a.radius[i]) * float(b.radius[j])
-    cosine = sum(x * y for x, y in zip(a.direction[i].tolist(), b.direction[j].tolist()))
+    cosine = sum(
+        x * y for x, y in zip(a.direction[i].tolist(), b.direction[j].tolist(), strict=True)
+    )
     return math.log(1 - r * r) - 4.5 / 2 * math.log(1 + r * r - 2 * r * cosine)
 
 
@@ -67,7 +69,9 @@ def test_votes_and_scores_are_those_of_a_loop(table: Embeddings) -> None:
     unit = normalize(table.features.double(), dim=1).tolist()
     right = []
     for i in range(TEST):
-        cosines = [sum(a * b for a, b in zip(unit[i], unit[j])) for j in range(TEST, N)]
+        cosines = [
+            sum(a * b for a, b in zip(unit[i], unit[j], strict=True)) for j in range(TEST, N)
+        ]
         right.append(table.labels[TEST + cosines.index(max(cosines))] == table.labels[i])
     assert 0 < result.recall_at_1 == sum(right) / TEST < 1
     assert list(result.r_auroc)[:2] == ["certainty", "evidence"] and len(result.r_auroc) == 5

@@ -93,19 +93,14 @@ def summary_tiles(run: RunFiles) -> Tiles:
 
 
 def _linear(run: RunFiles, result: LinearResult) -> list[Block]:
-    caption = captions.LINEAR.fill(
-        n_train=result.n_train, n_test=result.n_test, **_compared_with(result.first_encoder)
-    )
+    about = _compared_with(result.first_encoder)
+    caption = captions.LINEAR.fill(n_train=result.n_train, n_test=result.n_test, **about)
     return [_accuracies("linear", "Linear probe", result, caption)]
 
 
 def _knn(run: RunFiles, result: KnnResult) -> list[Block]:
-    caption = captions.KNN.fill(
-        k=result.k,
-        n_train=result.n_train,
-        n_test=result.n_test,
-        **_compared_with(result.first_encoder),
-    )
+    about = _compared_with(result.first_encoder)
+    caption = captions.KNN.fill(k=result.k, n_train=result.n_train, n_test=result.n_test, **about)
     return [_accuracies("knn", "Nearest neighbours", result, caption)]
 
 
