@@ -96,6 +96,8 @@ def _model(
     """Return the network with weights drawn by torch's global generator."""
     if network is None:
         network = starting_network(config, channels)
+    if config.pretrained:  # heads that do not depend on how the network was made
+        torch.manual_seed(config.seed)
     features = cast(int, network.num_features)
     projection = ProjectionHead(
         features, config.projection_dim, config.projection_hidden, config.projection_layers
@@ -185,6 +187,12 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
         name = f"{CUSTOM}{type(loss).__name__}" if options is None else _registered_name(loss)
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
+    begun = config.pretrained or encoder is not None or is_own(config.encoder)
+    if config.freeze != "off" and not (begun or config.source.startswith("table:")):
+        raise UserError(
+            f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
+            " random are worth nothing; add init timm, a run folder or a file of weights."
+        )
     return config
 
 

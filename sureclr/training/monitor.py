@@ -1,18 +1,21 @@
 """Signs of quality while a run trains, from training images alone; test images are never used.
 
 They are kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective
-rank (RankMe), and a warning if the representation collapses.
+rank (RankMe), and a warning if the representation collapses. Where the encoder is frozen its
+features never change: then kNN and effective rank are those of the directions, and the features of
+the images are computed once and held in memory.
 """
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
+from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import two_views
 from sureclr.files import digest_of_bytes
@@ -20,12 +23,55 @@ from sureclr.maths import losses, metrics, neighbours
 from sureclr.maths.sphere import Posterior
 from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
+from sureclr.training.feature_cache import FeatureViews
 from sureclr.training.run_dir import Monitored, RunDir, recorded_monitor, recorded_step
 
 PROBES = 1024  # fixed training images that are followed
 BANK = 4096  # labelled training images among which held-out ones find their neighbours
 NEIGHBOURS = 20  # that vote
+KNN_WORDS = {"knn": "kNN accuracy", "knn_directions": "kNN accuracy of directions"}
 COLLAPSED_COSINE = 0.95  # mean cosine of different images above which directions have collapsed
+
+
+@dataclass(frozen=True)
+class HeldFeatures:
+    """The features of the images with which a run with a frozen encoder is monitored.
+
+    Attributes:
+        rows: (m,) rows of the training images, ascending.
+        whole: (m, f) features of these images without augmentation.
+        views: (2p, f) features of two views of each probe.
+    """
+
+    rows: Tensor
+    whole: Tensor
+    views: Tensor
+
+    def embedded(self, model: SimCLR, rows: Tensor, images: ImageSet) -> Embeddings:
+        """Return the table of some of the images, as `embedding.embed` does, from their features.
+
+        Args:
+            model: whose heads are used.
+            rows: of the training images.
+            images: these images.
+        """
+        features = self.whole[torch.searchsorted(self.rows, rows)]
+        with evaluating(model):
+            posterior = model.read(*model.heads(features.to(model.device)))
+        radius, certainty = (
+            None if value is None else value.cpu()
+            for value in (posterior.radius, posterior.certainty)
+        )
+        return Embeddings(
+            features,
+            posterior.direction.cpu(),
+            radius,
+            certainty,
+            images.labels.cpu(),
+            images.classes,
+            images.split,
+            images.paths,
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +85,7 @@ class Monitor:
         bank: (b,) rows of other labelled images, among which the queries find their neighbours.
         seed: of the probes' views.
         precision: in which the network runs.
+        held: the features of all these images, where the encoder is frozen; else None.
     """
 
     images: ImageSet
@@ -47,15 +94,42 @@ class Monitor:
     bank: Tensor
     seed: int
     precision: torch.dtype = torch.float32
+    held: HeldFeatures | None = None
 
     @staticmethod
-    def of(images: ImageSet, seed: int, precision: torch.dtype = torch.float32) -> "Monitor":
-        """Choose the images at random, by the seed."""
+    def of(
+        images: ImageSet,
+        seed: int,
+        precision: torch.dtype = torch.float32,
+        features: FeatureViews | None = None,
+    ) -> "Monitor":
+        """Choose the images at random, by the seed.
+
+        Args:
+            images: the training images.
+            seed: of the run.
+            precision: in which the network runs.
+            features: of the frozen encoder, of which those of the chosen images are read now; None:
+                the images pass through the network at each measurement.
+        """
         order = hashed(torch.arange(len(images)), stream=seed, count=1)[:, 0].argsort()
         labelled = order[images.labels[order] >= 0]
         queries = labelled[: min(PROBES, len(labelled) // 5)]
         bank = labelled[len(queries) :][:BANK]
-        return Monitor(images, order[:PROBES], queries, bank, seed, precision)
+        monitor = Monitor(images, order[:PROBES], queries, bank, seed, precision)
+        return monitor if features is None else monitor._holding(features)
+
+    def _holding(self, features: FeatureViews) -> "Monitor":
+        """Return the monitor with the features of its images in memory."""
+        rows = torch.cat([self.probes, self.queries, self.bank]).unique()
+        both = torch.arange(2).repeat_interleave(len(self.probes))
+        views = features.rows(both, self.probes.repeat(2))
+        return replace(self, held=HeldFeatures(rows, features.whole(rows), views))
+
+    @property
+    def accuracy(self) -> str:
+        """Return the name of the accuracy that is followed: that of features, or of directions."""
+        return "knn" if self.held is None else "knn_directions"
 
     def measure(
         self, model: SimCLR, views: ViewConfig
@@ -70,20 +144,23 @@ class Monitor:
             Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
             views of different images), positives and negatives (see `evidence_split`), and radius
-            (the mean) if there is one.
+            (the mean) if there is one. Where the encoder is frozen, knn_directions stands in for
+            knn, and the effective rank is that of the views' directions.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
         """
         with evaluating(model):
             first, second, features = self._probe_views(model, views)
-        clean = embed(model, self.images.select(self.probes), precision=self.precision)
+        clean = self._embedded(model, self.probes)
         _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
             "alignment": float(metrics.alignment(first.direction, second.direction)),
             "uniformity": float(metrics.uniformity(first.direction)),
-            "effective_rank": float(metrics.effective_rank(features)),
+            "effective_rank": float(
+                metrics.effective_rank(features if self.held is None else first.direction)
+            ),
             "cosine_different": mean_cosine_of_different(first.direction),
         }
         tensors = {
@@ -122,6 +199,11 @@ class Monitor:
 
     def _probe_views(self, model: SimCLR, views: ViewConfig) -> tuple[Posterior, Posterior, Tensor]:
         device = model.mean.device
+        if self.held is not None:
+            features = self.held.views.to(device)
+            halves = (model.read(*model.heads(half)) for half in features.chunk(2))
+            first, second = halves
+            return first, second, features
         seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
         pixels = self.images.for_views(self.probes).to(device)
         both = two_views(pixels, seeds, views, self.images.images.shape[-1])
@@ -131,22 +213,56 @@ class Monitor:
         return first, second, h.float()
 
     def knn(self, model: SimCLR) -> dict[str, float]:
-        """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels.
+        """Return the accuracy of a vote of the 20 nearest neighbours; {} without labels.
+
+        It has the name `accuracy`. Where the encoder is frozen, directions decide who is near.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite.
         """
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
-        bank, queries = (
-            embed(model, self.images.select(rows), precision=self.precision)
-            for rows in (self.bank, self.queries)
-        )
-        _check_finite(bank.features, queries.features)
-        k = min(NEIGHBOURS, len(bank))
-        similarity, index = neighbours.top_k(queries.features, bank.features, k)
-        voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
-        return {"knn": float((voted == queries.labels).float().mean())}
+        bank, queries = (self._embedded(model, rows) for rows in (self.bank, self.queries))
+        if self.held is None:
+            return {"knn": _knn_accuracy(bank, queries, bank.features, queries.features)}
+        found = _knn_accuracy(bank, queries, bank.direction, queries.direction)
+        return {"knn_directions": found}
+
+    def knn_untrained(self, model: SimCLR) -> dict[str, float]:
+        """Return the accuracies before the first step, with "_untrained" behind their names.
+
+        Where the encoder is frozen that of its features is there too, which stays as it is.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite.
+        """
+        found = self.knn(model)
+        if found and self.held is not None:
+            bank, queries = (self._embedded(model, rows) for rows in (self.bank, self.queries))
+            found["knn"] = _knn_accuracy(bank, queries, bank.features, queries.features)
+        return {f"{name}_untrained": value for name, value in found.items()}
+
+    def _embedded(self, model: SimCLR, rows: Tensor) -> Embeddings:
+        """Return the table of some of the images."""
+        images = self.images.select(rows)
+        if self.held is not None:
+            return self.held.embedded(model, rows, images)
+        return embed(model, images, precision=self.precision)
+
+
+def _knn_accuracy(bank: Embeddings, queries: Embeddings, known: Tensor, asked: Tensor) -> float:
+    """Return the share of queries whose label the vote of their neighbours in the bank names.
+
+    Args:
+        bank: the labelled images.
+        queries: the images that are held out.
+        known: (b, f) the vectors of the bank by which neighbours are found.
+        asked: (q, f) those of the queries.
+    """
+    _check_finite(known, asked)
+    similarity, index = neighbours.top_k(asked, known, min(NEIGHBOURS, len(bank)))
+    voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
+    return float((voted == queries.labels).float().mean())
 
 
 def _check_finite(*tensors: Tensor) -> None:
@@ -164,6 +280,7 @@ class BestSoFar:
         queries: their number.
         step: after which it was measured.
         warned: the accuracy of the last warning.
+        name: of the accuracy, see `Monitor.accuracy`.
     """
 
     per_epoch: int
@@ -171,9 +288,10 @@ class BestSoFar:
     queries: int = 0
     step: int = 0
     warned: float = 1.0
+    name: str = "knn"
 
     @staticmethod
-    def of(directory: RunDir, per_epoch: int, data: str) -> "BestSoFar":
+    def of(directory: RunDir, per_epoch: int, data: str, name: str = "knn") -> "BestSoFar":
         """Return what the checkpoints of a run folder say.
 
         Args:
@@ -181,8 +299,9 @@ class BestSoFar:
             per_epoch: steps of an epoch.
             data: digest of the images and labels by which accuracies are measured now; those
                 measured on others cannot be compared with these.
+            name: of the accuracy.
         """
-        found = BestSoFar(per_epoch)
+        found = BestSoFar(per_epoch, name=name)
         best = directory.best()
         monitor = None if best is None else recorded_monitor(best)
         if best is not None and monitor is not None and monitor.data == data:
@@ -211,8 +330,9 @@ class BestSoFar:
             return None
         self.warned = accuracy
         when, epoch = "at the end" if complete else "now", self.step // self.per_epoch
+        part = "encoder" if self.name == "knn" else "projection head"
         return (
-            f"The encoder got worse: kNN accuracy on held-out training images was"
+            f"The {part} got worse: {KNN_WORDS[self.name]} on held-out training images was"
             f" {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) after epoch {epoch} and"
             f" is {accuracy:.3f} {when}. A lower learning_rate may help. The checkpoint of epoch"
             f" {epoch} is kept: use it with checkpoint=best."
@@ -270,13 +390,13 @@ def monitor_text(epoch: int, numbers: dict[str, float]) -> str:
     """
     better = {
         "knn": "higher",
+        "knn_directions": "higher",
         "alignment": "lower",
         "uniformity": "lower",
         "effective_rank": "higher",
     }
     texts = [
-        f"{'kNN accuracy' if name == 'knn' else name.replace('_', ' ')} {numbers[name]:.3f}"
-        f" ({direction} is better)"
+        f"{KNN_WORDS.get(name, name.replace('_', ' '))} {numbers[name]:.3f} ({direction} is better)"
         for name, direction in better.items()
         if name in numbers
     ]

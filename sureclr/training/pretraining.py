@@ -90,10 +90,7 @@ def pretrain(
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
     file = label_file_of(labels)
-    if resume:
-        config = _continued(directory, config, accept_changes)
-    else:
-        config = as_begun(config)
+    config = _continued(directory, config, accept_changes) if resume else as_begun(config)
     begun = (directory.path, directory.image_paths()) if resume else None
     training = training_images(
         config, images, root, chosen, progress, file, begun=begun, verify=verify
@@ -118,7 +115,7 @@ def pretrain(
     return Run(
         directory,
         trainer.config,
-        trainer.model.eval(),
+        trainer.model.eval().requires_grad_(True),  # as one that was loaded
         trainer.objective.eval(),
         training.images.shape[-1],
         training.images.shape[1],

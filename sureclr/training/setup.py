@@ -21,6 +21,8 @@ from sureclr.training.building import (
     with_stem,
 )
 from sureclr.training.compiling import compile_step
+from sureclr.training.feature_cache import FeatureViews
+from sureclr.training.freezing import freeze
 from sureclr.training.optimizers import new_optimizer
 from sureclr.training.trainer import Trainer
 
@@ -32,6 +34,7 @@ def new_trainer(
     *,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    features: FeatureViews | None = None,
 ) -> Trainer:
     """Return a trainer at step 0.
 
@@ -41,10 +44,12 @@ def new_trainer(
         device: on which the network runs.
         encoder: the user's own encoder, which is copied.
         loss: the user's own loss, which is copied.
+        features: of views of the images that were made elsewhere, on which heads are trained; None:
+            where the encoder is frozen, `loop.run_training` lets it compute them.
 
     Raises:
-        UserError: the images are too few, configuration and images do not fit together, or a value
-            of the network or the loss is not finite.
+        UserError: the images are too few, configuration and images do not fit together, the encoder
+            has no stages to freeze, or a value of the network or the loss is not finite.
     """
     steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
     shape = images.images.shape[1:]
@@ -60,11 +65,13 @@ def new_trainer(
             " numbers."
         )
     model.to(device).train()
+    freeze(model.encoder, config.freeze, config.encoder)
     objective.to(device).train()
     optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     precision = choose_precision(config.precision, device)
     ahead = device.type != "cpu"
     trainer = Trainer(config, images, model, objective, optimizer, precision, ahead)
+    trainer.features = features
     trainer.check_weights()
     return trainer
 
@@ -78,11 +85,13 @@ def fitting_trainer(
     probe: bool,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    features: FeatureViews | None = None,
 ) -> Trainer:
     """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
     If `micro_batch` is not set, the number of images at a time is halved until one step can be
-    taken.
+    taken. Heads on the features of a frozen encoder are neither tried nor compiled: their steps are
+    small, and the encoder takes no part in them.
 
     Args:
         config: as in `new_trainer`, like the arguments that are not named here.
@@ -93,10 +102,13 @@ def fitting_trainer(
             raising an error. The trial leaves no trace.
         encoder: the user's own encoder.
         loss: the user's own loss.
+        features: as in `new_trainer`.
 
     Raises:
         UserError: nothing fits, or the network cannot be compiled and must be.
     """
+    if config.freeze == "backbone":
+        return new_trainer(config, images, device, encoder=encoder, loss=loss, features=features)
     chosen = config
     while probe and config.micro_batch is None:
         if _fits(new_trainer(chosen, images, device, encoder=encoder, loss=loss)):

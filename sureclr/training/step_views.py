@@ -1,7 +1,8 @@
 """The views of a step, prepared so that making them waits for nothing.
 
 What they are made of, pixels and random parameters, is chosen on the CPU and sent to the device. On
-an accelerator this is done while the step before is still computed there.
+an accelerator this is done while the step before is still computed there. Of a frozen encoder the
+features of views stand in for the views.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
+from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import two_views, views_of
+from sureclr.training.feature_cache import FeatureViews
 
+CHOICE = 0x5EED  # stream of the random numbers that choose among the views of an image
 ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
 
 
@@ -26,7 +30,8 @@ class StepViews(NamedTuple):
     Attributes:
         done: the number of steps before it.
         of: returns both views of the images of a slice of the batch, (2m, c, h, w) float32 in
-            [0, 1]; rows i and i + m are the views of image i. It returns the same pixels each time.
+            [0, 1], or the features of both views, (2m, f) float32; rows i and i + m are those of
+            image i. It returns the same numbers each time.
     """
 
     done: int
@@ -65,3 +70,25 @@ def prepared_views(
     packed = sent(plan.packed(), device)
     make = compiled or views_of
     return StepViews(done, lambda part: make(pictures.values, packed[part], plan.form))
+
+
+def prepared_features(
+    config: PretrainConfig, features: FeatureViews, done: int, device: torch.device
+) -> StepViews:
+    """Prepare the features of a step: of each image, those of two of its views.
+
+    Args:
+        config: names the seed and the size of the batch.
+        features: of the views of the training images.
+        done: the number of steps before it.
+        device: on which the features are wanted.
+    """
+    views, images, width = features.values.shape
+    epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
+    indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
+    words = hashed(seeds, CHOICE, 2) >> 1 & ((1 << 62) - 1)  # not negative
+    first = words[:, 0] % views
+    second = (first + 1 + words[:, 1] % (views - 1)) % views  # each of the others alike
+    found = features.rows(torch.cat([first, second]), indices.repeat(2))
+    both = sent(found.view(2, -1, width), device)
+    return StepViews(done, lambda part: both[:, part].flatten(0, 1))
