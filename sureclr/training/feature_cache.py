@@ -12,9 +12,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.counter_rng import hashed
-from sureclr.data.embeddings import LARGEST_HALF
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import one_view
 from sureclr.errors import UserError
@@ -48,35 +47,12 @@ from sureclr.models.embedding import batch_for, embed, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import Progress, report_progress
 from sureclr.stopping import stop_on_signals
+from sureclr.training.step_views import FeatureViews
 
 BLOCK_IMAGES = 64  # whose views are computed, and lost by an interruption, together
 LARGEST_BLOCKS = 1 << 30  # bytes of blocks.jsonl, of two billion images
+LARGEST_HALF = 65_504  # the largest float16
 FORMAT = 1  # of the folder; a number that this version does not know is not read
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureViews:
-    """Features of k >= 2 views of each of n images, on which heads are trained.
-
-    Attributes:
-        values: (k, n, f) float16 or float32, in memory or memory-mapped; rows are read when they
-            are used.
-        whole: maps rows (m,) int64 to the features (m, f) float32 of these images without any
-            augmentation, on the CPU. The monitor calls it once, for at most some thousand rows.
-    """
-
-    values: NDArray[np.floating[Any]]
-    whole: Callable[[Tensor], Tensor]
-
-    def rows(self, views: Tensor, indices: Tensor) -> Tensor:
-        """Return the features (m, f) float32, on the CPU, of one view of each of m images.
-
-        Args:
-            views: (m,) int64, the number of the view, from 0 to k - 1.
-            indices: (m,) int64 rows of the images.
-        """
-        found = np.asarray(self.values[views.numpy(), indices.numpy()], dtype=np.float32)
-        return torch.from_numpy(found)
 
 
 def computed_features(

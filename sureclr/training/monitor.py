@@ -8,70 +8,26 @@ the images are computed once and held in memory.
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
-from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.views import two_views
 from sureclr.files import digest_of_bytes
 from sureclr.maths import losses, metrics, neighbours
-from sureclr.maths.sphere import Posterior
-from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
-from sureclr.training.feature_cache import FeatureViews
+from sureclr.training.monitored_images import HeldFeatures, embedded, embedded_views
 from sureclr.training.run_dir import Monitored, RunDir, recorded_monitor, recorded_step
+from sureclr.training.step_views import FeatureViews
 
 PROBES = 1024  # fixed training images that are followed
 BANK = 4096  # labelled training images among which held-out ones find their neighbours
 NEIGHBOURS = 20  # that vote
 KNN_WORDS = {"knn": "kNN accuracy", "knn_directions": "kNN accuracy of directions"}
 COLLAPSED_COSINE = 0.95  # mean cosine of different images above which directions have collapsed
-
-
-@dataclass(frozen=True)
-class HeldFeatures:
-    """The features of the images with which a run with a frozen encoder is monitored.
-
-    Attributes:
-        rows: (m,) rows of the training images, ascending.
-        whole: (m, f) features of these images without augmentation.
-        views: (2p, f) features of two views of each probe.
-    """
-
-    rows: Tensor
-    whole: Tensor
-    views: Tensor
-
-    def embedded(self, model: SimCLR, rows: Tensor, images: ImageSet) -> Embeddings:
-        """Return the table of some of the images, as `embedding.embed` does, from their features.
-
-        Args:
-            model: whose heads are used.
-            rows: of the training images.
-            images: these images.
-        """
-        features = self.whole[torch.searchsorted(self.rows, rows)]
-        with evaluating(model):
-            posterior = model.read(*model.heads(features.to(model.device)))
-        radius, certainty = (
-            None if value is None else value.cpu()
-            for value in (posterior.radius, posterior.certainty)
-        )
-        return Embeddings(
-            features,
-            posterior.direction.cpu(),
-            radius,
-            certainty,
-            images.labels.cpu(),
-            images.classes,
-            images.split,
-            images.paths,
-        )
 
 
 @dataclass(frozen=True)
@@ -116,15 +72,10 @@ class Monitor:
         labelled = order[images.labels[order] >= 0]
         queries = labelled[: min(PROBES, len(labelled) // 5)]
         bank = labelled[len(queries) :][:BANK]
-        monitor = Monitor(images, order[:PROBES], queries, bank, seed, precision)
-        return monitor if features is None else monitor._holding(features)
-
-    def _holding(self, features: FeatureViews) -> "Monitor":
-        """Return the monitor with the features of its images in memory."""
-        rows = torch.cat([self.probes, self.queries, self.bank]).unique()
-        both = torch.arange(2).repeat_interleave(len(self.probes))
-        views = features.rows(both, self.probes.repeat(2))
-        return replace(self, held=HeldFeatures(rows, features.whole(rows), views))
+        probes, held = order[:PROBES], None
+        if features is not None:
+            held = HeldFeatures.of(features, torch.cat([probes, queries, bank]), probes)
+        return Monitor(images, probes, queries, bank, seed, precision, held)
 
     @property
     def accuracy(self) -> str:
@@ -150,9 +101,11 @@ class Monitor:
         Raises:
             FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
         """
-        with evaluating(model):
-            first, second, features = self._probe_views(model, views)
-        clean = self._embedded(model, self.probes)
+        how = self.precision, self.held
+        first, second, features = embedded_views(
+            model, self.images, self.probes, self.seed, views, *how
+        )
+        clean = embedded(model, self.images, self.probes, *how)
         _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
@@ -197,21 +150,6 @@ class Monitor:
         names = json.dumps(list(self.images.classes)).encode()
         return digest_of_bytes(images.encode(), rows.numpy().tobytes(), labels, names)[:16]
 
-    def _probe_views(self, model: SimCLR, views: ViewConfig) -> tuple[Posterior, Posterior, Tensor]:
-        device = model.mean.device
-        if self.held is not None:
-            features = self.held.views.to(device)
-            halves = (model.read(*model.heads(half)) for half in features.chunk(2))
-            first, second = halves
-            return first, second, features
-        seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
-        pixels = self.images.for_views(self.probes).to(device)
-        both = two_views(pixels, seeds, views, self.images.images.shape[-1])
-        half = self.precision != torch.float32
-        with torch.autocast(device.type, dtype=self.precision, enabled=half):
-            (h, first), (_, second) = (model(part) for part in both.chunk(2))
-        return first, second, h.float()
-
     def knn(self, model: SimCLR) -> dict[str, float]:
         """Return the accuracy of a vote of the 20 nearest neighbours; {} without labels.
 
@@ -222,11 +160,7 @@ class Monitor:
         """
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
-        bank, queries = (self._embedded(model, rows) for rows in (self.bank, self.queries))
-        if self.held is None:
-            return {"knn": _knn_accuracy(bank, queries, bank.features, queries.features)}
-        found = _knn_accuracy(bank, queries, bank.direction, queries.direction)
-        return {"knn_directions": found}
+        return {self.accuracy: self._knn(model, by_features=self.held is None)}
 
     def knn_untrained(self, model: SimCLR) -> dict[str, float]:
         """Return the accuracies before the first step, with "_untrained" behind their names.
@@ -238,31 +172,22 @@ class Monitor:
         """
         found = self.knn(model)
         if found and self.held is not None:
-            bank, queries = (self._embedded(model, rows) for rows in (self.bank, self.queries))
-            found["knn"] = _knn_accuracy(bank, queries, bank.features, queries.features)
+            found["knn"] = self._knn(model, by_features=True)
         return {f"{name}_untrained": value for name, value in found.items()}
 
-    def _embedded(self, model: SimCLR, rows: Tensor) -> Embeddings:
-        """Return the table of some of the images."""
-        images = self.images.select(rows)
-        if self.held is not None:
-            return self.held.embedded(model, rows, images)
-        return embed(model, images, precision=self.precision)
-
-
-def _knn_accuracy(bank: Embeddings, queries: Embeddings, known: Tensor, asked: Tensor) -> float:
-    """Return the share of queries whose label the vote of their neighbours in the bank names.
-
-    Args:
-        bank: the labelled images.
-        queries: the images that are held out.
-        known: (b, f) the vectors of the bank by which neighbours are found.
-        asked: (q, f) those of the queries.
-    """
-    _check_finite(known, asked)
-    similarity, index = neighbours.top_k(asked, known, min(NEIGHBOURS, len(bank)))
-    voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
-    return float((voted == queries.labels).float().mean())
+    def _knn(self, model: SimCLR, by_features: bool) -> float:
+        """Return the accuracy of the vote of neighbours by features, or by directions."""
+        bank, queries = (
+            embedded(model, self.images, rows, self.precision, self.held)
+            for rows in (self.bank, self.queries)
+        )
+        known, asked = (
+            table.features if by_features else table.direction for table in (bank, queries)
+        )
+        _check_finite(known, asked)
+        similarity, index = neighbours.top_k(asked, known, min(NEIGHBOURS, len(bank)))
+        voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
+        return float((voted == queries.labels).float().mean())
 
 
 def _check_finite(*tensors: Tensor) -> None:

@@ -6,9 +6,12 @@ features of views stand in for the views.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import PretrainConfig
@@ -18,7 +21,6 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import two_views, views_of
-from sureclr.training.feature_cache import FeatureViews
 
 CHOICE = 0x5EED  # stream of the random numbers that choose among the views of an image
 ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
@@ -36,6 +38,31 @@ class StepViews(NamedTuple):
 
     done: int
     of: Callable[[slice], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureViews:
+    """Features of k >= 2 views of each of n images, on which heads are trained.
+
+    Attributes:
+        values: (k, n, f) float16 or float32, in memory or memory-mapped; rows are read when they
+            are used.
+        whole: maps rows (m,) int64 to the features (m, f) float32 of these images without any
+            augmentation, on the CPU. The monitor calls it once, for at most some thousand rows.
+    """
+
+    values: NDArray[np.floating[Any]]
+    whole: Callable[[Tensor], Tensor]
+
+    def rows(self, views: Tensor, indices: Tensor) -> Tensor:
+        """Return the features (m, f) float32, on the CPU, of one view of each of m images.
+
+        Args:
+            views: (m,) int64, the number of the view, from 0 to k - 1.
+            indices: (m,) int64 rows of the images.
+        """
+        found = np.asarray(self.values[views.numpy(), indices.numpy()], dtype=np.float32)
+        return torch.from_numpy(found)
 
 
 def prepared_views(

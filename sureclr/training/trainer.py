@@ -21,10 +21,15 @@ from sureclr.maths.objectives import Objective
 from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
-from sureclr.training.feature_cache import FeatureViews
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
-from sureclr.training.step_views import StepViews, ViewsOf, prepared_features, prepared_views
+from sureclr.training.step_views import (
+    FeatureViews,
+    StepViews,
+    ViewsOf,
+    prepared_features,
+    prepared_views,
+)
 
 RECORDED = (  # the keys of `Trainer.record`
     *("images", "count", "origins", "snapshots", "changes", "backbone"),
