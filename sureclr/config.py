@@ -541,6 +541,11 @@ class PretrainConfig:
             return "frozen"
         return "pretrained" if self.pretrained else "untrained"
 
+    @property
+    def first_encoder_name(self) -> str:
+        """Return what summaries and reports call the encoder before the first step."""
+        return FIRST_ENCODERS[self.first_encoder]
+
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.
 

@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sureclr.config import FIRST_ENCODERS
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
@@ -208,7 +207,7 @@ class EvaluationInputs:
             except UserError as error:
                 self.progress.message(
                     f"{path} is damaged ({reason_in(error)}); the"
-                    f" {FIRST_ENCODERS[self.run.config.first_encoder]} embeds the images anew."
+                    f" {self.run.config.first_encoder_name} embeds the images anew."
                 )
                 continue
             if stored.origin == origin and list(stored.paths) == list(self.table.paths):

@@ -618,7 +618,8 @@ class LearningResult:
         temperature: at which `positives` and `negatives` are taken, the same for every run.
         alignment: mean squared distance of two views (Wang and Isola 2020).
         uniformity: log of the mean Gaussian kernel of different images (the same paper).
-        effective_rank: of the features (RankMe, Garrido et al. 2023).
+        effective_rank: of the features (RankMe, Garrido et al. 2023); of the directions where the
+            encoder is frozen, whose features stay as they are.
         cosine_different: mean cosine of different images.
         knn: accuracy on held-out training images.
         radius: mean radius of whole images.
@@ -627,6 +628,7 @@ class LearningResult:
         per_class: None without labels or without a certainty.
         gradient: which negatives carry it.
         damaged: file name -> why that snapshot could not be read.
+        knn_directions: accuracy by the directions, in place of `knn`, where the encoder is frozen.
     """
 
     epochs: tuple[int, ...]
@@ -643,6 +645,7 @@ class LearningResult:
     per_class: ClassCertainty | None
     gradient: GradientHistory
     damaged: dict[str, str]
+    knn_directions: tuple[Number, ...] | None = None
 
 
 # --- geometry -------------------------------------------------------------------------

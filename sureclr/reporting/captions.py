@@ -116,7 +116,7 @@ HEADS = Caption(
     "What the heads added",
     "The heads turn the features of an image into a direction and a certainty. In the first chart"
     " the {k} nearest training images vote for the class of {n_test:,} test images, found by the"
-    " features and by the directions; by the directions, the vote is {verdict}. The second chart"
+    " features and by the directions; the vote by the directions is {verdict}. The second chart"
     " shows how well each score predicts that the nearest training image by the features has the"
     " right class (R-AUROC, {n_judged:,} test images). Certainty and evidence are learned by the"
     " heads; the other scores come with the features. Bars are 95 % intervals.",
@@ -204,10 +204,15 @@ LEARNED = Caption(
 SHAPE = Caption(
     "The shape of the representation",
     "Alignment falls as the two views of an image approach each other. Uniformity falls as images"
-    " spread over the sphere. The effective rank (RankMe) is the number of directions of feature"
-    " space in use; if it drops to a few, the representation has collapsed. The loss is the"
-    " difference of its two parts, shown at temperature {temperature} for every run: the logit of"
-    " the partner, and the log of the mean exponential logit of the other images.",
+    " spread over the sphere. The effective rank (RankMe) is {rank_of};"
+    " if it drops to a few, the representation has collapsed. The loss is the difference of its two"
+    " parts, shown at temperature {temperature} for every run: the logit of the partner, and the log"
+    " of the mean exponential logit of the other images.",
+)
+RANK_OF_FEATURES = "the number of directions of feature space in use"
+RANK_OF_DIRECTIONS = (
+    "the number of dimensions that the head's directions use (the features of a frozen encoder never"
+    " change)"
 )
 CLASS_CERTAINTY = Caption(
     "Certainty over time, by class{which}",

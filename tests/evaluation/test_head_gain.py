@@ -39,9 +39,8 @@ def log_kernel(a: Embeddings, i: int, b: Embeddings, j: int) -> float:
     """log P_r(cosine) of theory 2, in Python's own numbers."""
     assert a.radius is not None and b.radius is not None
     r = float(a.radius[i]) * float(b.radius[j])
-    cosine = sum(
-        x * y for x, y in zip(a.direction[i].tolist(), b.direction[j].tolist(), strict=True)
-    )
+    mu, other = a.direction[i].tolist(), b.direction[j].tolist()
+    cosine = sum(x * y for x, y in zip(mu, other, strict=True))
     return math.log(1 - r * r) - 4.5 / 2 * math.log(1 + r * r - 2 * r * cosine)
 
 

@@ -46,6 +46,11 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, int], ...]], ...] = (
         (("cosine_positive", "mean cosine", 0), ("radius_views", "mean radius", 1)),
     ),
     ("Nearest neighbours", "accuracy, held-out training images", (("knn", "kNN", 0),)),
+    (
+        "Nearest neighbours by directions",
+        "accuracy, held-out training images",
+        (("knn_directions", "kNN", 0),),
+    ),
     ("Kernel dimension", "dimensions in use", (("kernel_dimension", "kernel dimension", 0),)),
     ("Learning rate", "learning rate", (("learning_rate", "learning rate", 2),)),
     ("Speed", "images per second", (("images_per_second", "images per second", 2),)),
@@ -152,7 +157,7 @@ def _heads(run: RunFiles, result: HeadsResult) -> list[Block]:
         k=result.k,
         n_test=result.n_test,
         n_judged=result.n_judged,
-        verdict=verdict_text("by the features", after.interval, before.interval),
+        verdict=verdict_text("the one by the features", after.interval, before.interval),
     )
     axis = Axis("R-AUROC", None, 1.0)
     charts = [
