@@ -7,10 +7,11 @@ names of what may say how certain an image is: `certainty` (the loss's own), `ne
 `feature_norm`, `negative_entropy`; a higher score means more certain.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from sureclr.training.run import Run
 
 SCHEMA = 5  # of results.json: raise it whenever a field below changes
+TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
 READABLE = (1, 2, 3, 4, 5)  # schemas that are read: keys that older ones lack have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
@@ -1056,6 +1058,23 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
         write_atomically(path, json_bytes({"schema": SCHEMA, **content}))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({why(error)}).") from error
+
+
+def checked_result(key: str, result: Any) -> Any:
+    """Return what an evaluation returned, or raise a UserError if it cannot be kept."""
+    try:
+        if is_dataclass(result) or isinstance(result, dict):
+            content = to_json(result)
+            json.dumps(content, allow_nan=False)
+            if content.keys().isdisjoint(TAKEN):
+                return result
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"the evaluation {key} must return a dataclass, or a dict without the keys"
+        f" {' and '.join(TAKEN)}, of plain numbers, strings, lists and dicts; it returned"
+        f" {type(result).__name__}."
+    )
 
 
 def entry_to_json(name: str, result: Any, provenance: Provenance) -> dict[str, Any]:

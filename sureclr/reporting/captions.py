@@ -206,12 +206,12 @@ SHAPE = Caption(
     "Alignment falls as the two views of an image approach each other. Uniformity falls as images"
     " spread over the sphere. The effective rank (RankMe) is {rank_of};"
     " if it drops to a few, the representation has collapsed. The loss is the difference of its two"
-    " parts, shown at temperature {temperature} for every run: the logit of the partner, and the log"
-    " of the mean exponential logit of the other images.",
+    " parts, shown at temperature {temperature} for every run: the logit of the partner, and the"
+    " log of the mean exponential logit of the other images.",
 )
 RANK_OF_FEATURES = "the number of directions of feature space in use"
 RANK_OF_DIRECTIONS = (
-    "the number of dimensions that the head's directions use (the features of a frozen encoder never"
+    "the number of dimensions that the directions use (the features of a frozen encoder never"
     " change)"
 )
 CLASS_CERTAINTY = Caption(
