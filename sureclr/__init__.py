@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sureclr.models.encoders import register_encoder as register_encoder
     from sureclr.recipes import recipe as recipe
     from sureclr.reporting.page import report as report
+    from sureclr.training.photographs import recipe_for_pictures as recipe_for_pictures
     from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
@@ -76,6 +77,7 @@ _HOMES = {
     "Posterior": "maths.sphere",
     "register_encoder": "models.encoders",
     "recipe": "recipes",
+    "recipe_for_pictures": "training.photographs",
     "report": "reporting.page",
     "pretrain": "training.pretraining",
     "Run": "training.run",

@@ -275,7 +275,7 @@ class PretrainConfig:
     freeze: Literal["off", "stages", "backbone"] = "off"
     """What of a pretrained encoder is not trained: backbone (all of it: features of cached_views
     views of each image are computed once, and only the heads are trained); stages (all but its last
-    stage); or off, which trains everything.
+    stage); or off, which trains everything. On the command line, --freeze alone means backbone.
     """
     cached_views: int = 8
     """With freeze=backbone: number of views of each image whose features are computed and stored,

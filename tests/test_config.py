@@ -302,7 +302,7 @@ def test_every_field_has_a_help_text_that_is_a_sentence(config: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "name"), [("digits", "digits"), ("folder:/a/b", "folder"), ("stl10", "stl10")]
+    ("source", "name"), [("digits", "digits"), ("folder:/a/b", "photos"), ("stl10", "stl10")]
 )
 def test_a_source_starts_from_its_own_recipe(source: str, name: str) -> None:
     assert recipe_for(source) == name

@@ -19,6 +19,7 @@ from sureclr.config import (
     view_values,
 )
 from sureclr.errors import UserError
+from sureclr.progress import Progress
 from sureclr.recipes import RECIPES, recipe, recipe_for
 
 DATA = Group("Images", sort_key=10)
@@ -154,10 +155,12 @@ def resolve(
     file: Path | None,
     given: dict[str, Any],
     views: dict[str, Any],
+    progress: Progress | None = None,
 ) -> PretrainConfig:
     """Return one configuration: the command line over the file over the recipe over the defaults.
 
-    The recipe is the named one, else the source's own, unless a file is given.
+    The recipe is the named one, else the source's own, unless a file is given. The recipe `photos`
+    is fitted to the pictures if there is a `progress`, which gets a line about it.
 
     Raises:
         UserError: no source, an unknown recipe, or values that do not fit.
@@ -173,8 +176,13 @@ def resolve(
         )
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
+    chosen = {**_network_of_run(from_file | given), **from_file, **given}
+    if name == "photos" and progress is not None:
+        from sureclr.training.photographs import recipe_for_pictures
+
+        base = recipe_for_pictures(source, chosen, progress)
     merged = {**vars(base.views), **view_values(from_file), **views}
-    values = {**vars(base), **_network_of_run(from_file | given), **from_file, **given}
+    values = {**vars(base), **chosen}
     return from_dict({**values, "source": source, "views": merged})
 
 

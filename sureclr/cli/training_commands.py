@@ -129,7 +129,8 @@ def pretrain(
         source = source or (None if config else "digits")  # `pretrain` says that there is no run
     elif accept_changes:
         raise UserError("--accept-changes belongs to --resume; leave it out.")
-    resolved = resolve(source, recipe, config, given_flags(given), given_flags(views))
+    progress = CommandProgress()
+    resolved = resolve(source, recipe, config, given_flags(given), given_flags(views), progress)
     from sureclr.training.pretraining import check_pretraining
     from sureclr.training.pretraining import pretrain as train
 
@@ -143,7 +144,7 @@ def pretrain(
         "track": track,
         "root": root,
         "verify": verify,
-        "progress": CommandProgress(),
+        "progress": progress,
     }
     if dry_run:
         check_pretraining(resolved, **options)

@@ -261,6 +261,7 @@ class ClassifierRecord:
             the next two.
         images: digest of pixels, paths and splits.
         labels: digest of labels and class names.
+        pool: how the encoder pools, see `PretrainConfig`.
     """
 
     key: str
@@ -281,6 +282,7 @@ class ClassifierRecord:
     checkpoint: str = ""
     images: str = ""
     labels: str = ""
+    pool: str = "auto"
 
     @staticmethod
     def of(content: Any) -> "ClassifierRecord":

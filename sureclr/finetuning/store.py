@@ -125,6 +125,7 @@ def save_finetuned(
         checkpoint=run.checkpoint,
         images=digests[0],
         labels=digests[1],
+        pool=run.config.pool,
     )
     write_atomically(folder / record.file, data)
     write_atomically(folder / f"{name}.json", json_bytes(sealed(record)))
@@ -218,7 +219,7 @@ def _encoder(
             " but not its code; pass it again, as the argument `network`."
         )
     if network is None:
-        network = encoder(record.encoder, record.stem, record.channels)
+        network = encoder(record.encoder, record.stem, record.channels, pool=record.pool)
     else:
         network = own_network(network, (record.channels, record.size, record.size))
     return StandardisedEncoder(network, weights["encoder.mean"], weights["encoder.std"])

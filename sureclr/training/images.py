@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig
+from sureclr.config import PICTURE_SOURCES, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images, where_now
+from sureclr.data.survey import DEFAULT_SIZE
 from sureclr.data.user_images import as_image_set
+from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
 from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
@@ -90,17 +92,26 @@ def training_images(
 
 
 def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
-    """Return the configuration of a new run with what its pretrained encoder says of images.
+    """Return the configuration of a new run with what its encoder says of images.
+
+    A pretrained one has a form of its own; a vision transformer takes whole patches.
 
     Args:
         config: of the run.
         progress: gets a sentence for each thing that a reader should know of the first weights.
 
     Raises:
-        UserError: the first weights cannot be read, or do not fit the encoder.
+        UserError: the first weights cannot be read, or do not fit the encoder, or the encoder
+            cannot take the size or the pooling.
     """
     config = with_network_of_run(config)
     config = with_form(config, image_form(config))
+    if config.size is not None:
+        check_side(config.encoder, config.size)
+    elif config.source.partition(":")[0] in PICTURE_SOURCES:
+        size = fitting_side(config.encoder, DEFAULT_SIZE)
+        config = config if size == DEFAULT_SIZE else replace(config, size=size)
+    check_pool(config.encoder, config.pool)
     for sentence in check_start(config):
         progress.message(sentence)
     return config
@@ -113,10 +124,14 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         config: of a run that begins.
         images: the training images, as `training_images` returns them.
         progress: gets a sentence if the stem was chosen and is not the usual one.
+
+    Raises:
+        UserError: the encoder cannot take images of this size.
     """
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
+    check_side(config.encoder, size)
     decided = replace(config, size=size, channels=channels, value_range=value_range)
     resolved = with_stem(decided, size)
     if config.stem == "auto" and resolved.stem == "cifar":

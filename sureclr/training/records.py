@@ -18,6 +18,7 @@ from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sphere import Posterior, wide
+from sureclr.models.encoders import pool_of
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
 from sureclr.training.continuing import (
@@ -297,14 +298,15 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     """Write encoder.safetensors: the backbone's weights, without the heads.
 
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
-    of encoder and stem, channels, size, the mean and standard deviation of the pixels, and a
-    sha256.
+    of encoder, stem and pooling (auto: the encoder has no choice), channels, size, the mean and
+    standard deviation of the pixels, and a sha256.
     """
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()
     description = {
         "encoder": trainer.config.encoder,
         "stem": trainer.config.stem,
+        "pool": pool_of(encoder.backbone),
         "channels": shape[1],
         "size": shape[-1],
         "mean": encoder.mean.tolist(),

@@ -69,7 +69,13 @@ def new_trainer(
     model.to(device).train()
     model.encoder.freeze(config.freeze, config.encoder)
     objective.to(device).train()
-    optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
+    optimizer = new_optimizer(
+        config.optimizer,
+        model,
+        config.learning_rate,
+        config.weight_decay,
+        config.layer_decay,
+    )
     precision = choose_precision(config.precision, device)
     ahead = device.type != "cpu"
     trainer = Trainer(config, images, model, objective, optimizer, precision, ahead)

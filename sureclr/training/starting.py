@@ -11,7 +11,7 @@ from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import open_file
 from sureclr.models.devices import seeded
-from sureclr.models.encoders import CUSTOM, encoder
+from sureclr.models.encoders import CUSTOM, encoder, timm_defaults
 from sureclr.models.weight_files import FileOfWeights, fitted, read_weights, sha256_of
 from sureclr.training.run_dir import RunDir, check_numbers, read_checked_safetensors
 
@@ -177,9 +177,7 @@ def image_form(config: PretrainConfig) -> ImageForm | None:
         return None
     if is_path(config.init) and (path := checked_path(config.init)).is_dir():
         return earlier_run(path).form
-    import timm
-
-    found = timm.get_pretrained_cfg(config.encoder)
+    found = timm_defaults(config.encoder)
     if found is None:
         return None
     return ImageForm(
@@ -250,9 +248,10 @@ def check_start(config: PretrainConfig) -> list[str]:
 def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str]]:
     """Return the encoder with its first weights, and sentences about these."""
     if not is_path(config.init):
-        return encoder(config.encoder, config.stem, channels, config.init == "timm"), []
+        timm_weights = config.init == "timm"
+        return encoder(config.encoder, config.stem, channels, timm_weights, config.pool), []
     path = checked_path(config.init)
-    network = encoder(config.encoder, config.stem, channels)
+    network = encoder(config.encoder, config.stem, channels, pool=config.pool)
     weights = earlier_run(path).weights if path.is_dir() else read_weights(path)
     by_order = config.init_by_order and not path.is_dir()
     state, notes = fitted(network, weights, by_order=by_order)
