@@ -154,6 +154,12 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 
 Pages = Literal["first", "all"]
+FirstEncoder = Literal["untrained", "pretrained", "frozen"]
+FIRST_ENCODERS: dict[FirstEncoder, str] = {  # in the words of summaries and reports
+    "untrained": "untrained encoder",
+    "pretrained": "backbone as it came",
+    "frozen": "backbone as it came",
+}
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
 TABLE = "table"  # begins the name of a source of features made elsewhere; the encoder of its runs
@@ -375,8 +381,8 @@ class PretrainConfig:
     weight_decay: float = 1e-6
     """Strength of the L2 penalty on weight matrices; biases and norms have none."""
     warmup_epochs: float = 10
-    """Epochs in which the learning rate rises to its highest value; with the schedule cosine at most
-    half of all.
+    """Epochs in which the learning rate rises to its highest value; with the schedule cosine at
+    most half of all.
     """
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine (it falls to zero), or constant. Only a constant one
@@ -621,6 +627,21 @@ class PretrainConfig:
         """Return whether this is another configuration with some more extensions, or none."""
         given = self.extensions[: len(earlier.extensions)]
         return replace(self, extensions=given) == earlier
+
+    @property
+    def first_encoder(self) -> FirstEncoder:
+        """Return what the encoder was before the first step, with which evaluations compare it.
+
+        A frozen one is that at any time.
+        """
+        if self.freeze == "backbone":
+            return "frozen"
+        return "pretrained" if self.pretrained else "untrained"
+
+    @property
+    def first_encoder_name(self) -> str:
+        """Return what summaries and reports call the encoder before the first step."""
+        return FIRST_ENCODERS[self.first_encoder]
 
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.

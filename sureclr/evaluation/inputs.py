@@ -194,9 +194,13 @@ class EvaluationInputs:
     def untrained(self) -> Embeddings:
         """The table of the network as it was before its first step.
 
-        That of the run's own images is kept as baselines/untrained.parquet, with a digest of the
-        weights and of the images: later commands and other checkpoints need the same one.
+        A frozen encoder is that network still: its features are those of the run, and the table has
+        no directions, as `raw`. Any other table of the run's own images is kept as
+        baselines/untrained.parquet, with a digest of the weights and of the images: later commands
+        and other checkpoints need the same one.
         """
+        if self.run.config.first_encoder == "frozen":
+            return without_heads(self.table, self.table.features)
         before, table = self.run.untrained(), self.table
         weights = f"untrained {_digest_of_weights(before)} {before.made_in}"
         origin = f"{weights}images {self.own_digest}"
@@ -217,8 +221,8 @@ class EvaluationInputs:
                 stored = Embeddings.read(path)
             except UserError as error:
                 self.progress.message(
-                    f"{path} is damaged ({reason_in(error)}); the untrained encoder embeds the"
-                    " images anew."
+                    f"{path} is damaged ({reason_in(error)}); the"
+                    f" {self.run.config.first_encoder_name} embeds the images anew."
                 )
                 continue
             if stored.origin == origin and list(stored.paths) == list(self.table.paths):
@@ -251,18 +255,18 @@ class EvaluationInputs:
         own_form = (options.centre_share, options.interpolation) != (None, "bilinear")
         images = replace(self.images, pictures=None) if own_form else self.images
         pixels = as_float(convert(images, size=side).images.flatten(1))
-        return replace(
-            self.table,
-            features=pixels,
-            direction=pixels[:, :0],
-            radius=None,
-            certainty=None,
-        )
+        return without_heads(self.table, pixels)
 
     @cached_property
     def reference(self) -> Reference:
         """The training images and their linear probe, with which other images are compared."""
         return Reference.of(self.table, self.probes)
+
+
+def without_heads(table: Embeddings, features: Tensor) -> Embeddings:
+    """Return the table with other features (n, f), and without directions: (n, 0)."""
+    empty = features[:, :0]
+    return replace(table, features=features, direction=empty, radius=None, certainty=None)
 
 
 def _digest_of_weights(run: Run) -> str:

@@ -168,7 +168,7 @@ def _take_steps(
         if name in numbers and (warning := best.warning(numbers[name], complete)):
             progress.message(warning)
         if complete:
-            _report_gain(directory, numbers, name, progress)
+            _report_gain(trainer, directory, numbers, name, progress)
         at_end = trainer.done in trainer.ends
         if stop or at_end or is_best or trainer.is_due(trainer.config.checkpoint_every):
             _save(trainer, directory)
@@ -225,15 +225,15 @@ def _monitored(
 
 
 def _report_gain(
-    directory: RunDir, numbers: dict[str, float], name: str, progress: Progress
+    trainer: Trainer, directory: RunDir, numbers: dict[str, float], name: str, progress: Progress
 ) -> None:
     """Compare kNN at the end of training with that before, if both were measured."""
     first = next(iter(directory.lines()), {})
     before = first.get(f"{name}_untrained")
     if before is None or name not in numbers:
         return
-    compared = f"untrained encoder {before:.3f}"
-    if name != "knn":
+    compared = f"{trainer.config.first_encoder_name} {before:.3f}"
+    if name != "knn":  # the encoder is frozen
         compared = f"untrained heads {before:.3f}"
         if (features := first.get("knn_untrained")) is not None:
             compared += f"; features of the frozen encoder {features:.3f}"
