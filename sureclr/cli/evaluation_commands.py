@@ -1,4 +1,4 @@
-"""evaluate, knn, linear and uncertainty: numbers of a trained run, and their summary in words."""
+"""evaluate, knn, linear, heads, uncertainty: numbers of a trained run, and a summary in words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -67,6 +67,15 @@ def linear(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
 def knn(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Classify each test image by a vote of its 20 nearest training images."""
     _print_one("knn", run, options, f"sureclr linear {quoted(run)}{options.words}")
+
+
+@app.command(group=EVALUATE)
+def heads(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
+    """Compare what the heads put out with the features: all that training adds to a frozen encoder.
+
+    These are the nearest neighbours by the directions, and scores that say which images are hard.
+    """
+    _print_one("heads", run, options, f"sureclr report {quoted(run)}")
 
 
 @app.command(group=EVALUATE)
