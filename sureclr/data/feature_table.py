@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import TABLE
+from sureclr.data.counter_rng import hashed
 from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet, Indices, as_rows
 from sureclr.data.picture_list import short_report
@@ -41,6 +42,7 @@ CLEAN = "features"  # the column of the features of the whole image
 OURS = (CLEAN, "direction")  # lists of numbers in our own tables that are no views
 ROWS_AT_ONCE = 1 << 11
 IN_MEMORY = 1 << 28  # bytes; larger tables lie in a file that the system can drop from memory
+PAIRS = 0x7AB1E  # stream of the random numbers that choose among the views of an image
 MOST_FEATURES, MOST_VIEWS = 65_536, 1000
 ARRAYS = "an array `features` (k, n, f): k views of n images, f numbers each"
 COLUMNS = "columns view_0, view_1, ... with a list of numbers for each image"
@@ -72,6 +74,11 @@ class FeatureSet(ImageSet):
             )
 
     @property
+    def has_pixels(self) -> bool:
+        """Whether there are pixels: never."""
+        return False
+
+    @property
     def view_count(self) -> int:
         """The number k of views of each image; 0 where the table has none."""
         return self.views.shape[1]
@@ -84,6 +91,15 @@ class FeatureSet(ImageSet):
             return chosen
         rows = torch.from_numpy(as_rows(indices, len(self)))
         return replace(chosen, view_rows=self.view_rows[rows])
+
+    def stored_pairs(self, rows: NDArray[np.int64], seeds: Tensor) -> ImageSet:
+        """Return two different stored views of each of some images, see `ImageSet`."""
+        words, k = hashed(seeds, PAIRS, 2) >> 1 & ((1 << 62) - 1), self.view_count  # not negative
+        first = words[:, 0] % k
+        second = (first + 1 + words[:, 1] % (k - 1)) % k
+        twice = np.tile(rows, 2)
+        found = self.view_features(torch.from_numpy(twice), torch.cat([first, second]))
+        return self.select(twice).with_pixels(found[:, :, None, None])
 
     def for_views(self, rows: Indices) -> Tensor:
         """Raise a UserError: no views can be cropped from features."""

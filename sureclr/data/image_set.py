@@ -105,6 +105,11 @@ class ImageSet:
                 " this set."
             )
 
+    @property
+    def has_pixels(self) -> bool:
+        """Whether these are images, and no features that were made elsewhere."""
+        return True
+
     def check_pixels(self) -> None:
         """Raise a UserError unless the pixels are uint8 (n, c, h, w)."""
         _check_images(self.name, self.images)
@@ -183,6 +188,17 @@ class ImageSet:
             changes: other columns that change.
         """
         return replace(self, images=pixels, **{"pictures": None, "contents": None, **changes})
+
+    def stored_pairs(self, rows: NDArray[np.int64], seeds: Tensor) -> "ImageSet | None":
+        """Return two different stored views of each of some images, as 2m images.
+
+        Rows i and i + m of the result are of one image. None: views are drawn from the pixels.
+
+        Args:
+            rows: (m,) of this set.
+            seeds: (m,) int64, which choose the views.
+        """
+        return None
 
     def for_views(self, rows: Indices) -> "Tensor | Pictures":
         """Return the images from which the views of some rows are cropped.

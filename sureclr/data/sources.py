@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sureclr.config import READ_OPTIONS, TABLE, ReadOptions, check_seed
+from sureclr.config import READ_OPTIONS, TABLE, PretrainConfig, ReadOptions, check_seed
 from sureclr.data.downloads import downloading
-from sureclr.data.feature_table import read_feature_table
+from sureclr.data.feature_table import features_of, read_feature_table
 from sureclr.data.folder import absolute, list_folders, with_given
 from sureclr.data.image_set import UNLABELLED, ImageSet, check_shape, convert
 from sureclr.data.picture_list import PictureList, read_pictures, short_report
@@ -159,6 +159,30 @@ def _named(source: str, root: Path | None) -> ImageSet:
             f' module must use @register_source("{source}", about=...).'
         )
     return entry.read(root or data_root())
+
+
+def given_features(
+    images: object, config: PretrainConfig, count: int, progress: Progress = SILENT
+) -> ImageSet | None:
+    """Return what a run on a table of features is to embed; None for a run on images.
+
+    Args:
+        images: a source, or what a user has in hand.
+        config: of the run.
+        count: number of features that it was trained on.
+        progress: gets the sentences about a file.
+
+    Raises:
+        UserError: they are no such features, or a run on images is to embed a table.
+    """
+    if config.of_table:
+        return features_of(images, count, seed=config.seed, progress=progress)
+    if isinstance(images, str) and images.startswith(f"{TABLE}:"):
+        raise UserError(
+            f"{images} is a table of features, and this run was trained on images; give images, or"
+            " train heads on the table: sureclr pretrain table:PATH."
+        )
+    return None
 
 
 def is_source(name: str) -> bool:

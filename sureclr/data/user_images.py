@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sureclr.config import READ_OPTIONS, ReadOptions
+from sureclr.config import READ_OPTIONS, PretrainConfig, ReadOptions
 from sureclr.data.decoding import (
     FileRef,
     readable_endings,
@@ -27,7 +27,7 @@ from sureclr.data.picture_arrays import (
     decoded_images,
 )
 from sureclr.data.picture_list import short_report
-from sureclr.data.sources import SOURCES, is_source, load_images
+from sureclr.data.sources import SOURCES, given_features, is_source, load_images
 from sureclr.data.splits import split_of_name
 from sureclr.data.user_labels import Label, encode_labels
 from sureclr.errors import UserError, unknown
@@ -151,6 +151,24 @@ def _fitting(images: ImageSet, options: ReadOptions) -> ImageSet:
             return images
         return replace(images, images=recolour(images.images, options.channels or 3))
     return convert(images, options.size, options.channels, options)
+
+
+def to_embed(images: object, config: PretrainConfig, size: int, channels: int) -> ImageSet:
+    """Return what a run embeds of what users have in hand.
+
+    Args:
+        images: as for `as_image_set`; for a run on a table of features, features or table:PATH.
+        config: of the run.
+        size: of the images that it takes, in pixels.
+        channels: of these images, or the number of features.
+
+    Raises:
+        UserError: they cannot be used.
+    """
+    features = given_features(images, config, channels)
+    if features is not None:
+        return features
+    return as_image_set(images, size=size, channels=channels, options=config.read_options)
 
 
 def _reported(images: ImageSet, arrays: PictureArrays, progress: Progress) -> ImageSet:

@@ -12,7 +12,6 @@ import torch
 from sureclr.config import ViewConfig
 from sureclr.data.corruptions import CORRUPTIONS
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import selective_prediction, view_pairs
@@ -85,7 +84,7 @@ def measure_uncertainty(
         UserError: there are fewer than two test or two training images.
     """
     check_splits(images)
-    of_table = isinstance(images, FeatureSet)
+    of_table = not images.has_pixels
     judged, reference = Judged.among(table.split, most), reference or Reference.of(table)
     rows = judged.rows
     clean = score_images(table.select(rows), reference)

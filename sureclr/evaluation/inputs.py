@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
 from sureclr.data.sources import load_images
@@ -116,7 +115,7 @@ class EvaluationInputs:
         Raises:
             UserError: they cannot be read, and only their stored table is there.
         """
-        if isinstance(self.catalogue, FeatureSet):
+        if self.run.config.of_table:
             raise UserError(f"pixels are needed here, and {self.no_pixels.rstrip('.')}.")
         if self.no_pixels:
             raise UserError(
@@ -132,8 +131,7 @@ class EvaluationInputs:
         Raises:
             UserError: as for `images`.
         """
-        of_views = isinstance(self.catalogue, FeatureSet) and self.catalogue.view_count
-        return self.catalogue if of_views else self.images
+        return self.images if self.catalogue.has_pixels else self.catalogue
 
     @property
     def map_path(self) -> Path:

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sureclr.config import TABLE
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.feature_table import FeatureSet, features_of
 from sureclr.data.image_set import UNLABELLED, ImageSet, digest_of_labels
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import hold_out_labels, why_not_tested, with_file_labels
-from sureclr.data.sources import is_source, load_images, where_now
+from sureclr.data.sources import given_features, is_source, load_images, where_now
 from sureclr.data.splits import contents_of, held_out_by_content
 from sureclr.data.user_images import as_image_set
 from sureclr.data.user_labels import encode_labels
@@ -83,14 +81,8 @@ def read_run_images(
         )
     where = where_now(run.source, run.path, run.directory.image_paths())
     source = where if data is None else data
-    if run.config.of_table:
-        found = features_of(source, run.channels, seed=run.config.seed, progress=progress)
-        return replace(found, name=run.source) if data is None else found
-    if isinstance(source, str) and source.startswith(f"{TABLE}:"):
-        raise UserError(
-            f"{source} is a table of features, and this run was trained on images; give images, or"
-            " train heads on the table: sureclr pretrain table:PATH."
-        )
+    if (of_table := given_features(source, run.config, run.channels, progress)) is not None:
+        return replace(of_table, name=run.source) if data is None else of_table
     if isinstance(source, str) and is_source(source):
         images = load_images(
             source,
@@ -162,7 +154,7 @@ def no_pixels_in(run: Run) -> str:
 
 def name_the_place(run: Run) -> str:
     """Return how to go on where the images of a run are gone, as the end of a sentence."""
-    kind = TABLE if run.config.of_table else "folder"
+    kind = "table" if run.config.of_table else "folder"
     return f"name the images' new place with data={kind}:PATH"
 
 
@@ -283,10 +275,10 @@ def images_without_pixels(run: Run) -> ImageSet:
     table = stored_table(run)
     if table is None:
         raise UserError(f"{run.path} has no table of the embeddings of its images; evaluate it.")
-    kind = (FeatureSet, torch.float32) if run.config.of_table else (ImageSet, torch.uint8)
-    shape = (len(table), run.channels, run.size, run.size)
-    pixels = torch.empty(shape, dtype=kind[1], device="meta")
-    return kind[0](run.source, pixels, table.labels, table.classes, table.split, table.paths)
+    channels = 1 if run.config.of_table else run.channels
+    shape = (len(table), channels, run.size, run.size)
+    pixels = torch.empty(shape, dtype=torch.uint8, device="meta")
+    return ImageSet(run.source, pixels, table.labels, table.classes, table.split, table.paths)
 
 
 def embed_run_images(

@@ -21,7 +21,6 @@ from sureclr.config import ViewConfig
 from sureclr.data.corruptions import to_uint8
 from sureclr.data.counter_rng import hashed, sample_rows
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
 from sureclr.data.views import one_view
 from sureclr.evaluation.probes import ProbeResult, linear_probe
@@ -269,8 +268,8 @@ def embed_view_pairs(
     """
     n, size = len(rows), images.images.shape[-1]
     seeds = image_seeds(rows, seed, stream)
-    if isinstance(images, FeatureSet):
-        return ViewPairs(embed(_stored_views(images, rows, seeds)))
+    if (stored := images.stored_pairs(rows, seeds)) is not None:
+        return ViewPairs(embed(stored))
 
     def views_of(part: ImageSet, places: Tensor) -> Tensor:
         """The first views come first; a part may have the last of them and the first others."""
@@ -284,13 +283,3 @@ def embed_view_pairs(
         return to_uint8(torch.cat(drawn))
 
     return ViewPairs(embed_changed(embed, images, np.tile(rows, 2), views_of))
-
-
-def _stored_views(images: FeatureSet, rows: NDArray[np.int64], seeds: Tensor) -> ImageSet:
-    """Return two different stored views of each image, the first ones first, as 2n images."""
-    words, k = hashed(seeds, SAMPLED, 2) >> 1 & ((1 << 62) - 1), images.view_count  # not negative
-    first = words[:, 0] % k
-    second = (first + 1 + words[:, 1] % (k - 1)) % k
-    twice = np.tile(rows, 2)
-    found = images.view_features(torch.from_numpy(twice), torch.cat([first, second]))
-    return images.select(twice).with_pixels(found[:, :, None, None])

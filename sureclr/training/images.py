@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sureclr.config import PICTURE_SOURCES, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
-from sureclr.data.feature_table import FeatureSet
+from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
@@ -178,6 +178,17 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
             " (stride 1); stem=imagenet is faster and sees less detail."
         )
     return resolved
+
+
+def keep_features(images: Any, path: Path) -> None:
+    """Write features that were given in Python into the folder of their run, whose source they are.
+
+    Args:
+        images: what `pretrain` was given; nothing is written of anything else.
+        path: of the file.
+    """
+    if isinstance(images, FeatureSet):
+        save_features(images, path)
 
 
 def views_of_table(images: ImageSet) -> FeatureViews | None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from sureclr.config import PretrainConfig
-from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.maths.objectives import Objective
 from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
@@ -25,6 +24,7 @@ from sureclr.training.images import (
     MonitorLabels,
     as_begun,
     as_resolved,
+    keep_features,
     label_file_of,
     training_images,
     views_of_table,
@@ -112,12 +112,12 @@ def pretrain(
         probe=probe,
         encoder=encoder,
         loss=loss,
-        features=views_of_table(training),
         resumed=resume,
     )
+    trainer.features = views_of_table(training)
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
-    if isinstance(images, FeatureSet) and not resume:
-        save_features(images, directory.path / FEATURES)
+    if not resume:
+        keep_features(images, directory.path / FEATURES)
     run_training(
         trainer,
         directory,

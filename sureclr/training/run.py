@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
 from sureclr.data.embeddings import Embeddings
-from sureclr.data.feature_table import features_of
-from sureclr.data.user_images import as_image_set
+from sureclr.data.user_images import to_embed
 from sureclr.errors import UserError
 from sureclr.files import read_json, unsealed
 from sureclr.maths.objectives import Objective
@@ -129,12 +128,7 @@ class Run:
                 features (m, f) of whole images, an array or a tensor, or table:PATH.
             progress: gets the number of embedded images.
         """
-        options = self.config.read_options
-        fitting = (
-            features_of(images, self.channels)
-            if self.config.of_table
-            else as_image_set(images, size=self.size, channels=self.channels, options=options)
-        )
+        fitting = to_embed(images, self.config, self.size, self.channels)
         return embed(
             self.model,
             fitting,
