@@ -18,6 +18,9 @@ import yaml
 from sureclr.errors import UserError, unknown
 from sureclr.files import read_file
 
+# Side of people's own pictures. STL-10's: objects can be recognised, 27 KB an image, and a CPU can
+# still train on it
+DEFAULT_SIZE = 96
 LARGEST_CONFIGURATION = 1 << 16  # bytes; ours have about 2,000
 LARGEST_TREE = 10_000  # values in a configuration, those behind YAML's aliases included
 LARGEST = {  # what decides memory and time; far above what anybody has used
@@ -162,6 +165,7 @@ FIRST_ENCODERS: dict[FirstEncoder, str] = {  # in the words of summaries and rep
 }
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
+ONNX = "onnx"  # recorded as the name of an encoder that is the network of an ONNX file
 TABLE = "table"  # begins the name of a source of features made elsewhere; the encoder of its runs
 
 

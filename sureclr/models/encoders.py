@@ -272,12 +272,6 @@ def check_pool(name: str, pool: str) -> None:
         encoder(name, pool=pool)
 
 
-def pool_of(network: nn.Module) -> str:
-    """Return how a vision transformer pools (`token`, `avg`, ...); auto for other networks."""
-    found = getattr(network, "global_pool", None)
-    return found if isinstance(found, str) and hasattr(network, "num_prefix_tokens") else "auto"
-
-
 def check_side(name: str, size: int) -> None:
     """Refuse an image size that a vision transformer cannot take, without weights or images.
 

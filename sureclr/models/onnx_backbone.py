@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from sureclr.errors import UserError
 from sureclr.files import open_file, read_file
 
-ONNX = "onnx"  # recorded as the name of the encoder of a run that has such a backbone
 SUFFIX = ".onnx"
 LARGEST = (1 << 31) - 1  # bytes of a message that protobuf reads
 USUAL_SIZE, USUAL_CHANNELS = 224, 3  # of images for a network that takes any

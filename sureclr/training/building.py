@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import TABLE, PretrainConfig
+from sureclr.config import ONNX, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -21,7 +21,7 @@ from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.devices import seeded
 from sureclr.models.embedding import evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, stem_for
-from sureclr.models.onnx_backbone import ONNX, is_onnx
+from sureclr.models.onnx_backbone import is_onnx
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.starting import absolute_init, starting_network
 

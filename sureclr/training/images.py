@@ -8,20 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import PICTURE_SOURCES, PretrainConfig
+from sureclr.config import DEFAULT_SIZE, PICTURE_SOURCES, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images, where_now
-from sureclr.data.survey import DEFAULT_SIZE
 from sureclr.data.user_images import as_image_set
 from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
 from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
-from sureclr.training.step_views import FeatureViews
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -189,22 +187,6 @@ def keep_features(images: Any, path: Path) -> None:
     """
     if isinstance(images, FeatureSet):
         save_features(images, path)
-
-
-def views_of_table(images: ImageSet) -> FeatureViews | None:
-    """Return the features of views on which the heads of a table's run are trained.
-
-    None: the images have pixels.
-
-    Args:
-        images: the training images.
-    """
-    if not isinstance(images, FeatureSet):
-        return None
-    whole = images.images.flatten(1)
-    return FeatureViews(
-        images.views.numpy().swapaxes(0, 1), lambda rows: whole[rows], images.view_rows
-    )
 
 
 def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:

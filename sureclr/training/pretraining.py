@@ -27,7 +27,6 @@ from sureclr.training.images import (
     keep_features,
     label_file_of,
     training_images,
-    views_of_table,
 )
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
@@ -114,7 +113,6 @@ def pretrain(
         loss=loss,
         resumed=resume,
     )
-    trainer.features = views_of_table(training)
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
     if not resume:
         keep_features(images, directory.path / FEATURES)

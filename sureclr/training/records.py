@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import from_dict, read_yaml, to_yaml
+from sureclr.config import ONNX, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sphere import Posterior, wide
-from sureclr.models.encoders import pool_of
-from sureclr.models.onnx_backbone import OnnxBackbone
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
 from sureclr.training.continuing import (
@@ -46,8 +44,7 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     with which evaluations compare the trained one.
     """
     directory.remove_drafts()
-    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
-        write_atomically(directory.onnx, trainer.model.encoder.backbone.data)
+    directory.save_onnx(trainer.model.encoder.backbone)
     if own := _own_state(trainer):
         directory.save_initial(own)
     _record_backbone(trainer)
@@ -336,17 +333,17 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
     of encoder, stem and pooling (auto: the encoder has no choice), channels, size, the mean and
     standard deviation of the pixels, how the square of a picture is cut and resized (as in
-    `ReadOptions`), and a sha256. The encoder of an ONNX file is
-    `backbone.onnx`, and there is no other file of it.
+    `ReadOptions`), and a sha256. The encoder of an ONNX file is `backbone.onnx`, and there
+    is no other file of it.
     """
-    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
+    if trainer.config.encoder == ONNX:
         return
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()
     description = {
         "encoder": trainer.config.encoder,
         "stem": trainer.config.stem,
-        "pool": pool_of(encoder.backbone),
+        "pool": encoder.pool,
         "channels": shape[1],
         "size": shape[-1],
         "mean": encoder.mean.tolist(),

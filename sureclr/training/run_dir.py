@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sureclr.config import PretrainConfig, read_yaml
+from sureclr.config import ONNX, PretrainConfig, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import (
     BLOCK,
@@ -53,7 +53,7 @@ from sureclr.files import (
     write_synced,
     writing_folder_atomically,
 )
-from sureclr.models.onnx_backbone import ONNX, OnnxBackbone, read_onnx
+from sureclr.models.onnx_backbone import OnnxBackbone, read_onnx
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
@@ -759,6 +759,11 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+    def save_onnx(self, backbone: nn.Module) -> None:
+        """Write backbone.onnx, if the encoder is the network of an ONNX file."""
+        if isinstance(backbone, OnnxBackbone):
+            write_atomically(self.onnx, backbone.data)
 
     def onnx_network(self, config: PretrainConfig) -> OnnxBackbone | None:
         """Return the network of backbone.onnx; None if the run has another encoder.

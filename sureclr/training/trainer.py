@@ -86,6 +86,10 @@ class Trainer:
     views_of: ViewsOf | None = None
     features: FeatureViews | None = None
 
+    def __post_init__(self) -> None:
+        """Take the features of images that a table names."""
+        self.features = self.features or FeatureViews.of(self.images)
+
     @property
     def heads_only(self) -> bool:
         """Return whether the encoder is frozen, so that checkpoints hold the heads without it."""

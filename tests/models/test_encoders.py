@@ -17,9 +17,9 @@ from sureclr.models.encoders import (
     encoder,
     encoder_blocks,
     fitting_side,
-    pool_of,
     pooled,
 )
+from sureclr.models.simclr import StandardisedEncoder
 
 
 def parameters(network: nn.Module) -> int:
@@ -248,7 +248,7 @@ def test_a_vision_transformer_pools_as_it_is_told(name: str, pool: str) -> None:
         patches = [network.norm(tokens_of_last[:, prefix + i]) for i in range(9)]
         expected = network.fc_norm(sum(patches) / 9)
     torch.testing.assert_close(features, expected)
-    assert pool_of(network) == pool and features.shape == (2, network.num_features)
+    assert StandardisedEncoder(network).pool == pool and features.shape == (2, network.num_features)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -260,9 +260,9 @@ def test_the_choice_of_pooling_keeps_every_weight_of_the_norms(name: str) -> Non
 
 
 def test_how_other_networks_pool_is_no_choice() -> None:
-    assert [pool_of(encoder(name)) for name in ("resnet18", "small", "test_vit")] == [
-        *("auto", "auto", "token")
-    ]
+    assert [
+        StandardisedEncoder(encoder(name)).pool for name in ("resnet18", "small", "test_vit")
+    ] == [*("auto", "auto", "token")]
 
 
 def test_register_tokens_are_no_patches() -> None:
