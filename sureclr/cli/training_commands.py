@@ -82,8 +82,9 @@ def pretrain(
             group=RUN,
             help=(
                 "With --extend: cosine (the learning rate rises during a tenth of the extension,"
-                " and falls to zero), constant, or restart (it begins at its highest value and falls"
-                " to zero). Default: constant if the run ended with a constant rate, else cosine."
+                " and falls to zero), constant, or restart (it begins at its highest value and"
+                " falls to zero). Default: constant if the run ended with a constant rate, else"
+                " cosine."
             ),
         ),
     ] = None,
