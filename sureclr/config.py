@@ -427,12 +427,6 @@ class PretrainConfig:
             )
         check_rules(self._rules())
         check_largest(self)
-        own = self.pretrained or self.encoder.startswith("custom:")
-        if self.freeze != "off" and not (own or self.source.startswith("table:")):
-            raise UserError(
-                f"freeze {self.freeze} keeps the first weights of the encoder, and those of init"
-                " random are worth nothing; add init timm, a run folder or a file of weights."
-            )
         if self.micro_batch and self.batch_size % self.micro_batch:
             nearest = max(1, round(self.batch_size / self.micro_batch)) * self.micro_batch
             raise UserError(

@@ -1,5 +1,6 @@
 """Flags made from a configuration's fields, and how flags, a file and a recipe become one."""
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, make_dataclass
@@ -173,4 +174,17 @@ def resolve(
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
     merged = {**vars(base.views), **view_values(from_file), **views}
-    return from_dict({**vars(base), **from_file, **given, "source": source, "views": merged})
+    values = {**vars(base), **_network_of_run(from_file | given), **from_file, **given}
+    return from_dict({**values, "source": source, "views": merged})
+
+
+def _network_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return encoder, stem and pool of the run from which a run starts; {} if it starts from none.
+
+    A user who names that run need not name its encoder, which no recipe can know.
+    """
+    file = Path(str(given.get("init", ""))).expanduser() / "config.yaml"
+    if given.get("init") in (None, "random", "timm") or not os.path.lexists(file):
+        return {}
+    recorded = read_yaml(file)
+    return {name: recorded[name] for name in ("encoder", "stem", "pool") if name in recorded}

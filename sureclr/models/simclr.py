@@ -7,13 +7,14 @@ temperature, a predicted loss) depends on the loss: the model calls the loss's m
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, unit_rows
+from sureclr.models.encoders import encoder_blocks
 
 Read = Callable[[Tensor, Tensor | None], Posterior]
 
@@ -48,6 +49,28 @@ class StandardisedEncoder(nn.Module):
     def num_features(self) -> int:
         """Return f, the number of features of an image."""
         return cast(int, self.backbone.num_features)
+
+    def freeze(self, what: Literal["off", "stages", "backbone"], name: str) -> None:
+        """Keep parts of the encoder from training: their weights and the statistics of their BN.
+
+        They are put into evaluation mode, so call this after `train`.
+
+        Args:
+            what: backbone is all of it. stages is all but its last stage, which is the last of
+                `encoders.encoder_blocks` (of a vision transformer its last block) and what stands
+                behind it, such as the last convolution and norm of EfficientNet. off is nothing.
+            name: of the encoder, for the error message.
+
+        Raises:
+            UserError: what is stages, and the encoder has no two stages or blocks.
+        """
+        if what == "backbone":
+            self.eval().requires_grad_(False)
+        elif what == "stages":
+            for module in _before_the_last_stage(self.backbone, name):
+                module.training = False  # not that of the modules inside it
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map float images (n, c, h, w) in [0, 1] to features (n, f).
@@ -182,6 +205,24 @@ class SimCLR(nn.Module):
         """Map images (n, c, h, w) in [0, 1] to features (n, f) and their Posterior."""
         features = self.features(images)
         return features, self.read(*self.heads(features))
+
+
+def _before_the_last_stage(network: nn.Module, name: str) -> list[nn.Module]:
+    """Return the modules up to the last stage, in the order in which they were registered.
+
+    Those around the last stage, such as the network itself, are among them: their own parameters
+    (class token, positions) come before the first block.
+    """
+    blocks = [block for _, block in encoder_blocks(network)]
+    if len(blocks) < 2:
+        raise UserError(
+            f"freeze stages trains the last stage of an encoder alone, and {name} has no stages or"
+            " blocks that SureCLR knows; use freeze backbone, or off."
+        )
+    inside = set(blocks[-2].modules())
+    modules = list(network.modules())
+    last = max(place for place, module in enumerate(modules) if module in inside)
+    return modules[: last + 1]
 
 
 def standardised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from sureclr.models.devices import seeded
 from sureclr.models.embedding import evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, stem_for
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
-from sureclr.training.starting import starting_network
+from sureclr.training.starting import absolute_init, starting_network
 
 WEIGHT_BYTES = 8  # a weight and its gradient, each in float32
 STATISTICS_IMAGES = 10_000  # about so many images give the mean and the standard deviation,
@@ -96,6 +96,8 @@ def _model(
     """Return the network with weights drawn by torch's global generator."""
     if network is None:
         network = starting_network(config, channels)
+    if config.pretrained:  # heads that do not depend on how the network was made
+        torch.manual_seed(config.seed)
     features = cast(int, network.num_features)
     projection = ProjectionHead(
         features, config.projection_dim, config.projection_hidden, config.projection_layers
@@ -120,7 +122,7 @@ def _check_size(
     if network is None and config.encoder in ENCODERS and config.encoder != "small":
         return  # code of a package, which need not work without memory
     one = torch.ones(1)
-    named = replace(config, init="random")
+    named = replace(config, init="random", freeze="off")
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that loading copies no values
         model = _model(named, channels, one, one, criterion, network)
@@ -159,7 +161,8 @@ def _loss(config: PretrainConfig, loss: Objective | None) -> Objective:
 def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> PretrainConfig:
     """Return the configuration that records the source, and the user's own encoder and loss.
 
-    The source is recorded with an absolute path, so that it is found from any folder. A registered
+    The source and the first weights are recorded with absolute paths, so that they are found from
+    any folder. A registered
     loss is recorded by its name and options, so that it can be built again. An encoder, and any
     other loss, is recorded as "custom:" and the name of its class.
 
@@ -168,6 +171,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     """
     if findable(config.source) != config.source:
         config = replace(config, source=findable(config.source))
+    if absolute_init(config.init) != config.init:
+        config = replace(config, init=absolute_init(config.init))
     if encoder is not None:
         if not isinstance(encoder, nn.Module):
             raise UserError(
@@ -185,6 +190,12 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
         name = f"{CUSTOM}{type(loss).__name__}" if options is None else _registered_name(loss)
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
+    begun = config.pretrained or encoder is not None or is_own(config.encoder)
+    if config.freeze != "off" and not (begun or config.source.startswith("table:")):
+        raise UserError(
+            f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
+            " random are worth nothing; add init timm, a run folder or a file of weights."
+        )
     return config
 
 

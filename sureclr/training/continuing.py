@@ -26,7 +26,7 @@ CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose au
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
     *("channels", "encoder", "stem", "projection_dim", "projection_layers", "projection_hidden"),
-    *("loss", "optimizer"),
+    *("loss", "optimizer", "freeze"),
 )
 OF_THE_MACHINE = ("threads", "gpu", "torch")  # keys of environment.json that may change last bits
 

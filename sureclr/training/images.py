@@ -17,7 +17,7 @@ from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
-from sureclr.training.starting import image_form, with_form
+from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -89,9 +89,21 @@ def training_images(
     return training
 
 
-def as_begun(config: PretrainConfig) -> PretrainConfig:
-    """Return the configuration of a new run with what its pretrained encoder says of images."""
-    return with_form(config, image_form(config))
+def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
+    """Return the configuration of a new run with what its pretrained encoder says of images.
+
+    Args:
+        config: of the run.
+        progress: gets a sentence for each thing that a reader should know of the first weights.
+
+    Raises:
+        UserError: the first weights cannot be read, or do not fit the encoder.
+    """
+    config = with_network_of_run(config)
+    config = with_form(config, image_form(config))
+    for sentence in check_start(config):
+        progress.message(sentence)
+    return config
 
 
 def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) -> PretrainConfig:

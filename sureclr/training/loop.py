@@ -9,7 +9,14 @@ from sureclr.files import OF_SPACE, WriteError
 from sureclr.models.devices import embedding_precision
 from sureclr.progress import Progress
 from sureclr.stopping import StopFlag, Stopped, stop_on_signals
-from sureclr.training.monitor import BestSoFar, Monitor, collapse_warning, monitor_text
+from sureclr.training.feature_cache import computed_features
+from sureclr.training.monitor import (
+    KNN_WORDS,
+    BestSoFar,
+    Monitor,
+    collapse_warning,
+    monitor_text,
+)
 from sureclr.training.records import (
     StepLines,
     begin_run,
@@ -64,7 +71,18 @@ def run_training(
             directory.save_image_report({**report.to_json(), **named, **labels})
         tracker = stack.enter_context(open_tracker(track, directory.path / "track", trainer.config))
         precision = embedding_precision(trainer.config.precision, trainer.model.device)
-        monitor = Monitor.of(trainer.images, trainer.config.seed, precision)
+        if trainer.heads_only and trainer.features is None and _goes_on(trainer):
+            trainer.features = computed_features(
+                directory.features,
+                trainer.config,
+                trainer.images,
+                trainer.model,
+                precision,
+                digests={name: trainer.record[name] for name in ("backbone", "images")},
+                stopped=f"the features that are done stay; {_how_to_go_on(directory)}",
+                progress=progress,
+            )
+        monitor = Monitor.of(trainer.images, trainer.config.seed, precision, trainer.features)
         progress.begin("Training", trainer.steps, trainer.done)
         try:
             with stop_on_signals() as stop:  # of these, the state is saved first
@@ -77,9 +95,21 @@ def run_training(
             progress.finish()
 
 
+def _goes_on(trainer: Trainer) -> bool:
+    """Return whether a step or a measurement is left to do.
+
+    A run that was stopped while its monitor measured goes on there.
+    """
+    return trainer.done < trainer.steps or bool(trainer.unmonitored)
+
+
+def _how_to_go_on(directory: RunDir) -> str:
+    return f"continue with resume=True, out={str(directory.path)!r}"
+
+
 def _begun(directory: RunDir) -> str:
     """Return how to go on with a run that a signal stops before its next step."""
-    return f"nothing new was computed; continue with resume=True, out={str(directory.path)!r}"
+    return f"nothing new was computed; {_how_to_go_on(directory)}"
 
 
 def _not_written(error: WriteError, trainer: Trainer, directory: RunDir) -> UserError:
@@ -101,9 +131,10 @@ def _take_steps(
     tracker: Tracker,
 ) -> None:
     """Take the remaining steps, with a line for each and checkpoints when they are due."""
-    saved = f"continue with resume=True, out={str(directory.path)!r}"
+    saved = _how_to_go_on(directory)
     data = monitor.data(trainer.record["images"])
-    best = BestSoFar.of(directory, trainer.per_epoch, data)
+    name = monitor.accuracy
+    best = BestSoFar.of(directory, trainer.per_epoch, data, name)
     pending = StepLines(trainer, _untrained_knn(trainer, directory, monitor))
 
     def write(numbers: dict[str, float]) -> None:
@@ -111,8 +142,7 @@ def _take_steps(
         tracker(numbers)
         progress.update(int(numbers["step"]), numbers)
 
-    while trainer.done < trainer.steps or trainer.unmonitored:
-        # A run that was stopped while its monitor measured goes on there
+    while _goes_on(trainer):
         numbers = trainer.unmonitored
         if not numbers:
             if not (pending.step() or stop or _anything_due(trainer)):
@@ -130,15 +160,15 @@ def _take_steps(
                 _save(trainer, directory)
                 raise
             trainer.unmonitored = {}
-            if "knn" in numbers:
-                trainer.monitored = Monitored(numbers["knn"], len(monitor.queries), data)
+            if name in numbers:
+                trainer.monitored = Monitored(numbers[name], len(monitor.queries), data)
                 is_best = best.takes(trainer.monitored, trainer.done)
         write(numbers)  # before the checkpoint: a crash between the two loses no line
         complete = trainer.done == trainer.steps
-        if "knn" in numbers and (warning := best.warning(numbers["knn"], complete)):
+        if name in numbers and (warning := best.warning(numbers[name], complete)):
             progress.message(warning)
         if complete:
-            _report_gain(directory, numbers, progress)
+            _report_gain(directory, numbers, name, progress)
         at_end = trainer.done in trainer.ends
         if stop or at_end or is_best or trainer.is_due(trainer.config.checkpoint_every):
             _save(trainer, directory)
@@ -160,15 +190,14 @@ def _save(trainer: Trainer, directory: RunDir) -> None:
 
 
 def _untrained_knn(trainer: Trainer, directory: RunDir, monitor: Monitor) -> dict[str, float]:
-    """Return the kNN accuracy of the untrained encoder, before the first step of a run."""
+    """Return the kNN accuracy before the first step of a run, if the monitor measures."""
     if trainer.done > 0 or not trainer.config.monitor_every:
         return {}
     try:
         with stop_on_signals(_begun(directory)):
-            measured = monitor.knn(trainer.model)
+            return monitor.knn_untrained(trainer.model)
     except FloatingPointError as error:
         raise trainer.diverged(str(error)) from error
-    return {f"{name}_untrained": value for name, value in measured.items()}
 
 
 def _monitored(
@@ -195,11 +224,19 @@ def _monitored(
     return numbers
 
 
-def _report_gain(directory: RunDir, numbers: dict[str, float], progress: Progress) -> None:
-    """Compare kNN at the end of training with the untrained encoder, if both were measured."""
-    before = next((line.get("knn_untrained") for line in directory.lines()), None)
-    if before is not None and "knn" in numbers:
-        progress.message(
-            f"kNN accuracy on held-out training images {numbers['knn']:.3f} (untrained encoder"
-            f" {before:.3f})"
-        )
+def _report_gain(
+    directory: RunDir, numbers: dict[str, float], name: str, progress: Progress
+) -> None:
+    """Compare kNN at the end of training with that before, if both were measured."""
+    first = next(iter(directory.lines()), {})
+    before = first.get(f"{name}_untrained")
+    if before is None or name not in numbers:
+        return
+    compared = f"untrained encoder {before:.3f}"
+    if name != "knn":
+        compared = f"untrained heads {before:.3f}"
+        if (features := first.get("knn_untrained")) is not None:
+            compared += f"; features of the frozen encoder {features:.3f}"
+    progress.message(
+        f"{KNN_WORDS[name]} on held-out training images {numbers[name]:.3f} ({compared})"
+    )

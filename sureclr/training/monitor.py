@@ -1,7 +1,9 @@
 """Signs of quality while a run trains, from training images alone; test images are never used.
 
 They are kNN on held-out training images, alignment and uniformity (Wang and Isola 2020), effective
-rank (RankMe), and a warning if the representation collapses.
+rank (RankMe), and a warning if the representation collapses. Where the encoder is frozen its
+features never change: then kNN and effective rank are those of the directions, and the features of
+the images are computed once and held in memory.
 """
 
 import json
@@ -14,17 +16,17 @@ from torch import Tensor
 from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
-from sureclr.data.views import two_views
 from sureclr.files import digest_of_bytes
 from sureclr.maths import losses, metrics, neighbours
-from sureclr.maths.sphere import Posterior
-from sureclr.models.embedding import embed, evaluating
 from sureclr.models.simclr import SimCLR
+from sureclr.training.monitored_images import HeldFeatures, embedded, embedded_views
 from sureclr.training.run_dir import Monitored, RunDir, recorded_monitor, recorded_step
+from sureclr.training.step_views import FeatureViews
 
 PROBES = 1024  # fixed training images that are followed
 BANK = 4096  # labelled training images among which held-out ones find their neighbours
 NEIGHBOURS = 20  # that vote
+KNN_WORDS = {"knn": "kNN accuracy", "knn_directions": "kNN accuracy of directions"}
 COLLAPSED_COSINE = 0.95  # mean cosine of different images above which directions have collapsed
 
 
@@ -39,6 +41,7 @@ class Monitor:
         bank: (b,) rows of other labelled images, among which the queries find their neighbours.
         seed: of the probes' views.
         precision: in which the network runs.
+        held: the features of all these images, where the encoder is frozen; else None.
     """
 
     images: ImageSet
@@ -47,15 +50,37 @@ class Monitor:
     bank: Tensor
     seed: int
     precision: torch.dtype = torch.float32
+    held: HeldFeatures | None = None
 
     @staticmethod
-    def of(images: ImageSet, seed: int, precision: torch.dtype = torch.float32) -> "Monitor":
-        """Choose the images at random, by the seed."""
+    def of(
+        images: ImageSet,
+        seed: int,
+        precision: torch.dtype = torch.float32,
+        features: FeatureViews | None = None,
+    ) -> "Monitor":
+        """Choose the images at random, by the seed.
+
+        Args:
+            images: the training images.
+            seed: of the run.
+            precision: in which the network runs.
+            features: of the frozen encoder, of which those of the chosen images are read now; None:
+                the images pass through the network at each measurement.
+        """
         order = hashed(torch.arange(len(images)), stream=seed, count=1)[:, 0].argsort()
         labelled = order[images.labels[order] >= 0]
         queries = labelled[: min(PROBES, len(labelled) // 5)]
         bank = labelled[len(queries) :][:BANK]
-        return Monitor(images, order[:PROBES], queries, bank, seed, precision)
+        probes, held = order[:PROBES], None
+        if features is not None:
+            held = HeldFeatures.of(features, torch.cat([probes, queries, bank]), probes)
+        return Monitor(images, probes, queries, bank, seed, precision, held)
+
+    @property
+    def accuracy(self) -> str:
+        """Return the name of the accuracy that is followed: that of features, or of directions."""
+        return "knn" if self.held is None else "knn_directions"
 
     def measure(
         self, model: SimCLR, views: ViewConfig
@@ -70,20 +95,25 @@ class Monitor:
             Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
             views of different images), positives and negatives (see `evidence_split`), and radius
-            (the mean) if there is one.
+            (the mean) if there is one. Where the encoder is frozen, knn_directions stands in for
+            knn, and the effective rank is that of the views' directions.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
         """
-        with evaluating(model):
-            first, second, features = self._probe_views(model, views)
-        clean = embed(model, self.images.select(self.probes), precision=self.precision)
+        how = self.precision, self.held
+        first, second, features = embedded_views(
+            model, self.images, self.probes, self.seed, views, *how
+        )
+        clean = embedded(model, self.images, self.probes, *how)
         _check_finite(features, first.direction, second.direction, clean.features, clean.direction)
         numbers = {
             **self.knn(model),
             "alignment": float(metrics.alignment(first.direction, second.direction)),
             "uniformity": float(metrics.uniformity(first.direction)),
-            "effective_rank": float(metrics.effective_rank(features)),
+            "effective_rank": float(
+                metrics.effective_rank(features if self.held is None else first.direction)
+            ),
             "cosine_different": mean_cosine_of_different(first.direction),
         }
         tensors = {
@@ -120,33 +150,44 @@ class Monitor:
         names = json.dumps(list(self.images.classes)).encode()
         return digest_of_bytes(images.encode(), rows.numpy().tobytes(), labels, names)[:16]
 
-    def _probe_views(self, model: SimCLR, views: ViewConfig) -> tuple[Posterior, Posterior, Tensor]:
-        device = model.mean.device
-        seeds = hashed(self.probes, stream=self.seed, count=1)[:, 0]
-        pixels = self.images.for_views(self.probes).to(device)
-        both = two_views(pixels, seeds, views, self.images.images.shape[-1])
-        half = self.precision != torch.float32
-        with torch.autocast(device.type, dtype=self.precision, enabled=half):
-            (h, first), (_, second) = (model(part) for part in both.chunk(2))
-        return first, second, h.float()
-
     def knn(self, model: SimCLR) -> dict[str, float]:
-        """Return {"knn": accuracy of a vote of the 20 nearest neighbours}; {} without labels.
+        """Return the accuracy of a vote of the 20 nearest neighbours; {} without labels.
+
+        It has the name `accuracy`. Where the encoder is frozen, directions decide who is near.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite.
         """
         if len(self.queries) == 0 or len(self.bank) == 0:
             return {}
+        return {self.accuracy: self._knn(model, by_features=self.held is None)}
+
+    def knn_untrained(self, model: SimCLR) -> dict[str, float]:
+        """Return the accuracies before the first step, with "_untrained" behind their names.
+
+        Where the encoder is frozen that of its features is there too, which stays as it is.
+
+        Raises:
+            FloatingPointError: a feature is NaN or infinite.
+        """
+        found = self.knn(model)
+        if found and self.held is not None:
+            found["knn"] = self._knn(model, by_features=True)
+        return {f"{name}_untrained": value for name, value in found.items()}
+
+    def _knn(self, model: SimCLR, by_features: bool) -> float:
+        """Return the accuracy of the vote of neighbours by features, or by directions."""
         bank, queries = (
-            embed(model, self.images.select(rows), precision=self.precision)
+            embedded(model, self.images, rows, self.precision, self.held)
             for rows in (self.bank, self.queries)
         )
-        _check_finite(bank.features, queries.features)
-        k = min(NEIGHBOURS, len(bank))
-        similarity, index = neighbours.top_k(queries.features, bank.features, k)
+        known, asked = (
+            table.features if by_features else table.direction for table in (bank, queries)
+        )
+        _check_finite(known, asked)
+        similarity, index = neighbours.top_k(asked, known, min(NEIGHBOURS, len(bank)))
         voted = neighbours.vote(similarity, bank.labels[index], len(bank.classes))
-        return {"knn": float((voted == queries.labels).float().mean())}
+        return float((voted == queries.labels).float().mean())
 
 
 def _check_finite(*tensors: Tensor) -> None:
@@ -164,6 +205,7 @@ class BestSoFar:
         queries: their number.
         step: after which it was measured.
         warned: the accuracy of the last warning.
+        name: of the accuracy, see `Monitor.accuracy`.
     """
 
     per_epoch: int
@@ -171,9 +213,10 @@ class BestSoFar:
     queries: int = 0
     step: int = 0
     warned: float = 1.0
+    name: str = "knn"
 
     @staticmethod
-    def of(directory: RunDir, per_epoch: int, data: str) -> "BestSoFar":
+    def of(directory: RunDir, per_epoch: int, data: str, name: str = "knn") -> "BestSoFar":
         """Return what the checkpoints of a run folder say.
 
         Args:
@@ -181,8 +224,9 @@ class BestSoFar:
             per_epoch: steps of an epoch.
             data: digest of the images and labels by which accuracies are measured now; those
                 measured on others cannot be compared with these.
+            name: of the accuracy.
         """
-        found = BestSoFar(per_epoch)
+        found = BestSoFar(per_epoch, name=name)
         best = directory.best()
         monitor = None if best is None else recorded_monitor(best)
         if best is not None and monitor is not None and monitor.data == data:
@@ -211,8 +255,9 @@ class BestSoFar:
             return None
         self.warned = accuracy
         when, epoch = "at the end" if complete else "now", self.step // self.per_epoch
+        part = "encoder" if self.name == "knn" else "projection head"
         return (
-            f"The encoder got worse: kNN accuracy on held-out training images was"
+            f"The {part} got worse: {KNN_WORDS[self.name]} on held-out training images was"
             f" {self.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) after epoch {epoch} and"
             f" is {accuracy:.3f} {when}. A lower learning_rate may help. The checkpoint of epoch"
             f" {epoch} is kept: use it with checkpoint=best."
@@ -270,13 +315,13 @@ def monitor_text(epoch: int, numbers: dict[str, float]) -> str:
     """
     better = {
         "knn": "higher",
+        "knn_directions": "higher",
         "alignment": "lower",
         "uniformity": "lower",
         "effective_rank": "higher",
     }
     texts = [
-        f"{'kNN accuracy' if name == 'knn' else name.replace('_', ' ')} {numbers[name]:.3f}"
-        f" ({direction} is better)"
+        f"{KNN_WORDS.get(name, name.replace('_', ' '))} {numbers[name]:.3f} ({direction} is better)"
         for name, direction in better.items()
         if name in numbers
     ]

@@ -91,10 +91,7 @@ def pretrain(
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
     file = label_file_of(labels)
-    if resume:
-        config = _continued(directory, config, accept_changes)
-    else:
-        config = as_begun(config)
+    config = _continued(directory, config, accept_changes) if resume else as_begun(config, progress)
     begun = (directory.path, directory.image_paths()) if resume else None
     training = training_images(
         config, images, root, chosen, progress, file, begun=begun, verify=verify
@@ -104,7 +101,14 @@ def pretrain(
     config = _with_precision(config, chosen, progress, resume)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
-        config, training, chosen, progress, probe=probe, encoder=encoder, loss=loss
+        config,
+        training,
+        chosen,
+        progress,
+        probe=probe,
+        encoder=encoder,
+        loss=loss,
+        resumed=resume,
     )
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
     run_training(
@@ -119,7 +123,7 @@ def pretrain(
     return Run(
         directory,
         trainer.config,
-        trainer.model.eval(),
+        trainer.model.eval().requires_grad_(True),  # as one that was loaded
         trainer.objective.eval(),
         training.images.shape[-1],
         training.images.shape[1],
@@ -163,21 +167,22 @@ def check_pretraining(
     Raises:
         UserError: as `pretrain`.
     """
-    config = recorded(config, None, None)
+    config, progress = recorded(config, None, None), progress or ConsoleProgress()
     if out is not None:
         RunDir(Path(out)).check(resume, overwrite)
     if out is not None and resume:
         config = _continued(RunDir(Path(out)), config, accept_changes)
     else:
-        config = as_begun(config)
+        config = as_begun(config, progress)
     check_tracker(track)
     choose_device(device)
-    progress = progress or ConsoleProgress()
     on_cpu = torch.device("cpu")
     file = label_file_of(labels)
     begun = (Path(out), RunDir(Path(out)).image_paths()) if out is not None and resume else None
     images = training_images(config, None, root, on_cpu, progress, file, begun=begun, verify=verify)
-    new_trainer(config if resume else as_resolved(config, images, progress), images, on_cpu)
+    if not resume:
+        config = as_resolved(config, images, progress)
+    new_trainer(config, images, on_cpu, resumed=resume)
 
 
 def _with_precision(

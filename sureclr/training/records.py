@@ -30,7 +30,7 @@ from sureclr.training.continuing import (
     refuse_changes,
 )
 from sureclr.training.image_record import ImageRecord
-from sureclr.training.run_dir import RunDir, checked_safetensors
+from sureclr.training.run_dir import RunDir, checked_safetensors, digest_of_weights
 from sureclr.training.trainer import Trainer
 
 STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
@@ -45,6 +45,7 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     directory.remove_drafts()
     if own := _own_state(trainer):
         directory.save_initial(own)
+    _record_backbone(trainer)
     _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
     write_atomically(
@@ -68,6 +69,14 @@ def _record_images(directory: RunDir, trainer: Trainer, images: ImageRecord) -> 
         "count": len(images.paths),
         "origins": [*earlier, origin],
     }
+
+
+def _record_backbone(trainer: Trainer) -> None:
+    """Let every checkpoint name the digest of a frozen encoder, whose weights it does not hold."""
+    if trainer.heads_only:
+        state = trainer.model.encoder.backbone.state_dict()
+        weights = {name: value.cpu().contiguous() for name, value in state.items()}
+        trainer.record["backbone"] = digest_of_weights(weights)
 
 
 def resume_run(
@@ -101,6 +110,7 @@ def resume_run(
     else:
         if _own_state(trainer):
             _restore_own(trainer, directory.load_initial())
+        _record_backbone(trainer)
         _begin_again(directory, progress)
     if (step := directory.foreign_step(directory.lines())) is not None:
         progress.message(
@@ -172,6 +182,8 @@ def _restore(
     numbers: dict[str, Any],
 ) -> None:
     try:
+        if trainer.heads_only:
+            trainer.model.encoder.backbone.load_state_dict(directory.load_backbone(numbers))
         trainer.restore(parts, numbers)
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

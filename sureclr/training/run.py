@@ -351,6 +351,9 @@ def _restored(
     """Return model and loss with the state of a checkpoint."""
     parts, numbers = checkpoint.parts, checkpoint.numbers
     channels, size = numbers["channels"], numbers["size"]
+    if config.freeze == "backbone":
+        frozen = RunDir(path).load_backbone(numbers)
+        parts["model"] |= {f"encoder.backbone.{name}": value for name, value in frozen.items()}
     try:
         mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
         network = None if encoder is None else own_network(encoder, (channels, size, size))

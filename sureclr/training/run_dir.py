@@ -78,6 +78,7 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "encoder.safetensors",
     "initial.safetensors",
     "training_images.parquet",
+    "features",
     "baselines",
     *OF_THE_WEIGHTS,
     "lock",
@@ -85,6 +86,7 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
 )
 BEGUN_FILES = ("lock", "initial.safetensors", "training_images.parquet", "images.json")
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
+ENCODER = "encoder."  # begins the names of the encoder's weights in initial.safetensors
 
 
 Signature = tuple[tuple[str, int, int, int, int], ...]  # name, size, two times and inode of files
@@ -135,6 +137,7 @@ class RunDir:
         self.snapshots = path / "snapshots"
         self.initial = path / "initial.safetensors"
         self.images = path / "training_images.parquet"
+        self.features = path / "features"
         self._seen: dict[Path, tuple[Signature, dict[str, Any], str]] = {}  # whole checkpoints
 
     def is_run(self) -> bool:
@@ -713,14 +716,14 @@ class RunDir:
         return None
 
     def save_initial(self, tensors: dict[str, Tensor]) -> None:
-        """Write initial.safetensors: the state of the user's own encoder and loss before training.
+        """Write initial.safetensors: the state of encoder and loss before training.
 
         The metadata of the file hold a digest of the tensors.
         """
         from safetensors.torch import save
 
         plain = plain_tensors(tensors)
-        write_atomically(self.initial, save(plain, {"sha256": _digest(plain)}))
+        write_atomically(self.initial, save(plain, {"sha256": digest_of_weights(plain)}))
 
     def load_initial(self) -> dict[str, Tensor]:
         """Load initial.safetensors.
@@ -735,7 +738,7 @@ class RunDir:
             data = read_safetensors(self.initial)
             tensors = load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            intact = header["__metadata__"]["sha256"] == _digest(tensors)
+            intact = header["__metadata__"]["sha256"] == digest_of_weights(tensors)
         except OSError as error:
             refuse_if_lost(error, self.initial)
             intact = False
@@ -748,6 +751,27 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+    def load_backbone(self, numbers: dict[str, Any]) -> dict[str, Tensor]:
+        """Load the weights of a frozen encoder, which the checkpoints do not hold.
+
+        Args:
+            numbers: of the checkpoint to which they belong.
+
+        Returns:
+            The weights under the names that they have in the encoder.
+
+        Raises:
+            UserError: initial.safetensors is missing, damaged, or that of another run.
+        """
+        initial = self.load_initial()
+        found = {k.removeprefix(ENCODER): v for k, v in initial.items() if k.startswith(ENCODER)}
+        if digest_of_weights(found) != numbers.get("backbone"):
+            raise UserError(
+                f"{self.initial} holds other weights than the frozen encoder on which the heads of"
+                f" this run were trained; restore the file of {self.path}."
+            )
+        return found
 
 
 def _folders_of_steps(folder: Path) -> list[Path]:
@@ -802,7 +826,7 @@ def checked_safetensors(tensors: dict[str, Tensor], key: str, about: Mapping[str
     from safetensors.torch import save
 
     plain = plain_tensors(tensors)
-    total = _digest(plain, about)
+    total = digest_of_weights(plain, about)
     return save(plain, {key: json.dumps({**about, "sha256": total})})
 
 
@@ -824,7 +848,7 @@ def read_checked_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], d
     except (SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     expected = about.pop("sha256", None)
-    if expected is not None and expected != _digest(tensors, about):
+    if expected is not None and expected != digest_of_weights(tensors, about):
         raise ValueError("it does not match its sha256")
     return tensors, about
 
@@ -846,7 +870,7 @@ def plain_tensors(part: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def _digest(tensors: dict[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
+def digest_of_weights(tensors: dict[str, Tensor], about: Mapping[str, Any] | None = None) -> str:
     """Return a sha256 of names, types, shapes and values, and of what the file says of them."""
     total = hashlib.sha256(b"" if about is None else json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):

@@ -11,7 +11,7 @@ from sureclr.data.batches import steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective
-from sureclr.models.devices import choose_precision
+from sureclr.models.devices import choose_precision, seeded
 from sureclr.progress import Progress
 from sureclr.training.building import (
     build,
@@ -22,6 +22,7 @@ from sureclr.training.building import (
 )
 from sureclr.training.compiling import compile_step
 from sureclr.training.optimizers import new_optimizer
+from sureclr.training.starting import starting_network
 from sureclr.training.trainer import Trainer
 
 
@@ -32,6 +33,7 @@ def new_trainer(
     *,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    resumed: bool = False,
 ) -> Trainer:
     """Return a trainer at step 0.
 
@@ -41,18 +43,23 @@ def new_trainer(
         device: on which the network runs.
         encoder: the user's own encoder, which is copied.
         loss: the user's own loss, which is copied.
+        resumed: whether the weights of a run that goes on will take the place of the first ones,
+            so that those of a pretrained encoder need not exist any more.
 
     Raises:
-        UserError: the images are too few, configuration and images do not fit together, or a value
-            of the network or the loss is not finite.
+        UserError: the images are too few, configuration and images do not fit together, the encoder
+            has no stages to freeze, or a value of the network or the loss is not finite.
     """
     steps_per_epoch(len(images), config.batch_size)  # raises if there are too few images
     shape = images.images.shape[1:]
     config = with_stem(config, shape[-1])
     mean, std = pixel_statistics(images, config)
     network = None if encoder is None else own_network(encoder, shape)
+    if resumed and config.pretrained:  # passed as `network`, so that the heads begin as they did
+        with seeded(config.seed):
+            network = starting_network(replace(config, init="random", freeze="off"), shape[0])
     model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))
-    if network is None:
+    if encoder is None:
         feature_count(model.encoder.backbone, config.encoder, shape)
     if any(parameter.requires_grad for parameter in objective.parameters()):
         raise UserError(
@@ -60,6 +67,7 @@ def new_trainer(
             " numbers."
         )
     model.to(device).train()
+    model.encoder.freeze(config.freeze, config.encoder)
     objective.to(device).train()
     optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
     precision = choose_precision(config.precision, device)
@@ -78,11 +86,13 @@ def fitting_trainer(
     probe: bool,
     encoder: nn.Module | None = None,
     loss: Objective | None = None,
+    resumed: bool = False,
 ) -> Trainer:
     """Return a trainer at step 0 whose batch fits into memory, compiled where that is wanted.
 
     If `micro_batch` is not set, the number of images at a time is halved until one step can be
-    taken.
+    taken. Heads on the features of a frozen encoder are neither tried nor compiled: their steps are
+    small, and the encoder takes no part in them.
 
     Args:
         config: as in `new_trainer`, like the arguments that are not named here.
@@ -93,10 +103,13 @@ def fitting_trainer(
             raising an error. The trial leaves no trace.
         encoder: the user's own encoder.
         loss: the user's own loss.
+        resumed: as in `new_trainer`.
 
     Raises:
         UserError: nothing fits, or the network cannot be compiled and must be.
     """
+    if config.freeze == "backbone":
+        return new_trainer(config, images, device, encoder=encoder, loss=loss, resumed=resumed)
     chosen = config
     while probe and config.micro_batch is None:
         if _fits(new_trainer(chosen, images, device, encoder=encoder, loss=loss)):
@@ -115,7 +128,7 @@ def fitting_trainer(
             f" are accumulated exactly with micro_batch={chosen.micro_batch} (batch normalisation"
             " uses the statistics of a micro-batch)"
         )
-    trainer = new_trainer(chosen, images, device, encoder=encoder, loss=loss)
+    trainer = new_trainer(chosen, images, device, encoder=encoder, loss=loss, resumed=resumed)
     compile_step(trainer, progress)
     return trainer
 

@@ -1,12 +1,22 @@
 """What an encoder starts from: its first weights, and how it takes its images."""
 
+import os
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from sureclr.config import PretrainConfig
-from sureclr.models.encoders import encoder
+from sureclr.config import PretrainConfig, from_dict, read_yaml
+from sureclr.errors import UserError
+from sureclr.files import open_file
+from sureclr.models.devices import seeded
+from sureclr.models.encoders import CUSTOM, encoder
+from sureclr.models.weight_files import FileOfWeights, fitted, read_weights, sha256_of
+from sureclr.training.run_dir import RunDir, check_numbers, read_checked_safetensors
+
+OF_THE_NETWORK = ("encoder", "stem", "pool")  # what a run takes from the run that it starts from
+ImageFilter = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -26,44 +36,183 @@ class ImageForm:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     centre_share: float = 1.0
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: ImageFilter = "bilinear"
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The encoder of another run, from which a run starts.
+
+    Attributes:
+        config: of that run.
+        form: how its encoder takes images.
+        weights: of the backbone, by its own names.
+    """
+
+    config: PretrainConfig
+    form: ImageForm
+    weights: FileOfWeights
+
+
+def is_path(init: str) -> bool:
+    """Return whether first weights are named by a path."""
+    return init not in ("random", "timm")
+
+
+def absolute_init(init: str) -> str:
+    """Return the name of first weights under which they are found from any folder."""
+    return os.path.abspath(Path(init).expanduser()) if is_path(init) else init
+
+
+def checked_path(init: str) -> Path:
+    """Return the path of a run folder or a file of weights.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(init).expanduser()
+    if path.is_dir() and not RunDir(path).is_run():
+        raise UserError(
+            f"init {init} is a folder without a run (it has no config.yaml); give the folder of a"
+            " run, or a file of weights."
+        )
+    if not os.path.lexists(path):
+        raise UserError(
+            f"init {init} does not exist; give `random`, `timm` (the pretrained weights of a timm"
+            " encoder), or the path of a run folder or a file of weights (.safetensors, .pth, .pt,"
+            " .bin or .onnx)."
+        )
+    return path
+
+
+def earlier_run(path: Path) -> EarlierRun:
+    """Return what a run starts from that begins with the encoder of another run.
+
+    A finished run has `encoder.safetensors`; of another one the newest checkpoint is read.
+
+    Raises:
+        UserError: the encoder's code is not stored in that run, or its files are damaged.
+    """
+    directory = RunDir(path)
+    config = from_dict(read_yaml(directory.config))
+    if config.encoder.startswith(CUSTOM):
+        raise UserError(
+            f"the run {path} has an encoder of your own ({config.encoder}), whose code is not"
+            " stored in it; load the run with it, and pass its network: sureclr.pretrain(config,"
+            f" encoder=sureclr.load({str(path)!r}, encoder=...).encoder.backbone)."
+        )
+    if config.source.startswith("table:"):
+        raise UserError(
+            f"the run {path} has heads and no encoder, because it was trained on a table; start"
+            " from a run of images."
+        )
+    if os.path.lexists(path / "backbone.onnx"):
+        raise UserError(
+            f"the encoder of the run {path} is an ONNX network; start from its file,"
+            f" {path / 'backbone.onnx'}."
+        )
+    file = path / "encoder.safetensors"
+    if os.path.lexists(file):
+        try:
+            tensors, about = read_checked_safetensors(file, "sureclr")
+            size, mean, std = about["size"], about["mean"], about["std"]
+            digest = _digest_of(file)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged ({' '.join(str(error).split())[:200]}); restore it, or delete"
+                " it to start from the run's newest checkpoint."
+            ) from error
+    else:
+        checkpoint = directory.load_checkpoint()
+        check_numbers(path, checkpoint.numbers)
+        model, file, digest = checkpoint.parts["model"], directory.checkpoints, checkpoint.digest
+        tensors = _below("encoder.backbone.", model) or _below("encoder.", directory.load_initial())
+        size = checkpoint.numbers["size"]
+        mean, std = model["encoder.mean"].tolist(), model["encoder.std"].tolist()
+    options = config.read_options
+    form = ImageForm(size, tuple(mean), tuple(std), options.centre_share, options.interpolation)
+    return EarlierRun(config, form, FileOfWeights(file, tensors, digest))
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _digest_of(path: Path) -> str:
+    with open_file(path) as file:
+        return sha256_of(file)
+
+
+def with_network_of_run(config: PretrainConfig) -> PretrainConfig:
+    """Return a configuration with the stem, the pool and the channels of the run it starts from.
+
+    Raises:
+        UserError: the configuration says otherwise; or as `earlier_run`.
+    """
+    if not is_path(config.init) or not checked_path(config.init).is_dir():
+        return config
+    run = earlier_run(checked_path(config.init))
+    values: dict[str, Any] = {name: getattr(run.config, name) for name in OF_THE_NETWORK}
+    values["channels"] = len(run.form.mean)
+    for name, value in values.items():
+        given = getattr(config, name)
+        if given not in (value, None, "auto"):
+            raise UserError(
+                f"{name} is {given}, and the run {config.init}, from which this one starts, has"
+                f" {name} {value}; leave {name} out, or set it to {value}."
+            )
+    return replace(config, **values)
 
 
 def image_form(config: PretrainConfig) -> ImageForm | None:
     """Return how the encoder that a configuration starts from takes its images.
 
-    None: it starts from random weights, or nothing is known.
+    None: it starts from random weights, or nothing is known. For a file of weights of a timm
+    encoder it is what timm says of its own weights for this encoder.
+
+    Raises:
+        UserError: there is no such run or file, or the run is damaged.
     """
-    if config.init != "timm":
+    if not config.pretrained:
         return None
+    if is_path(config.init) and (path := checked_path(config.init)).is_dir():
+        return earlier_run(path).form
     import timm
 
     found = timm.get_pretrained_cfg(config.encoder)
     if found is None:
         return None
-    bicubic = found.interpolation == "bicubic"
     return ImageForm(
         found.input_size[-1],
         tuple(found.mean),
         tuple(found.std),
         found.crop_pct,
-        "bicubic" if bicubic else "bilinear",
+        "bicubic" if found.interpolation == "bicubic" else "bilinear",
     )
 
 
 def with_form(config: PretrainConfig, form: ImageForm | None) -> PretrainConfig:
-    """Return a configuration with what an `ImageForm` says, where it leaves that open."""
+    """Return a configuration with what an `ImageForm` says, where it leaves that open.
+
+    Images get the channels of the encoder, so that grey ones become colour ones. Where the user
+    chose other channels, each gets the average of the means, and of the deviations.
+    """
     if form is None:
         return config
+    channels = config.channels or len(config.pixel_mean or form.mean) or None
+    mean, std = form.mean, form.std
+    if channels not in (None, len(mean)) and mean:
+        mean, std = ((sum(part) / len(part),) * channels for part in (mean, std))
     return replace(
         config,
+        channels=channels,
         size=form.size if config.size is None else config.size,
         centre_share=form.centre_share if config.centre_share is None else config.centre_share,
         interpolation=(
             form.interpolation if config.interpolation == "auto" else config.interpolation
         ),
-        pixel_mean=config.pixel_mean or form.mean or None,
-        pixel_std=config.pixel_std or form.std or None,
+        pixel_mean=config.pixel_mean or mean or None,
+        pixel_std=config.pixel_std or std or None,
     )
 
 
@@ -79,4 +228,33 @@ def starting_network(config: PretrainConfig, channels: int) -> nn.Module:
     Raises:
         UserError: the encoder is unknown, or its weights cannot be read or do not fit.
     """
-    return encoder(config.encoder, config.stem, channels, config.init == "timm")
+    return _started(config, channels)[0]
+
+
+def check_start(config: PretrainConfig) -> list[str]:
+    """Return sentences about the first weights of an encoder, before any image is read.
+
+    Args:
+        config: as `images.as_begun` returns it.
+
+    Raises:
+        UserError: as `starting_network`.
+    """
+    if not config.pretrained:
+        return []
+    decided = replace(config, stem="imagenet") if config.stem == "auto" else config
+    with seeded(config.seed):
+        return _started(decided, config.channels or 3)[1]
+
+
+def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str]]:
+    """Return the encoder with its first weights, and sentences about these."""
+    if not is_path(config.init):
+        return encoder(config.encoder, config.stem, channels, config.init == "timm"), []
+    path = checked_path(config.init)
+    network = encoder(config.encoder, config.stem, channels)
+    weights = earlier_run(path).weights if path.is_dir() else read_weights(path)
+    by_order = config.init_by_order and not path.is_dir()
+    state, notes = fitted(network, weights, by_order=by_order)
+    network.load_state_dict(state)
+    return network, notes

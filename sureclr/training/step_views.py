@@ -1,22 +1,28 @@
 """The views of a step, prepared so that making them waits for nothing.
 
 What they are made of, pixels and random parameters, is chosen on the CPU and sent to the device. On
-an accelerator this is done while the step before is still computed there.
+an accelerator this is done while the step before is still computed there. Of a frozen encoder the
+features of views stand in for the views.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
+from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import two_views, views_of
 
+CHOICE = 0x5EED  # stream of the random numbers that choose among the views of an image
 ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
 
 
@@ -26,11 +32,37 @@ class StepViews(NamedTuple):
     Attributes:
         done: the number of steps before it.
         of: returns both views of the images of a slice of the batch, (2m, c, h, w) float32 in
-            [0, 1]; rows i and i + m are the views of image i. It returns the same pixels each time.
+            [0, 1], or the features of both views, (2m, f) float32; rows i and i + m are those of
+            image i. It returns the same numbers each time.
     """
 
     done: int
     of: Callable[[slice], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureViews:
+    """Features of k >= 2 views of each of n images, on which heads are trained.
+
+    Attributes:
+        values: (k, n, f) float16 or float32, in memory or memory-mapped; rows are read when they
+            are used.
+        whole: maps rows (m,) int64 to the features (m, f) float32 of these images without any
+            augmentation, on the CPU. The monitor calls it once, for at most some thousand rows.
+    """
+
+    values: NDArray[np.floating[Any]]
+    whole: Callable[[Tensor], Tensor]
+
+    def rows(self, views: Tensor, indices: Tensor) -> Tensor:
+        """Return the features (m, f) float32, on the CPU, of one view of each of m images.
+
+        Args:
+            views: (m,) int64, the number of the view, from 0 to k - 1.
+            indices: (m,) int64 rows of the images.
+        """
+        found = np.asarray(self.values[views.numpy(), indices.numpy()], dtype=np.float32)
+        return torch.from_numpy(found)
 
 
 def prepared_views(
@@ -65,3 +97,25 @@ def prepared_views(
     packed = sent(plan.packed(), device)
     make = compiled or views_of
     return StepViews(done, lambda part: make(pictures.values, packed[part], plan.form))
+
+
+def prepared_features(
+    config: PretrainConfig, features: FeatureViews, done: int, device: torch.device
+) -> StepViews:
+    """Prepare the features of a step: of each image, those of two of its views.
+
+    Args:
+        config: names the seed and the size of the batch.
+        features: of the views of the training images.
+        done: the number of steps before it.
+        device: on which the features are wanted.
+    """
+    views, images, width = features.values.shape
+    epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
+    indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
+    words = hashed(seeds, CHOICE, 2) >> 1 & ((1 << 62) - 1)  # not negative
+    first = words[:, 0] % views
+    second = (first + 1 + words[:, 1] % (views - 1)) % views  # each of the others alike
+    found = features.rows(torch.cat([first, second]), indices.repeat(2))
+    both = sent(found.view(2, -1, width), device)
+    return StepViews(done, lambda part: both[:, part].flatten(0, 1))

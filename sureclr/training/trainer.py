@@ -24,16 +24,18 @@ from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
 from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
-from sureclr.training.step_views import StepViews, ViewsOf, prepared_views
+from sureclr.training.step_views import (
+    FeatureViews,
+    StepViews,
+    ViewsOf,
+    prepared_features,
+    prepared_views,
+)
 
-RECORDED = (
-    "images",
-    "count",
-    "origins",
-    "snapshots",
-    "changes",
-    "ends",
-)  # the keys of `Trainer.record`
+RECORDED = (  # the keys of `Trainer.record`
+    *("images", "count", "origins", "snapshots", "changes", "ends", "backbone"),
+)
+BACKBONE = "encoder.backbone."  # begins the names of the encoder's weights in the model's state
 
 
 @dataclass
@@ -51,8 +53,9 @@ class Trainer:
         ahead: whether the program may run ahead of the device, as it does of an accelerator: it
             prepares the next step after each one, and losses are read later.
         done: number of steps done.
-        record: what every checkpoint stores beside the state: the digest of the images, and the
-            changes that were accepted when the run was resumed.
+        record: what every checkpoint stores beside the state: the digest of the images, the
+            changes that were accepted when the run was resumed, and the digest of the weights of a
+            frozen backbone.
         saved_step: the step of the newest checkpoint; None: there is none.
         loss: of the last step, in nats; a tensor lies on the device. None: no step was taken.
         monitored: what the monitor measured after the last step; None: nothing.
@@ -61,6 +64,8 @@ class Trainer:
         views: of the next step, if they were prepared while the last one ran.
         network: maps views to the outputs of the model's heads, compiled; None: the model does it.
         views_of: of data/views.py, compiled; None: as it is.
+        features: of views of the training images, on which the heads alone are trained; None: the
+            encoder is trained, or its features have not been computed yet.
     """
 
     config: PretrainConfig
@@ -79,6 +84,12 @@ class Trainer:
     views: StepViews | None = None
     network: accumulate.Network | None = None
     views_of: ViewsOf | None = None
+    features: FeatureViews | None = None
+
+    @property
+    def heads_only(self) -> bool:
+        """Return whether the encoder is frozen, so that checkpoints hold the heads without it."""
+        return self.config.freeze == "backbone"
 
     @property
     def per_epoch(self) -> int:
@@ -145,11 +156,13 @@ class Trainer:
             self.config.micro_batch,
             self._generator(),
             self.precision,
-            self.network,
+            self.model.heads if self.features is not None else self.network,
         )
 
     def _views(self) -> StepViews:
-        """Prepare the views of the next step."""
+        """Prepare the views of the next step, or their features."""
+        if self.features is not None:
+            return prepared_features(self.config, self.features, self.done, self.model.device)
         return prepared_views(self.config, self.images, self.done, self.model.device, self.views_of)
 
     def rate(self) -> float:
@@ -173,7 +186,7 @@ class Trainer:
 
     def checkpoint_bytes(self) -> int:
         """Return about how many bytes a checkpoint of this network has."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors = self._saved().values()
         copies = 3 if self.config.optimizer == "adam" else 2  # with the optimizer's moments
         return copies * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -199,6 +212,7 @@ class Trainer:
             f"{name} of the {owner}": tensor
             for owner, module in (("network", self.model), ("loss", self.objective))
             for name, tensor in module.state_dict(keep_vars=True).items()
+            if not (self.heads_only and self.done and name.startswith(BACKBONE))
         }
         names = {id(tensor): name for name, tensor in named.items()}
         for parameter, entry in self.optimizer.state.items():
@@ -225,10 +239,12 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
-        if ends := [step for step in self.ends[:-1] if step <= self.done]:
-            earlier = self.record.get("ends")  # of other images, if changes were accepted since
-            known = earlier if isinstance(earlier, list) else []
-            numbers["ends"] = sorted({*ends, *(step for step in known if type(step) is int)})
+        earlier = self.record.get("ends")  # with other images, if changes were accepted since
+        ends = (
+            {step for step in earlier if type(step) is int} if isinstance(earlier, list) else set()
+        )
+        if ends := ends | {step for step in self.ends[:-1] if step <= self.done}:
+            numbers["ends"] = sorted(ends)
         if self.loss is not None:
             numbers["loss"] = float(self.loss)
         if self.monitored is not None:
@@ -236,15 +252,24 @@ class Trainer:
         if self.unmonitored:
             numbers["unmonitored"] = self.unmonitored
         parts = {
-            "model": self.model.state_dict(),
+            "model": self._saved(),
             "objective": self.objective.state_dict(),
             "optimizer": tensors,
         }
         return parts, numbers
 
+    def _saved(self) -> dict[str, Tensor]:
+        """Return the model's state without a frozen backbone, which initial.safetensors holds."""
+        state = self.model.state_dict()
+        if not self.heads_only:
+            return state
+        return {k: value for k, value in state.items() if not k.startswith(BACKBONE)}
+
     def restore(self, parts: dict[str, dict[str, Tensor]], numbers: dict[str, Any]) -> None:
-        """Continue from a checkpoint of `state`."""
-        self.model.load_state_dict(parts["model"])
+        """Continue from a checkpoint of `state`; a frozen backbone has its weights already."""
+        own = self.model.state_dict() if self.heads_only else {}
+        frozen = {name: value for name, value in own.items() if name.startswith(BACKBONE)}
+        self.model.load_state_dict(frozen | parts["model"])
         self.objective.load_state_dict(parts["objective"])
         entries: dict[int, dict[str, Tensor]] = {}
         for name, value in parts["optimizer"].items():

@@ -176,12 +176,19 @@ def test_giving_the_extension_again_extends_once(run: Path) -> None:
     assert "4, batches of 16 images" in load(run, "cpu")._repr_html_()
 
 
-def test_an_encoder_of_the_users_own_trains_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("freeze", ["off", "backbone"])
+def test_an_encoder_of_the_users_own_trains_on(tmp_path: Path, freeze: Any) -> None:
+    """If it is frozen, its features are computed again where they have gone."""
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8))
     own: dict[str, Any] = {"encoder": network, "out": tmp_path / "run", **QUIET}
-    config = pretrain(replace(SHORT, epochs=1), IMAGES, **own).config.extended(1)
-    assert pretrain(config, IMAGES, resume=True, **own).config.all_epochs == 2
-    assert lines(tmp_path / "run")[-1]["step"] == 6
+    config = replace(SHORT, epochs=1, freeze=freeze, cached_views=2)
+    before = pretrain(config, IMAGES, **own)
+    shutil.rmtree(tmp_path / "run" / "features", ignore_errors=True)
+    after = pretrain(before.config.extended(1), IMAGES, resume=True, **own)
+    assert after.config.all_epochs == 2 and lines(tmp_path / "run")[-1]["step"] == 6
+    pairs = zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs) == (freeze == "backbone")
+    assert (tmp_path / "run" / "features").exists() == (freeze == "backbone")
 
 
 # --- What is refused ------------------------------------------------------------------

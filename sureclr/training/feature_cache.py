@@ -1,0 +1,296 @@
+"""Features of several views of each image, computed once by a frozen encoder, on the disk.
+
+They lie in the folder `features` of a run: `values.float16` holds them, `manifest.json` says what
+they are of, and `blocks.jsonl` has a line with a checksum for each block of images that is done.
+View v of image i depends on the seed of the run, v and i alone, and a block is always computed in
+the same batches, so that a cache that was interrupted ends with the same bits. Nothing is written
+through the memory map: on a full disk that would kill the process. The folder may be deleted at any
+time; a run that goes on computes it again.
+"""
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sureclr.config import PretrainConfig
+from sureclr.data.counter_rng import hashed
+from sureclr.data.image_set import ImageSet
+from sureclr.data.views import one_view
+from sureclr.errors import UserError
+from sureclr.files import (
+    WriteError,
+    free_bytes,
+    json_bytes,
+    make_folder,
+    open_file,
+    read_json,
+    remove,
+    sealed,
+    unsealed,
+    write_atomically,
+)
+from sureclr.models.devices import autocast
+from sureclr.models.embedding import batch_for, embed, evaluating
+from sureclr.models.simclr import SimCLR
+from sureclr.progress import Progress, report_progress
+from sureclr.stopping import stop_on_signals
+from sureclr.training.step_views import FeatureViews
+
+BLOCK_IMAGES = 64  # whose views are computed, and lost by an interruption, together
+LARGEST_BLOCKS = 1 << 30  # bytes of blocks.jsonl, of two billion images
+LARGEST_HALF = 65_504  # the largest float16
+FORMAT = 1  # of the folder; a number that this version does not know is not read
+
+
+def computed_features(
+    folder: Path,
+    config: PretrainConfig,
+    images: ImageSet,
+    model: SimCLR,
+    precision: torch.dtype,
+    *,
+    digests: dict[str, str],
+    stopped: str,
+    progress: Progress,
+) -> FeatureViews:
+    """Return the features of `config.cached_views` views of each image, from the disk if they fit.
+
+    Args:
+        folder: of the features; it is made if it is not there. The run's lock is held.
+        config: names the seed, the number of views and their distributions.
+        images: the training images.
+        model: whose encoder is frozen; it computes in evaluation mode, on its device.
+        precision: in which the encoder computes.
+        digests: of the encoder's weights and of the images. Features of others are not used.
+        stopped: how to go on after a signal, as the end of a sentence.
+        progress: gets the number of images that are done, and sentences about what happens.
+
+    Raises:
+        UserError: the disk has too little room, or a feature is not finite or too large for
+            float16.
+        Stopped: SIGINT or SIGTERM; blocks that are done stay.
+    """
+    shape = config.cached_views, len(images), model.encoder.num_features
+    about = json.loads(
+        json_bytes(
+            {
+                "format": FORMAT,
+                "shape": shape,
+                "block": BLOCK_IMAGES,
+                **digests,
+                "seed": config.seed,
+                "views": asdict(config.views),
+                "size": images.images.shape[-1],
+                "precision": str(precision).removeprefix("torch."),
+                "mean": model.mean.tolist(),
+                "std": model.std.tolist(),
+            }
+        )
+    )
+    make_folder(folder)
+    _remove_others(folder, about, progress)
+    with _opened(folder, shape) as file, stop_on_signals(stopped):
+        done = _checked_blocks(folder, file, shape, progress)
+        missing = [b for b in range(-(-len(images) // BLOCK_IMAGES)) if b not in done]
+        if missing:
+            _announce(folder, file, shape, missing, progress)
+            write_atomically(folder / "manifest.json", json_bytes(sealed(about, "features")))
+            _compute(folder, file, shape, missing, (config, images, model, precision), progress)
+    values = np.memmap(folder / "values.float16", np.float16, "r", shape=shape)
+
+    def whole(rows: Tensor) -> Tensor:
+        return embed(model, images.select(rows), precision=precision, progress=progress).features
+
+    return FeatureViews(values, whole)
+
+
+def _remove_others(folder: Path, about: dict[str, Any], progress: Progress) -> None:
+    """Remove features that were computed by other weights, of other images or of other views."""
+    if not os.path.lexists(folder / "blocks.jsonl"):  # a run was stopped before the first block
+        for path in folder.iterdir():
+            remove(path)
+        return
+    try:
+        found = unsealed(read_json(folder / "manifest.json"), "features")
+    except (OSError, ValueError, RecursionError):
+        found = {}
+    if found == about:
+        return
+    names = [name for name in about if found.get(name) != about[name]]
+    reason = f"of another {', '.join(names)}" if found else "without a readable manifest.json"
+    progress.message(f"The features in {folder} are {reason}, so they are computed anew.")
+    for path in folder.iterdir():
+        remove(path)
+
+
+@contextmanager
+def _opened(folder: Path, shape: tuple[int, int, int]) -> Iterator[IO[bytes]]:
+    """Open the file of the values for reading and writing, at its full size; links are refused."""
+    path = folder / "values.float16"
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    size = 2 * prod(shape)
+    try:
+        with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                file.truncate(size)  # takes no room yet
+            yield file
+    except OSError as error:
+        named = path if error.filename is None else Path(str(error.filename))
+        if isinstance(error, WriteError) or named.parent != folder:
+            raise  # of an image, which the block has read
+        raise WriteError(named, error, size) from error
+
+
+def _checked_blocks(
+    folder: Path, file: IO[bytes], shape: tuple[int, int, int], progress: Progress
+) -> set[int]:
+    """Return the blocks that are done and whole; the lines of others are removed."""
+    lines: dict[int, int] = {}
+    try:
+        with open_file(folder / "blocks.jsonl", LARGEST_BLOCKS) as written:
+            for line in written:
+                try:
+                    block, checksum = json.loads(line)
+                    lines[int(block)] = int(checksum)
+                except (ValueError, TypeError):  # a crash can leave half a line
+                    continue
+    except FileNotFoundError:
+        return set()
+    good = {}
+    with report_progress(progress, "Checking stored features", len(lines)) as update:
+        for number, (block, checksum) in enumerate(lines.items(), 1):
+            found = 0
+            for _, start, count in _places(shape, block):
+                file.seek(start)
+                found = zlib.crc32(file.read(count), found)
+            if 0 <= block * BLOCK_IMAGES < shape[1] and found == checksum:
+                good[block] = checksum
+            update(number)
+    if bad := len(lines) - len(good):
+        progress.message(
+            f"{bad} of {len(lines)} blocks of features in {folder} are damaged, and are computed"
+            " again."
+        )
+    text = "".join(f"[{block}, {checksum}]\n" for block, checksum in good.items())
+    write_atomically(folder / "blocks.jsonl", text.encode())
+    return set(good)
+
+
+def _places(shape: tuple[int, int, int], block: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each view, and where its features of a block begin, and their bytes."""
+    views, images, features = shape
+    first = block * BLOCK_IMAGES
+    count = max(min(BLOCK_IMAGES, images - first), 0)
+    for view in range(views):
+        yield view, 2 * (view * images + first) * features, 2 * count * features
+
+
+def _announce(
+    folder: Path,
+    file: IO[bytes],
+    shape: tuple[int, int, int],
+    missing: list[int],
+    progress: Progress,
+) -> None:
+    """Say what will be computed and how many bytes it takes, after a look at the free ones."""
+    views, images, _ = shape
+    size, free = 2 * prod(shape), free_bytes(folder)
+    there = getattr(os.fstat(file.fileno()), "st_blocks", 0) * 512
+    if free is not None and free < size - there:
+        raise UserError(
+            f"the features of {views} views of {images:,} images take {size:,} bytes in {folder},"
+            f" and {free:,} are free; free some space there, give another out=, or choose a smaller"
+            " cached_views."
+        )
+    count = sum(min(BLOCK_IMAGES, images - block * BLOCK_IMAGES) for block in missing)
+    rest = "" if count == images else f" (the other {images - count:,} are done)"
+    progress.message(
+        f"The frozen encoder computes the features of {views} views of each image once:"
+        f" {views * count:,} views of {count:,} images{rest}. They take {size:,} bytes in {folder},"
+        " which may be deleted after the training."
+    )
+
+
+def _compute(
+    folder: Path,
+    file: IO[bytes],
+    shape: tuple[int, int, int],
+    missing: list[int],
+    of: tuple[PretrainConfig, ImageSet, SimCLR, torch.dtype],
+    progress: Progress,
+) -> None:
+    """Compute the blocks that are missing, and write a line for each."""
+    images, device = of[1], of[2].device
+    began, first = (
+        time.monotonic(),
+        len(images)
+        - sum(min(BLOCK_IMAGES, len(images) - block * BLOCK_IMAGES) for block in missing),
+    )
+    done = first
+    progress.begin("Computing features", len(images), first)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    path = folder / "blocks.jsonl"
+    try:
+        with (
+            os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as lines,
+            evaluating(of[2]),
+            autocast(device, of[3]),
+        ):
+            for block in missing:
+                rows = torch.arange(
+                    block * BLOCK_IMAGES, min((block + 1) * BLOCK_IMAGES, len(images))
+                )
+                values = _features_of(rows, *of[:3])
+                for view, start, _ in _places(shape, block):
+                    file.seek(start)
+                    file.write(values[view].data)
+                file.flush()
+                # The line need not wait for the disk: after a crash its checksum tells
+                lines.write(f"[{block}, {zlib.crc32(values.data)}]\n".encode())
+                done += len(rows)
+                speed = (done - first) / (time.monotonic() - began)
+                progress.update(done, {"images_per_second": speed})
+            os.fsync(file.fileno())
+    finally:
+        progress.finish()
+
+
+def _features_of(
+    rows: Tensor, config: PretrainConfig, images: ImageSet, model: SimCLR
+) -> NDArray[np.float16]:
+    """Return the features (k, m, f) of the views of some images."""
+    device, side = model.device, images.images.shape[-1]
+    pixels = images.for_views(rows).to(device)
+    # No epoch has this stream, see `batches.batch`
+    seeds = hashed(rows, stream=(config.seed << 32) - 1, count=1)[:, 0]
+    batch = batch_for(device, images)
+    together = max(1, batch // len(rows))  # views of each image
+    parts = []
+    for start in range(0, config.cached_views, together):
+        numbers = range(start, min(start + together, config.cached_views))
+        views = torch.cat([one_view(pixels, seeds, v, config.views, side) for v in numbers])
+        parts += [model.features(some).float() for some in views.split(batch)]
+    found = torch.cat(parts).view(config.cached_views, len(rows), -1)
+    largest = found.abs().amax((0, 2)).cpu()
+    if not bool((largest <= LARGEST_HALF).all()):  # NaN is not <= either
+        worst = int((~(largest <= LARGEST_HALF)).nonzero()[0])
+        raise UserError(
+            f"the frozen encoder puts out a feature of {float(largest[worst])} for a view of"
+            f" {images.paths[int(rows[worst])]}, and features are stored in float16, up to"
+            f" {LARGEST_HALF:,}; check the weights, the pixel_mean and the pixel_std of the encoder"
+            " (a norm behind its last layer helps)."
+        )
+    return found.half().cpu().numpy()
