@@ -33,14 +33,24 @@ from sureclr.training.run_dir import RunDir, read_checked_safetensors
 from sureclr.training.trainer import Trainer
 
 QUIET: dict[str, Any] = {"device": "cpu", "progress": SILENT}
-SHORT = replace(CONFIG, epochs=2)  # of three steps each
+FLAT = "test-flat"  # an encoder whose steps are quick
+SHORT = replace(CONFIG, encoder=FLAT, epochs=2)  # of three steps each
 STEPS = 6
+
+
+@sureclr.register_encoder(FLAT)
+def flat_encoder(channels: int, stem: str) -> torch.nn.Module:
+    """Eight features of all pixels of images of 8 x 8."""
+    layers = torch.nn.Flatten(), torch.nn.Linear(64 * channels, 8), torch.nn.BatchNorm1d(8)
+    network = torch.nn.Sequential(*layers)
+    network.num_features = 8  # type: ignore[assignment]
+    return network
 
 
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("complete") / "run"
-    train(out, epochs=2)
+    train(out, epochs=2, encoder=FLAT)
     return out
 
 
@@ -120,7 +130,11 @@ def test_an_extended_constant_run_is_the_one_that_was_planned_longer(tmp_path: P
     """Weights, moments, lines and snapshots, bit for bit; the warm-up is longer than the first
     part.
     """
-    flat, ours, planned = {"schedule": "constant"}, tmp_path / "run", tmp_path / "planned"
+    flat, ours, planned = (
+        {"schedule": "constant", "encoder": FLAT},
+        tmp_path / "run",
+        tmp_path / "planned",
+    )
     train(planned, epochs=4, warmup_epochs=3, **flat)
     train(ours, epochs=2, warmup_epochs=3, **flat)
     extend(ours, progress=(said := Messages()))
@@ -266,7 +280,7 @@ def test_results_of_the_part_before_stay_valid(tmp_path: Path, monkeypatch: Any)
     weights."""
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
     out, labelled = tmp_path / "run", as_image_set(IMAGES, labels=torch.arange(48) % 3)
-    train(out, labelled, epochs=2)
+    train(out, labelled, epochs=2, encoder=FLAT)
     which = ["geometry", "learning"]
     first = sureclr.evaluate(out, which, labelled, **QUIET)
     expected = (out / "results.json").read_bytes()
