@@ -237,6 +237,10 @@ class TrainingPart:
     learning_rate: float
     warmup_epochs: float = 0.0
 
+    def __str__(self) -> str:
+        """Describe the part in a few words."""
+        return f"{self.epochs} epochs, {self.schedule}, learning_rate {self.learning_rate:g}"
+
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""
         _check_types(self, "extensions.")
@@ -622,7 +626,7 @@ class PretrainConfig:
             ended = last.learning_rate if flat else self.learning_rate * CONSTANT_SHARE
             rates = {"constant": ended, "cosine": self.learning_rate * COSINE_SHARE}
             learning_rate = rates.get(schedule, self.learning_rate)
-        check_rules([("extend must be at least 1 epoch", epochs >= 1, epochs)])
+        check_rules([("an extension must have at least 1 epoch", epochs >= 1, epochs)])
         warmup = min(self.warmup_epochs, epochs / 10) if schedule == "cosine" else 0.0
         part = TrainingPart(epochs, schedule, learning_rate, warmup)
         return replace(self, extensions=(*self.extensions, part))

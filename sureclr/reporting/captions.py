@@ -36,6 +36,7 @@ OTHER_CHECKPOINT = (
     "This page shows the checkpoint of step {step:,}, which is not the last one of the run; the"
     " curves are of the whole training."
 )
+EXTENDED = "The run was extended after epoch {epoch:,} ({part}), where its curves may bend."
 OTHER_PIXELS = (
     "their pixels are not those that the stored results were made of; evaluate the run again."
 )

@@ -83,13 +83,17 @@ def headline(run: RunFiles) -> str:
 
 
 def remarks(run: RunFiles) -> list[str]:
-    """Return which checkpoint is shown, and a sentence for each part that could not be made."""
+    """Return which checkpoint is shown, where the run was extended, and what could not be made."""
     problems = (
         (captions.RESULTS_ABSENT, run.no_results),
         (captions.NOT_EVALUATED, run.not_evaluated if run.not_evaluated != run.no_results else ""),
         (captions.IMAGES_ABSENT, run.no_images),
     )
     shown = [] if run.step is None else [captions.OTHER_CHECKPOINT.format(step=run.step)]
+    before = run.config.epochs
+    for part in run.config.extensions:
+        shown.append(captions.EXTENDED.format(epoch=before, part=part))
+        before += part.epochs
     shown += [text.format(why=why) for text, why in problems if why]
     return [*shown, *run.problems]
 

@@ -243,10 +243,12 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
-        if ends := [step for step in self.ends[:-1] if step <= self.done]:
-            earlier = self.record.get("ends")  # of other images, if changes were accepted since
-            known = earlier if isinstance(earlier, list) else []
-            numbers["ends"] = sorted({*ends, *(step for step in known if type(step) is int)})
+        earlier = self.record.get("ends")  # with other images, if changes were accepted since
+        ends = (
+            {step for step in earlier if type(step) is int} if isinstance(earlier, list) else set()
+        )
+        if ends := ends | {step for step in self.ends[:-1] if step <= self.done}:
+            numbers["ends"] = sorted(ends)
         if self.loss is not None:
             numbers["loss"] = float(self.loss)
         if self.monitored is not None:

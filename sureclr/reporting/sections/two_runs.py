@@ -1,7 +1,5 @@
 """Two runs compared: their settings, their accuracies and how similar their representations are."""
 
-from dataclasses import asdict
-
 from sureclr.evaluation.results import Comparison
 from sureclr.reporting import captions
 from sureclr.reporting.blocks import Block, Facts, Figure, Note, Tiles, verdict_text
@@ -23,7 +21,7 @@ def draw_comparison(a: RunFiles, b: RunFiles, comparison: Comparison | str) -> l
 def differences(a: RunFiles, b: RunFiles) -> Facts:
     """Return the settings that differ."""
     first, second = (
-        {**asdict(run.config), **{f"views.{k}": v for k, v in asdict(run.config.views).items()}}
+        {**vars(run.config), **{f"views.{k}": v for k, v in vars(run.config.views).items()}}
         for run in (a, b)
     )
     rows = [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sureclr.config import FIRST_ENCODERS, FirstEncoder, PretrainConfig, ViewConfig
+from sureclr.config import FIRST_ENCODERS, FirstEncoder, PretrainConfig, TrainingPart, ViewConfig
 from sureclr.evaluation.results import (
     ClassNumbers,
     HeadsResult,
@@ -281,5 +281,7 @@ def setting_text(value: Any) -> str:
     if value is None:
         return "default"
     if isinstance(value, tuple):
+        if not value or isinstance(value[0], TrainingPart):
+            return "; ".join(map(str, value)) or "none"
         return " to ".join(f"{v:.4g}" for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
