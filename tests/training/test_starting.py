@@ -21,7 +21,7 @@ from sureclr.config import PretrainConfig
 from sureclr.errors import UserError
 from sureclr.models.encoders import encoder
 from sureclr.training.images import as_begun
-from sureclr.training.pretraining import check_pretraining
+from sureclr.training.pretraining import check_pretraining, pretrain
 from sureclr.training.run import load
 from tests.tiny import CONFIG, IMAGES, Interrupting, Messages, equal, train, weights
 
@@ -77,7 +77,7 @@ def test_an_unfinished_run_gives_the_encoder_of_its_newest_checkpoint(
 def test_the_original_is_needed_only_at_the_start(first: Path, tmp_path: Path) -> None:
     """Resuming, loading and the baseline work without it, and change nothing."""
     origin = copy_of(first, tmp_path)
-    whole = train(tmp_path / "whole", init=str(origin)).path
+    whole = train(tmp_path / "whole", init=str(origin), epochs=2).path
 
     class Break(Exception):
         pass
@@ -86,9 +86,9 @@ def test_the_original_is_needed_only_at_the_start(first: Path, tmp_path: Path) -
         raise Break
 
     with pytest.raises(Break):
-        train(tmp_path / "broken", init=str(origin), progress=Interrupting(5, stop))
+        train(tmp_path / "broken", init=str(origin), epochs=2, progress=Interrupting(4, stop))
     shutil.rmtree(origin)
-    run = train(tmp_path / "broken", init=str(origin), resume=True)
+    run = train(tmp_path / "broken", init=str(origin), resume=True, epochs=2)
     assert equal(whole, run.path)
     assert load(run.path).untrained().path == run.path
 
@@ -97,15 +97,14 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_needs_no_original(
     first: Path, tmp_path: Path
 ) -> None:
     origin = copy_of(first, tmp_path)
-    whole = train(tmp_path / "whole", init=str(origin)).path
-    again = train(tmp_path / "again", init=str(origin)).path
-    shutil.rmtree(origin)
-    shutil.rmtree(again / "checkpoints")
+    run = train(tmp_path / "run", init=str(origin), epochs=1).path
+    before = weights(run)
+    for folder in (origin, run / "checkpoints"):
+        shutil.rmtree(folder)
     for name in ("encoder.safetensors", "metrics.jsonl"):
-        (again / name).unlink()
-    train(again, init=str(origin), resume=True)
-    mine, other = weights(again), weights(whole)
-    assert same(mine, other)
+        (run / name).unlink()
+    train(run, init=str(origin), resume=True, epochs=1)
+    assert same(weights(run), before)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +139,13 @@ def test_a_damaged_run_is_refused(name: str, first: Path, tmp_path: Path) -> Non
 
 def test_an_encoder_of_the_users_own_has_no_code_to_start_from(tmp_path: Path) -> None:
     own = nn.Sequential(nn.Conv2d(1, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    run = train(tmp_path / "own", encoder=own, epochs=1)
+    options: dict[str, Any] = {"device": "cpu", "progress": Messages()}
+    config = replace(CONFIG, epochs=1)
+    run = pretrain(config, IMAGES, encoder=own, out=tmp_path / "own", **options)
     with pytest.raises(UserError, match=r"encoder=sureclr\.load\(.*\)\.encoder\.backbone"):
         as_begun(replace(CONFIG, init=str(run.path)), Messages())
     as_advised = load(run.path, encoder=own).encoder.backbone
-    again = train(tmp_path / "again", encoder=as_advised, epochs=1)
+    again = pretrain(config, IMAGES, encoder=as_advised, out=tmp_path / "again", **options)
     assert same(initial(again.path), load_file(run.path / "encoder.safetensors"))
 
 
