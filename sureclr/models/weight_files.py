@@ -9,12 +9,14 @@ import errno
 import pickle
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
 from io import StringIO
+from json import JSONDecodeError
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,6 +180,8 @@ def read_weights(path: Path) -> FileOfWeights:
         ) from error
     except (ValueError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200] or "there is not enough memory"
+        if isinstance(error, JSONDecodeError | UnicodeDecodeError):
+            reason = "its header is damaged or missing"
         raise UserError(
             f"the weights {path} cannot be used ({reason}); give a safetensors file or a PyTorch"
             " state dict that is whole."
@@ -223,7 +227,9 @@ def _state_dict(file: IO[bytes], size: int) -> Any:
             raise ValueError("it would take more memory than the file has bytes")
     file.seek(0)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles of other protocols
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         if error.errno != errno.EINVAL:  # torch seeks before the beginning of a file that is cut
             raise
@@ -468,7 +474,8 @@ def _with_channels(network: nn.Module, state: State) -> tuple[State, list[str]]:
     if before != 3 or channels == 3 or found.shape[2:] != wanted.shape[2:]:
         return state, []
     how = "summed over its three" if channels == 1 else "its three repeated and scaled"
-    note = f"The first convolution takes {channels} channels instead of 3: {how}, as timm does it."
+    count = "1 channel" if channels == 1 else f"{channels} channels"
+    note = f"The first convolution takes {count} instead of 3: {how}, as timm does it."
     return {**state, name: adapt_input_conv(channels, found)}, [note]
 
 
