@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from typing import IO, Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sureclr.data.cache_manifest import (
     READ_BYTES,
@@ -194,6 +196,22 @@ def cache_root() -> Path:
     return Path(
         os.environ.get("SURECLR_CACHE") or Path.home() / ".cache" / "sureclr" / "folders"
     ).expanduser()
+
+
+def pixels_on_disk(shape: Sequence[int]) -> Tensor:
+    """Return pixels (n, c, h, w) uint8 to be filled, in a file of the cache that has no name.
+
+    So they need no memory, and the file is gone when the process ends.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+    needed, folder = prod(shape), cache_root()
+    _check_room(folder, needed, SILENT)
+    with _writing_to(folder, needed), tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process
+            os.posix_fallocate(file.fileno(), 0, needed)
+        return torch.from_numpy(np.memmap(file, np.uint8, mode="r+", shape=tuple(shape)))
 
 
 def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:

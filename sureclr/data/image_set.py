@@ -6,6 +6,7 @@ Every data source is read as an ImageSet.
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn import functional
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.cached_pixels import CachedPixels, images_at_once
 from sureclr.data.decoding import Decoding
+from sureclr.data.folder_cache import pixels_on_disk
 from sureclr.data.image_report import ImageReport
 from sureclr.data.pictures import MOST_BANDS, Pictures
 from sureclr.data.raster_pixels import square_of
@@ -25,6 +27,7 @@ from sureclr.files import digest_of_bytes, digest_of_tensors
 
 SPLITS = ("train", "test", "unlabelled")
 UNLABELLED = -1  # the label of an image whose class is not known
+LARGEST_ENLARGED = 2**30  # bytes of enlarged squares in memory; more of them lie on the disk
 OF_CONTENTS = "-contents"  # ends a digest of what decides the pixels, in place of the pixels
 # Rec. 601 (0.299, 0.587, 0.114) in 1 / 65536, the integers that Pillow's convert("L") uses
 LUMA = (19595, 38470, 7471)
@@ -320,7 +323,12 @@ def _squares(
     """
     pixels, whole = images.images, None if fits else images.pictures
     shape = (len(images), channels, side, side)
-    squares = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
+    # Enlarged for a pretrained encoder, a data set that fits in memory may no longer do so
+    on_disk = prod(shape) > max(LARGEST_ENLARGED, pixels.nbytes) and pixels.device.type == "cpu"
+    if on_disk and side > min(pixels.shape[2:]):
+        squares: Tensor = CachedPixels(pixels_on_disk(shape), None, "")
+    else:
+        squares = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
     count = images_at_once(pixels) if whole is None else 1
     for start in range(0, len(images), count):
         rows = slice(start, start + count)
@@ -379,12 +387,11 @@ def resize(pixels: Tensor, size: int, options: ReadOptions = READ_OPTIONS) -> Te
         wanted = Decoding(
             size, centre_share=options.centre_share, interpolation=options.interpolation
         )
-        made = [torch.from_numpy(square_of(image.numpy(), wanted)) for image in pixels.cpu()]
-        return (
-            torch.stack(made).to(pixels.device)
-            if made
-            else pixels.new_empty((0, pixels.shape[1], size, size))
+        squares = [square_of(image.numpy(), wanted) for image in pixels.cpu()]
+        made = (
+            np.stack(squares) if squares else np.empty((0, pixels.shape[1], size, size), np.uint8)
         )
+        return torch.from_numpy(made).to(pixels.device)
     height, width = pixels.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
