@@ -28,7 +28,7 @@ def recipe_for_pictures(
         source: "folder:PATH", or another source of picture files.
         chosen: fields that the user chose already: the recipe fits itself to `encoder`, `init` and
             `freeze`. They are not in the result.
-        progress: gets the line.
+        progress: gets the line, if there was a choice.
 
     Raises:
         UserError: the source is none of picture files, or there are none.
@@ -44,15 +44,15 @@ def recipe_for_pictures(
     count, training = len(splits), sum(split != "test" for split in splits)
     if None in splits:  # the content decides, and about a fifth is held out
         training = training * 4 // 5
-    init = chosen.get("init")
-    encoder = _encoder(chosen.get("encoder"), init)
-    of_run = init is not None and Path(init).expanduser().is_dir()
+    wanted, init = chosen.get("encoder"), chosen.get("init")
+    encoder = _encoder(wanted, init)
+    of_run = init is not None and Path(str(init)).expanduser().is_dir()
     frozen = chosen.get("freeze", "backbone" if count < FEW_PICTURES and not of_run else "off")
     config = photos(encoder, frozen=frozen == "backbone", images=training)
     defaults = None if encoder is None else timm_defaults(encoder)
-    if encoder is not None and defaults is not None and defaults.input_size[-1] > LARGEST_SIDE:
+    if encoder and defaults and not of_run and defaults.input_size[-1] > LARGEST_SIDE:
         config = replace(config, size=fitting_side(encoder, LARGEST_SIDE))
-    if init is None:
+    if init is None and (wanted is None or timm_defaults(wanted) is not None):
         progress.message(_what_it_begins_with(config, chosen, count))
     if config.batch_size < photos().batch_size and "batch_size" not in chosen:
         progress.message(
@@ -80,8 +80,6 @@ def _what_it_begins_with(config: PretrainConfig, chosen: Mapping[str, Any], coun
     pictures = f"there are {count:,} picture{'s' * (count != 1)}"
     if not config.pretrained:
         wanted = chosen.get("encoder")
-        if wanted is not None and timm_defaults(wanted) is None:
-            return f"The encoder {wanted} begins with random weights; there are no others for it."
         of_what = "" if wanted is None else f" of {wanted}"
         name = f" encoder={PHOTO_ENCODERS[0]}" if wanted is None else ""
         return (

@@ -55,7 +55,7 @@ def test_what_the_user_chose_stands(source: str, tmp_path: Path) -> None:
     assert not config.pretrained
     assert "no pretrained weights of resnet18 are on this machine; with init=timm they" in said[0]
     config, said = chosen(source, encoder="small-4")
-    assert not config.pretrained and "small-4 begins with random weights; there are no" in said[0]
+    assert not config.pretrained and len(said) == 1  # there is nothing to choose
     config, said = chosen(source, init="timm")
     assert (config.encoder, config.freeze, len(said)) == ("test_resnet", "backbone", 1)
     config, said = chosen(source, init="weights.pth", encoder="resnet34")
