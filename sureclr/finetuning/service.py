@@ -12,6 +12,7 @@ from sureclr.evaluation.session import Session
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.protocol import run_finetuning
 from sureclr.finetuning.results import FinetuningResult
+from sureclr.models.onnx_backbone import ONNX
 from sureclr.progress import Progress
 from sureclr.training.run import Run
 
@@ -50,7 +51,8 @@ def finetune(
         progress: what to report to; None reports on stderr.
 
     Raises:
-        UserError: the run, the images or the labels cannot be used, another process is writing to
+        UserError: the run, the images or the labels cannot be used (the encoder of an ONNX file
+            cannot be trained), another process is writing to
             the run, or training diverges at every learning rate.
         Stopped: SIGINT or SIGTERM came; finished seeds are saved.
     """
@@ -65,6 +67,11 @@ def finetune(
     elif labels is not None:
         config = replace(config, labels=str(labels))
     opened = open_run(run, checkpoint, out, device)
+    if opened.config.encoder == ONNX:
+        raise UserError(
+            f"the encoder of the run {opened.path} is an ONNX network, which cannot be trained;"
+            " `linear` evaluates a classifier on its features, and `predict` applies one."
+        )
     if reason := why_not_kept(opened):
         raise UserError(
             f"the run folder {opened.path} cannot be written ({reason}), and fine-tuning keeps each"

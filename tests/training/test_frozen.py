@@ -1,31 +1,20 @@
 """Heads on the features of a frozen encoder, and an encoder of which the last stage is trained."""
 
-import json
 import os
 import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import CONFIG, IMAGES, Interrupting, Messages, equal, lines, weights
+from safetensors.torch import load_file
+from tiny import CONFIG, IMAGES, weights
 from torch import Tensor, nn
 
 import sureclr
-from sureclr.data.batches import batch
-from sureclr.data.counter_rng import hashed
-from sureclr.data.views import one_view
-from sureclr.errors import UserError
-from sureclr.models.embedding import as_float
 from sureclr.models.encoders import encoder
 from sureclr.progress import SILENT
-from sureclr.stopping import Stopped
-from sureclr.training import feature_cache
-from sureclr.training.feature_cache import FeatureViews
-from sureclr.training.step_views import prepared_features
 
 K = 3
 LABELS = torch.arange(48) % 3
