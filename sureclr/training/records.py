@@ -18,7 +18,6 @@ from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sphere import Posterior, wide
-from sureclr.models.onnx_backbone import OnnxBackbone
 from sureclr.progress import Progress
 from sureclr.training.building import is_own
 from sureclr.training.continuing import (
@@ -31,6 +30,7 @@ from sureclr.training.continuing import (
 )
 from sureclr.training.image_record import ImageRecord
 from sureclr.training.run_dir import RunDir, checked_safetensors, digest_of_weights
+from sureclr.training.starting import origin_of_start
 from sureclr.training.trainer import Trainer
 
 STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
@@ -43,15 +43,17 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     with which evaluations compare the trained one.
     """
     directory.remove_drafts()
-    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
-        write_atomically(directory.onnx, trainer.model.encoder.backbone.data)
+    directory.save_onnx(trainer.model.encoder.backbone)
     if own := _own_state(trainer):
         directory.save_initial(own)
     _record_backbone(trainer)
     _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
+    about = environment()
+    if origin := origin_of_start(trainer.config):
+        about["init"] = origin
     write_atomically(
-        directory.path / "environment.json", json_bytes(sealed(environment(), "environment.json"))
+        directory.path / "environment.json", json_bytes(sealed(about, "environment.json"))
     )
 
 
@@ -303,7 +305,7 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     of encoder and stem, channels, size, the mean and standard deviation of the pixels, and a
     sha256. The encoder of an ONNX file is `backbone.onnx`, and there is no other file of it.
     """
-    if isinstance(trainer.model.encoder.backbone, OnnxBackbone):
+    if os.path.lexists(directory.onnx):
         return
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()

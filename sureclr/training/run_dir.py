@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig
 from sureclr.errors import UserError
@@ -712,6 +712,11 @@ class RunDir:
                 " again with overwrite=True."
             )
         return tensors
+
+    def save_onnx(self, backbone: nn.Module) -> None:
+        """Write backbone.onnx, if the encoder is an ONNX network."""
+        if isinstance(backbone, OnnxBackbone):
+            write_atomically(self.onnx, backbone.data)
 
     def onnx_network(self, config: PretrainConfig) -> OnnxBackbone | None:
         """Return the network of backbone.onnx; None if the run has another encoder.

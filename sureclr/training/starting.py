@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sureclr.config import PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
-from sureclr.files import open_file
+from sureclr.files import open_file, why
 from sureclr.models.devices import seeded
 from sureclr.models.encoders import CUSTOM, encoder
 from sureclr.models.onnx_backbone import USUAL_SIZE, OnnxBackbone, is_onnx, read_onnx
@@ -276,6 +276,32 @@ def check_start(config: PretrainConfig) -> list[str]:
     decided = replace(config, stem="imagenet") if config.stem == "auto" else config
     with seeded(config.seed):
         return _started(decided, config.channels or 3)[1]
+
+
+def origin_of_start(config: PretrainConfig) -> dict[str, Any]:
+    """Return what environment.json says of the first weights under `init`; {} if they are random.
+
+    It is their path and the sha256 of the file (of an unfinished run, that of the checkpoint's
+    manifest), or timm's name of them.
+
+    Raises:
+        UserError: the file or the run is gone, or cannot be read.
+    """
+    if not config.pretrained:
+        return {}
+    if not is_path(config.init):
+        import timm
+
+        found = timm.get_pretrained_cfg(config.encoder)
+        return {"timm": None if found is None else found.hf_hub_id or found.url}
+    path = checked_path(config.init)
+    try:
+        digest = earlier_run(path).weights.sha256 if path.is_dir() else _digest_of(path)
+    except OSError as error:
+        raise UserError(
+            f"the weights {path} cannot be read any more ({why(error)}); start the run again."
+        ) from error
+    return {"path": str(path), "sha256": digest}
 
 
 def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str]]:
