@@ -90,6 +90,7 @@ def label_next(
     )
     from sureclr.evaluation.label_choice import label_next as choose_images
     from sureclr.evaluation.session import Session
+    from sureclr.models.onnx_backbone import ONNX
 
     file = file_of_labels(known, image_column, label_column)
     if out.exists():
@@ -101,6 +102,7 @@ def label_next(
         labelled, note = labelled_already(session.catalogue, file, session.progress)
         name = strategy or DEFAULT
         choice = choose_images(table, labelled, budget, name, seed)
+        use = "linear" if session.run.config.encoder == ONNX else "finetune"  # trains no ONNX file
     rows = _rows(table, choice.rows.tolist(), choice.reasons)
     write_new_csv(out, rows)
     answer = {
@@ -114,7 +116,7 @@ def label_next(
         "next": rows,
     }
     words = EvaluationOptions(data, out, checkpoint=checkpoint, root=root).words
-    next_command = f"sureclr finetune {quoted(run)}{words}  (once its labels are filled in)"
+    next_command = f"sureclr {use} {quoted(run)}{words}  (once its labels are filled in)"
     print_answer(json, answer, _choice_text(answer), next_command)
 
 
