@@ -565,6 +565,11 @@ class PretrainConfig:
         )
 
     @property
+    def trainable(self) -> bool:
+        """Return whether the encoder can be trained, which features and an ONNX file cannot."""
+        return self.encoder not in (ONNX, TABLE)
+
+    @property
     def of_table(self) -> bool:
         """Return whether features that were made elsewhere take the place of images."""
         return self.source.startswith(f"{TABLE}:")

@@ -101,6 +101,7 @@ def label_next(
         labelled, note = labelled_already(session.catalogue, file, session.progress)
         name = strategy or DEFAULT
         choice = choose_images(table, labelled, budget, name, seed)
+        use = "finetune" if session.run.config.trainable else "linear"
     rows = _rows(table, choice.rows.tolist(), choice.reasons)
     write_new_csv(out, rows)
     answer = {
@@ -114,8 +115,7 @@ def label_next(
         "next": rows,
     }
     words = EvaluationOptions(data, out, checkpoint=checkpoint, root=root).words
-    command = "linear" if session.run.config.of_table else "finetune"
-    next_command = f"sureclr {command} {quoted(run)}{words}  (once its labels are filled in)"
+    next_command = f"sureclr {use} {quoted(run)}{words}  (once its labels are filled in)"
     print_answer(json, answer, _choice_text(answer), next_command)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sureclr.config import ONNX
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.evaluation.opening import open_run, why_not_kept
@@ -50,7 +51,8 @@ def finetune(
         progress: what to report to; None reports on stderr.
 
     Raises:
-        UserError: the run, the images or the labels cannot be used, another process is writing to
+        UserError: the run, the images or the labels cannot be used (the encoder of an ONNX file
+            cannot be trained), another process is writing to
             the run, or training diverges at every learning rate.
         Stopped: SIGINT or SIGTERM came; finished seeds are saved.
     """
@@ -69,6 +71,11 @@ def finetune(
         raise UserError(
             f"the run in {opened.path} was trained on features made elsewhere, so it has no encoder"
             " to fine-tune; use linear, knn or predict."
+        )
+    if opened.config.encoder == ONNX:
+        raise UserError(
+            f"the encoder of the run {opened.path} is an ONNX network, which cannot be trained;"
+            " `linear` evaluates a classifier on its features, and `predict` applies one."
         )
     if reason := why_not_kept(opened):
         raise UserError(
