@@ -94,7 +94,7 @@ def heads(
     )
     progress = progress or ConsoleProgress()
     return pretrain(
-        with_rows(config, images.pretraining, progress),
+        with_rows(config, len(images.pretraining), images.view_count, progress),
         images,
         out=folder,
         resume=resume,

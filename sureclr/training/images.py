@@ -117,7 +117,7 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         progress: gets a sentence if the stem was chosen and is not the usual one.
     """
     if isinstance(images, FeatureSet):
-        return with_rows(config, images, progress)
+        return with_rows(config, len(images), images.view_count, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
@@ -158,20 +158,21 @@ def views_of_table(images: ImageSet) -> FeatureViews | None:
     )
 
 
-def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
+def with_rows(config: PretrainConfig, rows: int, views: int, progress: Progress) -> PretrainConfig:
     """Return the configuration of a table's run: its views, and a batch that its rows can fill.
 
     Args:
         config: of the run.
-        images: the training images.
+        rows: number of training images.
+        views: number of views of each.
         progress: gets a sentence if the batch is a smaller one.
     """
     size = config.batch_size
-    if 2 <= len(images) < size:
-        size = 1 << (len(images).bit_length() - 1)
+    if 2 <= rows < size:
+        size = 1 << (rows.bit_length() - 1)
         progress.message(
-            f"There are {len(images):,} training rows, so the batch_size is {size} in place of"
+            f"There are {rows:,} training rows, so the batch_size is {size} in place of"
             f" {config.batch_size}."
         )
     micro = config.micro_batch if size == config.batch_size else None
-    return replace(config, batch_size=size, micro_batch=micro, cached_views=images.view_count)
+    return replace(config, batch_size=size, micro_batch=micro, cached_views=views)
