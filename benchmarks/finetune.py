@@ -96,7 +96,7 @@ def save_line(run: Run, seed: SeedResult, labels: str) -> None:
     """Append a line to finetune.jsonl, unless there is one of the same run, labels and seed."""
     line = {
         "loss": run.config.loss,
-        "pretrain_epochs": run.config.epochs,
+        "pretrain_epochs": run.config.all_epochs,
         "labels": labels,
         **to_json(seed),
     }

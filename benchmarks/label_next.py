@@ -67,7 +67,7 @@ def main() -> None:
     if options.tune:
         print(tune(seen))
         return
-    of_run = {"loss": about.loss, "epochs": about.epochs}
+    of_run = {"loss": about.loss, "epochs": about.all_epochs}
     done = {
         (line["strategy"], line["budget"], line["seed"])
         for line in read_lines(LINES)

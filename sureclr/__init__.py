@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sureclr.recipes import recipe as recipe
     from sureclr.reporting.page import report as report
     from sureclr.training.feature_heads import heads as heads
+    from sureclr.training.photographs import recipe_for_pictures as recipe_for_pictures
     from sureclr.training.pretraining import pretrain as pretrain
     from sureclr.training.run import Run as Run
     from sureclr.training.run import load as load
@@ -77,6 +78,7 @@ _HOMES = {
     "Posterior": "maths.sphere",
     "register_encoder": "models.encoders",
     "recipe": "recipes",
+    "recipe_for_pictures": "training.photographs",
     "report": "reporting.page",
     "heads": "training.feature_heads",
     "pretrain": "training.pretraining",

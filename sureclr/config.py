@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -18,6 +18,9 @@ import yaml
 from sureclr.errors import UserError, unknown
 from sureclr.files import read_file
 
+# Side of people's own pictures. STL-10's: objects can be recognised, 27 KB an image, and a CPU can
+# still train on it
+DEFAULT_SIZE = 96
 LARGEST_CONFIGURATION = 1 << 16  # bytes; ours have about 2,000
 LARGEST_TREE = 10_000  # values in a configuration, those behind YAML's aliases included
 LARGEST = {  # what decides memory and time; far above what anybody has used
@@ -43,6 +46,8 @@ LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 
     "kernel_dimension": 10**9,
 }
 LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
+MOST_EXTENSIONS = 100  # of a run
+COSINE_SHARE, CONSTANT_SHARE = 0.5, 0.1  # of the learning rate, which an extension has by default
 LARGEST_AMOUNT = 1000  # of a change of colour; every pixel is black or white long before
 
 
@@ -152,8 +157,15 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 
 Pages = Literal["first", "all"]
+FirstEncoder = Literal["untrained", "pretrained", "frozen"]
+FIRST_ENCODERS: dict[FirstEncoder, str] = {  # in the words of summaries and reports
+    "untrained": "untrained encoder",
+    "pretrained": "backbone as it came",
+    "frozen": "backbone as it came",
+}
 # Of "folder:PATH" and the other forms of a source of picture files
 PICTURE_SOURCES = ("folder", "list", "tar", "parquet", "hf")
+ONNX = "onnx"  # recorded as the name of an encoder that is the network of an ONNX file
 TABLE = "table"  # begins the name of a source of features made elsewhere; the encoder of its runs
 
 
@@ -169,7 +181,9 @@ class ReadOptions:
         value_range: the values that become black and white in images of more than 8 bits; None:
             found in the images.
         pages: whether only the first page of a file with several pages is an image, or each page.
-        centre_share: side of the centre square that is embedded, as a share of the shorter side.
+        centre_share: side of the centre square that is embedded, as a share of the shorter side; it
+            is cut out of the resized picture, see `raster_pixels.centre_box`. None: the largest
+            square, which is cut out before it is resized.
         interpolation: filter that resizes this square.
         cache_scale: shorter side of the whole pictures from which views are cropped, as a multiple
             of `size`. Pictures are never enlarged for it.
@@ -188,7 +202,7 @@ class ReadOptions:
     channels: int | None = None
     value_range: tuple[float, float] | None = None
     pages: Pages = "first"
-    centre_share: float = 1.0
+    centre_share: float | None = None
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     cache_scale: float = 2.0
     strict: bool = False
@@ -200,6 +214,33 @@ class ReadOptions:
         """Refuse values that cannot be used."""
         _check_types(self)
         check_rules(_read_rules(self))
+        check_largest(self)
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """Epochs of a run that were planned together: its first ones, or those of an extension.
+
+    Attributes:
+        epochs: their number.
+        schedule: learning rate after the warm-up: constant; cosine (half a cosine down to zero); or
+            restart, which is a cosine without a warm-up (Loshchilov and Hutter 2017).
+        learning_rate: highest learning rate.
+        warmup_epochs: epochs in which the learning rate rises to it from zero.
+
+    Raises:
+        UserError: a value of another type or out of range; the sentence names its field.
+    """
+
+    epochs: int
+    schedule: Literal["cosine", "constant", "restart"]
+    learning_rate: float
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be used."""
+        _check_types(self, "extensions.")
+        check_rules(_rules_of_a_part(self))
         check_largest(self)
 
 
@@ -230,7 +271,8 @@ class PretrainConfig:
     """What is an image in a file of several pages or frames: the first page, or each page (all)."""
     centre_share: float | None = None
     """Side of the square that is cut out of the middle of a picture to embed it, as a share of the
-    picture's shorter side. Default: 1, or the share with which a pretrained encoder was evaluated.
+    picture's shorter side. Default: that with which a pretrained encoder was evaluated; else the
+    largest square.
     """
     interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
     """Filter that resizes these squares (antialiased): bilinear, bicubic, or auto, which is that of
@@ -270,7 +312,7 @@ class PretrainConfig:
     freeze: Literal["off", "stages", "backbone"] = "off"
     """What of a pretrained encoder is not trained: backbone (all of it: features of cached_views
     views of each image are computed once, and only the heads are trained); stages (all but its last
-    stage); or off, which trains everything.
+    stage); or off, which trains everything. On the command line, --freeze alone means backbone.
     """
     cached_views: int = 8
     """With freeze=backbone: number of views of each image whose features are computed and stored,
@@ -343,13 +385,15 @@ class PretrainConfig:
     weight_decay: float = 1e-6
     """Strength of the L2 penalty on weight matrices; biases and norms have none."""
     warmup_epochs: float = 10
-    """Epochs in which the learning rate rises to its highest value, at most half of all. Afterwards
-    it falls to zero along a cosine.
+    """Epochs in which the learning rate rises to its highest value; with the schedule cosine at
+    most half of all.
     """
     schedule: Literal["cosine", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine (it falls to zero), or constant. Only a constant one
     can be extended later as if the run had been planned longer.
     """
+    extensions: tuple[TrainingPart, ...] = ()
+    """Parts of the training that were added when the run was complete (see `extended`)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the network: float32, bfloat16, or auto, which is bfloat16 on GPUs that
     compute in it and on CPUs with AMX, else float32. The loss is always computed in float32.
@@ -420,7 +464,11 @@ class PretrainConfig:
                 self.micro_batch is None or self.micro_batch >= 2,
                 self.micro_batch,
             ),
-            ("epochs must be at least 1", self.epochs >= 1, self.epochs),
+            (
+                f"extensions must be at most {MOST_EXTENSIONS}",
+                len(self.extensions) <= MOST_EXTENSIONS,
+                len(self.extensions),
+            ),
             (
                 "projection_layers must be 1 to 4",
                 1 <= self.projection_layers <= 4,
@@ -448,11 +496,7 @@ class PretrainConfig:
                 len(self.pixel_mean or ()) == len(self.pixel_std or ()),
                 (self.pixel_mean, self.pixel_std),
             ),
-            (
-                "learning_rate must be a positive number",
-                0 < self.learning_rate < math.inf,
-                self.learning_rate,
-            ),
+            *_rules_of_a_part(self),
             (
                 "init must be random, timm or a path",
                 bool(self.init) and "\0" not in self.init,
@@ -468,11 +512,6 @@ class PretrainConfig:
                 "weight_decay must not be negative, and finite",
                 0 <= self.weight_decay < math.inf,
                 self.weight_decay,
-            ),
-            (
-                "warmup_epochs must not be negative, and finite",
-                0 <= self.warmup_epochs < math.inf,
-                self.warmup_epochs,
             ),
             _seed_rule(self.seed),
             (
@@ -514,7 +553,7 @@ class PretrainConfig:
             channels=self.channels,
             value_range=self.value_range,
             pages=self.pages,
-            centre_share=1.0 if self.centre_share is None else self.centre_share,
+            centre_share=self.centre_share,
             interpolation="bicubic" if self.interpolation == "bicubic" else "bilinear",
             cache_scale=self.cache_scale,
             strict=self.strict,
@@ -530,6 +569,83 @@ class PretrainConfig:
     def pretrained(self) -> bool:
         """Return whether the encoder does not begin with random weights."""
         return self.init != "random"
+
+    @property
+    def all_epochs(self) -> int:
+        """Return the number of epochs of the whole run, with those of its extensions."""
+        return self.epochs + sum(part.epochs for part in self.extensions)
+
+    @property
+    def parts(self) -> list[TrainingPart]:
+        """Return the parts of the training in turn.
+
+        An extension that goes on with the same constant rate is one part with what it extends, so
+        that their rates are those of a run that was planned longer.
+        """
+        first = TrainingPart(self.epochs, self.schedule, self.learning_rate, self.warmup_epochs)
+        found = [first]
+        for part in self.extensions:
+            if part == replace(found[-1], epochs=part.epochs, schedule="constant", warmup_epochs=0):
+                found[-1] = replace(found[-1], epochs=found[-1].epochs + part.epochs)
+            else:
+                found.append(part)
+        return found
+
+    def extended(
+        self,
+        epochs: int,
+        schedule: Literal["cosine", "constant", "restart"] | None = None,
+        learning_rate: float | None = None,
+    ) -> "PretrainConfig":
+        """Return the configuration with which a complete run trains on.
+
+        `pretrain(run.config.extended(50), out=run.path, resume=True)` takes 50 more epochs. Given
+        again, it does not extend twice, but goes on with an extension that was interrupted.
+
+        Args:
+            epochs: number of epochs to add.
+            schedule: `constant`; `cosine`, which warms up during a tenth of the extension (at most
+                `warmup_epochs`) and falls to zero; or `restart`, which begins at its highest rate
+                and falls to zero. None: constant if the run ended with a constant rate, else
+                cosine.
+            learning_rate: the highest. None: of constant the rate with which the run ended, or, if
+                that is zero, a tenth of the run's `learning_rate`; of cosine half of the run's
+                `learning_rate`; of restart the run's `learning_rate`.
+
+        Raises:
+            UserError: a value out of range.
+        """
+        last = self.parts[-1]
+        flat = last.schedule == "constant"
+        schedule = schedule or ("constant" if flat else "cosine")
+        if learning_rate is None:
+            ended = last.learning_rate if flat else self.learning_rate * CONSTANT_SHARE
+            rates = {"constant": ended, "cosine": self.learning_rate * COSINE_SHARE}
+            learning_rate = rates.get(schedule, self.learning_rate)
+        check_rules([("extend must be at least 1 epoch", epochs >= 1, epochs)])
+        warmup = min(self.warmup_epochs, epochs / 10) if schedule == "cosine" else 0.0
+        part = TrainingPart(epochs, schedule, learning_rate, warmup)
+        return replace(self, extensions=(*self.extensions, part))
+
+    def extends(self, earlier: "PretrainConfig") -> bool:
+        """Return whether this is another configuration with some more extensions, or none."""
+        given = self.extensions[: len(earlier.extensions)]
+        return replace(self, extensions=given) == earlier
+
+    @property
+    def first_encoder(self) -> FirstEncoder:
+        """Return what the encoder was before the first step, with which evaluations compare it.
+
+        A frozen one is that at any time.
+        """
+        if self.freeze == "backbone":
+            return "frozen"
+        return "pretrained" if self.pretrained else "untrained"
+
+    @property
+    def first_encoder_name(self) -> str:
+        """Return what summaries and reports call the encoder before the first step."""
+        return FIRST_ENCODERS[self.first_encoder]
 
     def objective_options(self) -> dict[str, Any]:
         """Return the loss's options by the argument names of `sureclr.maths.objectives.objective`.
@@ -548,6 +664,22 @@ class PretrainConfig:
 
 
 Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
+
+
+def _rules_of_a_part(part: "TrainingPart | PretrainConfig") -> list[Rule]:
+    return [
+        ("epochs must be at least 1", part.epochs >= 1, part.epochs),
+        (
+            "learning_rate must be a positive number",
+            0 < part.learning_rate < math.inf,
+            part.learning_rate,
+        ),
+        (
+            "warmup_epochs must not be negative, and finite",
+            0 <= part.warmup_epochs < math.inf,
+            part.warmup_epochs,
+        ),
+    ]
 
 
 def _all_within(values: tuple[float, ...], low: float, high: float) -> bool:
@@ -782,11 +914,15 @@ def _as_type(hint: object, value: object, key: str) -> object:
         if (
             get_origin(choice) is tuple
             and isinstance(value, list | tuple)
-            and (parts := _parts_of_tuple(choice, len(value)))
+            and (parts := _parts_of_tuple(choice, len(value))) is not None
         ):
             return tuple(
                 _as_type(part, entry, key) for part, entry in zip(parts, value, strict=True)
             )
+        if choice is TrainingPart and isinstance(value, Mapping):
+            return _training_part(value, key)
+        if choice is TrainingPart and isinstance(value, TrainingPart):
+            return value
         if choice is float and isinstance(value, int | float) and not isinstance(value, bool):
             with suppress(OverflowError):  # a whole number above the largest float
                 return float(value)
@@ -798,12 +934,20 @@ def _as_type(hint: object, value: object, key: str) -> object:
     )
 
 
-def _parts_of_tuple(choice: object, count: int) -> tuple[object, ...]:
-    """Return the types of `count` entries of a tuple; () where it has another length."""
+def _training_part(values: Mapping[str, Any], key: str) -> TrainingPart:
+    """Return the part that plain values describe, whose `warmup_epochs` may be missing."""
+    given = as_field_types(TrainingPart, values, f"{key}.")
+    if missing := {"epochs", "schedule", "learning_rate"} - given.keys():
+        raise UserError(f"configuration key {key} has an entry without {min(missing)}; add it.")
+    return TrainingPart(**given)
+
+
+def _parts_of_tuple(choice: object, count: int) -> tuple[object, ...] | None:
+    """Return the types of `count` entries of a tuple; None where it has another length."""
     parts = get_args(choice)
     if parts[-1] is Ellipsis:
         return (parts[0],) * count
-    return parts if len(parts) == count else ()
+    return parts if len(parts) == count else None
 
 
 def _in_words(choice: object) -> str:
@@ -812,8 +956,10 @@ def _in_words(choice: object) -> str:
         words = [str(word) for word in get_args(choice)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if get_origin(choice) is tuple:
-        several = get_args(choice)[-1] is Ellipsis
-        return "numbers" if several else f"{len(get_args(choice))} numbers"
+        first, last = get_args(choice)[0], get_args(choice)[-1]
+        if first is TrainingPart:
+            return "a list of mappings"
+        return "numbers" if last is Ellipsis else f"{len(get_args(choice))} numbers"
     return "nothing" if choice is NoneType else getattr(choice, "__name__", str(choice))
 
 

@@ -120,6 +120,61 @@ def image_folder() -> PretrainConfig:
     return PretrainConfig("folder:PATH", encoder="resnet18", epochs=200, batch_size=256)
 
 
+FEW_PICTURES = 20_000  # fewer of them do not train a pretrained encoder any further
+# Pretrained encoders that are looked for on this machine, in this order; the order is a guess from
+# what others publish. The first is downloaded if a user asks for weights and names no encoder.
+PHOTO_ENCODERS = (
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "convnext_tiny",
+    "resnet50",
+    "tf_efficientnet_lite0",
+    "resnet18",
+)
+
+
+def photos(
+    encoder: str | None = None, *, frozen: bool = False, images: int | None = None
+) -> PretrainConfig:
+    """Trains on your own photographs, from pretrained weights where they are on this machine.
+
+    Which of its three forms is taken is decided by `training.photographs.recipe_for_pictures`.
+
+    Frozen encoder (fewer than 20,000 pictures): measured by us once (seed 0, n = 1) on CIFAR-10 as
+    JPEG files, one core: EfficientNet-Lite0 with ImageNet weights, 10,000 pictures at 96 pixels, 8
+    views of each embedded once (270 CPU s in bfloat16), then 60 epochs of both heads (70 CPU s):
+    kNN .723, linear .738, R-AUROC of the radius .647, of the evidence .678. `small-24` from random
+    weights on 50,000 pictures took 800 CPU s: kNN .585, linear .601, radius .615. The other
+    encoders of the list have not been measured by us, and neither have more epochs.
+
+    Trained encoder (20,000 pictures and more): not measured by us. The factor 0.75 of layer-wise
+    decay is that of Bao et al. 2022 (BEiT) for fine-tuning.
+
+    Random weights: the recipe `folder`.
+
+    Args:
+        encoder: a pretrained one; None: random weights.
+        frozen: whether it is not trained.
+        images: number of training images, which a batch must not exceed; None: many.
+    """
+    largest = image_folder().batch_size
+    half = largest if images is None else max(images // 2, 2)
+    batch_size = min(largest, 2 ** (half.bit_length() - 1))
+    if encoder is None:
+        return replace(image_folder(), batch_size=batch_size)
+    return PretrainConfig(
+        "folder:PATH",
+        encoder=encoder,
+        init="timm",
+        freeze="backbone" if frozen else "off",
+        epochs=60 if frozen else 50,
+        batch_size=batch_size,
+        learning_rate=1e-3 if frozen else 3e-4,
+        layer_decay=1.0 if frozen else 0.75,
+        warmup_epochs=5,
+    )
+
+
 def table_of_features() -> PretrainConfig:
     """Trains heads alone on features of several views of each image that were made elsewhere.
 
@@ -141,6 +196,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "cifar100": cifar100,
     "stl10": stl10,
     "folder": image_folder,
+    "photos": photos,
     "table": table_of_features,
 }
 
@@ -162,4 +218,4 @@ def recipe(name: str) -> PretrainConfig:
 def recipe_for(source: str) -> str:
     """Return the name of the recipe from which a data source starts."""
     kind = source.partition(":")[0]
-    return "folder" if kind in PICTURE_SOURCES else TABLE if kind == TABLE else source
+    return "photos" if kind in PICTURE_SOURCES else TABLE if kind == TABLE else source

@@ -6,7 +6,9 @@ times. Tests of the waiting itself replace `os.fsync` by their own.
 
 import os
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 import sureclr.compat  # noqa: F401
@@ -16,3 +18,15 @@ for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
     setattr(torch.cpu, name, lambda: False)
 os.fsync = lambda descriptor: None
 sys.modules["umap"] = None  # type: ignore[assignment]
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of Hugging Face's cache, and one of torch's, both of which hold nothing yet."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "huggingface" / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "torch"))
+    return folder

@@ -110,7 +110,7 @@ def test_every_key_of_the_configuration_is_a_flag_with_its_default(
     flags = [
         f"--{SHORT_FLAGS.get(f.name, f.name).replace('_', '-')}"
         for f in fields(PretrainConfig)
-        if f.name not in ("source", "views")
+        if f.name not in ("source", "views", "extensions")
     ]
     assert all(
         flag in text
@@ -129,6 +129,51 @@ def test_list_names_all_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     main(["list"])
     text = capsys.readouterr().out
     assert all(name in text for kind in found.values() for name in kind)
+
+
+def test_list_says_which_pretrained_weights_there_are(
+    empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from weight_cache import put_weights
+
+    assert answered(["list"], capsys)["pretrained"] == []
+    put_weights(empty_cache, "test_resnet")
+    found = answered(["list"], capsys)
+    assert found["pretrained"] == ["test_resnet.r160_in1k"]
+    main(["list"])
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "test_resnet" in x]
+    assert "on this machine: --init timm." in line
+
+
+FREEZES = [
+    ("--freeze", "--freeze backbone"),
+    ("folder:x --freeze --seed 1", "folder:x --freeze backbone --seed 1"),
+    ("--freeze folder:x", "--freeze backbone folder:x"),
+    ("--freeze stages folder:x", "--freeze stages folder:x"),
+    ("--freeze off", "--freeze off"),
+    ("--freeze=off --seed 1", "--freeze=off --seed 1"),
+    ("--freeze stage", "--freeze stage"),  # a slip, about which the parser has a sentence
+]
+
+
+@pytest.mark.parametrize(("words", "meant"), FREEZES)
+def test_freeze_alone_means_the_backbone(words: str, meant: str) -> None:
+    from sureclr.cli.running import with_bare_freeze
+
+    assert with_bare_freeze(words.split()) == meant.split()
+
+
+def test_a_command_understands_freeze_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "--freeze", "digits", "--dry-run"])
+    assert ended.value.code == 2 and "freeze backbone keeps" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", "digits", "--freeze", "stage", "--dry-run"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "stages" in said and "off" in said
+    main(["pretrain", "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--freeze alone means backbone" in text
 
 
 # --- Resolving the configuration ------------------------------------------------------

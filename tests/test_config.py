@@ -18,6 +18,7 @@ from sureclr.config import (
     LARGEST_NUMBER,
     PretrainConfig,
     ReadOptions,
+    TrainingPart,
     ViewConfig,
     check_seed,
     differing,
@@ -302,7 +303,7 @@ def test_every_field_has_a_help_text_that_is_a_sentence(config: type) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "name"), [("digits", "digits"), ("folder:/a/b", "folder"), ("stl10", "stl10")]
+    ("source", "name"), [("digits", "digits"), ("folder:/a/b", "photos"), ("stl10", "stl10")]
 )
 def test_a_source_starts_from_its_own_recipe(source: str, name: str) -> None:
     assert recipe_for(source) == name
@@ -396,12 +397,13 @@ CONFIGURATIONS: list[tuple[type, dict[str, Any]]] = [
     (ViewConfig, {}),
     (ReadOptions, {}),
     (FinetuneConfig, {}),
+    (TrainingPart, {"epochs": 1, "schedule": "constant", "learning_rate": 1e-3}),
 ]
 # Fields that hold words, truth values or another configuration
 WORDS = (
     "source pages strict allow_unreadable encoder stem init loss softening certainty_gradient"
     " optimizer precision compile views unsplit verify labels image_column label_column tune"
-    " schedule bn init_by_order freeze pool interpolation"
+    " schedule bn init_by_order freeze pool interpolation extensions"
 )
 NO_NUMBERS = set(WORDS.split())
 NUMBERS = [

@@ -1,4 +1,4 @@
-"""evaluate, knn, linear and uncertainty: numbers of a trained run, and their summary in words."""
+"""evaluate, knn, linear, heads, uncertainty: numbers of a trained run, and a summary in words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +19,7 @@ from sureclr.cli.shared import (
     print_answer,
     quoted,
 )
+from sureclr.config import FIRST_ENCODERS
 
 if TYPE_CHECKING:
     from sureclr.evaluation.results import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         CorruptionResult,
         ExplanationResult,
         GeometryResult,
+        HeadsResult,
         KnnResult,
         LearningResult,
         LinearResult,
@@ -65,6 +67,15 @@ def linear(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
 def knn(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
     """Classify each test image by a vote of its 20 nearest training images."""
     _print_one("knn", run, options, f"sureclr linear {quoted(run)}{options.words}")
+
+
+@app.command(group=EVALUATE)
+def heads(run: RunFolder, /, *, options: Options = NO_OPTIONS) -> None:
+    """Compare what the heads put out with the features: all that training adds to a frozen encoder.
+
+    These are the nearest neighbours by the directions, and scores that say which images are hard.
+    """
+    _print_one("heads", run, options, f"sureclr report {quoted(run)}")
 
 
 @app.command(group=EVALUATE)
@@ -133,6 +144,7 @@ def summaries(results: Mapping[str, Any]) -> list[str]:
     words: dict[str, Callable[[str, Any], str]] = {
         "linear": _linear,
         "knn": _knn,
+        "heads": _heads,
         "uncertainty": _uncertainty,
         "ood": _ood,
         "learning": _learning,
@@ -149,15 +161,16 @@ def _other(name: str, result: Any) -> str:
 
 def _accuracy(name: str, result: "KnnResult | LinearResult") -> str:
     low, high = result.interval
-    baselines = result.baselines
-    return (
+    text = (
         f"{name:7s} accuracy {result.accuracy:.4f}  (95 % interval {low:.4f} to {high:.4f},"
         f" {result.n_test:,} test images)"
-    ) + (
-        ""
-        if baselines is None
-        else f"  raw pixels {baselines.raw_pixels:.4f}  untrained encoder {baselines.untrained:.4f}"
     )
+    if (baselines := result.baselines) is None:
+        return text
+    text += f"  raw pixels {baselines.raw_pixels:.4f}  "
+    if result.first_encoder == "frozen":
+        return text + "(the encoder is frozen: its features are the backbone's own)"
+    return text + f"{FIRST_ENCODERS[result.first_encoder]} {baselines.untrained:.4f}"
 
 
 def _class_rows(result: "KnnResult | LinearResult") -> list[str]:
@@ -231,6 +244,27 @@ def _linear(name: str, result: "LinearResult") -> str:
         blocks = "  ".join(f"{block.name} {block.accuracy:.4f}" for block in result.blocks)
         rows.append(f"  after each block, averaged over positions: {blocks}")
     return "\n".join(rows + _class_rows(result))
+
+
+def _heads(name: str, result: "HeadsResult") -> str:
+    """The neighbours before and after the heads, then a row for each score."""
+    votes = (("features", result.knn_features), ("directions", result.knn_directions))
+    rows = [
+        "heads: what do the heads add to the features? (with 95 % intervals)",
+        "  Accuracy of the nearest neighbours: "
+        + ", ".join(f"by the {of} {_with_interval(v.accuracy, v.interval)}" for of, v in votes),
+        "  Does a score predict that the nearest training image has the right class (R-AUROC)?",
+    ]
+    rows += [
+        f"    {score:24s}{_with_interval(each.auroc, each.interval)}"
+        for score, each in result.r_auroc.items()
+    ]
+    return "\n".join(rows + ([] if result.sample is None else [_sampled(result.sample)]))
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    span = "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+    return _number(value) + span
 
 
 def _uncertainty(name: str, result: "UncertaintyResult") -> str:

@@ -20,6 +20,7 @@ from sureclr.config import (
     view_values,
 )
 from sureclr.errors import UserError
+from sureclr.progress import Progress
 from sureclr.recipes import RECIPES, recipe, recipe_for
 
 DATA = Group("Images", sort_key=10)
@@ -102,7 +103,7 @@ def _with_default(text: str, default: Any) -> str:
     return f"{text} [default: {words}]"
 
 
-ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views"))
+ConfigFlags: Any = optional_flags(PretrainConfig, skip=("source", "views", "extensions"))
 ViewFlags: Any = optional_flags(ViewConfig)
 ImageFlags: Any = optional_flags(
     PretrainConfig,
@@ -159,10 +160,12 @@ def resolve(
     file: Path | None,
     given: dict[str, Any],
     views: dict[str, Any],
+    progress: Progress | None = None,
 ) -> PretrainConfig:
     """Return one configuration: the command line over the file over the recipe over the defaults.
 
-    The recipe is the named one, else the source's own, unless a file is given.
+    The recipe is the named one, else the source's own, unless a file is given. The recipe `photos`
+    is fitted to the pictures if there is a `progress`, which gets a line about it.
 
     Raises:
         UserError: no source, an unknown recipe, or values that do not fit.
@@ -186,8 +189,13 @@ def resolve(
             )
     name = recipe_name or (None if file else recipe_for(source))
     base = recipe(name) if name and (name in RECIPES or recipe_name) else PretrainConfig(source)
+    chosen = {**_network_of_run(from_file | given), **from_file, **given}
+    if name == "photos" and progress is not None:
+        from sureclr.training.photographs import recipe_for_pictures
+
+        base = recipe_for_pictures(source, chosen, progress)
     merged = {**vars(base.views), **view_values(from_file), **views}
-    values = {**vars(base), **_network_of_run(from_file | given), **from_file, **given}
+    values = {**vars(base), **chosen}
     return from_dict({**values, "source": source, "views": merged})
 
 

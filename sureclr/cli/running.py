@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
 
 from cyclopts import CycloptsError, UnknownCommandError, UnusedCliTokensError
@@ -30,6 +31,7 @@ NO_MEMORY = (
     " of the whole batch)."
 )
 STDOUT = "the standard output"
+FREEZE, FROZEN, FREEZE_WORDS = "--freeze", "backbone", ("backbone", "stages", "off")
 TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
 
 
@@ -46,6 +48,7 @@ def run_command(words: list[str] | None) -> None:
         sys.stdout, sys.stderr = _over(sys.stdout, _Answers(1)), _over(sys.stderr, _Words(2))
     _show_any_name()
     try:
+        words = with_bare_freeze(sys.argv[1:] if words is None else words)
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # here, where an error gets its sentence
     except UserError as error:
@@ -69,6 +72,24 @@ def run_command(words: list[str] | None) -> None:
         if type(error).__name__ != "OutOfMemoryError":
             raise
         _fail(NO_MEMORY, 2)
+
+
+def with_bare_freeze(words: list[str]) -> list[str]:
+    """Return the words of a command in which `--freeze` alone is `--freeze backbone`.
+
+    It is alone at the end, before another option, and before a word that is none of its own, such
+    as a data source. A word that is nearly one of its own stays, so that the error names those.
+
+    >>> with_bare_freeze(["pretrain", "--freeze", "folder:photos", "--seed", "1"])
+    ['pretrain', '--freeze', 'backbone', 'folder:photos', '--seed', '1']
+    """
+    found = list[str]()
+    for place, word in enumerate(words):
+        found.append(word)
+        following = words[place + 1] if place + 1 < len(words) else ""
+        if word == FREEZE and not get_close_matches(following.lower(), FREEZE_WORDS):
+            found.append(FROZEN)
+    return found
 
 
 class _Answers(io.FileIO):

@@ -177,7 +177,7 @@ RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrai
 
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
-    "accept_changes again budget checkpoint classifier data device human image_column known"
+    "accept_changes again budget checkpoint classifier data device extend human image_column known"
     " label_column labels out overwrite resume root seed strategy track unfamiliar"
     " verify"
 )

@@ -22,6 +22,7 @@ from sureclr.cli.shared import (
     app,
     print_answer,
     quoted,
+    with_flags,
 )
 from sureclr.errors import UserError
 from sureclr.recipes import RECIPES
@@ -34,23 +35,31 @@ if TYPE_CHECKING:
 
 @app.command(name="list", group=START)
 def list_names(*, json: Json = False) -> None:
-    """List the names of data sources, losses, encoders and recipes."""
+    """List the names of data sources, losses, encoders and recipes.
+
+    It says of which encoders the pretrained weights are on this machine.
+    """
     from sureclr.data.sources import SOURCES
     from sureclr.maths.objectives import OBJECTIVES
     from sureclr.models.encoders import COMMON, ENCODERS
+    from sureclr.models.hub_cache import encoders_with_weights
 
-    encoders = {name: _first_line(make) for name, make in ENCODERS.items()}
+    encoders = dict.fromkeys(COMMON, "")
+    encoders |= {name: _first_line(make) for name, make in ENCODERS.items()}
+    pretrained = encoders_with_weights()
+    encoders |= dict.fromkeys(pretrained, "Its pretrained weights are on this machine: init=timm.")
     names = {
         "sources": {name: source.about for name, source in SOURCES.items()},
         "losses": {name: _first_line(loss) for name, loss in OBJECTIVES.items()},
-        "encoders": encoders | dict.fromkeys(COMMON, "") | {"...": "Any other timm model name."},
+        "encoders": encoders | {"...": "Any other timm model name."},
         "recipes": {name: _first_line(make) for name, make in RECIPES.items()},
     }
     lines = []
     for kind, entries in names.items():
         lines.append(f"{kind}:")
         lines += [f"  {name:24s} {about}".rstrip() for name, about in entries.items()]
-    print_answer(json, names, "\n".join(lines), "sureclr pretrain digits")
+    text = with_flags("\n".join(lines))
+    print_answer(json, names | {"pretrained": pretrained}, text, "sureclr pretrain digits")
 
 
 def _first_line(documented: Any) -> str:

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -69,6 +69,36 @@ def pretrain(
             help="Continue the run in this folder exactly where it stopped.",
         ),
     ] = None,
+    extend: Annotated[
+        int | None,
+        Parameter(
+            group=RUN,
+            help="With --resume: train a complete run on for so many epochs.",
+        ),
+    ] = None,
+    extend_schedule: Annotated[
+        Literal["cosine", "constant", "restart"] | None,
+        Parameter(
+            group=RUN,
+            help=(
+                "With --extend: cosine (the learning rate rises during a tenth of the extension,"
+                " and falls to zero), constant, or restart (it begins at its highest value and"
+                " falls to zero). Default: constant if the run ended with a constant rate, else"
+                " cosine."
+            ),
+        ),
+    ] = None,
+    extend_learning_rate: Annotated[
+        float | None,
+        Parameter(
+            group=RUN,
+            help=(
+                "With --extend: the highest learning rate. Default: with restart that of the run,"
+                " with cosine half of it; with constant the rate at which the run ended, or a tenth"
+                " of its highest where that was zero."
+            ),
+        ),
+    ] = None,
     accept_changes: Annotated[
         bool,
         Parameter(
@@ -129,7 +159,17 @@ def pretrain(
         source = source or (None if config else "digits")  # `pretrain` says that there is no run
     elif accept_changes:
         raise UserError("--accept-changes belongs to --resume; leave it out.")
-    resolved = resolve(source, recipe, config, given_flags(given), given_flags(views))
+    if extend is None and (extend_schedule is not None or extend_learning_rate is not None):
+        raise UserError(
+            "--extend-schedule and --extend-learning-rate belong to --extend EPOCHS; add it, or"
+            " leave them out."
+        )
+    if extend is not None and resume is None:
+        raise UserError("--extend trains a complete run on; name the run with --resume RUN.")
+    progress = CommandProgress()
+    resolved = resolve(source, recipe, config, given_flags(given), given_flags(views), progress)
+    if extend is not None:
+        resolved = resolved.extended(extend, extend_schedule, extend_learning_rate)
     from sureclr.training.pretraining import check_pretraining
     from sureclr.training.pretraining import pretrain as train
 
@@ -143,7 +183,7 @@ def pretrain(
         "track": track,
         "root": root,
         "verify": verify,
-        "progress": CommandProgress(),
+        "progress": progress,
     }
     if dry_run:
         check_pretraining(resolved, **options)

@@ -78,12 +78,19 @@ class Decoding:
             is never larger than the picture's own; None: none is kept.
         value_range: what becomes 0 and 255 in images of more than 8 bits; None: a range that fits
             the picture alone.
+        centre_share: side of the centre square as a share of the shorter side, see
+            `raster_pixels.centre_box`; None: the largest square, which is cut out before it is
+            resized.
+        interpolation: filter that resizes the square, antialiased: bilinear or bicubic. The whole
+            picture is always reduced by the bilinear one.
     """
 
     size: int | None = None
     channels: int | None = None
     whole_side: int | None = None
     value_range: tuple[float, float] | None = None
+    centre_share: float | None = None
+    interpolation: str = "bilinear"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,8 +151,9 @@ def decode(source: FileRef, wanted: Decoding = Decoding()) -> DecodedPicture | s
     Returns:
         The picture; or, for one that cannot be read, the reason in words. A bad file never raises.
     """
-    sides = [side for side in (wanted.size, wanted.whole_side) if side is not None]
-    enough = max(sides) if wanted.size is not None else None
+    enough = None
+    if wanted.size is not None:
+        enough = max(ceil(wanted.size / (wanted.centre_share or 1)), wanted.whole_side or 0)
     complaints = Complaints()
     try:
         with _opened(source) as stream:

@@ -155,7 +155,12 @@ def cached_pictures(
     Raises:
         UserError: the cache cannot be written, or there is no room for it.
     """
-    options = (wanted.size, wanted.channels, wanted.whole_side, wanted.value_range)
+    form = wanted.centre_share, wanted.interpolation
+    options: tuple[object, ...] = (
+        *(wanted.size, wanted.channels, wanted.whole_side, wanted.value_range),
+        # Caches of the usual form have the names that they had before there were others
+        *(() if form == (None, "bilinear") else form),
+    )
     path, digest, made = listing.cache_file(*options), listing.digest, fingerprint(PIXELS, options)
     manifest = read_manifest(path, listing.largest_manifest)
     if manifest is None and os.path.lexists(path):

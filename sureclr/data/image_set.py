@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.cached_pixels import CachedPixels, images_at_once
+from sureclr.data.decoding import Decoding
 from sureclr.data.image_report import ImageReport
 from sureclr.data.pictures import MOST_BANDS, Pictures
+from sureclr.data.raster_pixels import square_of
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, digest_of_tensors
 
@@ -261,8 +264,19 @@ def digest_of_labels(images: ImageSet) -> str:
     return digest_of_bytes(digest_of_tensors(images.labels).encode(), words.encode(), *shares)
 
 
-def convert(images: ImageSet, size: int | None = None, channels: int | None = None) -> ImageSet:
+def convert(
+    images: ImageSet,
+    size: int | None = None,
+    channels: int | None = None,
+    options: ReadOptions = READ_OPTIONS,
+    *,
+    are_pictures: bool = False,
+) -> ImageSet:
     """Return the same images at another size or with other channels, as a run needs them.
+
+    Images that have the size already are taken to be the squares themselves, whatever
+    `options.centre_share` says: squares are cut only once. So what was cut by these options before
+    stays as it is, and an array of images of a run's size is what its encoder takes.
 
     Images that lose a part of theirs, because they are larger or not square, stay as the `pictures`
     of the result, from which views are cropped. No pixels are copied for this if the channels stay.
@@ -273,6 +287,9 @@ def convert(images: ImageSet, size: int | None = None, channels: int | None = No
             whole pictures where it has them.
         size: side in pixels of the centre square, see `resize`; None: the shorter side.
         channels: of the result, see `recolour`; None: the present number.
+        options: whose centre_share and interpolation make the squares; no other option counts.
+        are_pictures: whether images without whole pictures are whole pictures themselves, as those
+            of a data source are; a square is then cut out of them at any size.
 
     Raises:
         UserError: a size below 1, or channels that cannot be made from the present ones.
@@ -280,29 +297,35 @@ def convert(images: ImageSet, size: int | None = None, channels: int | None = No
     height, width = images.images.shape[2:]
     side = min(height, width) if size is None else size
     depth = images.images.shape[1] if channels is None else channels
-    if (depth, side, side) == (images.images.shape[1], height, width):
+    cuts = are_pictures and options.centre_share is not None
+    fits = (side, side) == (height, width) and not cuts
+    if fits and depth == images.images.shape[1]:
         return images
     check_shape(side, depth)
-    squares, pictures = _squares(images, side, depth), images.pictures
-    if pictures is None and (max(height, width) > side or height != width):
+    squares, pictures = _squares(images, side, depth, options, fits), images.pictures
+    loses = max(height, width) > side or height != width or options.centre_share is not None
+    if pictures is None and loses and not fits:
         pictures = Pictures.of_array(_recoloured(images.images, depth))
     elif pictures is not None and pictures.channels != depth:
         pictures = pictures.recoloured(depth, recolour)
     return replace(images, images=squares, pictures=pictures)
 
 
-def _squares(images: ImageSet, side: int, channels: int) -> Tensor:
-    """(n, channels, side, side): the centre squares of the whole pictures, or of the images."""
-    pixels, whole = images.images, images.pictures
-    if (side, side) == pixels.shape[2:]:
-        whole = None  # they are these squares already
+def _squares(
+    images: ImageSet, side: int, channels: int, options: ReadOptions, fits: bool
+) -> Tensor:
+    """(n, channels, side, side): the centre squares of the whole pictures, or of the images.
+
+    Where these fit, they are the squares already.
+    """
+    pixels, whole = images.images, None if fits else images.pictures
     shape = (len(images), channels, side, side)
     squares = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
     count = images_at_once(pixels) if whole is None else 1
     for start in range(0, len(images), count):
         rows = slice(start, start + count)
         part = pixels[rows] if whole is None else whole[start][None]
-        squares[rows] = recolour(resize(part, side), channels)
+        squares[rows] = recolour(part if fits else resize(part, side, options), channels)
     return squares
 
 
@@ -334,22 +357,34 @@ def check_shape(size: int | None, channels: int | None) -> None:
         )
 
 
-def resize(pixels: Tensor, size: int) -> Tensor:
-    """Resize the largest centred square of each image.
+def resize(pixels: Tensor, size: int, options: ReadOptions = READ_OPTIONS) -> Tensor:
+    """Resize the largest centred square of each image, or another one that options ask for.
 
-    It is what torchvision's Resize(size) and CenterCrop(size) show of a picture, in the order
-    CenterCrop(shorter side), Resize(size): the result lies exactly in the middle, whereas the other
-    order rounds its place to whole pixels of the result. The filter is bilinear and antialiased
-    (the triangle grows with the shrink factor), as Pillow's BILINEAR; values are rounded to the
-    nearest integer.
+    The largest square is what torchvision's Resize(size) and CenterCrop(size) show of a picture, in
+    the order CenterCrop(shorter side), Resize(size): the result lies exactly in the middle, whereas
+    the other order rounds its place to whole pixels of the result. The filter is bilinear and
+    antialiased (the triangle grows with the shrink factor), as Pillow's BILINEAR; values are
+    rounded to the nearest integer. A square with a `centre_share` or of another filter is made by
+    Pillow, as that of a picture file is, so that both are equal.
 
     Args:
         pixels: (n, c, h, w) uint8.
         size: side of the result in pixels.
+        options: whose centre_share and interpolation count.
 
     Returns:
         (n, c, size, size) uint8.
     """
+    if (options.centre_share, options.interpolation) != (None, "bilinear"):
+        wanted = Decoding(
+            size, centre_share=options.centre_share, interpolation=options.interpolation
+        )
+        made = [torch.from_numpy(square_of(image.numpy(), wanted)) for image in pixels.cpu()]
+        return (
+            torch.stack(made).to(pixels.device)
+            if made
+            else pixels.new_empty((0, pixels.shape[1], size, size))
+        )
     height, width = pixels.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -63,10 +63,13 @@ def side_of(sizes: Sequence[tuple[int, int]], options: ReadOptions) -> tuple[int
 
     Args:
         sizes: width and height of each picture in pixels.
-        options: may ask for a size.
+        options: may ask for a size. A share of pictures of one size is cut out of them and resized
+            to their shorter side.
     """
-    if options.size is not None or len(set(sizes)) < 2:
+    if options.size is not None or not sizes:
         return options.size, ""
+    if len(set(sizes)) == 1:
+        return (None if options.centre_share is None else min(sizes[0])), ""
     side = fitting_size([min(size) for size in sizes])
     return side, f"images of {len(set(sizes))} different sizes, each resized to {side} pixels"
 
@@ -74,6 +77,20 @@ def side_of(sizes: Sequence[tuple[int, int]], options: ReadOptions) -> tuple[int
 def whole_side(side: int, options: ReadOptions) -> int:
     """Return the shorter side of whole pictures beside squares of this side."""
     return max(side, round(options.cache_scale * side))
+
+
+def _decoding(
+    side: int | None, options: ReadOptions, value_range: tuple[float, float] | None
+) -> Decoding:
+    """What is made of pictures of which squares of this side are wanted; None: they stay whole."""
+    return Decoding(
+        side,
+        options.channels,
+        None if side is None else whole_side(side, options),
+        value_range,
+        options.centre_share,
+        options.interpolation,
+    )
 
 
 def joined(pictures: Sequence[DecodedPicture], note: str = "") -> PictureArrays:
@@ -142,8 +159,7 @@ def decoded_arrays(
     side, note = side_of([(fact.width, fact.height) for fact in found.readable], options)
     is_wide = any(fact.wide for fact in found.readable)
     value_range = (options.value_range or fitting_range(found)) if is_wide else None
-    whole = None if side is None else whole_side(side, options)
-    wanted = Decoding(side, options.channels, whole, value_range)
+    wanted = _decoding(side, options, value_range)
     decoded = list(decode_files(files, wanted, progress))
     bad = {row: result for row, result in enumerate(decoded) if isinstance(result, str)}
     if bad:
@@ -153,8 +169,15 @@ def decoded_arrays(
     return replace(joined(good, note), value_range=value_range, warning=warning), {}
 
 
-def decoded_images(pictures: Iterable[Image.Image], options: ReadOptions) -> PictureArrays:
+def decoded_images(
+    pictures: Iterable[tuple[Image.Image, bool]], options: ReadOptions
+) -> PictureArrays:
     """Return the pixels of images of Pillow.
+
+    Args:
+        pictures: each with whether it is an array of the user's. Such an array is taken to be the
+            square itself if it has its size, see `image_set.convert`.
+        options: how they become pixels.
 
     Raises:
         UserError: there are none, or one cannot be read.
@@ -163,18 +186,20 @@ def decoded_images(pictures: Iterable[Image.Image], options: ReadOptions) -> Pic
     side, note, found, value_range = options.size, "", None, options.value_range
     if side is None:  # all are needed at once, for one size
         listed = list(pictures)
-        side, note = side_of([upright_size(picture) for picture in listed], options)
+        side, note = side_of([upright_size(picture) for picture, _ in listed], options)
         pictures = iter(listed)
-    whole = None if side is None else whole_side(side, options)
     decoded: list[DecodedPicture] = []
-    while (picture := next(pictures, None)) is not None:
+    while (item := next(pictures, None)) is not None:
+        picture, is_array = item
         if found is None and _is_wide(picture):  # the rest is needed at once, for one range
-            rest = [picture, *pictures]
-            found = _survey_of(rest)
+            rest = list(pictures)
+            found = _survey_of([picture, *(other for other, _ in rest)])
             value_range = options.value_range or fitting_range(found)
-            pictures = iter(rest[1:])
+            pictures = iter(rest)
         try:
-            wanted = Decoding(side, options.channels, whole, value_range)
+            wanted = _decoding(side, options, value_range)
+            if is_array and picture.size == (side, side):
+                wanted = replace(wanted, centre_share=None)
             decoded.append(decode_image(picture, wanted))
         except Exception as error:  # Pillow's plugins raise anything
             raise UserError(

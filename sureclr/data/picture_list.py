@@ -109,7 +109,14 @@ def read_pictures(
             f" {MOST_BANDS} can be used; save fewer bands, or set channels=3."
         )
     value_range, range_from, warning = _value_range(found, options)
-    wanted = Decoding(size, channels, whole_side(size, options), value_range)
+    wanted = Decoding(
+        size,
+        channels,
+        whole_side(size, options),
+        value_range,
+        options.centre_share,
+        options.interpolation,
+    )
     expected = whole_bytes([(f.width, f.height) for f in readable], wanted)
     cached = cached_pictures(pictures.listing, wanted, expected, progress, verify=options.verify)
     manifest = cached.manifest
@@ -130,7 +137,8 @@ def read_pictures(
         size=size,
         channels=channels,
         channels_from=channels_from,
-        size_given=options.size is not None,
+        # A size that comes with a share is usually that of a pretrained encoder, not the user's
+        size_given=options.size is not None and options.centre_share is None,
         sizes=found_sizes(sizes, size),
         value_range=value_range,
         value_range_from=range_from,

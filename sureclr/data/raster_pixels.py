@@ -4,8 +4,11 @@ This module imports neither torch nor the rest of the package, except its neighb
 """
 
 import hashlib
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import ceil, floor
+from types import MappingProxyType
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,36 +28,71 @@ TURNS = {  # what undoes each EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# The filters by name, and their radius in pixels of the source where they do not reduce
+FILTERS: Mapping[str, tuple[Image.Resampling, int]] = MappingProxyType(
+    {"bilinear": (Image.Resampling.BILINEAR, 1), "bicubic": (Image.Resampling.BICUBIC, 2)}
+)
 AT_ONCE = 4 * MIB  # pictures of more pixels are converted strip by strip
 STRIP = MIB  # values in a strip, about
 
 Convert = Callable[[Values], NDArray[np.uint8]]
 Layers = list[Image.Image]  # one of mode "RGB", or one "L" a band
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Side = TypeVar("Side", int, float)
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A part of a picture, and what it is resized to.
+
+    Attributes:
+        box: the part, which need not end between pixels.
+        seen: whole pixels, among them the box, that the filter may mix; no others.
+        new: width and height of the result.
+        filter: a name in `FILTERS`.
+    """
+
+    box: Box
+    seen: tuple[int, int, int, int]
+    new: tuple[int, int]
+    filter: str = "bilinear"
+
+    @staticmethod
+    def of_pixels(
+        box: tuple[int, int, int, int], new: tuple[int, int], filter: str = "bilinear"
+    ) -> "_Target":
+        """A box of whole pixels, outside of which nothing is seen."""
+        return _Target(box, box, new, filter)
 
 
 class _Reduction:
     """Cuts a box out of a picture that comes in strips, and resizes it with antialias.
 
-    The result is Pillow's `crop(box).resize(new)` with its bilinear filter, which resizes rows
-    before columns too. Not its `resize(box=...)`, which mixes in pixels from outside the box.
+    The result is Pillow's `crop(seen).resize(new, filter, box)`, which resizes rows before columns
+    too.
     """
 
-    def __init__(self, box: tuple[int, int, int, int], new: tuple[int, int]) -> None:
-        self._box, self._new = box, new
+    def __init__(self, target: _Target) -> None:
+        self._target = target
         self._strips: list[Layers] = []
 
     def add(self, layers: Layers, top: int) -> None:
-        left, upper, right, lower = self._box
+        left, upper, right, lower = self._target.seen
         first, last = max(upper - top, 0), min(lower - top, layers[0].height)
         if first < last:
-            box, new = (left, first, right, last), (self._new[0], last - first)
-            parts = layers if box == (0, 0, *layers[0].size) else [x.crop(box) for x in layers]
-            self._strips.append([_resized(part, new) for part in parts])
+            seen = (left, first, right, last)
+            parts = layers if seen == (0, 0, *layers[0].size) else [x.crop(seen) for x in layers]
+            box = (self._target.box[0] - left, 0, self._target.box[2] - left, last - first)
+            self._strips.append(
+                [self._resized(x, self._target.new[0], last - first, box) for x in parts]
+            )
 
     def finish(self) -> Layers:
         joined = self._strips[0]
+        _, upper, _, lower = self._target.seen
+        width, height = self._target.new
         if len(self._strips) > 1:
-            size = self._new[0], self._box[3] - self._box[1]
+            size = width, lower - upper
             joined = [Image.new(layer.mode, size) for layer in joined]
             top = 0
             for strip in self._strips:
@@ -62,11 +100,79 @@ class _Reduction:
                     whole.paste(layer, (0, top))
                 top += strip[0].height
         self._strips = []
-        return [_resized(layer, self._new) for layer in joined]
+        box = (0, self._target.box[1] - upper, width, self._target.box[3] - upper)
+        return [self._resized(layer, width, height, box) for layer in joined]
+
+    def _resized(self, image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
+        if image.size == (width, height) and box == (0, 0, width, height):
+            return image
+        return image.resize((width, height), FILTERS[self._target.filter][0], box)
 
 
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+def centre_box(width: int, height: int, size: int, share: float) -> Box:
+    """Return the place of the centre square that is a share of the shorter side of a picture.
+
+    It is what stays of a picture whose shorter side is resized to floor(size / share) pixels, and
+    out of the middle of which a square of `size` pixels is cut then. So are pretrained networks
+    evaluated (timm's `crop_pct`, torchvision's Resize and CenterCrop), and the whole numbers to
+    which these round the resized sides and the place are kept: half a pixel more or less shows at
+    every edge of a photograph.
+
+    Args:
+        width: of the picture.
+        height: of the picture.
+        size: side of the square when it is resized.
+        share: above 0 and at most 1.
+
+    Returns:
+        The sides of the square in pixels of the picture; they need not be whole numbers.
+    """
+    short = floor(size / share)
+    across = short if width <= height else int(short * width / height)
+    down = short if height <= width else int(short * height / width)
+    left, top = round((across - size) / 2), round((down - size) / 2)
+    x, y = width / across, height / down
+    return left * x, top * y, min(width, (left + size) * x), min(height, (top + size) * y)
+
+
+def _square_target(
+    width: int, height: int, full: tuple[int, int], wanted: "Decoding", size: int
+) -> _Target:
+    """The centre square of an upright picture, which may have been reduced from its full size."""
+    if wanted.centre_share is None:
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        return _Target.of_pixels(box, (size, size), wanted.interpolation)
+    times = round(full[0] / width)  # a JPEG's reduction rounds its sides up
+    places = centre_box(*full, size, wanted.centre_share)
+    left_, top_, right, bottom = (place / times for place in places)
+    radius = FILTERS[wanted.interpolation][1]
+    margin = ceil(radius * max(1, (right - left_) / size, (bottom - top_) / size)) + 1
+    seen = (
+        max(0, floor(left_) - margin),
+        max(0, floor(top_) - margin),
+        min(width, ceil(right) + margin),
+        min(height, ceil(bottom) + margin),
+    )
+    return _Target((left_, top_, right, bottom), seen, (size, size), wanted.interpolation)
+
+
+def square_of(pixels: NDArray[np.uint8], wanted: "Decoding") -> NDArray[np.uint8]:
+    """Return the centre square of a picture whose pixels are known, as decoding it makes it.
+
+    Args:
+        pixels: (c, h, w).
+        wanted: has a size; its channels do not count.
+
+    Returns:
+        (c, size, size).
+    """
+    assert wanted.size is not None
+    height, width = pixels.shape[1:]
+    reduction = _Reduction(_square_target(width, height, (width, height), wanted, wanted.size))
+    reduction.add(_images(pixels.transpose(1, 2, 0)), 0)
+    return _pixels(reduction.finish())
 
 
 def square_and_whole(
@@ -86,8 +192,8 @@ def square_and_whole(
     turns_first = turn if rows >= raster.height else None
     turns_last = turn if turns_first is None else None
     if turns_last is not None:
-        targets = [_stored(box, new, raster) for box, new in targets]
-    reductions = [_Reduction(box, new) for box, new in targets]
+        targets = [_stored(target, raster) for target in targets]
+    reductions = [_Reduction(target) for target in targets]
     top = filled = 0
     for strip in raster.strips(rows):
         if raster.content is None:
@@ -117,39 +223,41 @@ def _channels(raster: Raster, wanted: int | None) -> int:
     raise Unreadable(f"it has {bands_of(raster.bands)}; use channels={raster.bands}")
 
 
-def _targets(
-    raster: Raster, wanted: "Decoding"
-) -> list[tuple[tuple[int, int, int, int], tuple[int, int]]]:
-    """Boxes of the upright picture, as it is decoded, and the sizes that they are resized to."""
+def _targets(raster: Raster, wanted: "Decoding") -> list[_Target]:
+    """Parts of the upright picture, as it is decoded, and the sizes that they are resized to."""
     width, height = raster.width, raster.height
     if raster.turned:
         width, height = height, width
-    whole = (0, 0, width, height)
+    whole, full = (0, 0, width, height), raster.upright_size
     if wanted.size is None:
-        targets = [(whole, (width, height))]
+        targets = [_Target.of_pixels(whole, (width, height))]
     else:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        targets = [((left, top, left + side, top + side), (wanted.size, wanted.size))]
+        targets = [_square_target(width, height, full, wanted, wanted.size)]
     if wanted.whole_side is not None:
-        full = raster.upright_size
         scale = min(1.0, wanted.whole_side / min(full))
-        targets.append((whole, (max(1, round(scale * full[0])), max(1, round(scale * full[1])))))
+        new = max(1, round(scale * full[0])), max(1, round(scale * full[1]))
+        targets.append(_Target.of_pixels(whole, new))
     return targets
 
 
-def _stored(
-    box: tuple[int, int, int, int], new: tuple[int, int], raster: Raster
-) -> tuple[tuple[int, int, int, int], tuple[int, int]]:
-    """A box of the upright picture, and its new size, in the picture as it is stored."""
+def _stored(target: _Target, raster: Raster) -> _Target:
+    """A part of the upright picture as a part of the picture as it is stored."""
+    new = (target.new[1], target.new[0]) if raster.turned else target.new
+    box, seen = _stored_box(target.box, raster), _stored_box(target.seen, raster)
+    return replace(target, box=box, seen=seen, new=new)
+
+
+def _stored_box(
+    box: tuple[Side, Side, Side, Side], raster: Raster
+) -> tuple[Side, Side, Side, Side]:
     left, top, right, bottom = box
     if raster.turned:
-        left, top, right, bottom, new = top, left, bottom, right, (new[1], new[0])
+        left, top, right, bottom = top, left, bottom, right
     if raster.orientation in (2, 3, 7, 8):
         left, right = raster.width - right, raster.width - left
     if raster.orientation in (3, 4, 6, 7):
         top, bottom = raster.height - bottom, raster.height - top
-    return (left, top, right, bottom), new
+    return left, top, right, bottom
 
 
 def strip_rows(raster: Raster) -> int:
@@ -159,13 +267,14 @@ def strip_rows(raster: Raster) -> int:
     return max(1, STRIP // (raster.width * (raster.bands + raster.alpha)))
 
 
-def _working_memory(raster: Raster, rows: int, channels: int, targets: list[Any]) -> int:
+def _working_memory(raster: Raster, rows: int, channels: int, targets: list[_Target]) -> int:
     """Bytes that strips and results take next to what decoding takes."""
     layer = 4 if channels == 3 else channels
     strip = rows * raster.width * (raster.bands + raster.alpha)
     memory = strip * 8 if not raster.wide else strip * 24
-    for box, new in targets:
-        joined = new[0] * (box[3] - box[1]) * (1 if rows >= raster.height else 2)
+    for target in targets:
+        new, seen = target.new, target.seen
+        joined = new[0] * (seen[3] - seen[1]) * (1 if rows >= raster.height else 2)
         memory += layer * joined + (layer + 2 * channels) * new[0] * new[1]
     return memory
 
@@ -246,11 +355,7 @@ def _layers(strip: Strip, raster: Raster, convert: Convert) -> tuple[Layers, int
         pixels[holes] = 0
     if raster.alpha:
         pixels = _composited(pixels, strip[..., raster.bands :], raster.premultiplied)
-    if raster.bands == 3:
-        return [Image.fromarray(np.ascontiguousarray(pixels))], filled
-    return [
-        Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in range(raster.bands)
-    ], filled
+    return _images(pixels), filled
 
 
 def _composited(pixels: NDArray[np.uint8], alpha: Values, premultiplied: bool) -> NDArray[np.uint8]:
@@ -260,6 +365,14 @@ def _composited(pixels: NDArray[np.uint8], alpha: Values, premultiplied: bool) -
     colour = pixels if premultiplied else pixels * opaque
     on_paper: NDArray[np.float32] = np.minimum(colour + 255 * (1 - opaque), 255)
     return np.rint(on_paper).astype(np.uint8)
+
+
+def _images(pixels: NDArray[np.uint8]) -> Layers:
+    """Pixels (h, w, c) as layers."""
+    if pixels.shape[2] == 3:
+        return [Image.fromarray(np.ascontiguousarray(pixels))]
+    bands = range(pixels.shape[2])
+    return [Image.fromarray(np.ascontiguousarray(pixels[..., band])) for band in bands]
 
 
 def _recoloured(layers: Layers, channels: int) -> Layers:

@@ -140,7 +140,8 @@ def load_images(
             else FILE_SOURCES[kind](place)
         )
         return read_pictures(pictures, options, seed=seed, progress=progress)
-    images = convert(_named(source, root), options.size, options.channels)
+    images = _named(source, root)
+    images = convert(images, options.size, options.channels, options, are_pictures=True)
     report = short_report(images)
     for sentence in report.sentences():
         progress.message(sentence)

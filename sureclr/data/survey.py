@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sureclr.config import DEFAULT_SIZE
 from sureclr.data.decoding import FileRef, PictureFacts, inspect, sample_values
 from sureclr.data.folder_cache import Listing, kept_json
 from sureclr.data.image_report import Sizes
 from sureclr.progress import SILENT, Progress, report_progress
 
-# STL-10's side: objects can be recognised, 27 KB an image, and a CPU can still train on it
-DEFAULT_SIZE = 96
 # Even where all is grey: one colour picture more must not change the model; pretrained encoders
 # expect RGB
 DEFAULT_CHANNELS = 3

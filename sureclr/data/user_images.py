@@ -86,7 +86,8 @@ def as_image_set(
             without a name is named by its number.
         progress: what to report to while files are decoded and data sets are read; gets the
             sentences of the ImageSet's report.
-        options: how files and pictures become pixels.
+        options: how files and pictures become pixels. Arrays and ImageSets whose images have the
+            size already are taken as they are, whatever `centre_share` is, see `image_set.convert`.
 
     Returns:
         The images. Their split is "train" where they do not have one of their own. Images that are
@@ -111,7 +112,10 @@ def as_image_set(
         paths = [os.fspath(image) for image in images]
         arrays = _from_files(paths, options, progress)
     elif isinstance(images, list | tuple):
-        pictures = (_picture(image, f"image {i}") for i, image in enumerate(images))
+        pictures = (
+            (_picture(image, f"image {i}"), not isinstance(image, Image.Image))
+            for i, image in enumerate(images)
+        )
         arrays = decoded_images(pictures, options)
     elif _is_map_dataset(images):
         split, classes = _own_split(images), _own_classes(images)
@@ -146,7 +150,7 @@ def _fitting(images: ImageSet, options: ReadOptions) -> ImageSet:
         if options.channels in (None, images.images.shape[1]):
             return images
         return replace(images, images=recolour(images.images, options.channels or 3))
-    return convert(images, options.size, options.channels)
+    return convert(images, options.size, options.channels, options)
 
 
 def to_embed(images: object, config: PretrainConfig, size: int, channels: int) -> ImageSet:
@@ -214,7 +218,7 @@ def _with_own_labels(
         )
     if isinstance(images, ImageSet):
         keeps = options.size is options.channels is None
-        return images if keeps else convert(images, options.size, options.channels)
+        return images if keeps else convert(images, options.size, options.channels, options)
     if isinstance(images, str) and is_source(images):
         return load_images(images, progress=progress, options=options)
     places = [images] if isinstance(images, str | os.PathLike) else list(images)
@@ -337,12 +341,13 @@ def _from_dataset(
     """The pixels of a data set, and its labels (None: it has none)."""
     labels: list[object] = []
 
-    def pictures() -> Iterator[Image.Image]:
+    def pictures() -> Iterator[tuple[Image.Image, bool]]:
         with report_progress(progress, "Reading images", len(dataset)) as update:
             for i in range(len(dataset)):
                 image, label = _image_and_label(dataset, i)
                 labels.append(label)
-                yield _picture(image, f"image {i} of the data set")
+                picture = _picture(image, f"image {i} of the data set")
+                yield picture, not isinstance(image, Image.Image)
                 update(i + 1)
 
     arrays = decoded_images(pictures(), options)

@@ -8,9 +8,7 @@ An evaluation is a function of `EvaluationInputs` that returns a frozen dataclas
 becomes one key of `results.json`. It raises `UserError` where it cannot be made.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from typing import Any
 
 from sureclr.errors import UserError
@@ -19,6 +17,7 @@ from sureclr.evaluation import (
     explanations,
     feature_space,
     foreign_images,
+    head_gain,
     invariances,
     neighbour_vote,
     probes,
@@ -26,11 +25,9 @@ from sureclr.evaluation import (
 )
 from sureclr.evaluation.inputs import EvaluationInputs
 from sureclr.registry import Registry
-from sureclr.schema import to_json
 
 Evaluation = Callable[[EvaluationInputs], Any]
 
-TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
 RESERVED = ("schema", "comparison", "finetune")  # other keys of results.json
 EVALUATIONS: Registry[Evaluation] = Registry("evaluation", "sureclr.evaluations")
 
@@ -51,26 +48,10 @@ def register_evaluation(name: str) -> Callable[[Evaluation], Evaluation]:
 
 register_evaluation("knn")(neighbour_vote.evaluate_knn)
 register_evaluation("linear")(probes.evaluate_linear)
+register_evaluation("heads")(head_gain.evaluate_heads)
 register_evaluation("uncertainty")(certainty_quality.evaluate_uncertainty)
 register_evaluation("ood")(foreign_images.evaluate_ood)
 register_evaluation("learning")(training_history.evaluate_learning)
 register_evaluation("geometry")(feature_space.evaluate_geometry)
 register_evaluation("sensitivity")(invariances.evaluate_sensitivity)
 register_evaluation("explanation")(explanations.evaluate_explanation)
-
-
-def checked_result(key: str, result: Any) -> Any:
-    """Return what an evaluation returned, or raise a UserError if it cannot be kept."""
-    try:
-        if is_dataclass(result) or isinstance(result, dict):
-            content = to_json(result)
-            json.dumps(content, allow_nan=False)
-            if content.keys().isdisjoint(TAKEN):
-                return result
-    except (TypeError, ValueError):
-        pass
-    raise UserError(
-        f"the evaluation {key} must return a dataclass, or a dict without the keys"
-        f" {' and '.join(TAKEN)}, of plain numbers, strings, lists and dicts; it returned"
-        f" {type(result).__name__}."
-    )

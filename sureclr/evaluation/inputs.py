@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet, convert
 from sureclr.data.map_file import MapOrigin, read_map
@@ -169,7 +170,7 @@ class EvaluationInputs:
 
     def other_test_images(self, name: str) -> ImageSet:
         """Return `load_test_images` for this run."""
-        return load_test_images(name, self.images, self.root)
+        return load_test_images(name, self.images, self.root, self.run.config.read_options)
 
     def require_own_images(self, evaluation: str) -> None:
         """Raise a UserError unless the images are those that the run was trained on.
@@ -191,9 +192,13 @@ class EvaluationInputs:
     def untrained(self) -> Embeddings:
         """The table of the network as it was before its first step.
 
-        That of the run's own images is kept as baselines/untrained.parquet, with a digest of the
-        weights and of the images: later commands and other checkpoints need the same one.
+        A frozen encoder is that network still: its features are those of the run, and the table has
+        no directions, as `raw`. Any other table of the run's own images is kept as
+        baselines/untrained.parquet, with a digest of the weights and of the images: later commands
+        and other checkpoints need the same one.
         """
+        if self.run.config.first_encoder == "frozen":
+            return without_heads(self.table, self.table.features)
         before, table = self.run.untrained(), self.table
         weights = f"untrained {_digest_of_weights(before)} {before.made_in}"
         origin = f"{weights}images {self.own_digest}"
@@ -214,8 +219,8 @@ class EvaluationInputs:
                 stored = Embeddings.read(path)
             except UserError as error:
                 self.progress.message(
-                    f"{path} is damaged ({reason_in(error)}); the untrained encoder embeds the"
-                    " images anew."
+                    f"{path} is damaged ({reason_in(error)}); the"
+                    f" {self.run.config.first_encoder_name} embeds the images anew."
                 )
                 continue
             if stored.origin == origin and list(stored.paths) == list(self.table.paths):
@@ -240,22 +245,26 @@ class EvaluationInputs:
     def raw(self) -> Embeddings:
         """The table whose features are the pixels in [0, 1], at most RAW_NUMBERS of an image.
 
-        It has no directions: (n, 0).
+        It has no directions: (n, 0). Where the run has squares of its own form, these are reduced,
+        so that the pixels show what the encoder sees.
         """
         side = min(self.run.size, isqrt(RAW_NUMBERS // self.run.channels))
-        pixels = as_float(convert(self.images, size=side).images.flatten(1))
-        return replace(
-            self.table,
-            features=pixels,
-            direction=pixels[:, :0],
-            radius=None,
-            certainty=None,
-        )
+        options = self.run.config.read_options
+        own_form = (options.centre_share, options.interpolation) != (None, "bilinear")
+        images = replace(self.images, pictures=None) if own_form else self.images
+        pixels = as_float(convert(images, size=side).images.flatten(1))
+        return without_heads(self.table, pixels)
 
     @cached_property
     def reference(self) -> Reference:
         """The training images and their linear probe, with which other images are compared."""
         return Reference.of(self.table, self.probes)
+
+
+def without_heads(table: Embeddings, features: Tensor) -> Embeddings:
+    """Return the table with other features (n, f), and without directions: (n, 0)."""
+    empty = features[:, :0]
+    return replace(table, features=features, direction=empty, radius=None, certainty=None)
 
 
 def _digest_of_weights(run: Run) -> str:
@@ -291,8 +300,8 @@ def evaluation_inputs(
 
 
 def fit_images(images: ImageSet, run: Run) -> ImageSet:
-    """Return the images at the size and channels that a run takes."""
-    return convert(images, run.size, run.channels)
+    """Return the images at the size and channels that a run takes, with its form of squares."""
+    return convert(images, run.size, run.channels, run.config.read_options)
 
 
 @contextmanager
@@ -317,13 +326,16 @@ def embed_blocks_by(run: Run, images: ImageSet, progress: Progress = SILENT) -> 
     return embed_blocks(run.model, fitting, precision=run.precision, progress=progress)
 
 
-def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:
+def load_test_images(
+    name: str, like: ImageSet, root: Path | None, options: ReadOptions = READ_OPTIONS
+) -> ImageSet:
     """Read the test images of another data set, at the size and channels of `like`.
 
     Args:
         name: of the data set.
         like: images that fit the run.
         root: folder of the data sets.
+        options: whose centre_share and interpolation make the squares.
 
     Raises:
         UserError: it is the data set of `like`, or it cannot be read.
@@ -338,7 +350,7 @@ def load_test_images(name: str, like: ImageSet, root: Path | None) -> ImageSet:
         if before == size
         else f"resized from {before} to {size} pixels: a change of sharpness may explain the result"
     )
-    return replace(convert(other, size, channels), note=note)
+    return replace(convert(other, size, channels, options, are_pictures=True), note=note)
 
 
 def randomised_run(run: Run) -> Run:

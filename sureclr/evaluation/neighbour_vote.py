@@ -49,7 +49,9 @@ class NeighbourVote:
 
 
 def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
-    """Measure kNN accuracy of the features, the raw pixels and the untrained encoder's features.
+    """Measure kNN accuracy of the features, the raw pixels and the first encoder's features.
+
+    The first encoder is the untrained one, or a pretrained backbone as it came.
 
     The last two are absent where the images cannot be read.
 
@@ -57,6 +59,7 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
         UserError: there are no labelled training or no labelled test images.
     """
     table, name, device = inputs.table, inputs.catalogue.name, inputs.run.model.device
+    first = inputs.run.config.first_encoder
     features = vote_on_table(table, name, device=device)
     if features.search != EXACT:
         inputs.progress.message(
@@ -74,12 +77,13 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
         baseline_intervals=None,
         by_class=class_numbers(train, test, features.predictions, table.classes),
         no_pixels=inputs.no_pixels,
+        first_encoder=first,
     )
     if inputs.no_pixels:
         return result
-    raw, untrained = (
-        vote_on_table(each, name, device=device) for each in (inputs.raw, inputs.untrained)
-    )
+    raw = vote_on_table(inputs.raw, name, device=device)
+    frozen = first == "frozen"  # so that its features are those above
+    untrained = features if frozen else vote_on_table(inputs.untrained, name, device=device)
     return replace(
         result,
         baselines=Baselines(raw.accuracy, untrained.accuracy),

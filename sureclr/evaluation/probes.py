@@ -399,8 +399,9 @@ def check_rows(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor)
 def evaluate_linear(inputs: "EvaluationInputs") -> LinearResult:
     """Fit linear probes on the features, on the head's output and on each block of the encoder.
 
-    The baselines are the raw pixels and the untrained encoder; they and the blocks are absent where
-    the images cannot be read. The head's output is u = rho mu, whose linear read-out is averaged
+    The baselines are the raw pixels and the encoder before the first step (untrained, or a
+    pretrained backbone as it came); they and the blocks are absent where the images cannot be read.
+    The head's output is u = rho mu, whose linear read-out is averaged
     over the posterior (theory 1), or the direction where the loss has no radius.
 
     Raises:
@@ -419,6 +420,7 @@ def evaluate_linear(inputs: "EvaluationInputs") -> LinearResult:
         baseline_intervals=None,
         by_class=class_numbers(train.labels, test.labels, features.predictions, table.classes),
         no_pixels=inputs.no_pixels,
+        first_encoder=inputs.run.config.first_encoder,
     )
     if inputs.no_pixels:
         return result

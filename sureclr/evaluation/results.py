@@ -7,14 +7,16 @@ names of what may say how certain an image is: `certainty` (the loss's own), `ne
 `feature_norm`, `negative_entropy`; a higher score means more certain.
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sureclr.config import FirstEncoder
 from sureclr.errors import UserError
 from sureclr.files import (
     json_bytes,
@@ -29,8 +31,9 @@ from sureclr.schema import from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 4  # of results.json: raise it whenever a field below changes
-READABLE = (1, 2, 3, 4)  # schemas that are read: keys that older ones lack have defaults below
+SCHEMA = 5  # of results.json: raise it whenever a field below changes
+TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
+READABLE = (1, 2, 3, 4, 5)  # schemas that are read: keys that older ones lack have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
@@ -193,6 +196,9 @@ class LinearResult(ProbeScore):
         baseline_intervals: of them, or None.
         by_class: the probe on the features, class by class; None in a file of schema 1.
         no_pixels: why there are no baselines and no blocks, or "".
+        first_encoder: what the network of the baseline `untrained` was: untrained, pretrained, or
+            frozen, which is pretrained and not changed by training, so that both accuracies are
+            one.
     """
 
     posterior_mean: PosteriorProbe
@@ -201,6 +207,7 @@ class LinearResult(ProbeScore):
     baseline_intervals: BaselineIntervals | None
     by_class: ClassNumbers | None = None
     no_pixels: str = ""
+    first_encoder: FirstEncoder = "untrained"
 
 
 @dataclass(frozen=True)
@@ -217,6 +224,7 @@ class KnnResult:
         baseline_intervals: of them, or None.
         by_class: the vote on the features, class by class; None in a file of schema 1.
         no_pixels: why there are no baselines, or "".
+        first_encoder: as of a `LinearResult`.
     """
 
     accuracy: float
@@ -228,6 +236,55 @@ class KnnResult:
     baseline_intervals: BaselineIntervals | None
     by_class: ClassNumbers | None = None
     no_pixels: str = ""
+    first_encoder: FirstEncoder = "untrained"
+
+
+# --- heads ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VoteAccuracy:
+    """Accuracy of a vote on the test images, with Wilson's interval."""
+
+    accuracy: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class ScoreArea:
+    """An AUROC with DeLong's interval; both None where all images are of one kind."""
+
+    auroc: Number
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class HeadsResult:
+    """What the heads add to the features, which a frozen backbone has without them.
+
+    Attributes:
+        n_train: labelled training images.
+        n_test: labelled test images.
+        k: number of voters.
+        knn_features: the vote of the nearest by the cosine of the features, as in `knn`.
+        knn_directions: the vote of the nearest by the cosine of the directions.
+        n_judged: labelled test images whose scores are judged.
+        recall_at_1: share of them whose nearest training image by the features has their class.
+        r_auroc: how well each score predicts that. Besides the scores of `uncertainty` there is
+            `evidence`, where the loss has a radius: the log of the mean of exp(evidence) over the
+            training images.
+        sample: n_judged of how many labelled test images; None if they are all.
+    """
+
+    n_train: int
+    n_test: int
+    k: int
+    knn_features: VoteAccuracy
+    knn_directions: VoteAccuracy
+    n_judged: int
+    recall_at_1: float
+    r_auroc: dict[str, ScoreArea]
+    sample: "Sample | None"
 
 
 # --- uncertainty ----------------------------------------------------------------------
@@ -563,7 +620,8 @@ class LearningResult:
         temperature: at which `positives` and `negatives` are taken, the same for every run.
         alignment: mean squared distance of two views (Wang and Isola 2020).
         uniformity: log of the mean Gaussian kernel of different images (the same paper).
-        effective_rank: of the features (RankMe, Garrido et al. 2023).
+        effective_rank: of the features (RankMe, Garrido et al. 2023); of the directions where the
+            encoder is frozen, whose features stay as they are.
         cosine_different: mean cosine of different images.
         knn: accuracy on held-out training images.
         radius: mean radius of whole images.
@@ -572,6 +630,7 @@ class LearningResult:
         per_class: None without labels or without a certainty.
         gradient: which negatives carry it.
         damaged: file name -> why that snapshot could not be read.
+        knn_directions: accuracy by the directions, in place of `knn`, where the encoder is frozen.
     """
 
     epochs: tuple[int, ...]
@@ -588,6 +647,7 @@ class LearningResult:
     per_class: ClassCertainty | None
     gradient: GradientHistory
     damaged: dict[str, str]
+    knn_directions: tuple[Number, ...] | None = None
 
 
 # --- geometry -------------------------------------------------------------------------
@@ -846,6 +906,7 @@ class Comparison:
 RESULT_TYPES: dict[str, type] = {
     "linear": LinearResult,
     "knn": KnnResult,
+    "heads": HeadsResult,
     "uncertainty": UncertaintyResult,
     "ood": OodResult,
     "learning": LearningResult,
@@ -997,6 +1058,23 @@ def save_result(run: Path, name: str, result: Any, provenance: Provenance) -> No
         write_atomically(path, json_bytes({"schema": SCHEMA, **content}))
     except OSError as error:
         raise UserError(f"{path} cannot be written ({why(error)}).") from error
+
+
+def checked_result(key: str, result: Any) -> Any:
+    """Return what an evaluation returned, or raise a UserError if it cannot be kept."""
+    try:
+        if is_dataclass(result) or isinstance(result, dict):
+            content = to_json(result)
+            json.dumps(content, allow_nan=False)
+            if content.keys().isdisjoint(TAKEN):
+                return result
+    except (TypeError, ValueError):
+        pass
+    raise UserError(
+        f"the evaluation {key} must return a dataclass, or a dict without the keys"
+        f" {' and '.join(TAKEN)}, of plain numbers, strings, lists and dicts; it returned"
+        f" {type(result).__name__}."
+    )
 
 
 def entry_to_json(name: str, result: Any, provenance: Provenance) -> dict[str, Any]:

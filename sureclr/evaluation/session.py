@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from sureclr.data.image_set import ImageSet, digest_of_pixels
 from sureclr.errors import UserError
-from sureclr.evaluation.evaluations import EVALUATIONS, checked_result
+from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.inputs import EvaluationInputs, ProbeCache, blocks_beside
 from sureclr.evaluation.opening import held, images_changed, open_run
 from sureclr.evaluation.results import (
     Comparison,
     Provenance,
     Results,
+    checked_result,
     damage_text,
     precision_text,
     read_results,
@@ -364,7 +365,8 @@ class Session:
         stored = self.results().get(self.key("learning"))
         if stored is None:
             return False
-        recorded = (self.run.directory.checkpoint_numbers() or {}).get("snapshots", ())
+        numbers = self.run.directory.checkpoint_numbers(self.run.which) or {}
+        recorded = numbers.get("snapshots", ())
         return bool(max(recorded, default=0) > max(stored.epochs))
 
     def stored_or_new(

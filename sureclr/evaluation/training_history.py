@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 # Of positives and negatives: the same for all runs and epochs, so that they can be compared
 SPLIT_TEMPERATURE = 0.2
-MONITORED = ("alignment", "uniformity", "effective_rank", "cosine_different", "knn", "radius")
+MONITORED = (
+    *("alignment", "uniformity", "effective_rank", "cosine_different"),
+    *("knn", "knn_directions", "radius"),
+)
 # The tensors that are read of a snapshot: hundreds of snapshots must fit into memory
 NEEDED = (
     "index",

@@ -64,7 +64,8 @@ def run_finetuning(
         config = replace(config, precision=precision)
     if sentence:
         progress.message(sentence)
-    images = as_image_set(images, size=run.size, channels=run.channels)
+    options = run.config.read_options
+    images = as_image_set(images, size=run.size, channels=run.channels, options=options)
     draws = label_draws(images, config, run.config.seed, progress)
     images = draws[0].labelled.images  # with the labels of the file, where there is one
     test, why_not = test_images_of(draws[0])

@@ -7,8 +7,9 @@ features of the pretrained encoder). All three have the same labels.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from sureclr.config import ReadOptions
 from sureclr.evaluation.results import RESULT_TYPES, ClassNumbers, Interval, Number
 from sureclr.files import unsealed
 from sureclr.finetuning.config import FinetuneConfig
@@ -261,6 +262,9 @@ class ClassifierRecord:
             the next two.
         images: digest of pixels, paths and splits.
         labels: digest of labels and class names.
+        centre_share: of the squares that it takes, as in `ReadOptions`, like the next.
+        interpolation: filter that resizes them.
+        pool: how the encoder pools, see `PretrainConfig`.
     """
 
     key: str
@@ -281,6 +285,19 @@ class ClassifierRecord:
     checkpoint: str = ""
     images: str = ""
     labels: str = ""
+    centre_share: float | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    pool: str = "auto"
+
+    @property
+    def read_options(self) -> ReadOptions:
+        """Return how pictures become the images that the classifier takes."""
+        return ReadOptions(
+            self.size,
+            self.channels,
+            centre_share=self.centre_share,
+            interpolation=self.interpolation,
+        )
 
     @staticmethod
     def of(content: Any) -> "ClassifierRecord":

@@ -62,8 +62,7 @@ class Finetuned:
             images: an ImageSet, a uint8 array (n, c, h, w) or (n, h, w), or a list of PIL images.
                 They are brought to the size and the channels of the classifier.
         """
-        record = self.record
-        pixels = as_image_set(images, size=record.size, channels=record.channels).images
+        pixels = as_image_set(images, options=self.record.read_options).images
         with evaluating(self.model):
             parts = [
                 self.model(as_float(part.to(self.model.device))).float().softmax(1).cpu()
@@ -125,6 +124,9 @@ def save_finetuned(
         checkpoint=run.checkpoint,
         images=digests[0],
         labels=digests[1],
+        centre_share=run.config.read_options.centre_share,
+        interpolation=run.config.read_options.interpolation,
+        pool=run.config.pool,
     )
     write_atomically(folder / record.file, data)
     write_atomically(folder / f"{name}.json", json_bytes(sealed(record)))
@@ -218,7 +220,7 @@ def _encoder(
             " but not its code; pass it again, as the argument `network`."
         )
     if network is None:
-        network = encoder(record.encoder, record.stem, record.channels)
+        network = encoder(record.encoder, record.stem, record.channels, pool=record.pool)
     else:
         network = own_network(network, (record.channels, record.size, record.size))
     return StandardisedEncoder(network, weights["encoder.mean"], weights["encoder.std"])

@@ -187,6 +187,35 @@ def auroc(score: Tensor, positive: Tensor) -> float:
     return (float(ranks(score)[positive].sum()) - p * (p + 1) / 2) / (p * n)
 
 
+def auroc_interval(
+    score: Tensor, positive: Tensor, z: float = 1.959963984540054
+) -> tuple[float, float]:
+    """Return DeLong's (1988) interval of `auroc`, 95 % by default, cut to [0, 1].
+
+    The variance of the area is that of the positives' mean share of negatives below them over p,
+    and that of the negatives' mean share of positives above them over n, where equal scores count
+    half. NaN if there are fewer than two of one of the two kinds.
+
+    Args:
+        score: (n,), finite.
+        positive: (n,) bool.
+        z: the normal quantile of the confidence.
+
+    Raises:
+        UserError: as `auroc`, or z is not above 0.
+    """
+    area, positive = auroc(score, positive), positive.bool()
+    above("z", z, 0)
+    p, n = int(positive.sum()), int((~positive).sum())
+    if min(p, n) < 2:
+        return math.nan, math.nan
+    among_all = ranks(score)
+    below = (among_all[positive] - ranks(score[positive])) / n  # (p,) share of the negatives
+    over = (among_all[~positive] - ranks(score[~positive])) / p  # (n,) share of positives below
+    half = z * math.sqrt(float(below.var()) / p + float(over.var()) / n)
+    return max(0.0, area - half), min(1.0, area + half)
+
+
 def risk_coverage(certainty: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
     """Return the coverages k / n and the error rates among the k surest rows, k = 1..n, (n,) each.
 

@@ -7,10 +7,11 @@ classifier.
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from re import fullmatch
 from typing import Any, Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from sureclr.errors import UserError, unknown
@@ -38,9 +39,11 @@ CONTAINERS = (
     "blocks",
 )  # children that hold stages or blocks: ConvNeXt, Swin, ViT
 FREE_SIZE: tuple[dict[str, Any], ...] = (  # options that let a family take images of any size
-    {"dynamic_img_size": True, "dynamic_img_pad": True},  # ViT
+    # ViT. `check_side` lets no new run have a part of a patch; runs from before it are padded
+    {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},  # Swin
 )
+POOLS = ("auto", "token", "avg")
 
 EncoderFactory = Callable[[int, str], nn.Module]
 ENCODERS: Registry[EncoderFactory] = Registry("encoder", "sureclr.encoders")
@@ -67,7 +70,11 @@ def register_encoder(name: str) -> Callable[[EncoderFactory], EncoderFactory]:
 
 
 def encoder(
-    name: str, stem: str = "imagenet", channels: int = 3, pretrained: bool = False
+    name: str,
+    stem: str = "imagenet",
+    channels: int = 3,
+    pretrained: bool = False,
+    pool: str = "auto",
 ) -> nn.Module:
     """Build an encoder by name; it has no classifier, and `num_features` pooled features.
 
@@ -79,24 +86,33 @@ def encoder(
             pixels (Chen et al. 2020, appendix B.9); only for `small` and the ResNet family.
         channels: 1 for grey images, 3 for colour, or any other number of bands.
         pretrained: load timm's weights, from the local cache or the hub.
+        pool: how a vision transformer makes one vector of an image: `token` (its class token),
+            `avg` (the mean over the patches, without class and register tokens) or `auto` (as the
+            model was made). Both come after the model's own last norm, whose weights stay.
 
     Raises:
-        UserError: the name or the stem is unknown, the family has no CIFAR stem, or the weights
-            cannot be loaded.
+        UserError: the name, the stem or the pooling is unknown, the family has no CIFAR stem or no
+            choice of pooling, or the weights cannot be loaded.
 
     >>> sum(p.numel() for p in encoder("resnet50", stem="cifar").parameters())
     23500352
     """
     if stem not in STEMS:
         raise unknown("stem", stem, STEMS)
+    if pool not in POOLS:
+        raise unknown("pool", pool, POOLS)
     if name.startswith(CUSTOM):
         raise UserError(
             f"the encoder {name} is a module of your own, and a run stores its weights but not its"
             " code; pass the module again, as the argument `encoder`."
         )
     if factory := _factory(name):
+        if pool != "auto":
+            raise _no_choice_of_pool(name, pool)
         return _registered(name, factory, channels, stem, pretrained)
     network = _timm(name, channels, pretrained)
+    if pool != "auto":
+        _set_pool(network, name, pool)
     return _with_cifar_stem(network, name, channels) if stem == "cifar" else network
 
 
@@ -152,6 +168,7 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     if not timm.is_model(name):
         near = get_close_matches(name.lower(), timm.list_models(), cutoff=0.7)
         raise unknown("encoder", name, dict.fromkeys([*ENCODERS, *COMMON, *near]))
+    timm_defaults(name)
     try:
         network = _at_any_size(name, pretrained=pretrained, in_chans=channels, num_classes=0)
     except RuntimeError as error:
@@ -170,6 +187,29 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
     return cast(nn.Module, network)
 
 
+def timm_defaults(name: str) -> Any:
+    """Return what timm says of the pretrained weights of an encoder; None if it has none.
+
+    Args:
+        name: of the encoder, of any kind.
+
+    Raises:
+        UserError: timm has the network, but no weights of that tag (the word behind the dot).
+    """
+    if name.startswith(CUSTOM) or _factory(name):
+        return None
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        network, _, tag = name.partition(".")
+        tags = timm.list_pretrained(f"{network}.*")
+        raise unknown(f"weights of {network}", tag, [x.partition(".")[2] for x in tags]) from error
+
+
 def _at_any_size(name: str, **options: Any) -> Any:
     """Build a timm model that takes images of any size, if its family can.
 
@@ -177,11 +217,121 @@ def _at_any_size(name: str, **options: Any) -> Any:
     """
     import timm
 
-    defaults = timm.get_pretrained_cfg(name)
+    defaults = timm_defaults(name)
     for extra in FREE_SIZE if defaults is not None and defaults.fixed_input_size else ():
         with suppress(TypeError):  # the option of another family
             return timm.create_model(name, **options, **extra)
     return timm.create_model(name, **options)
+
+
+def _set_pool(network: Any, name: str, pool: str) -> None:
+    """Make a vision transformer pool its class token or its patches.
+
+    The model is built and its weights are loaded before, so that its last norm is the one that was
+    trained, wherever it stands: before the pooling, or after it in models that were made to
+    average.
+    """
+    from timm.models.beit import Beit
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
+
+    # A distilled model averages two tokens, and has no other way
+    if not isinstance(network, VisionTransformer | Eva | Beit) or isinstance(
+        network, VisionTransformerDistilled
+    ):
+        raise _no_choice_of_pool(name, pool)
+    if pool == "token" and network.cls_token is None:
+        raise UserError(
+            f"the encoder {name} has no class token that pool=token could take; use pool=avg, or"
+            " leave it out."
+        )
+    network.reset_classifier(0, global_pool=pool)  # without a pooling by attention, if it had one
+    network.pool_include_prefix = False
+
+
+def _no_choice_of_pool(name: str, pool: str) -> UserError:
+    return UserError(
+        f"pool={pool} chooses between class token and patches of a vision transformer, and the"
+        f" encoder {name} has no such choice; leave it out."
+    )
+
+
+def check_pool(name: str, pool: str) -> None:
+    """Raise what `encoder` raises about a pooling, without weights.
+
+    Args:
+        name: of the encoder; an encoder of the user's own has no choice of pooling.
+        pool: as in `encoder`.
+    """
+    if pool == "auto":
+        return
+    if name.startswith(CUSTOM):
+        raise _no_choice_of_pool(name, pool)
+    with torch.device("meta"):
+        encoder(name, pool=pool)
+
+
+def check_side(name: str, size: int) -> None:
+    """Refuse an image size that a vision transformer cannot take, without weights or images.
+
+    The windows of a Swin transformer ask for nothing: where they do not divide its maps, these are
+    padded. Images are a whole number of patches, because padding would put black bars into every
+    image.
+
+    Args:
+        name: of the encoder; one that is not timm's can take any size here.
+        size: side of the images in pixels.
+
+    Raises:
+        UserError: an image is not a whole number of patches, or the model takes another size only.
+    """
+    patch, only = _sides(name)
+    if only is not None and size != only:
+        raise UserError(
+            f"the encoder {name} takes images of {only} pixels only, and these have {size}; set"
+            f" size={only}, or choose another encoder."
+        )
+    if size < patch:
+        raise UserError(
+            f"the encoder {name} divides images into patches of {patch} pixels, and {size} pixels"
+            f" are less than one; set size={patch} or a multiple of it, or choose another encoder."
+        )
+    if size % patch:
+        low = size // patch * patch
+        raise UserError(
+            f"the encoder {name} divides images into patches of {patch} pixels, and {size} is no"
+            f" multiple of {patch}; set size={low} or size={low + patch}."
+        )
+
+
+def fitting_side(name: str, size: int) -> int:
+    """Return the largest side, at most `size`, of which a vision transformer takes images.
+
+    Args:
+        name: of the encoder; another one gets `size`.
+        size: side in pixels; where it is smaller than what the model takes, that is returned.
+    """
+    patch, only = _sides(name)
+    return only or max(size // patch, 1) * patch
+
+
+@cache
+def _sides(name: str) -> tuple[int, int | None]:
+    """Return the side of a patch (1: there are none), and the only size that a model takes."""
+    defaults = timm_defaults(name)
+    if defaults is None or not defaults.fixed_input_size:
+        return 1, None
+    from timm.layers.hybrid_embed import HybridEmbed
+    from timm.layers.patch_embed import PatchEmbed
+
+    with torch.device("meta"):
+        embed = getattr(_at_any_size(name, num_classes=0), "patch_embed", None)
+    if not isinstance(embed, PatchEmbed | HybridEmbed):
+        return 1, None  # what it can take is seen when two images are tried
+    if isinstance(embed, PatchEmbed) and embed.strict_img_size:
+        return 1, cast(tuple[int, int], embed.img_size)[0]
+    return cast(int, embed.feat_ratio()), None
 
 
 def _with_cifar_stem(network: nn.Module, name: str, channels: int) -> nn.Module:

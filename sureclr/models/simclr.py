@@ -50,6 +50,13 @@ class StandardisedEncoder(nn.Module):
         """Return f, the number of features of an image."""
         return cast(int, self.backbone.num_features)
 
+    @property
+    def pool(self) -> str:
+        """Return how a vision transformer pools (`token`, `avg`, ...); auto for other networks."""
+        found = getattr(self.backbone, "global_pool", None)
+        tokens = isinstance(found, str) and hasattr(self.backbone, "num_prefix_tokens")
+        return cast(str, found) if tokens else "auto"
+
     def freeze(self, what: Literal["off", "stages", "backbone"], name: str) -> None:
         """Keep parts of the encoder from training: their weights and the statistics of their BN.
 

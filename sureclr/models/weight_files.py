@@ -5,13 +5,16 @@ transformers (ResNet, ConvNeXt, ViT, DeiT, DINOv2, Swin), or those of the origin
 translates, below any prefix (`state_dict.module.backbone.`). A classifier is left out.
 """
 
+import errno
 import pickle
 import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,6 +39,10 @@ HEADS = (  # what belongs to a classifier or to the pretraining, and not to the 
     *("mask_token", "projection_head.", "projector.", "predictor."),
 )
 AVERAGED = ("teacher", "ema")  # the averaged copy of a network, which is the better one
+NOT_LOADED = (  # what torch.load raises for other files than it writes
+    *(pickle.UnpicklingError, RuntimeError, EOFError, LookupError, AttributeError, TypeError),
+    *(AssertionError, UnicodeError, OverflowError),
+)
 SHOWN = 3  # names in an error message
 State = dict[str, Tensor]
 Renaming = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]  # patterns in their order
@@ -88,6 +95,10 @@ TRANSFORMERS_VIT: Renaming = (  # also DeiT, DINOv2 and Swin; names of versions 
     (r"\.mlp\.weights_out\.", ".mlp.w3."),
     (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
 )
+TRANSFORMERS_DINOV3: Renaming = (  # timm knows the authors' names by this one
+    (r"^embeddings\.register_tokens$", "storage_tokens"),
+    *TRANSFORMERS_VIT,
+)
 TORCHVISION_VIT: Renaming = (
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
@@ -123,7 +134,7 @@ TORCHVISION_SWIN: Renaming = (
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
 OTHER_LIBRARIES = (
-    *(TRANSFORMERS_RESNET, TRANSFORMERS_CONVNEXT, TRANSFORMERS_VIT),
+    *(TRANSFORMERS_RESNET, TRANSFORMERS_CONVNEXT, TRANSFORMERS_VIT, TRANSFORMERS_DINOV3),
     *(TORCHVISION_VIT, TORCHVISION_CONVNEXT, TORCHVISION_SWIN),
 )
 
@@ -157,9 +168,9 @@ def read_weights(path: Path) -> FileOfWeights:
         else:
             with open_file(path, LARGEST_FILE) as file:
                 size = file.seek(0, 2)
+                tensors = dict(_flat(_state_dict(file, size), size))
                 file.seek(0)
                 digest = sha256_of(file)
-                tensors = dict(_flat(_state_dict(file, size), size))
     except OSError as error:
         raise UserError(
             f"the weights {path} cannot be read ({why(error)}); give a file of weights"
@@ -179,11 +190,10 @@ def read_weights(path: Path) -> FileOfWeights:
 
 
 def sha256_of(file: IO[bytes]) -> str:
-    """Return the sha256 of an open file, which is at its beginning again afterwards."""
+    """Return the sha256 of an open file from where it stands."""
     total = sha256()
     while block := file.read(1 << 20):
         total.update(block)
-    file.seek(0)
     return total.hexdigest()
 
 
@@ -214,23 +224,20 @@ def _state_dict(file: IO[bytes], size: int) -> Any:
     file.seek(0)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # torch seeks before the beginning of a file that is cut
+            raise
+        raise ValueError("it is damaged, or is no PyTorch file") from error
+    except NOT_LOADED as error:
         text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
+        if "TorchScript" in text:
+            raise ValueError("it is a TorchScript program, and programs are not run") from error
+        if re.search(r"global|instantiate|BUILD|function call", text, re.IGNORECASE):
             raise ValueError(
                 "it holds objects other than tensors, and making them could run code; save the"
                 " state_dict() of the network alone"
             ) from error
         raise ValueError("it is damaged, or is no PyTorch file") from error
-    except (
-        RuntimeError,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-    ) as error:
-        raise ValueError(f"it is damaged, or is no PyTorch file: {error}") from error
 
 
 def _flat(
@@ -339,21 +346,25 @@ def _compared(network: nn.Module, prefix: str, below: State) -> _Comparison:
     others = [
         f"{n} is {_size(found[n])} in the file and {_size(t)} in the encoder"
         for n, t in wanted.items()
-        if n in found
-        and (found[n].shape, found[n].is_floating_point()) != (t.shape, t.is_floating_point())
+        if n in found and not _alike(found[n], t)
     ]
     problems = [
         f"{what}: {_first(those)}"
         for what, those in (
             ("missing in the file", missing),
             ("unknown to the encoder", extra),
-            ("other shapes", others),
+            ("otherwise shaped", others),
         )
         if those
     ]
     state = {} if problems else {name: found.get(name, t) for name, t in wanted.items()}
     fits = len(wanted) - len(missing) - len(others)
     return _Comparison(prefix, state, problems, fits, [*notes, *of_channels])
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    same_kind = one.is_floating_point() == other.is_floating_point()
+    return same_kind and one.shape == other.shape
 
 
 def _without_ones(tensor: Tensor) -> list[int]:
@@ -406,14 +417,21 @@ def _translated(network: nn.Module, state: State) -> State:
     wanted = network.state_dict().get(patch)
     if wanted is not None and patch in state and state[patch].shape[-2:] != wanted.shape[-2:]:
         return dict(state)  # timm would resample the patches too, but that is another network
+    biases = [tensor for name, tensor in state.items() if name.endswith(".qkv.bias")]
+    taken = any(name.endswith((".qkv.bias", ".q_bias")) for name in network.state_dict())
+    if translate is None or (not taken and any(bias.any() for bias in biases)):
+        return dict(state)  # timm would leave these biases out, and the features would be wrong
     try:
-        return dict(state) if translate is None else dict(translate(dict(state), network))
+        with redirect_stdout(StringIO()):  # a filter prints what it does not find
+            return dict(translate(dict(state), network))
     except Exception:  # the filter of an author trusts the file to be as it expects
         return dict(state)
 
 
 def _size(tensor: Tensor) -> str:
-    return "x".join(map(str, tensor.shape)) or "a number"
+    words = "x".join(map(str, tensor.shape)) or "a number"
+    kind = "" if tensor.is_floating_point() else f" of {str(tensor.dtype).removeprefix('torch.')}"
+    return words + kind
 
 
 def _first(names: list[str]) -> str:
@@ -491,7 +509,7 @@ def _in_order(network: nn.Module, tensors: State) -> tuple[str, State, list[str]
     problem, left = "", found[len(wanted) :]
     for (own, like), (name, _) in zip(wanted, found, strict=False):
         tensor, roles = renamed[own], (name.rpartition(".")[2], own.rpartition(".")[2])
-        if tensor.shape != like.shape or (roles[0] != roles[1] and set(roles) <= set(ROLES)):
+        if not _alike(tensor, like) or (roles[0] != roles[1] and set(roles) <= set(ROLES)):
             problem = f"{name[:120]} ({_size(tensor)}) stands where {own} ({_size(like)}) is due"
             break
     else:

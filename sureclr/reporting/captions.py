@@ -75,30 +75,53 @@ VERDICTS = {
 
 TRAINED = Caption(
     "What was trained, and how good it is",
-    "The first charts compare the trained encoder with the same network before training and with"
-    " the raw pixels. The distance to these two is what training has achieved.",
+    "The first charts compare the encoder with the raw pixels and, where it was trained, with the"
+    " same network before training. The distance to these is what training has achieved.",
 )
 ACCURACY_TILE = "accuracy, {interval}"
 LOSS_TILE = "nats; the loss has no natural zero and may be negative"
 EPOCHS_TILE = "of {epochs:,} planned, in batches of {batch_size:,} images"
 LINEAR = Caption(
-    "Accuracy of a linear probe, against raw pixels and an untrained encoder",
+    "Accuracy of a linear probe, against {rivals}",
     "A logistic regression on the frozen features predicts the class ({n_train:,} training and"
-    " {n_test:,} test images). The distance of the trained encoder to the other two points is what"
-    " contrastive training has added. Bars are 95 % intervals.",
+    " {n_test:,} test images). {distance} Bars are 95 % intervals.",
 )
 KNN = Caption(
-    "Accuracy of nearest neighbours, against raw pixels and an untrained encoder",
+    "Accuracy of nearest neighbours, against {rivals}",
     "The {k} nearest training images vote for the class ({n_train:,} training and {n_test:,} test"
-    " images). The distance of the trained encoder to the other two points is what contrastive"
-    " training has added. Bars are 95 % intervals.",
+    " images). {distance} Bars are 95 % intervals.",
 )
-ACCURACY_VERDICT = " The trained encoder is {pixels}; it is {untrained}."
+RIVALS = "raw pixels and {article} {first}"
+RIVALS_OF_FROZEN = "raw pixels"
+DISTANCE = (
+    "The distance of the trained encoder to the other two points is what contrastive training has"
+    " added."
+)
+DISTANCE_FROM_BACKBONE = (
+    "The distance of the trained encoder to the backbone as it came is what contrastive training"
+    " has added."
+)
+DISTANCE_OF_FROZEN = (
+    "The encoder was frozen, so these are the accuracies of the pretrained backbone as it came, and"
+    " training has added nothing to them; what its heads added stands below."
+)
+ACCURACY_VERDICT = " The trained encoder is {pixels}; it is {first}."
+ACCURACY_VERDICT_OF_FROZEN = " The backbone is {pixels}."
 MAJORITY = "commonest class"
 NO_PIXELS = (
-    " The raw pixels and the untrained encoder are missing, because the images could not be read"
-    " when this was evaluated."
+    " The raw pixels and the encoder before training are missing, because the images could not be"
+    " read when this was evaluated."
 )
+HEADS = Caption(
+    "What the heads added",
+    "The heads turn the features of an image into a direction and a certainty. In the first chart"
+    " the {k} nearest training images vote for the class of {n_test:,} test images, found by the"
+    " features and by the directions; the vote by the directions is {verdict}. The second chart"
+    " shows how well each score predicts that the nearest training image by the features has the"
+    " right class (R-AUROC, {n_judged:,} test images). Certainty and evidence are learned by the"
+    " heads; the other scores come with the features. Bars are 95 % intervals.",
+)
+HEADS_VOTES, HEADS_SCORES = "Nearest neighbours", "Predicting mistakes"
 CLASSES = Caption(
     "{what}: each class",
     "The classes with the lowest accuracy are at the top. Accuracy is the share of the test images"
@@ -181,10 +204,15 @@ LEARNED = Caption(
 SHAPE = Caption(
     "The shape of the representation",
     "Alignment falls as the two views of an image approach each other. Uniformity falls as images"
-    " spread over the sphere. The effective rank (RankMe) is the number of directions of feature"
-    " space in use; if it drops to a few, the representation has collapsed. The loss is the"
-    " difference of its two parts, shown at temperature {temperature} for every run: the logit of"
-    " the partner, and the log of the mean exponential logit of the other images.",
+    " spread over the sphere. The effective rank (RankMe) is {rank_of};"
+    " if it drops to a few, the representation has collapsed. The loss is the difference of its two"
+    " parts, shown at temperature {temperature} for every run: the logit of the partner, and the"
+    " log of the mean exponential logit of the other images.",
+)
+RANK_OF_FEATURES = "the number of directions of feature space in use"
+RANK_OF_DIRECTIONS = (
+    "the number of dimensions that the directions use (the features of a frozen encoder never"
+    " change)"
 )
 CLASS_CERTAINTY = Caption(
     "Certainty over time, by class{which}",

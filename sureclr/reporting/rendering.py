@@ -76,7 +76,7 @@ def headline(run: RunFiles) -> str:
         loss=config.loss,
         source=config.source,
         encoder=config.encoder,
-        epochs=config.epochs,
+        epochs=config.all_epochs,
         seed=config.seed,
         images=captions.HEADLINE_IMAGES.format(n=n) if n else "",
     )

@@ -204,7 +204,9 @@ def _configuration(
         return config
     recorded = from_dict(numbers["configuration"])
     later = directory.accepted_after(numbers)
-    if names := differing(recorded if later is None else from_dict(later), config):
+    expected = recorded if later is None else from_dict(later)
+    if not config.extends(expected):
+        names = differing(expected, config)
         problems.append(captions.CHANGED_CONFIGURATION.format(names=", ".join(names)))
     return recorded
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import TABLE, PretrainConfig
+from sureclr.config import ONNX, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -21,6 +21,7 @@ from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.devices import seeded
 from sureclr.models.embedding import evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, stem_for
+from sureclr.models.onnx_backbone import is_onnx
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.starting import absolute_init, starting_network
 
@@ -73,6 +74,8 @@ def build(
         RuntimeError: the model cannot load `weights`.
     """
     criterion = _loss(config, loss)
+    if network is None and is_onnx(config.init):
+        network = starting_network(config, channels)
     if config.certainty_gradient == "off" and not criterion.uses_certainty:
         raise UserError(
             f"certainty_gradient off needs a loss with a certainty, and {config.loss} has none;"
@@ -162,9 +165,9 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     """Return the configuration that records the source, and the user's own encoder and loss.
 
     The source and the first weights are recorded with absolute paths, so that they are found from
-    any folder. A registered
-    loss is recorded by its name and options, so that it can be built again. An encoder, and any
-    other loss, is recorded as "custom:" and the name of its class.
+    any folder. A registered loss is recorded by its name and options, so that it can be built
+    again. An encoder, and any other loss, is recorded as "custom:" and the name of its class, and
+    the encoder of an ONNX file as "onnx", which is frozen.
 
     Raises:
         UserError: an argument has the wrong type.
@@ -197,6 +200,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
         name = f"{CUSTOM}{type(loss).__name__}" if options is None else _registered_name(loss)
         fields: dict[str, Any] = dict.fromkeys(OPTION_FIELDS.values()) | (options or {})
         config = replace(config, **{"loss": name, **fields})
+    if is_onnx(config.init):
+        config = _with_onnx(config)
     begun = config.pretrained or encoder is not None or is_own(config.encoder)
     if config.freeze != "off" and not (begun or config.of_table):
         raise UserError(
@@ -204,6 +209,16 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
             " random are worth nothing; add init timm, a run folder or a file of weights."
         )
     return config
+
+
+def _with_onnx(config: PretrainConfig) -> PretrainConfig:
+    """Return the configuration of a run whose encoder is the network of an ONNX file."""
+    if config.freeze == "stages":
+        raise UserError(
+            f"an ONNX network cannot be trained, not even its last stage ({config.init}); leave out"
+            " freeze, or set it to backbone."
+        )
+    return replace(config, encoder=ONNX, freeze="backbone")
 
 
 def _registered_name(loss: Objective) -> str | None:
@@ -297,11 +312,21 @@ def pixel_statistics(images: ImageSet, config: PretrainConfig) -> tuple[Tensor, 
 
     They are those of the configuration, or else those of the training images. Pixels have 256
     values, so their counts give both exactly; only a block of images is in memory.
+
+    Raises:
+        UserError: the configuration has not one of each for each channel.
     """
     if config.of_table:  # features are taken as they are
         count = images.images.shape[1]
         return torch.zeros(count), torch.ones(count)
     if config.pixel_mean is not None and config.pixel_std is not None:
+        channels = images.images.shape[1]
+        if len(config.pixel_mean) != channels:
+            raise UserError(
+                f"pixel_mean and pixel_std need a number for each of the {channels}"
+                f" channel{'s' if channels > 1 else ''} of the images, not"
+                f" {len(config.pixel_mean)}; give as many, or leave both out."
+            )
         return torch.tensor(config.pixel_mean), torch.tensor(config.pixel_std)
     counts = torch.zeros(images.images.shape[1], 256, dtype=torch.int64)
     step = max(1, len(images) // STATISTICS_IMAGES)

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sureclr.config import PretrainConfig, differing, from_dict, read_yaml
+from sureclr.data.batches import steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.files import read_json, unsealed
@@ -25,7 +26,7 @@ CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose au
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
     *("channels", "encoder", "stem", "projection_dim", "projection_layers", "projection_hidden"),
-    *("loss", "optimizer", "freeze"),
+    *("loss", "optimizer", "freeze", "pool", "layer_decay"),
 )
 OF_THE_MACHINE = ("threads", "gpu", "torch")  # keys of environment.json that may change last bits
 
@@ -33,14 +34,71 @@ OF_THE_MACHINE = ("threads", "gpu", "torch")  # keys of environment.json that ma
 def recorded_configuration(directory: RunDir) -> PretrainConfig:
     """Return the configuration of the newest undamaged checkpoint, else that of config.yaml.
 
+    That of config.yaml is also returned where it only extends the checkpoint's: the run had begun
+    with an extension, and saved no checkpoint of it.
+
     Raises:
-        UserError: neither can be read.
+        UserError: config.yaml cannot be read, or no checkpoint can be and there is one.
+    """
+    file = from_dict(read_yaml(directory.config))
+    numbers = directory.checkpoint_numbers()
+    if numbers is None:
+        return file
+    check_numbers(directory.path, numbers)
+    saved = from_dict(numbers["configuration"])
+    return file if file.extends(saved) else saved
+
+
+def check_complete(directory: RunDir, recorded: PretrainConfig) -> None:
+    """Check that a run can be extended, before its images are read.
+
+    Args:
+        directory: of the run.
+        recorded: its configuration.
+
+    Raises:
+        UserError: it has steps to take, or no checkpoint to go on from.
     """
     numbers = directory.checkpoint_numbers()
     if numbers is None:
-        return from_dict(read_yaml(directory.config))
-    check_numbers(directory.path, numbers)
-    return from_dict(numbers["configuration"])
+        raise UserError(
+            f"the run in {directory.path} has no undamaged checkpoint, so it cannot be extended;"
+            " put its checkpoints back."
+        )
+    if type(count := numbers.get("count")) is not int:
+        raise UserError(
+            f"the run in {directory.path} is of an older version, which did not record of how many"
+            " images an epoch consists, so it cannot be extended; more epochs with"
+            " accept_changes=True train it on."
+        )
+    steps = steps_per_epoch(count, recorded.batch_size) * recorded.all_epochs
+    if numbers["step"] < steps:
+        raise UserError(
+            f"the run in {directory.path} has saved {numbers['step']:,} of its {steps:,} steps, and"
+            f" only a complete run can be extended; finish it first: continue with resume=True,"
+            f" out={str(directory.path)!r}"
+        )
+
+
+def extension_text(before: PretrainConfig, now: PretrainConfig) -> str:
+    """Return a sentence about what is added to a run, and how it differs from a longer plan."""
+    part, last = now.extensions[-1], before.parts[-1]
+    rate = f"a learning rate of {part.learning_rate:g}"
+    how = {
+        "constant": rate,
+        "cosine": f"a cosine from {rate} to zero, after a warm-up of {part.warmup_epochs:g} epochs",
+        "restart": f"a cosine that begins anew at {rate}",
+    }
+    if len(now.parts) == len(before.parts):
+        same = f"this is what a run planned with {now.all_epochs} epochs does"
+    elif last.schedule == "constant":
+        same = f"a run planned with {now.all_epochs} epochs would have kept its rate"
+    else:
+        same = (
+            f"this is not what a run planned with {now.all_epochs} epochs does, because the rate"
+            " had fallen to zero here"
+        )
+    return f"The run is extended by {part.epochs} epochs with {how[part.schedule]}; {same}."
 
 
 def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfig:
@@ -49,7 +107,7 @@ def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfi
     values |= {n: getattr(recorded, n) for n in CHOSEN_FROM_AUTO if getattr(config, n) == "auto"}
     if config.of_table:  # whose views decide it; another number is another table
         values["cached_views"] = recorded.cached_views
-    return replace(config, **values)
+    return replace(config, **values, extensions=config.extensions or recorded.extensions)
 
 
 def configuration_changes(
@@ -74,8 +132,13 @@ def configuration_changes(
 
 
 def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str, str]:
-    """The differing fields by name, each with its two values in words."""
+    """The differing fields by name, each with its two values in words.
+
+    An extension is no change of what was planned before.
+    """
     texts = {}
+    if now.extensions[: len(before.extensions)] == before.extensions:
+        now = replace(now, extensions=before.extensions)
     for name in differing(before, now):
         if name == "views":
             for part, old in vars(before.views).items():
@@ -121,10 +184,13 @@ def image_changes(
 def refuse_changes(directory: RunDir, changes: list[str]) -> None:
     """Raise a `UserError` that names the changes, if there are any."""
     if changes:
+        longer = any(change.startswith("epochs was") for change in changes)
         raise UserError(
             f"resume=True continues a run as it began, and the run in {directory.path} has changed:"
             f" {'; '.join(changes)}. Restore that, or go on with accept_changes=True, which records"
             " the change, or start another run."
+            + " A complete run trains on with extend=EPOCHS."
+            * longer
         )
 
 

@@ -30,7 +30,6 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.views import one_view
 from sureclr.errors import UserError
 from sureclr.files import (
-    OF_SPACE,
     WriteError,
     free_bytes,
     json_bytes,
@@ -119,7 +118,9 @@ def computed_features(
 
 def _remove_others(folder: Path, about: dict[str, Any], progress: Progress) -> None:
     """Remove features that were computed by other weights, of other images or of other views."""
-    if not any(folder.iterdir()):
+    if not os.path.lexists(folder / "blocks.jsonl"):  # a run was stopped before the first block
+        for path in folder.iterdir():
+            remove(path)
         return
     try:
         found = unsealed(read_json(folder / "manifest.json"), "features")
@@ -147,9 +148,10 @@ def _opened(folder: Path, shape: tuple[int, int, int]) -> Iterator[IO[bytes]]:
                 file.truncate(size)  # takes no room yet
             yield file
     except OSError as error:
-        if isinstance(error, WriteError) or error.filename not in (None, str(path)):
-            raise
-        raise WriteError(path, error, size) from error
+        named = path if error.filename is None else Path(str(error.filename))
+        if isinstance(error, WriteError) or named.parent != folder:
+            raise  # of an image, which the block has read
+        raise WriteError(named, error, size) from error
 
 
 def _checked_blocks(
@@ -262,10 +264,6 @@ def _compute(
                 speed = (done - first) / (time.monotonic() - began)
                 progress.update(done, {"images_per_second": speed})
             os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno in OF_SPACE:
-            raise WriteError(folder / "values.float16", error, 2 * prod(shape)) from error
-        raise
     finally:
         progress.finish()
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sureclr.config import TABLE, PretrainConfig
-from sureclr.data.feature_table import features_given
+from sureclr.data.feature_table import FeatureSet, features_given
 from sureclr.data.folder import absolute
 from sureclr.errors import UserError, unknown
 from sureclr.progress import ConsoleProgress, Progress
@@ -94,7 +94,7 @@ def heads(
     )
     progress = progress or ConsoleProgress()
     return pretrain(
-        with_rows(config, len(images.pretraining), images.view_count, progress),
+        with_rows(config, cast(FeatureSet, images.pretraining), progress),
         images,
         out=folder,
         resume=resume,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig
+from sureclr.config import DEFAULT_SIZE, PICTURE_SOURCES, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.data.image_set import ImageSet, convert
@@ -16,10 +16,10 @@ from sureclr.data.label_request import LabelFile
 from sureclr.data.labels import with_file_labels
 from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
+from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
 from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
-from sureclr.training.step_views import FeatureViews
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -76,7 +76,7 @@ def training_images(
             with_file_labels(everything, labels, progress), split=everything.split, shares=None
         )
     # Centre squares, where no size is asked for
-    training = convert(everything, config.size, config.channels).pretraining
+    training = convert(everything, config.size, config.channels, options).pretraining
     pixels, pictures = training.images, training.pictures
     needed = pixels.nbytes + (0 if pictures is None else pictures.nbytes)
     if (
@@ -92,20 +92,60 @@ def training_images(
 
 
 def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
-    """Return the configuration of a new run with what its pretrained encoder says of images.
+    """Return the configuration of a new run with what its encoder says of images.
+
+    A pretrained one has a form of its own; a vision transformer takes whole patches.
 
     Args:
         config: of the run.
         progress: gets a sentence for each thing that a reader should know of the first weights.
 
     Raises:
-        UserError: the first weights cannot be read, or do not fit the encoder.
+        UserError: the first weights cannot be read, or do not fit the encoder, or the encoder
+            cannot take the size or the pooling.
     """
     config = with_network_of_run(config)
-    config = with_form(config, image_form(config))
+    form = image_form(config)
+    if form is not None and config.size is None:
+        progress.message(_words_about_size(form.size))
+    config = with_form(config, form)
+    if config.size is not None:
+        check_side(config.encoder, config.size)
+    elif config.source.partition(":")[0] in PICTURE_SOURCES:
+        size = fitting_side(config.encoder, DEFAULT_SIZE)
+        config = config if size == DEFAULT_SIZE else replace(config, size=size)
+    check_pool(config.encoder, config.pool)
     for sentence in check_start(config):
         progress.message(sentence)
     return config
+
+
+def _words_about_size(size: int) -> str:
+    """Say which size a pretrained encoder's images get, why, and what another one costs."""
+    text = (
+        f"Images are used at {size} px, the size that the first weights of the encoder were trained"
+        " with; smaller pictures are enlarged"
+    )
+    if size <= DEFAULT_SIZE:
+        return f"{text}."
+    times = (size / DEFAULT_SIZE) ** 2
+    words = f"{times:.0f}" if times >= 2 else f"{times:.1f}"
+    return f"{text}. --size {DEFAULT_SIZE} is about {words} times quicker and sees less detail."
+
+
+def _words_about_enlarging(images: ImageSet, size: int) -> str:
+    """Say that most images are enlarged, where the report of their files does not say it; or ""."""
+    of_files = images.report is not None and images.report.sizes is not None
+    if of_files or images.pictures is None:
+        return ""
+    shorter = torch.minimum(images.pictures.height, images.pictures.width)
+    middle = int(shorter.median()) if len(shorter) else size
+    if middle >= size:
+        return ""
+    return (
+        f"The images have {middle} px (the median of their shorter sides) and are enlarged to"
+        f" {size}."
+    )
 
 
 def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) -> PretrainConfig:
@@ -114,15 +154,22 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
     Args:
         config: of a run that begins.
         images: the training images, as `training_images` returns them.
-        progress: gets a sentence if the stem was chosen and is not the usual one.
+        progress: gets a sentence if most images are enlarged for a pretrained encoder, and one if
+            the stem was chosen and is not the usual one.
+
+    Raises:
+        UserError: the encoder cannot take images of this size.
     """
     if isinstance(images, FeatureSet):
         return with_rows(config, len(images), images.view_count, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
+    check_side(config.encoder, size)
     decided = replace(config, size=size, channels=channels, value_range=value_range)
     resolved = with_stem(decided, size)
+    if config.pretrained and (words := _words_about_enlarging(images, size)):
+        progress.message(words)
     if config.stem == "auto" and resolved.stem == "cifar":
         progress.message(
             f"The images have {size} pixels, so the encoder {config.encoder} begins with stem=cifar"
@@ -142,23 +189,7 @@ def keep_features(images: Any, path: Path) -> None:
         save_features(images, path)
 
 
-def views_of_table(images: ImageSet) -> FeatureViews | None:
-    """Return the features of views on which the heads of a table's run are trained.
-
-    None: the images have pixels.
-
-    Args:
-        images: the training images.
-    """
-    if not isinstance(images, FeatureSet):
-        return None
-    whole = images.images.flatten(1)
-    return FeatureViews(
-        images.views.numpy().swapaxes(0, 1), lambda rows: whole[rows], images.view_rows
-    )
-
-
-def with_rows(config: PretrainConfig, rows: int, views: int, progress: Progress) -> PretrainConfig:
+def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) -> PretrainConfig:
     """Return the configuration of a table's run: its views, and a batch that its rows can fill.
 
     Args:

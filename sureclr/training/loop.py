@@ -168,8 +168,9 @@ def _take_steps(
         if name in numbers and (warning := best.warning(numbers[name], complete)):
             progress.message(warning)
         if complete:
-            _report_gain(directory, numbers, name, progress)
-        if stop or complete or is_best or trainer.is_due(trainer.config.checkpoint_every):
+            _report_gain(trainer, directory, numbers, name, progress)
+        at_end = trainer.done in trainer.ends
+        if stop or at_end or is_best or trainer.is_due(trainer.config.checkpoint_every):
             _save(trainer, directory)
         stop.check(saved)
 
@@ -178,7 +179,7 @@ def _anything_due(trainer: Trainer) -> bool:
     """Return whether more than a line follows the last step."""
     config = trainer.config
     every = config.monitor_every, config.snapshot_every, config.checkpoint_every
-    return trainer.done == trainer.steps or any(map(trainer.is_due, every))
+    return trainer.done in trainer.ends or any(map(trainer.is_due, every))
 
 
 def _save(trainer: Trainer, directory: RunDir) -> None:
@@ -224,15 +225,15 @@ def _monitored(
 
 
 def _report_gain(
-    directory: RunDir, numbers: dict[str, float], name: str, progress: Progress
+    trainer: Trainer, directory: RunDir, numbers: dict[str, float], name: str, progress: Progress
 ) -> None:
     """Compare kNN at the end of training with that before, if both were measured."""
     first = next(iter(directory.lines()), {})
     before = first.get(f"{name}_untrained")
     if before is None or name not in numbers:
         return
-    compared = f"untrained encoder {before:.3f}"
-    if name != "knn":
+    compared = f"{trainer.config.first_encoder_name} {before:.3f}"
+    if name != "knn":  # the encoder is frozen
         compared = f"untrained heads {before:.3f}"
         if (features := first.get("knn_untrained")) is not None:
             compared += f"; features of the frozen encoder {features:.3f}"

@@ -14,6 +14,7 @@ from sureclr.models.devices import choose_device, resolve_precision
 from sureclr.progress import ConsoleProgress, Progress
 from sureclr.training.building import recorded
 from sureclr.training.continuing import (
+    check_complete,
     completed,
     configuration_changes,
     recorded_configuration,
@@ -26,7 +27,6 @@ from sureclr.training.images import (
     keep_features,
     label_file_of,
     training_images,
-    views_of_table,
 )
 from sureclr.training.loop import run_training
 from sureclr.training.run import Run
@@ -100,6 +100,8 @@ def pretrain(
     if not resume:
         config = as_resolved(config, training, progress)
     config = _with_precision(config, chosen, progress, resume)
+    if resume:
+        encoder = encoder or directory.onnx_network(config)
     probe = chosen.type != "cpu" and not resume
     trainer = fitting_trainer(
         config,
@@ -111,7 +113,6 @@ def pretrain(
         loss=loss,
         resumed=resume,
     )
-    trainer.features = views_of_table(training)
     directory.prepare(resume, overwrite, trainer.checkpoint_bytes())
     if not resume:
         keep_features(images, directory.path / FEATURES)
@@ -186,7 +187,8 @@ def check_pretraining(
     images = training_images(config, None, root, on_cpu, progress, file, begun=begun, verify=verify)
     if not resume:
         config = as_resolved(config, images, progress)
-    new_trainer(config, images, on_cpu, resumed=resume)
+    network = RunDir(Path(out)).onnx_network(config) if out is not None and resume else None
+    new_trainer(config, images, on_cpu, encoder=network, resumed=resume)
 
 
 def _with_precision(
@@ -213,6 +215,9 @@ def _continued(directory: RunDir, config: PretrainConfig, accept_changes: bool) 
     before = recorded_configuration(directory)
     config = completed(config, before)
     changes = configuration_changes(directory, before, config)
+    if len(config.extensions) > len(before.extensions):
+        refuse_changes(directory, changes)
+        check_complete(directory, before)
     if not accept_changes:
         refuse_changes(directory, changes)
     return config

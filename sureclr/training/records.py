@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.config import from_dict, read_yaml, to_yaml
+from sureclr.config import ONNX, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
 from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
@@ -24,12 +24,14 @@ from sureclr.training.continuing import (
     accepted,
     completed,
     configuration_changes,
+    extension_text,
     image_changes,
     machine_changes,
     refuse_changes,
 )
 from sureclr.training.image_record import ImageRecord
 from sureclr.training.run_dir import RunDir, checked_safetensors, digest_of_weights
+from sureclr.training.starting import origin_of_start
 from sureclr.training.trainer import Trainer
 
 STEPS_AT_ONCE = 32  # whose numbers are read from an accelerator together
@@ -42,13 +44,17 @@ def begin_run(directory: RunDir, trainer: Trainer) -> None:
     with which evaluations compare the trained one.
     """
     directory.remove_drafts()
+    directory.save_onnx(trainer.model.encoder.backbone)
     if own := _own_state(trainer):
         directory.save_initial(own)
     _record_backbone(trainer)
     _record_images(directory, trainer, ImageRecord.of(trainer.images))
     write_atomically(directory.config, to_yaml(trainer.config).encode())
+    about = environment()
+    if origin := origin_of_start(trainer.config):
+        about["init"] = origin
     write_atomically(
-        directory.path / "environment.json", json_bytes(sealed(environment(), "environment.json"))
+        directory.path / "environment.json", json_bytes(sealed(about, "environment.json"))
     )
 
 
@@ -59,7 +65,8 @@ def _record_images(directory: RunDir, trainer: Trainer, images: ImageRecord) -> 
     the last one of today's. There are several if changes were accepted.
     """
     images.save(directory.images)
-    configuration = json.dumps(asdict(trainer.config), sort_keys=True)
+    planned = {k: v for k, v in asdict(trainer.config).items() if k != "extensions"}
+    configuration = json.dumps(planned, sort_keys=True)
     origin = digest_of_bytes(configuration.encode(), images.digest.encode())
     earlier = [one for one in trainer.record.get("origins", []) if one != origin]
     trainer.record |= {
@@ -121,11 +128,38 @@ def resume_run(
     if changes:
         _accept(directory, trainer, changes, progress)
     directory.forget_after(trainer.done)
-    if trainer.done < trainer.steps and (removed := directory.forget_results()):
-        progress.message(
-            f"What was computed from the weights of step {trainer.done} is removed, because"
-            f" training goes on from them: {', '.join(removed)}."
-        )
+    if trainer.done < trainer.steps:
+        _leave_results(directory, trainer, progress)
+
+
+def _leave_results(directory: RunDir, trainer: Trainer, progress: Progress) -> None:
+    """Let nothing in the run folder itself be of the weights that training goes on from.
+
+    At the end of a part of the run, whose checkpoint is kept for good, its results get the folder
+    of that checkpoint: first a copy, then config.yaml says that the run is extended, and then they
+    leave the run folder. After a kill between two of these, either place has all of them, and
+    `RunDir.results_folder` knows which one.
+    """
+    kept = trainer.done in trainer.ends
+    if kept:
+        extended = directory.is_extended()
+        if not (extended and directory.results_of_step(trainer.done).exists()):
+            directory.copy_results(trainer.done)
+        if not extended:
+            before = from_dict(read_yaml(directory.config))
+            write_atomically(directory.config, to_yaml(trainer.config).encode())
+            progress.message(extension_text(before, trainer.config))
+    if not (left := directory.forget_results()):
+        return
+    names = ", ".join(left)
+    progress.message(
+        f"What was computed from the weights of step {trainer.done} is in"
+        f" {directory.results_of_step(trainer.done)} now: {names}. It is used with"
+        f" checkpoint={trainer.done}."
+        if kept
+        else f"What was computed from the weights of step {trainer.done} is removed, because"
+        f" training goes on from them: {names}."
+    )
 
 
 def _begin_again(directory: RunDir, progress: Progress) -> None:
@@ -297,18 +331,25 @@ def write_encoder(directory: RunDir, trainer: Trainer) -> None:
     """Write encoder.safetensors: the backbone's weights, without the heads.
 
     The file's metadata hold, as JSON under the key `sureclr`, what is needed to use them: the names
-    of encoder and stem, channels, size, the mean and standard deviation of the pixels, and a
-    sha256.
+    of encoder, stem and pooling (auto: the encoder has no choice), channels, size, the mean and
+    standard deviation of the pixels, how the square of a picture is cut and resized (as in
+    `ReadOptions`), and a sha256. The encoder of an ONNX file is `backbone.onnx`, and there
+    is no other file of it.
     """
+    if trainer.config.encoder == ONNX:
+        return
     encoder, shape = trainer.model.encoder, trainer.images.images.shape
     weights = encoder.backbone.state_dict()
     description = {
         "encoder": trainer.config.encoder,
         "stem": trainer.config.stem,
+        "pool": encoder.pool,
         "channels": shape[1],
         "size": shape[-1],
         "mean": encoder.mean.tolist(),
         "std": encoder.std.tolist(),
+        "centre_share": trainer.config.read_options.centre_share,
+        "interpolation": trainer.config.read_options.interpolation,
     }
     data = checked_safetensors(weights, "sureclr", description)
     write_atomically(directory.path / "encoder.safetensors", data)

@@ -160,10 +160,13 @@ class Run:
         """Return the same network with random weights, untrained, drawn by another seed.
 
         In an encoder of the user's own, every module that has a method `reset_parameters` (all of
-        torch's layers) is reset; other parameters keep their values.
+        torch's layers) is reset; other parameters keep their values. Those of an ONNX network are
+        shuffled (see `OnnxBackbone.redrawn`).
         """
         network, loss = self._own_copies()
-        if network is not None:
+        if callable(redrawn := getattr(self.model.encoder.backbone, "redrawn", None)):
+            network = redrawn(seed)
+        elif network is not None:
             with seeded(seed):
                 for module in network.modules():
                     if callable(reset := getattr(module, "reset_parameters", None)):
@@ -208,7 +211,7 @@ class Run:
             ("trained on", f"{self.source}, {self.size} x {self.size} pixels"),
             ("encoder", f"{config.encoder}, {self.encoder.num_features} features"),
             ("loss", config.loss),
-            ("epochs", f"{config.epochs:,}, batches of {config.batch_size:,} images"),
+            ("epochs", f"{config.all_epochs:,}, batches of {config.batch_size:,} images"),
             *_accuracies(self.stored("results.json"), self.checkpoint),
         ]
         cells = "".join(
@@ -297,12 +300,14 @@ def load(
     recorded_one = from_dict(loaded.numbers["configuration"])
     if names := differing(recorded_one, config):
         later = directory.accepted_after(loaded.numbers)
-        if later is None or differing(from_dict(later), config):
+        expected = recorded_one if later is None else from_dict(later)
+        if not config.extends(expected):
             raise UserError(
                 f"the checkpoint in {path} was made with another {', '.join(names)} than its"
                 " config.yaml says; was the configuration edited? Restore the original."
             )
-        config = recorded_one  # it is from before changes that the user accepted
+        config = recorded_one  # from before an extension, or changes that the user accepted
+    encoder = encoder or directory.onnx_network(config)
     model, objective = _restored(directory.path, config, loaded, encoder, loss)
     chosen, numbers = choose_device(device), loaded.numbers
     folder = directory.results_folder(which)

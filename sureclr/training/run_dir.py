@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sureclr.config import ONNX, PretrainConfig, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import (
     BLOCK,
@@ -43,6 +45,7 @@ from sureclr.files import (
     remove_dead_drafts,
     restore_replaced,
     sealed,
+    sync_folder,
     try_to_write,
     unsealed,
     unwritable,
@@ -50,6 +53,7 @@ from sureclr.files import (
     write_synced,
     writing_folder_atomically,
 )
+from sureclr.models.onnx_backbone import OnnxBackbone, read_onnx
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
@@ -76,6 +80,7 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "encoder.safetensors",
     "initial.safetensors",
     FEATURES,
+    "backbone.onnx",
     "training_images.parquet",
     "features",
     "baselines",
@@ -84,7 +89,8 @@ OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that
     "track",
 )
 BEGUN_FILES = (
-    *("lock", "initial.safetensors", "training_images.parquet", "images.json", FEATURES),
+    *("lock", "initial.safetensors", "backbone.onnx", "training_images.parquet"),
+    *("images.json", FEATURES),
 )
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
 ENCODER = "encoder."  # begins the names of the encoder's weights in initial.safetensors
@@ -137,6 +143,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.initial = path / "initial.safetensors"
+        self.onnx = path / "backbone.onnx"
         self.images = path / "training_images.parquet"
         self.features = path / "features"
         self._seen: dict[Path, tuple[Signature, dict[str, Any], str]] = {}  # whole checkpoints
@@ -357,7 +364,9 @@ class RunDir:
         """Return the folder of what is computed from a checkpoint; it need not exist.
 
         It is the run folder for the checkpoint that is the last, however it is chosen, and
-        `step-` and nine digits in the run folder for another.
+        `step-` and nine digits in the run folder for another. Where a run is extended and has saved
+        no checkpoint since, the last one is that of the part before, whose results may be in such a
+        folder already.
 
         Args:
             which: as in `chosen`.
@@ -365,18 +374,55 @@ class RunDir:
         Raises:
             UserError: there is no such checkpoint, or the folder is a link.
         """
-        if which == "last":
+        if which == "last" and not self._other_results():
             return self.path
         found, last = self._whole(which), self._whole()
-        if found is None or last is None or found[1] == last[1]:
+        if found is None or last is None:
             return self.path
-        folder = self.path / f"step-{found[0]['step']:09d}"
+        folder = self.results_of_step(found[0]["step"])
+        if found[1] == last[1] and not (folder.is_dir() and self.is_extended()):
+            return self.path
+        return folder
+
+    def results_of_step(self, step: int) -> Path:
+        """Return the folder of the results of a checkpoint that is not the last one.
+
+        Raises:
+            UserError: it is a link.
+        """
+        folder = self.path / f"step-{step:09d}"
         if folder.is_symlink():
             raise UserError(
                 f"{folder} is a link, and the results of that checkpoint would be written outside"
                 " of the run; delete the link."
             )
         return folder
+
+    def is_extended(self) -> bool:
+        """Return whether config.yaml has an extension that the newest checkpoint has not."""
+        now, numbers = read_yaml(self.config), self.checkpoint_numbers() or {}
+        lists = [one.get("extensions") for one in (now, numbers.get("configuration") or {})]
+        now_, before = (len(one) if isinstance(one, list) else 0 for one in lists)
+        return now_ > before
+
+    def copy_results(self, step: int) -> None:
+        """Copy what was computed from the last checkpoint to `results_of_step`, all or nothing.
+
+        What lies there already stays, except for files of the same names.
+
+        Raises:
+            WriteError: the disk is full.
+        """
+        folder = self.results_of_step(step)
+        if not (results := [path for path in _results_in(self.path) if os.path.lexists(path)]):
+            return
+        earlier = list(folder.iterdir()) if folder.is_dir() else []
+        try:
+            with writing_folder_atomically(folder) as draft:
+                for path in (*earlier, *results):
+                    _copy(path, draft / path.name)
+        except OSError as error:
+            raise WriteError(folder, error, 0) from error
 
     def _other_results(self) -> list[Path]:
         """Return the folders of results of other checkpoints than the last."""
@@ -392,6 +438,7 @@ class RunDir:
             folders += [place, place / "finetuned", place / "classifiers"]
         for folder in (self.path, *(path for path in folders if not path.is_symlink())):
             remove_dead_drafts(folder, alone=True)
+        restore_replaced(self.path)
         if not self.checkpoints.is_symlink():
             restore_replaced(self.checkpoints)
 
@@ -427,7 +474,8 @@ class RunDir:
         Args:
             step: number of steps done, which names the checkpoint.
             parts: name -> tensors; each part is a safetensors file.
-            numbers: JSON that belongs to it; state.json.
+            numbers: JSON that belongs to it; state.json. The checkpoints of the steps in the list
+                `ends`, where a part of the run was complete, are kept for good.
 
         Returns:
             The folder of the checkpoint.
@@ -449,16 +497,17 @@ class RunDir:
         except OSError as error:
             needed = sum(len(data) + -len(data) % BLOCK for data in files.values())
             raise WriteError(final, error, needed) from error
-        self._prune(final)
+        self._prune(final, numbers.get("ends", []))
         return final
 
-    def _prune(self, written: Path) -> None:
+    def _prune(self, written: Path, ends: Sequence[int]) -> None:
         """Remove all that are older than the newest two undamaged ones, but for the best.
 
         A folder without files of ours never was a checkpoint, and stays.
 
         Args:
             written: the checkpoint that was just written, which need not be verified.
+            ends: steps whose checkpoints stay as well.
         """
         saved = self.saved()
         if len(saved) <= KEPT_CHECKPOINTS:
@@ -468,7 +517,7 @@ class RunDir:
         old = saved[: saved.index(kept[-1])]
         best = self.best() if old else None
         for path in old:
-            if path != best and _is_ours(path):
+            if path != best and _is_ours(path) and recorded_step(path) not in ends:
                 remove(path)
 
     def saved(self) -> list[Path]:
@@ -711,6 +760,24 @@ class RunDir:
             )
         return tensors
 
+    def save_onnx(self, backbone: nn.Module) -> None:
+        """Write backbone.onnx, if the encoder is the network of an ONNX file."""
+        if isinstance(backbone, OnnxBackbone):
+            write_atomically(self.onnx, backbone.data)
+
+    def onnx_network(self, config: PretrainConfig) -> OnnxBackbone | None:
+        """Return the network of backbone.onnx; None if the run has another encoder.
+
+        Raises:
+            UserError: the file is missing or damaged, or onnxruntime cannot run it. That it is the
+                network of this run is checked where its state is loaded.
+        """
+        if config.encoder != ONNX:
+            return None
+        data, name = read_onnx(self.onnx), str(self.onnx)
+        size, channels = config.size, config.channels
+        return OnnxBackbone(data, name, pool=config.pool, size=size, channels=channels)
+
     def load_backbone(self, numbers: dict[str, Any]) -> dict[str, Tensor]:
         """Load the weights of a frozen encoder, which the checkpoints do not hold.
 
@@ -745,6 +812,23 @@ def _folders_of_steps(folder: Path) -> list[Path]:
 def _results_in(folder: Path) -> list[Path]:
     """Return the paths of what may have been computed from a checkpoint."""
     return [*(folder / name for name in OF_THE_WEIGHTS), *folder.glob("comparison-*.html")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file, a link or a folder; of files, by a second name where the drive has such."""
+    if source.is_dir() and not source.is_symlink():
+        target.mkdir(exist_ok=True)
+        for path in source.iterdir():
+            _copy(path, target / path.name)
+        sync_folder(target)
+        return
+    remove(target)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+        with open(target, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _remove_results(folder: Path) -> None:

@@ -55,7 +55,8 @@ def new_trainer(
     config = with_stem(config, shape[-1])
     mean, std = pixel_statistics(images, config)
     network = None if encoder is None else own_network(encoder, shape)
-    if resumed and config.pretrained:  # passed as `network`, so that the heads begin as they did
+    # passed as `network`, so that the heads begin as they did
+    if network is None and resumed and config.pretrained:
         with seeded(config.seed):
             network = starting_network(replace(config, init="random", freeze="off"), shape[0])
     model, objective = build(config, shape[0], mean, std, network=network, loss=deepcopy(loss))
@@ -69,7 +70,13 @@ def new_trainer(
     model.to(device).train()
     model.encoder.freeze(config.freeze, config.encoder)
     objective.to(device).train()
-    optimizer = new_optimizer(config.optimizer, model, config.learning_rate, config.weight_decay)
+    optimizer = new_optimizer(
+        config.optimizer,
+        model,
+        config.learning_rate,
+        config.weight_decay,
+        config.layer_decay,
+    )
     precision = choose_precision(config.precision, device)
     ahead = device.type != "cpu"
     trainer = Trainer(config, images, model, objective, optimizer, precision, ahead)

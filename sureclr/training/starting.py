@@ -9,14 +9,17 @@ from torch import Tensor, nn
 
 from sureclr.config import TABLE, PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
-from sureclr.files import open_file
+from sureclr.files import open_file, why
 from sureclr.models.devices import seeded
-from sureclr.models.encoders import CUSTOM, encoder
+from sureclr.models.encoders import CUSTOM, encoder, timm_defaults
+from sureclr.models.onnx_backbone import USUAL_SIZE, OnnxBackbone, is_onnx, read_onnx
 from sureclr.models.weight_files import FileOfWeights, fitted, read_weights, sha256_of
 from sureclr.training.run_dir import RunDir, check_numbers, read_checked_safetensors
 
 OF_THE_NETWORK = ("encoder", "stem", "pool")  # what a run takes from the run that it starts from
 ImageFilter = Literal["bilinear", "bicubic"]
+# of colour pixels in [0, 1] of ImageNet, with which most networks are trained
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,15 @@ class ImageForm:
         mean: of each channel's pixels in [0, 1], which was subtracted; () if not known.
         std: standard deviation of each channel's pixels, by which they were divided; () if not
             known.
-        centre_share: side of the centre square, as a share of the picture's shorter side.
+        centre_share: side of the centre square, as a share of the picture's shorter side; None: the
+            largest square.
         interpolation: filter that resized this square.
     """
 
     size: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    centre_share: float = 1.0
+    centre_share: float | None = None
     interpolation: ImageFilter = "bilinear"
 
 
@@ -177,9 +181,9 @@ def image_form(config: PretrainConfig) -> ImageForm | None:
         return None
     if is_path(config.init) and (path := checked_path(config.init)).is_dir():
         return earlier_run(path).form
-    import timm
-
-    found = timm.get_pretrained_cfg(config.encoder)
+    if is_onnx(config.init):
+        return _form_of_onnx(_onnx(config, config.channels))
+    found = timm_defaults(config.encoder)
     if found is None:
         return None
     return ImageForm(
@@ -189,6 +193,32 @@ def image_form(config: PretrainConfig) -> ImageForm | None:
         found.crop_pct,
         "bicubic" if found.interpolation == "bicubic" else "bilinear",
     )
+
+
+def _onnx(config: PretrainConfig, channels: int | None) -> OnnxBackbone:
+    """Return the network of an ONNX file, tried on images of a run if their form is known."""
+    path = checked_path(config.init)
+    return OnnxBackbone(
+        read_onnx(path), str(path), pool=config.pool, size=config.size, channels=channels
+    )
+
+
+def _form_of_onnx(network: OnnxBackbone) -> ImageForm:
+    """Return how an ONNX network takes its images, which its file says only in part."""
+    colour = network.channels in (None, 3)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if colour else ((), ())
+    return ImageForm(network.size or USUAL_SIZE, mean, std)
+
+
+def _said_of_onnx(network: OnnxBackbone, config: PretrainConfig) -> list[str]:
+    mean, std = config.pixel_mean, config.pixel_std
+    pixels = "those of the training images" if mean is None else f"{mean} and {std}"
+    return [
+        f"The network of {config.init} takes the place of the encoder and is not trained"
+        f" (freeze=backbone); it gives {network.num_features:,} features (output"
+        f" {network.output}). Its file does not say how pixels are standardised: mean and standard"
+        f" deviation are {pixels}; pixel_mean and pixel_std change them."
+    ]
 
 
 def with_form(config: PretrainConfig, form: ImageForm | None) -> PretrainConfig:
@@ -251,12 +281,42 @@ def check_start(config: PretrainConfig) -> list[str]:
         return _started(decided, config.channels or 3)[1]
 
 
+def origin_of_start(config: PretrainConfig) -> dict[str, Any]:
+    """Return what environment.json says of the first weights under `init`; {} if they are random.
+
+    It is their path and the sha256 of the file (of an unfinished run, that of the checkpoint's
+    manifest), or timm's name of them.
+
+    Raises:
+        UserError: the file or the run is gone, or cannot be read.
+    """
+    if not config.pretrained:
+        return {}
+    if not is_path(config.init):
+        import timm
+
+        found = timm.get_pretrained_cfg(config.encoder)
+        return {"timm": None if found is None else found.hf_hub_id or found.url}
+    path = checked_path(config.init)
+    try:
+        digest = earlier_run(path).weights.sha256 if path.is_dir() else _digest_of(path)
+    except OSError as error:
+        raise UserError(
+            f"the weights {path} cannot be read any more ({why(error)}); start the run again."
+        ) from error
+    return {"path": str(path), "sha256": digest}
+
+
 def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str]]:
     """Return the encoder with its first weights, and sentences about these."""
     if not is_path(config.init):
-        return encoder(config.encoder, config.stem, channels, config.init == "timm"), []
+        timm_weights = config.init == "timm"
+        return encoder(config.encoder, config.stem, channels, timm_weights, config.pool), []
     path = checked_path(config.init)
-    network = encoder(config.encoder, config.stem, channels)
+    if is_onnx(config.init):
+        frozen = _onnx(config, channels)
+        return frozen, _said_of_onnx(frozen, config)
+    network = encoder(config.encoder, config.stem, channels, pool=config.pool)
     weights = earlier_run(path).weights if path.is_dir() else read_weights(path)
     by_order = config.init_by_order and not path.is_dir()
     state, notes = fitted(network, weights, by_order=by_order)

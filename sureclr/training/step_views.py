@@ -17,6 +17,7 @@ from torch import Tensor
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.counter_rng import hashed
+from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
@@ -56,6 +57,15 @@ class FeatureViews:
     values: NDArray[np.floating[Any]]
     whole: Callable[[Tensor], Tensor]
     at: Tensor | None = None
+
+    @staticmethod
+    def of(images: ImageSet) -> "FeatureViews | None":
+        """Return the features that a table has of these images; None: the images have pixels."""
+        if not isinstance(images, FeatureSet):
+            return None
+        whole = images.images.flatten(1)
+        values = images.views.numpy().swapaxes(0, 1)
+        return FeatureViews(values, lambda rows: whole[rows], images.view_rows)
 
     @property
     def shape(self) -> tuple[int, int, int]:

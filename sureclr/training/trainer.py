@@ -7,6 +7,7 @@ the numbers of several steps together).
 
 import math
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate as running_sums
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from sureclr.training.step_views import (
 )
 
 RECORDED = (  # the keys of `Trainer.record`
-    *("images", "count", "origins", "snapshots", "changes", "backbone"),
+    *("images", "count", "origins", "snapshots", "changes", "backbone", "ends"),
 )
 BACKBONE = "encoder.backbone."  # begins the names of the encoder's weights in the model's state
 
@@ -85,6 +86,10 @@ class Trainer:
     views_of: ViewsOf | None = None
     features: FeatureViews | None = None
 
+    def __post_init__(self) -> None:
+        """Take the features of images that a table names."""
+        self.features = self.features or FeatureViews.of(self.images)
+
     @property
     def heads_only(self) -> bool:
         """Return whether the encoder is frozen, so that checkpoints hold the heads without it."""
@@ -98,7 +103,16 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Return the number of steps of the whole run."""
-        return self.per_epoch * self.config.epochs
+        return self.per_epoch * self.config.all_epochs
+
+    @property
+    def ends(self) -> list[int]:
+        """Return the steps after which a planned part of the run is complete; the last is all."""
+        extensions = (part.epochs for part in self.config.extensions)
+        return [
+            self.per_epoch * epochs
+            for epochs in running_sums(extensions, initial=self.config.epochs)
+        ]
 
     def step(self) -> tuple[Tensor, Posterior]:
         """Take one step of the optimizer over `config.batch_size` images, and wait for nothing.
@@ -157,16 +171,22 @@ class Trainer:
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
-        warmup = min(round(self.config.warmup_epochs * self.per_epoch), self.steps // 2)
-        return learning_rate(self.done, self.steps, warmup, self.config.learning_rate)
+        done, parts = self.done, self.config.parts
+        while len(parts) > 1 and done >= parts[0].epochs * self.per_epoch:
+            done -= parts.pop(0).epochs * self.per_epoch
+        part, constant = parts[0], parts[0].schedule == "constant"
+        steps, warmup = part.epochs * self.per_epoch, round(part.warmup_epochs * self.per_epoch)
+        if not constant:  # a constant rate must not depend on the number of steps
+            warmup = min(warmup, steps // 2)
+        return learning_rate(done, steps, warmup, part.learning_rate, constant=constant)
 
     def is_due(self, every: int) -> bool:
         """Return whether something that is done every so many epochs is due after the last step.
 
-        It is also due at the end of the run; `every` = 0 means never.
+        It is also due at the end of each part of the run; `every` = 0 means never.
         """
         epoch, rest = divmod(self.done, self.per_epoch)
-        return bool(every) and rest == 0 and (epoch % every == 0 or self.done == self.steps)
+        return bool(every) and rest == 0 and (epoch % every == 0 or self.done in self.ends)
 
     def checkpoint_bytes(self) -> int:
         """Return about how many bytes a checkpoint of this network has."""
@@ -183,7 +203,7 @@ class Trainer:
         labelled = bool((self.images.labels >= 0).any())
         monitored = self.config.monitor_every if labelled else 0
         every = [self.config.checkpoint_every, monitored]
-        written = sum(math.ceil(self.config.epochs / number) for number in every if number)
+        written = sum(math.ceil(self.config.all_epochs / number) for number in every if number)
         return min(max(written, 1), KEPT_CHECKPOINTS + 1 + (monitored > 0))
 
     def check_weights(self) -> None:
@@ -223,6 +243,10 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
+        if ends := [step for step in self.ends[:-1] if step <= self.done]:
+            earlier = self.record.get("ends")  # of other images, if changes were accepted since
+            known = earlier if isinstance(earlier, list) else []
+            numbers["ends"] = sorted({*ends, *(step for step in known if type(step) is int)})
         if self.loss is not None:
             numbers["loss"] = float(self.loss)
         if self.monitored is not None:

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from sureclr.cli.evaluation_commands import summaries
+from sureclr.config import FirstEncoder
 from sureclr.evaluation.results import (
     BaselineIntervals,
     Baselines,
@@ -27,6 +28,15 @@ LINEAR = LinearResult(
 
 def summary(result: LinearResult) -> list[str]:
     return summaries({"linear": result})[0].split("\n")
+
+
+def test_the_first_encoder_has_its_name_and_a_frozen_one_is_no_rival() -> None:
+    def first(kind: FirstEncoder) -> str:
+        return summary(replace(LINEAR, first_encoder=kind))[0]
+
+    assert first("untrained").endswith("raw pixels 0.8000  untrained encoder 0.7000")
+    assert first("pretrained").endswith("raw pixels 0.8000  backbone as it came 0.7000")
+    assert "0.7000" not in first("frozen") and "the backbone's own" in first("frozen")
 
 
 def test_the_posterior_mean_and_the_blocks_are_a_line_each() -> None:

@@ -109,7 +109,10 @@ def test_a_search_that_is_not_exact_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     inputs = SimpleNamespace(
         table=t,
         catalogue=SimpleNamespace(name="mine"),
-        run=SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu"))),
+        run=SimpleNamespace(
+            model=SimpleNamespace(device=torch.device("cpu")),
+            config=SimpleNamespace(first_encoder="untrained"),
+        ),
         progress=SimpleNamespace(message=said.append),
         no_pixels="gone",
     )

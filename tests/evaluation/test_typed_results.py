@@ -20,7 +20,7 @@ from sureclr.evaluation.results import (
 from sureclr.evaluation.session import EVALUATIONS
 from sureclr.evaluation.similarity import compare_runs
 
-LABELLED = ("knn", "linear")
+LABELLED = ("knn", "linear", "heads")
 
 
 def images(labelled: bool = True) -> ImageSet:

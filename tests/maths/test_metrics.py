@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from statistics import fmean, variance
 
 import numpy as np
 import pytest
@@ -141,6 +142,37 @@ def test_auroc_equals_scikit_learn_with_ties(seed: int, levels: int) -> None:
     assert metrics.auroc(score, positive) == pytest.approx(
         roc_auc_score(positive.numpy(), score.numpy()), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_the_interval_of_auroc_is_delongs_by_pairs(levels: int) -> None:
+    """Placements by comparing every pair; their variances make that of the area."""
+    score = torch.randint(levels, (60,), generator=generator(4)).double()
+    positive = torch.rand(60, generator=generator(5)) < 0.3 + 0.2 * score / levels
+    wins = [[(a > b) + (a == b) / 2 for b in score[~positive]] for a in score[positive]]
+    of_positives = [float(sum(row) / len(row)) for row in wins]
+    of_negatives = [float(sum(column) / len(column)) for column in zip(*wins, strict=True)]
+    deviation = math.sqrt(
+        variance(of_positives) / len(of_positives) + variance(of_negatives) / len(of_negatives)
+    )
+    area = fmean(of_positives)
+    assert metrics.auroc_interval(score, positive) == pytest.approx(
+        (area - 1.959964 * deviation, area + 1.959964 * deviation), abs=1e-6
+    )
+
+
+def test_the_interval_of_auroc_covers_the_truth_and_ends_at_one() -> None:
+    """P(normal(1) > normal(0)) = Phi(1 / sqrt 2) = .7602."""
+    covered = 0
+    for seed in range(300):
+        positive = torch.arange(80) % 2 == 0
+        score = torch.randn(80, generator=generator(seed)) + positive
+        low, high = metrics.auroc_interval(score, positive)
+        covered += low <= 0.7602 <= high
+    assert 0.91 < covered / 300 < 0.98
+    apart = torch.tensor([0.0, 0.1, 0.9, 1.0])
+    assert metrics.auroc_interval(apart, apart > 0.5) == (1.0, 1.0)
+    assert all(map(math.isnan, metrics.auroc_interval(apart, apart > 0.95)))
 
 
 def test_auroc_of_one_kind_is_not_a_number_and_nan_scores_are_refused() -> None:

@@ -10,7 +10,16 @@ import torch
 from torch import nn
 
 from sureclr.errors import UserError
-from sureclr.models.encoders import Residual, SmallResNet, encoder, encoder_blocks, pooled
+from sureclr.models.encoders import (
+    Residual,
+    SmallResNet,
+    check_side,
+    encoder,
+    encoder_blocks,
+    fitting_side,
+    pooled,
+)
+from sureclr.models.simclr import StandardisedEncoder
 
 
 def parameters(network: nn.Module) -> int:
@@ -200,11 +209,99 @@ def test_swin_and_vit_pool_to_their_channels(name: str, widths: list[int]) -> No
 
 
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
-@pytest.mark.parametrize("side", [32, 40])
+@pytest.mark.parametrize("side", [32, 48])
 def test_timm_families_say_their_true_width_at_any_size(name: str, side: int) -> None:
     """MobileNet has a layer behind the pooling; by default a ViT takes 224 pixels only."""
     network = encoder(name, channels=1).eval()
     assert network(torch.rand(2, 1, side, side)).shape == (2, network.num_features)
+
+
+TINY = ("test_vit", "test_vit2", "test_vit3", "test_vit4")  # of timm, with 0.4 to 0.9 M weights
+
+
+@pytest.mark.parametrize(
+    ("name", "pool"),
+    [("test_vit", "token"), ("test_vit", "avg"), *((name, "avg") for name in TINY[1:])],
+)
+def test_a_vision_transformer_pools_as_it_is_told(name: str, pool: str) -> None:
+    """By hand, from the output of the last block: the model's own last norm of every token, then
+    the class token, or the mean over the patches. test_vit2 and test_vit4 were made with the norm
+    behind the mean, and keep it there; test_vit3 was made with attention in place of the mean.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = encoder(name, channels=1, pool=pool).eval()
+        images = torch.rand(2, 1, 48, 48)
+    for norm in (network.norm, network.fc_norm):  # as if it had been trained
+        for parameter in norm.parameters():
+            nn.init.uniform_(parameter, 0.5, 2, torch.Generator().manual_seed(1))
+    tokens: list[torch.Tensor] = []
+    network.blocks[-1].register_forward_hook(lambda _, __, output: tokens.append(output))
+    features = network(images)
+    (tokens_of_last,) = tokens
+    assert tokens_of_last.shape[1] == network.num_prefix_tokens + 9
+    assert isinstance(network.norm, nn.Identity) != isinstance(network.fc_norm, nn.Identity)
+    prefix = network.num_prefix_tokens
+    if pool == "token":
+        expected = network.norm(tokens_of_last[:, 0])
+    else:
+        patches = [network.norm(tokens_of_last[:, prefix + i]) for i in range(9)]
+        expected = network.fc_norm(sum(patches) / 9)
+    torch.testing.assert_close(features, expected)
+    assert StandardisedEncoder(network).pool == pool and features.shape == (2, network.num_features)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_choice_of_pooling_keeps_every_weight_of_the_norms(name: str) -> None:
+    """So that pretrained weights are loaded into the network that was trained."""
+    as_made, averaging = encoder(name), encoder(name, pool="avg")
+    kept = {key for key in as_made.state_dict() if not key.startswith("attn_pool")}
+    assert averaging.state_dict().keys() == kept and any("norm.weight" in key for key in kept)
+
+
+def test_how_other_networks_pool_is_no_choice() -> None:
+    assert [
+        StandardisedEncoder(encoder(name)).pool for name in ("resnet18", "small", "test_vit")
+    ] == [*("auto", "auto", "token")]
+
+
+def test_register_tokens_are_no_patches() -> None:
+    """dinov2 with registers: of 1 + 4 + 4 tokens of an image of 28 pixels, 4 are patches."""
+    network, outputs = encoder("vit_small_patch14_reg4_dinov2", channels=1).eval(), []
+    *_, (_, block) = encoder_blocks(network)
+    block.register_forward_hook(lambda _, __, output: outputs.append(output))
+    with torch.no_grad():
+        network(torch.rand(1, 1, 28, 28))
+    assert outputs[0].shape == (1, 9, 384)
+    torch.testing.assert_close(pooled(network, outputs[0]), sum(outputs[0][:, 5:].unbind(1)) / 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("vit_tiny_patch16_224", 40, "patches of 16 pixels.*set size=32 or size=48"),
+        ("vit_small_patch14_reg4_dinov2", 96, "patches of 14 pixels.*size=84 or size=98"),
+        ("vit_tiny_patch16_224", 8, "8 pixels are less than one; set size=16"),
+        ("swin_tiny_patch4_window7_224", 30, "patches of 4 pixels.*size=28 or size=32"),
+        ("beit_base_patch16_224", 96, "takes images of 224 pixels only.*set size=224"),
+    ],
+)
+def test_sizes_that_are_no_patches_are_refused(name: str, size: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check_side(name, size)
+
+
+def test_every_side_that_is_said_to_fit_is_taken() -> None:
+    """The witness is the network itself, of one patch and of windows that do not divide."""
+    for name, size, side in (("test_vit", 100, 96), ("swin_tiny_patch4_window7_224", 46, 44)):
+        assert fitting_side(name, size) == side
+        check_side(name, side)
+        with torch.device("meta"):
+            assert len(encoder(name)(torch.zeros(2, 3, side, side))) == 2
+    assert fitting_side("test_vit", 10) == 16 and fitting_side("beit_base_patch16_224", 96) == 224
+    for name in ("small", "resnet18", "custom:Mine", "no_such_encoder"):
+        assert fitting_side(name, 97) == 97
+        check_side(name, 97)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "vit_tiny_patch16_224"])
@@ -224,6 +321,14 @@ def test_no_encoder_has_a_classifier(name: str) -> None:
         ({"name": "xy"}, ["unknown encoder 'xy'", "small", "resnet50"]),
         ({"name": "small", "pretrained": True}, ["init timm", "small"]),
         ({"name": "small-0"}, ["unknown encoder 'small-0'", "small"]),
+        ({"name": "test_vit", "pool": "mean"}, ["unknown pool 'mean'", "token", "avg"]),
+        ({"name": "resnet18", "pool": "token"}, ["pool=token", "resnet18 has no such choice"]),
+        ({"name": "small", "pool": "avg"}, ["pool=avg", "small has no such choice"]),
+        ({"name": "test_vit2", "pool": "token"}, ["test_vit2 has no class token", "use pool=avg"]),
+        (
+            {"name": "deit_tiny_distilled_patch16_224", "pool": "avg"},
+            ["deit_tiny_distilled_patch16_224 has no such choice"],
+        ),
     ],
 )
 def test_refused_in_one_short_sentence(options: dict, words: list[str]) -> None:

@@ -72,6 +72,16 @@ def linear(classes: tuple[str, ...] = ("cat", "dog")) -> r.LinearResult:
     )
 
 
+def heads() -> r.HeadsResult:
+    scores = {
+        name: r.ScoreArea(round(0.77 - 0.04 * i, 3), (0.6, 0.85))
+        for i, name in enumerate((*SCORES, "evidence"))
+    }
+    features = r.VoteAccuracy(0.873, (0.84, 0.9))
+    directions = r.VoteAccuracy(0.822, (0.78, 0.86))
+    return r.HeadsResult(100, 60, 20, features, directions, 60, 0.817, scores, None)
+
+
 def harmed(less: float, mean: float) -> dict[str, Any]:
     ranking = r.Ranking(60, 0.7, by_score(0.75))
     return dict(ranking=ranking, less_certain=by_score(less), mean=by_score(mean))
@@ -238,6 +248,7 @@ def results(
     entries = {
         "knn": knn(classes),
         "linear": linear(classes),
+        "heads": heads(),
         "uncertainty": uncertainty(),
         "ood": ood(note),
         "learning": learning(classes),

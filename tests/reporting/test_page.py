@@ -20,6 +20,7 @@ import pytest
 from fresh_modules import fresh_modules
 from PIL import Image
 
+from sureclr.config import FirstEncoder
 from sureclr.data.sources import load_images
 from sureclr.evaluation.results import Comparison, Results, Sample
 from sureclr.finetuning.config import FinetuneConfig
@@ -239,6 +240,8 @@ CHANGES: list[tuple[str, tuple[Any, ...], float]] = [
     ("linear", ("by_class", "majority_baseline"), 0.316),
     ("linear", ("interval", 0), 0.123),
     ("linear", ("blocks", 0, "accuracy"), 0.234),
+    ("heads", ("knn_directions", "accuracy"), 0.235),
+    ("heads", ("r_auroc", "evidence", "interval", 1), 0.936),
     ("learning", ("alignment", 0), 1.777),
     ("learning", ("gradient", "top_share", 0), 0.321),
     ("geometry", ("explained", 1), 0.0321),
@@ -451,8 +454,26 @@ NULLABLE = list(nullable())
 
 def test_many_numbers_may_be_missing() -> None:
     names = {"knn", "linear", "uncertainty", "ood", "learning", "geometry", "sensitivity"}
-    names.add("explanation")
+    names |= {"explanation", "heads"}
     assert len(NULLABLE) > 50 and {name for name, _ in NULLABLE} == names
+
+
+def test_a_pretrained_backbone_is_no_untrained_encoder(files: RunFiles) -> None:
+    """A frozen one has one point beside the raw pixels: it is its own baseline."""
+
+    def drawn(first: FirstEncoder) -> tuple[str, list[str]]:
+        knn = replace(files.results["knn"], first_encoder=first)
+        page = page_with(files, {"knn": knn}, images=None)
+        return page, [row[0] for row in rows_of(page, "knn")]
+
+    page, names = drawn("untrained")
+    assert names == ["trained encoder", "raw pixels", "untrained encoder"]
+    page, names = drawn("pretrained")
+    assert names == ["trained encoder", "raw pixels", "backbone as it came"]
+    assert "untrained encoder" not in page and "against raw pixels and the backbone as" in page
+    page, names = drawn("frozen")
+    assert names == ["backbone as it came", "raw pixels"] and "0.655" not in page
+    assert "training has added nothing to them" in page
 
 
 @pytest.mark.parametrize("name, way", NULLABLE, ids=lambda part: str(part))

@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sureclr.errors import UserError
+from sureclr.maths.objectives import SureLoss
+from sureclr.models.encoders import encoder
+from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
 from sureclr.training.optimizers import (
     learning_rate,
     new_optimizer,
@@ -147,6 +150,89 @@ def test_the_kernels_of_a_gpu_do_what_the_loops_do(name: str, option: str) -> No
     for expected, found in zip(loops, kernels, strict=True):
         for weight, other in zip(expected, found, strict=True):
             torch.testing.assert_close(other, weight, rtol=1e-7, atol=1e-12)
+
+
+def with_heads(name: str) -> SimCLR:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = encoder(name)
+        one, features = torch.ones(3), backbone.num_features
+        return SimCLR(
+            StandardisedEncoder(backbone, 0 * one, one),
+            ProjectionHead(features, 4, 8, 2),
+            CertaintyHead(features),
+            SureLoss().read,
+        )
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_convnext"])
+def test_the_scales_of_the_layers_are_those_of_timm(name: str) -> None:
+    """timm counts its classifier as the last layer, as we count the heads; ConvNeXt's last norm is
+    a part of it there, and a part of the encoder here.
+    """
+    import timm
+    from timm.models import group_parameters
+
+    decay = 0.7
+    other = timm.create_model(name, num_classes=2)
+    layers = group_parameters(other, other.group_matcher(coarse=True), reverse=True)
+    last = max(layers.values())
+    model = with_heads(name)
+    scales = {
+        parameter: group["scale"]
+        for group in parameter_groups(model, 0.1, decay)
+        for parameter in group["params"]
+    }
+    assert scales.keys() == set(model.parameters())
+    named = dict(model.encoder.backbone.named_parameters())
+    assert set(named) <= set(layers) and last >= 5
+    for key, parameter in named.items():
+        layers["head.norm.weight"] = layers["head.norm.bias"] = last - 1
+        assert scales[parameter] == pytest.approx(decay ** (last - layers[key])), key
+    heads = [*model.projection.parameters(), *model.certainty.parameters()]
+    assert {scales[parameter] for parameter in heads} == {1.0}
+
+
+def test_layers_keep_matrices_and_other_parameters_apart() -> None:
+    model = with_heads("test_resnet")
+    model.encoder.backbone.layer2.requires_grad_(False)
+    groups = parameter_groups(model, 0.3, 0.5)
+    for group in groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] > 0}
+    assert sorted({group["scale"] for group in groups}) == [0.5**k for k in (5, 4, 2, 1, 0)]
+
+
+def test_with_a_factor_of_1_the_groups_are_the_same_two() -> None:
+    model = with_heads("small-4")
+    trained = [*model.parameters()]
+    matrices, others = parameter_groups(model, 0.3, 1.0)
+    assert [*map(id, matrices["params"])] == [id(p) for p in trained if p.ndim > 1]
+    assert [*map(id, others["params"])] == [id(p) for p in trained if p.ndim < 2]
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adam"])
+def test_the_first_step_of_a_block_is_its_power_of_the_factor(name: str) -> None:
+    """The first step of each optimizer is the learning rate times something that does not depend
+    on it, so the update of a block is factor^distance times that without layer decay.
+    """
+    moved: list[dict[str, torch.Tensor]] = []
+    for factor in (1.0, 0.5):
+        model = with_heads("small-4").double()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        stepper = new_optimizer(name, model, 1.0, 0.01, factor)
+        set_learning_rate(stepper, 0.1)
+        images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
+        _, posterior = model(images)
+        (posterior.direction[:, 0].sum() + posterior.radius.square().sum()).backward()
+        stepper.step()
+        moved.append({key: value - before[key] for key, value in model.named_parameters()})
+    distances = {"stem": 4, "layer1": 3, "layer2": 2, "layer3": 1}
+    for key, plain in moved[0].items():
+        part = key.removeprefix("encoder.backbone.").split(".")[0]
+        assert plain.abs().max() > 0 or not key.startswith("encoder"), key
+        torch.testing.assert_close(
+            moved[1][key], plain * 0.5 ** distances.get(part, 0), rtol=1e-9, atol=1e-15
+        )
 
 
 def test_the_rate_is_set_in_every_group() -> None:

@@ -28,6 +28,7 @@ SHOWN = 14  # images at each end of the certainty
 OTHER_STYLE = 4  # of a score without a style of its own
 SCORES = {
     "certainty": ("certainty (learned)", 0),
+    "evidence": ("evidence of the training images (learned)", 5),
     "neighbour_similarity": ("similarity of the nearest neighbour", 1),
     "feature_norm": ("norm of the features", 2),
     "negative_entropy": ("negative entropy of a probe (needs labels)", 3),

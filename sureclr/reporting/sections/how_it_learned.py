@@ -28,7 +28,7 @@ def draw_learning(run: RunFiles) -> list[Block]:
 def _learning(run: RunFiles, result: LearningResult) -> list[Block]:
     certainty = result.per_class
     return [
-        _representation(result),
+        _representation(run, result),
         *(
             [Note(captions.NO_CLASS_CERTAINTY, missing=True)]
             if certainty is None
@@ -38,13 +38,18 @@ def _learning(run: RunFiles, result: LearningResult) -> list[Block]:
     ]
 
 
-def _representation(result: LearningResult) -> Figure:
+def _representation(run: RunFiles, result: LearningResult) -> Figure:
     quantities = (
         ("Alignment", "squared distance of two views", result.alignment),
         ("Uniformity", "log of the mean kernel", result.uniformity),
         ("Effective rank", "dimensions in use", result.effective_rank),
         ("Cosine of different images", "cosine", result.cosine_different),
         ("Nearest neighbours", "accuracy, held-out training images", result.knn),
+        (
+            "Nearest neighbours by directions",
+            "accuracy, held-out training images",
+            result.knn_directions,
+        ),
         ("Radius", "mean radius of whole images", result.radius),
     )
     charts = [
@@ -57,7 +62,10 @@ def _representation(result: LearningResult) -> Figure:
         for (name, style), values in zip(PARTS, (result.positives, result.negatives), strict=True)
     ]
     charts.append(("The loss in two parts", _curve("The loss in two parts", "nats", parts)))
-    caption = captions.SHAPE.fill(temperature=f"{result.temperature:g}")
+    rank_of = captions.RANK_OF_FEATURES
+    if run.config.first_encoder == "frozen":
+        rank_of = captions.RANK_OF_DIRECTIONS
+    caption = captions.SHAPE.fill(temperature=f"{result.temperature:g}", rank_of=rank_of)
     return Figure("learning", caption, charts, legend(PARTS))
 
 

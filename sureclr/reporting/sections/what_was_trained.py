@@ -4,8 +4,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sureclr.config import PretrainConfig, ViewConfig
-from sureclr.evaluation.results import ClassNumbers, KnnResult, LinearResult, ProbeScore
+from sureclr.config import FIRST_ENCODERS, FirstEncoder, PretrainConfig, ViewConfig
+from sureclr.evaluation.results import (
+    ClassNumbers,
+    HeadsResult,
+    KnnResult,
+    LinearResult,
+    ProbeScore,
+)
 from sureclr.reporting import captions
 from sureclr.reporting.blocks import (
     Block,
@@ -25,6 +31,7 @@ from sureclr.reporting.sections.class_by_class import (
     draw_classes,
     draw_finetuning,
 )
+from sureclr.reporting.sections.how_certain import CHANCE, score_style
 from sureclr.reporting.svg import DASH, Axis, Chart, number_text
 
 DRAWN_STEPS = 400  # points of a curve at most: of longer ones, every k-th step is drawn
@@ -39,6 +46,11 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, int], ...]], ...] = (
         (("cosine_positive", "mean cosine", 0), ("radius_views", "mean radius", 1)),
     ),
     ("Nearest neighbours", "accuracy, held-out training images", (("knn", "kNN", 0),)),
+    (
+        "Nearest neighbours by directions",
+        "accuracy, held-out training images",
+        (("knn_directions", "kNN", 0),),
+    ),
     ("Kernel dimension", "dimensions in use", (("kernel_dimension", "kernel dimension", 0),)),
     ("Learning rate", "learning rate", (("learning_rate", "learning rate", 2),)),
     ("Speed", "images per second", (("images_per_second", "images per second", 2),)),
@@ -52,6 +64,7 @@ def draw_training(run: RunFiles) -> list[Block]:
         summary_tiles(run),
         *result_blocks(run, "linear", _linear),
         *result_blocks(run, "knn", _knn),
+        *result_blocks(run, "heads", _heads),
         *(_network_parts(run.results["linear"]) if "linear" in run.results else []),
         *_classes(run),
         *draw_finetuning(run),
@@ -78,33 +91,49 @@ def summary_tiles(run: RunFiles) -> Tiles:
     last = until[-1] if until else {}
     loss = number_text(last.get("loss"))
     epochs = number_text(round(last.get("epoch", 0)))
-    plan = captions.EPOCHS_TILE.format(epochs=run.config.epochs, batch_size=run.config.batch_size)
+    planned, size = run.config.all_epochs, run.config.batch_size
+    plan = captions.EPOCHS_TILE.format(epochs=planned, batch_size=size)
     tiles.append(("metrics.jsonl", "last loss", loss, captions.LOSS_TILE))
     tiles.append(("metrics.jsonl", "epochs", epochs, plan))
     return Tiles(tiles)
 
 
 def _linear(run: RunFiles, result: LinearResult) -> list[Block]:
-    caption = captions.LINEAR.fill(n_train=result.n_train, n_test=result.n_test)
+    about = _compared_with(result.first_encoder)
+    caption = captions.LINEAR.fill(n_train=result.n_train, n_test=result.n_test, **about)
     return [_accuracies("linear", "Linear probe", result, caption)]
 
 
 def _knn(run: RunFiles, result: KnnResult) -> list[Block]:
-    caption = captions.KNN.fill(k=result.k, n_train=result.n_train, n_test=result.n_test)
+    about = _compared_with(result.first_encoder)
+    caption = captions.KNN.fill(k=result.k, n_train=result.n_train, n_test=result.n_test, **about)
     return [_accuracies("knn", "Nearest neighbours", result, caption)]
 
 
+def _compared_with(first: FirstEncoder) -> dict[str, str]:
+    """What a caption of accuracies says of the points beside the encoder's."""
+    if first == "frozen":
+        return {"rivals": captions.RIVALS_OF_FROZEN, "distance": captions.DISTANCE_OF_FROZEN}
+    distance = captions.DISTANCE if first == "untrained" else captions.DISTANCE_FROM_BACKBONE
+    article = "an" if first == "untrained" else "the"
+    rivals = captions.RIVALS.format(article=article, first=FIRST_ENCODERS[first])
+    return {"rivals": rivals, "distance": distance}
+
+
 def _accuracies(key: str, title: str, result: LinearResult | KnnResult, caption: Caption) -> Figure:
-    """The trained encoder and both baselines."""
+    """The encoder and its baselines; that of a frozen encoder is the encoder itself."""
     accuracies, intervals = result.baselines, result.baseline_intervals
-    points = [("trained encoder", TRAINED, result.accuracy, result.interval)]
+    first, frozen = FIRST_ENCODERS[result.first_encoder], result.first_encoder == "frozen"
+    points = [(first if frozen else "trained encoder", TRAINED, result.accuracy, result.interval)]
     more = captions.NO_PIXELS
     if accuracies is not None and intervals is not None:
         points.append(("raw pixels", RAW, accuracies.raw_pixels, intervals.raw_pixels))
-        points.append(("untrained encoder", UNTRAINED, accuracies.untrained, intervals.untrained))
-        more = captions.ACCURACY_VERDICT.format(
+        if not frozen:
+            points.append((first, UNTRAINED, accuracies.untrained, intervals.untrained))
+        text = captions.ACCURACY_VERDICT_OF_FROZEN if frozen else captions.ACCURACY_VERDICT
+        more = text.format(
             pixels=verdict_text("the raw pixels", result.interval, intervals.raw_pixels),
-            untrained=verdict_text("the untrained encoder", result.interval, intervals.untrained),
+            first=verdict_text(f"the {first}", result.interval, intervals.untrained),
         )
     rows = [Row(point[0], [point]) for point in points]
     numbers = result.by_class
@@ -112,6 +141,31 @@ def _accuracies(key: str, title: str, result: LinearResult | KnnResult, caption:
     axis = Axis("accuracy on test images")
     chart = dots(f"{title}: accuracy", rows, axis, references=majority)
     return Figure(key, Caption(caption.title, caption.text + more), [("", chart)], half=True)
+
+
+def _heads(run: RunFiles, result: HeadsResult) -> list[Block]:
+    """Neighbours by features and by directions, and each score of certainty."""
+    before, after = result.knn_features, result.knn_directions
+    votes = [
+        Row(name, [(name, style, each.accuracy, each.interval)])
+        for name, style, each in (("features", TRAINED, before), ("directions", HEAD, after))
+    ]
+    scores = [
+        Row(score.replace("_", " "), [(*score_style(score), each.auroc, each.interval)])
+        for score, each in result.r_auroc.items()
+    ]
+    caption = captions.HEADS.fill(
+        k=result.k,
+        n_test=result.n_test,
+        n_judged=result.n_judged,
+        verdict=verdict_text("the one by the features", after.interval, before.interval),
+    )
+    axis = Axis("R-AUROC", None, 1.0)
+    charts = [
+        (captions.HEADS_VOTES, dots("By features and by directions", votes, Axis("accuracy"))),
+        (captions.HEADS_SCORES, dots("R-AUROC of each score", scores, axis, references=CHANCE)),
+    ]
+    return [Figure("heads", caption, charts)]
 
 
 def _classes(run: RunFiles) -> list[Block]:

@@ -1,0 +1,106 @@
+"""What the heads add, against loops over pairs of images and scikit-learn's vote."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
+
+from sureclr.data.embeddings import Embeddings
+from sureclr.errors import UserError
+from sureclr.evaluation import head_gain
+from sureclr.evaluation.head_gain import evidence_in_gallery, measure_heads
+from sureclr.evaluation.neighbour_vote import vote_on_table
+from sureclr.evaluation.scores import Reference
+
+N, TEST = 90, 30
+
+
+@pytest.fixture(scope="module")
+def table() -> Embeddings:
+    """Three classes in features of 6 numbers; the directions are other numbers, and know less."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(N) % 3
+    centres = torch.randn(3, 6, generator=generator)
+    features = centres[labels] + torch.randn(N, 6, generator=generator)
+    direction = normalize(features[:, :4] + torch.randn(N, 4, generator=generator), dim=1)
+    radius = torch.rand(N, generator=generator) * 0.9
+    split = np.array(["test" if i < TEST else "train" for i in range(N)])
+    paths = [str(i) for i in range(N)]
+    return Embeddings(
+        features, direction, radius, radius, labels, ("a", "b", "c"), split, paths, 4.5
+    )
+
+
+def log_kernel(a: Embeddings, i: int, b: Embeddings, j: int) -> float:
+    """log P_r(cosine) of theory 2, in Python's own numbers."""
+    assert a.radius is not None and b.radius is not None
+    r = float(a.radius[i]) * float(b.radius[j])
+    mu, other = a.direction[i].tolist(), b.direction[j].tolist()
+    cosine = sum(x * y for x, y in zip(mu, other, strict=True))
+    return math.log(1 - r * r) - 4.5 / 2 * math.log(1 + r * r - 2 * r * cosine)
+
+
+def test_evidence_in_a_gallery_is_the_mean_over_its_images(
+    table: Embeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    test, train = (table.select(table.split == split) for split in ("test", "train"))
+    witness = [
+        math.log(sum(math.exp(log_kernel(test, i, train, j)) for j in range(len(train))) / 60)
+        for i in range(TEST)
+    ]
+    whole = evidence_in_gallery(test, train)
+    assert whole.tolist() == pytest.approx(witness, abs=1e-4)
+    monkeypatch.setattr(head_gain, "ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(head_gain, "GALLERY_AT_ONCE", 11)
+    assert torch.allclose(evidence_in_gallery(test, train), whole, atol=1e-5)
+
+
+def test_votes_and_scores_are_those_of_a_loop(table: Embeddings) -> None:
+    result = measure_heads(table, Reference.of(table))
+    by_direction = vote_on_table(replace(table, features=table.direction))
+    assert result.knn_features.accuracy == vote_on_table(table).accuracy
+    assert result.knn_directions.accuracy == by_direction.accuracy != result.knn_features.accuracy
+    assert result.knn_directions.interval == by_direction.interval
+    unit = normalize(table.features.double(), dim=1).tolist()
+    right = []
+    for i in range(TEST):
+        cosines = [
+            sum(a * b for a, b in zip(unit[i], unit[j], strict=True)) for j in range(TEST, N)
+        ]
+        right.append(table.labels[TEST + cosines.index(max(cosines))] == table.labels[i])
+    assert 0 < result.recall_at_1 == sum(right) / TEST < 1
+    assert list(result.r_auroc)[:2] == ["certainty", "evidence"] and len(result.r_auroc) == 5
+    assert table.radius is not None
+    assert result.r_auroc["certainty"].auroc == pytest.approx(
+        roc_auc_score(right, table.radius[:TEST])
+    )
+    test, train = (table.select(table.split == split) for split in ("test", "train"))
+    evidence = result.r_auroc["evidence"]
+    assert evidence.auroc == pytest.approx(roc_auc_score(right, evidence_in_gallery(test, train)))
+    assert evidence.interval is not None and evidence.interval[0] < evidence.auroc
+    assert (result.n_train, result.n_test, result.n_judged, result.sample) == (60, 30, 30, None)
+
+
+def test_a_loss_without_certainty_has_the_other_scores(table: Embeddings) -> None:
+    bare = replace(table, radius=None, certainty=None)
+    result = measure_heads(bare, Reference.of(bare))
+    assert list(result.r_auroc) == ["neighbour_similarity", "feature_norm", "negative_entropy"]
+
+
+def test_only_labelled_test_images_are_judged(table: Embeddings) -> None:
+    labels = table.labels.clone()
+    labels[:20] = -1
+    some = replace(table, labels=labels)
+    result = measure_heads(some, Reference.of(some), most=6)
+    assert (result.n_test, result.n_judged) == (10, 6)
+    assert result.sample is not None and result.sample.of == 10
+
+
+def test_one_class_is_refused(table: Embeddings) -> None:
+    same = replace(table, labels=table.labels * 0)
+    with pytest.raises(UserError, match="two classes"):
+        measure_heads(same, Reference.of(same))
