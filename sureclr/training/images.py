@@ -161,7 +161,7 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
         UserError: the encoder cannot take images of this size.
     """
     if isinstance(images, FeatureSet):
-        return with_rows(config, len(images), images.view_count, progress)
+        return with_rows(config, images, progress)
     _, channels, _, size = images.images.shape
     found = None if images.report is None else images.report.value_range
     value_range = found if config.value_range is None else config.value_range
@@ -194,16 +194,15 @@ def with_rows(config: PretrainConfig, images: FeatureSet, progress: Progress) ->
 
     Args:
         config: of the run.
-        rows: number of training images.
-        views: number of views of each.
+        images: the training images.
         progress: gets a sentence if the batch is a smaller one.
     """
     size = config.batch_size
-    if 2 <= rows < size:
-        size = 1 << (rows.bit_length() - 1)
+    if 2 <= len(images) < size:
+        size = 1 << (len(images).bit_length() - 1)
         progress.message(
-            f"There are {rows:,} training rows, so the batch_size is {size} in place of"
+            f"There are {len(images):,} training rows, so the batch_size is {size} in place of"
             f" {config.batch_size}."
         )
     micro = config.micro_batch if size == config.batch_size else None
-    return replace(config, batch_size=size, micro_batch=micro, cached_views=views)
+    return replace(config, batch_size=size, micro_batch=micro, cached_views=images.view_count)
