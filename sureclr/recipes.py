@@ -178,10 +178,13 @@ def photos(
 def table_of_features() -> PretrainConfig:
     """Trains heads alone on features of several views of each image that were made elsewhere.
 
-    EPOCHS
+    Measured on 2,000 CIFAR-10 pictures (8 views, EfficientNet-Lite0, one seed): R-AUROC of the
+    radius .592 after 15 epochs, .594 after 30 and .557 after 60 (of evidence .678, .663, .654).
+    The features are taken as they come, because scaling them made no difference: .588 standardised,
+    .594 of unit length, .602 divided by 1,000 (30 epochs).
     """
     return PretrainConfig(
-        f"{TABLE}:PATH", encoder=TABLE, freeze="backbone", epochs=60, batch_size=256
+        f"{TABLE}:PATH", encoder=TABLE, freeze="backbone", epochs=30, batch_size=256
     )
 
 
