@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from tiny import train
+from tiny import CONFIG
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -21,6 +21,8 @@ from sureclr.evaluation.head_gain import evidence_in_gallery, measure_heads
 from sureclr.evaluation.inputs import evaluation_inputs
 from sureclr.evaluation.neighbour_vote import vote_on_table
 from sureclr.evaluation.scores import Reference
+from sureclr.progress import SILENT
+from sureclr.training.pretraining import pretrain
 from sureclr.training.run import Run
 
 N, TEST = 90, 30
@@ -125,9 +127,9 @@ def test_a_frozen_encoder_is_its_own_baseline_and_is_not_run_again(
     images = ImageSet("mine", pixels.to(torch.uint8), labels, ("a", "b", "c"), split, paths)
     network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.num_features = 8
-    run = train(
-        tmp_path / "run", images, encoder=network, freeze="backbone", cached_views=2, epochs=1
-    )
+    config = replace(CONFIG, freeze="backbone", cached_views=2, epochs=1, monitor_every=0)
+    out = tmp_path / "run"
+    run = pretrain(config, images, encoder=network, out=out, device="cpu", progress=SILENT)
 
     def not_asked(run: Run) -> Run:
         raise AssertionError("the untrained network was built")
