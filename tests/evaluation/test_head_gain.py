@@ -2,19 +2,28 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from tiny import CONFIG
+from torch import nn
 from torch.nn.functional import normalize
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import head_gain
+from sureclr.evaluation.evaluations import EVALUATIONS
 from sureclr.evaluation.head_gain import evidence_in_gallery, measure_heads
+from sureclr.evaluation.inputs import evaluation_inputs
 from sureclr.evaluation.neighbour_vote import vote_on_table
 from sureclr.evaluation.scores import Reference
+from sureclr.progress import SILENT
+from sureclr.training.pretraining import pretrain
+from sureclr.training.run import Run
 
 N, TEST = 90, 30
 
@@ -104,3 +113,34 @@ def test_one_class_is_refused(table: Embeddings) -> None:
     same = replace(table, labels=table.labels * 0)
     with pytest.raises(UserError, match="two classes"):
         measure_heads(same, Reference.of(same))
+
+
+def test_a_frozen_encoder_is_its_own_baseline_and_is_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = torch.arange(60) % 3
+    pixels = 60 * labels[:, None, None, None] + torch.randint(
+        0, 100, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0)
+    )
+    split = np.array(["test" if i % 4 == 3 else "train" for i in range(60)])
+    paths = [str(i) for i in range(60)]
+    images = ImageSet("mine", pixels.to(torch.uint8), labels, ("a", "b", "c"), split, paths)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.num_features = 8
+    config = replace(CONFIG, freeze="backbone", cached_views=2, epochs=1, monitor_every=0)
+    out = tmp_path / "run"
+    run = pretrain(config, images, encoder=network, out=out, device="cpu", progress=SILENT)
+
+    def not_asked(run: Run) -> Run:
+        raise AssertionError("the untrained network was built")
+
+    monkeypatch.setattr(Run, "untrained", not_asked)
+    inputs = evaluation_inputs(run, images)
+    for name in ("knn", "linear"):
+        result = EVALUATIONS[name](inputs)
+        assert result.first_encoder == "frozen"
+        assert result.baselines.untrained == result.accuracy
+        assert result.baseline_intervals.untrained == result.interval
+    heads = EVALUATIONS["heads"](inputs)
+    assert heads.knn_features.accuracy == EVALUATIONS["knn"](inputs).accuracy
+    assert list(heads.r_auroc)[:2] == ["certainty", "evidence"]
