@@ -46,10 +46,9 @@ def vit_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_a_resumed_vit_ends_bit_for_bit_as_one_without_a_break(tmp_path: Path, pool: str) -> None:
+def test_a_resumed_vit_ends_bit_for_bit_as_one_without_a_break(tmp_path: Path) -> None:
     """Of timm's smallest one, with the moments of each block at their places."""
-    options = {**VIT, **SHORT, "encoder": "test_vit", "pool": pool, "snapshot_every": 1}
+    options = {**VIT, **SHORT, "encoder": "test_vit", "pool": "avg", "snapshot_every": 1}
     with pytest.raises(Stopped):
         train(tmp_path / "broken", PIXELS, progress=Interrupting(2, terminate), **options)
     train(tmp_path / "broken", PIXELS, resume=True, **options)
