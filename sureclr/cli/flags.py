@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
@@ -83,9 +83,12 @@ def optional_flags(config: type[Any], skip: tuple[str, ...] = ()) -> type[Any]:
             kind = hints[field.name]
             if field.name == RANGE:
                 kind, text = str, f"{text} Write LOW:HIGH, such as 0:4095."
+            # --pixel-mean 0.5 0.5 0.5
+            several = any(get_args(one)[-1:] == (Ellipsis,) for one in (kind, *get_args(kind)))
             shown = Parameter(
                 help=text,
                 negative="",
+                consume_multiple=several or None,
                 group=group,
                 name=name,
                 allow_leading_hyphen=field.name == RANGE,
@@ -196,6 +199,8 @@ def resolve(
         base = recipe_for_pictures(source, chosen, progress)
     merged = {**vars(base.views), **view_values(from_file), **views}
     values = {**vars(base), **chosen}
+    if values["init"] != "random" and "stem" not in chosen:
+        values["stem"] = "auto"  # that of a recipe is for random weights
     return from_dict({**values, "source": source, "views": merged})
 
 

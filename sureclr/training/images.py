@@ -107,7 +107,7 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
     config = with_network_of_run(config)
     form = image_form(config)
     if form is not None and config.size is None:
-        progress.message(_words_about_size(form.size))
+        progress.message(_words_about_size(form.size, fitting_side(config.encoder, DEFAULT_SIZE)))
     config = with_form(config, form)
     if config.size is not None:
         check_side(config.encoder, config.size)
@@ -120,17 +120,17 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
     return config
 
 
-def _words_about_size(size: int) -> str:
-    """Say which size a pretrained encoder's images get, why, and what another one costs."""
+def _words_about_size(size: int, smaller: int) -> str:
+    """Say which size a pretrained encoder's images get, why, and what a smaller one costs."""
     text = (
         f"Images are used at {size} px, the size that the first weights of the encoder were trained"
         " with; smaller pictures are enlarged"
     )
-    if size <= DEFAULT_SIZE:
+    if size <= smaller:
         return f"{text}."
-    times = (size / DEFAULT_SIZE) ** 2
+    times = (size / smaller) ** 2
     words = f"{times:.0f}" if times >= 2 else f"{times:.1f}"
-    return f"{text}. --size {DEFAULT_SIZE} is about {words} times quicker and sees less detail."
+    return f"{text}. --size {smaller} is about {words} times quicker and sees less detail."
 
 
 def _words_about_enlarging(images: ImageSet, size: int) -> str:

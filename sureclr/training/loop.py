@@ -236,7 +236,7 @@ def _report_gain(
     if name != "knn":  # the encoder is frozen
         compared = f"untrained heads {before:.3f}"
         if (features := first.get("knn_untrained")) is not None:
-            compared += f"; features of the frozen encoder {features:.3f}"
+            compared += f"; features of the {trainer.config.first_encoder_name} {features:.3f}"
     progress.message(
         f"{KNN_WORDS[name]} on held-out training images {numbers[name]:.3f} ({compared})"
     )

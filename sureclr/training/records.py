@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sureclr.config import ONNX, from_dict, read_yaml, to_yaml
 from sureclr.errors import UserError
-from sureclr.files import digest_of_bytes, json_bytes, sealed, write_atomically
+from sureclr.files import digest_of_bytes, json_bytes, remove, sealed, write_atomically
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sphere import Posterior, wide
 from sureclr.progress import Progress
@@ -130,6 +130,7 @@ def resume_run(
     directory.forget_after(trainer.done)
     if trainer.done < trainer.steps:
         _leave_results(directory, trainer, progress)
+        remove(directory.path / "encoder.safetensors")  # it is written again at the end
 
 
 def _leave_results(directory: RunDir, trainer: Trainer, progress: Progress) -> None:

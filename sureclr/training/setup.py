@@ -116,6 +116,8 @@ def fitting_trainer(
         UserError: nothing fits, or the network cannot be compiled and must be.
     """
     if config.freeze == "backbone":
+        if config.compile == "on":
+            progress.message("Heads on the features of a frozen encoder are not compiled.")
         return new_trainer(config, images, device, encoder=encoder, loss=loss, resumed=resumed)
     chosen = config
     while probe and config.micro_batch is None:
