@@ -594,8 +594,10 @@ class PretrainConfig:
         first = TrainingPart(self.epochs, self.schedule, self.learning_rate, self.warmup_epochs)
         found = [first]
         for part in self.extensions:
-            if part == replace(found[-1], epochs=part.epochs, schedule="constant", warmup_epochs=0):
-                found[-1] = replace(found[-1], epochs=found[-1].epochs + part.epochs)
+            last = found[-1]
+            goes_on = part == replace(last, epochs=part.epochs, warmup_epochs=0)
+            if goes_on and last.schedule == "constant":
+                found[-1] = replace(last, epochs=last.epochs + part.epochs)
             else:
                 found.append(part)
         return found

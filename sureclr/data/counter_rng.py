@@ -67,6 +67,22 @@ def uniform_numbers(seeds: Tensor, stream: int, count: int) -> Tensor:
     return ((hashed(seeds, stream, count) >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
 
 
+def two_of(seeds: Tensor, stream: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return two different numbers from 0 to count - 1 for each seed; all pairs are equally likely.
+
+    Args:
+        seeds: (n,) int64.
+        stream: numbers of different streams are independent.
+        count: at least 2.
+
+    Returns:
+        (n,) and (n,) int64.
+    """
+    words = (hashed(seeds, stream, 2) >> 1) & ((1 << 62) - 1)  # not negative
+    first = words[:, 0] % count
+    return first, (first + 1 + words[:, 1] % (count - 1)) % count
+
+
 def shuffled(rows: Tensor, stream: int, seed: int = 0) -> Tensor:
     """Return the rows in a random order that depends on each row's own number alone.
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sureclr.config import TABLE
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import two_of
 from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet, Indices, as_rows
 from sureclr.data.picture_list import short_report
@@ -94,11 +94,9 @@ class FeatureSet(ImageSet):
 
     def stored_pairs(self, rows: NDArray[np.int64], seeds: Tensor) -> ImageSet:
         """Return two different stored views of each of some images, see `ImageSet`."""
-        words, k = hashed(seeds, PAIRS, 2) >> 1 & ((1 << 62) - 1), self.view_count  # not negative
-        first = words[:, 0] % k
-        second = (first + 1 + words[:, 1] % (k - 1)) % k
         twice = np.tile(rows, 2)
-        found = self.view_features(torch.from_numpy(twice), torch.cat([first, second]))
+        views = torch.cat(two_of(seeds, PAIRS, self.view_count))
+        found = self.view_features(torch.from_numpy(twice), views)
         return self.select(twice).with_pixels(found[:, :, None, None])
 
     def for_views(self, rows: Indices) -> Tensor:

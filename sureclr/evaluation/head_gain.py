@@ -17,14 +17,11 @@ from sureclr.errors import UserError
 from sureclr.evaluation.neighbour_vote import vote_on_table
 from sureclr.evaluation.results import HeadsResult, ScoreArea, VoteAccuracy
 from sureclr.evaluation.scores import JUDGED, Judged, Reference, score_images
-from sureclr.evaluation.tables import evidence_dimension, finite_or_none, labelled_split
+from sureclr.evaluation.tables import evidence_against, finite_or_none, labelled_split
 from sureclr.maths.metrics import auroc, auroc_interval
-from sureclr.maths.sphere import Posterior, evidence_matrix
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
-
-ROWS_AT_ONCE, GALLERY_AT_ONCE = 512, 4096  # images whose pairs exist at once: 8 MiB an array
 
 
 def evaluate_heads(inputs: "EvaluationInputs") -> HeadsResult:
@@ -69,8 +66,9 @@ def measure_heads(
     judged = Judged.among(np.where(table.labels.numpy() >= 0, table.split, "unlabelled"), most)
     clean = score_images(table.select(judged.rows), reference)
     scores = {name: clean.scores[name] for name in clean.scores if name == "certainty"}
-    if table.radius is not None:
-        scores["evidence"] = evidence_in_gallery(clean.table, reference.train)
+    none = torch.full((len(judged.rows),), -1)  # no test image is a training image
+    if (evidence := evidence_against(clean.table, reference.train, none)) is not None:
+        scores["evidence"] = evidence
     return HeadsResult(
         n_train=features.n_train,
         n_test=len(features.predictions),
@@ -84,31 +82,6 @@ def measure_heads(
         },
         sample=judged.sample,
     )
-
-
-def evidence_in_gallery(images: Embeddings, gallery: Embeddings) -> Tensor:
-    """Return log mean_j exp s(u, u_j) over the images of a gallery, (n,) in nats (theory 5).
-
-    It says how much more often than uniform the gallery expects an image's posterior.
-
-    Args:
-        images: n images with radii, none of which is in the gallery.
-        gallery: one or more images, by the same heads.
-    """
-    dimension = evidence_dimension(gallery)
-    sums = []
-    for rows in torch.arange(len(images)).split(ROWS_AT_ONCE):
-        own = _posteriors(images, rows)
-        parts = [
-            evidence_matrix(own, _posteriors(gallery, part), dimension).logsumexp(1)
-            for part in torch.arange(len(gallery)).split(GALLERY_AT_ONCE)
-        ]
-        sums.append(torch.stack(parts).logsumexp(0))
-    return torch.cat(sums) - math.log(len(gallery))
-
-
-def _posteriors(table: Embeddings, rows: Tensor) -> Posterior:
-    return table.select(rows.numpy()).posterior
 
 
 def _ranking(score: Tensor, correct: Tensor) -> ScoreArea:

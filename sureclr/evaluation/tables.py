@@ -162,11 +162,11 @@ def evidence_against(queries: Embeddings, gallery: Embeddings, own: Tensor) -> T
     """
     if queries.radius is None or gallery.radius is None:
         return None
-    dimension, n = evidence_dimension(gallery), len(gallery)
+    dimension, n, known = evidence_dimension(gallery), len(gallery), gallery.posterior
     found = []
     for rows in torch.arange(len(queries)).split(max(1, EVIDENCE_AT_ONCE // max(n, 1))):
         part = queries.select(rows.numpy())
-        nats = evidence_matrix(part.posterior, gallery.posterior, dimension).double()
+        nats = evidence_matrix(part.posterior, known, dimension).double()
         hit = own[rows] >= 0
         nats[hit.nonzero()[:, 0], own[rows][hit]] = -math.inf
         found.append(nats.logsumexp(1) - (n - hit.double()).log())

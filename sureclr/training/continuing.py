@@ -184,13 +184,13 @@ def image_changes(
 def refuse_changes(directory: RunDir, changes: list[str]) -> None:
     """Raise a `UserError` that names the changes, if there are any."""
     if changes:
-        longer = any(change.startswith("epochs was") for change in changes)
+        more = ""
+        if any(change.startswith("epochs was") for change in changes):
+            more = " A complete run trains on with extend=EPOCHS (see PretrainConfig.extended)."
         raise UserError(
             f"resume=True continues a run as it began, and the run in {directory.path} has changed:"
             f" {'; '.join(changes)}. Restore that, or go on with accept_changes=True, which records"
-            " the change, or start another run."
-            + " A complete run trains on with extend=EPOCHS."
-            * longer
+            f" the change, or start another run.{more}"
         )
 
 

@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -48,6 +48,7 @@ from sureclr.progress import Progress, report_progress
 from sureclr.stopping import stop_on_signals
 from sureclr.training.step_views import FeatureViews
 
+VALUES, MANIFEST, BLOCKS = "values.float16", "manifest.json", "blocks.jsonl"
 BLOCK_IMAGES = 64  # whose views are computed, and lost by an interruption, together
 LARGEST_BLOCKS = 1 << 30  # bytes of blocks.jsonl, of two billion images
 LARGEST_HALF = 65_504  # the largest float16
@@ -106,9 +107,9 @@ def computed_features(
         missing = [b for b in range(-(-len(images) // BLOCK_IMAGES)) if b not in done]
         if missing:
             _announce(folder, file, shape, missing, progress)
-            write_atomically(folder / "manifest.json", json_bytes(sealed(about, "features")))
+            write_atomically(folder / MANIFEST, json_bytes(sealed(about, "features")))
             _compute(folder, file, shape, missing, (config, images, model, precision), progress)
-    values = np.memmap(folder / "values.float16", np.float16, "r", shape=shape)
+    values = np.memmap(folder / VALUES, np.float16, "r", shape=shape)
 
     def whole(rows: Tensor) -> Tensor:
         return embed(model, images.select(rows), precision=precision, progress=progress).features
@@ -118,12 +119,11 @@ def computed_features(
 
 def _remove_others(folder: Path, about: dict[str, Any], progress: Progress) -> None:
     """Remove features that were computed by other weights, of other images or of other views."""
-    if not os.path.lexists(folder / "blocks.jsonl"):  # a run was stopped before the first block
-        for path in folder.iterdir():
-            remove(path)
+    if not os.path.lexists(folder / BLOCKS):  # a run was stopped before the first block
+        _remove(folder)
         return
     try:
-        found = unsealed(read_json(folder / "manifest.json"), "features")
+        found = unsealed(read_json(folder / MANIFEST), "features")
     except (OSError, ValueError, RecursionError):
         found = {}
     if found == about:
@@ -131,14 +131,19 @@ def _remove_others(folder: Path, about: dict[str, Any], progress: Progress) -> N
     names = [name for name in about if found.get(name) != about[name]]
     reason = f"of another {', '.join(names)}" if found else "without a readable manifest.json"
     progress.message(f"The features in {folder} are {reason}, so they are computed anew.")
-    for path in folder.iterdir():
-        remove(path)
+    _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the features, and nothing that the user has put beside them."""
+    for name in (BLOCKS, MANIFEST, VALUES):  # first what says that the others can be used
+        remove(folder / name)
 
 
 @contextmanager
 def _opened(folder: Path, shape: tuple[int, int, int]) -> Iterator[IO[bytes]]:
     """Open the file of the values for reading and writing, at its full size; links are refused."""
-    path = folder / "values.float16"
+    path = folder / VALUES
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0)
     size = 2 * prod(shape)
@@ -160,24 +165,24 @@ def _checked_blocks(
     """Return the blocks that are done and whole; the lines of others are removed."""
     lines: dict[int, int] = {}
     try:
-        with open_file(folder / "blocks.jsonl", LARGEST_BLOCKS) as written:
+        with open_file(folder / BLOCKS, LARGEST_BLOCKS) as written:
             for line in written:
-                try:
+                with suppress(ValueError, TypeError):  # a crash can leave half a line
                     block, checksum = json.loads(line)
-                    lines[int(block)] = int(checksum)
-                except (ValueError, TypeError):  # a crash can leave half a line
-                    continue
+                    if type(block) is type(checksum) is int:
+                        lines[block] = checksum
     except FileNotFoundError:
         return set()
     good = {}
     with report_progress(progress, "Checking stored features", len(lines)) as update:
         for number, (block, checksum) in enumerate(lines.items(), 1):
-            found = 0
-            for _, start, count in _places(shape, block):
-                file.seek(start)
-                found = zlib.crc32(file.read(count), found)
-            if 0 <= block * BLOCK_IMAGES < shape[1] and found == checksum:
-                good[block] = checksum
+            if 0 <= block * BLOCK_IMAGES < shape[1]:
+                found = 0
+                for _, start, count in _places(shape, block):
+                    file.seek(start)
+                    found = zlib.crc32(file.read(count), found)
+                if found == checksum:
+                    good[block] = checksum
             update(number)
     if bad := len(lines) - len(good):
         progress.message(
@@ -185,7 +190,7 @@ def _checked_blocks(
             " again."
         )
     text = "".join(f"[{block}, {checksum}]\n" for block, checksum in good.items())
-    write_atomically(folder / "blocks.jsonl", text.encode())
+    write_atomically(folder / BLOCKS, text.encode())
     return set(good)
 
 
@@ -193,9 +198,14 @@ def _places(shape: tuple[int, int, int], block: int) -> Iterator[tuple[int, int,
     """Yield the number of each view, and where its features of a block begin, and their bytes."""
     views, images, features = shape
     first = block * BLOCK_IMAGES
-    count = max(min(BLOCK_IMAGES, images - first), 0)
+    count = min(BLOCK_IMAGES, images - first)
     for view in range(views):
         yield view, 2 * (view * images + first) * features, 2 * count * features
+
+
+def _images_in(blocks: list[int], images: int) -> int:
+    """Return how many of all images are in some blocks, of which the last one may be shorter."""
+    return sum(min(BLOCK_IMAGES, images - block * BLOCK_IMAGES) for block in blocks)
 
 
 def _announce(
@@ -215,7 +225,7 @@ def _announce(
             f" and {free:,} are free; free some space there, give another out=, or choose a smaller"
             " cached_views."
         )
-    count = sum(min(BLOCK_IMAGES, images - block * BLOCK_IMAGES) for block in missing)
+    count = _images_in(missing, images)
     rest = "" if count == images else f" (the other {images - count:,} are done)"
     progress.message(
         f"The frozen encoder computes the features of {views} views of each image once:"
@@ -234,18 +244,13 @@ def _compute(
 ) -> None:
     """Compute the blocks that are missing, and write a line for each."""
     images, device = of[1], of[2].device
-    began, first = (
-        time.monotonic(),
-        len(images)
-        - sum(min(BLOCK_IMAGES, len(images) - block * BLOCK_IMAGES) for block in missing),
-    )
-    done = first
+    began = time.monotonic()
+    done = first = len(images) - _images_in(missing, len(images))
     progress.begin("Computing features", len(images), first)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    path = folder / "blocks.jsonl"
     try:
         with (
-            os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0) as lines,
+            os.fdopen(os.open(folder / BLOCKS, flags, 0o666), "ab", buffering=0) as lines,
             evaluating(of[2]),
             autocast(device, of[3]),
         ):

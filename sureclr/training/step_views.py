@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
-from sureclr.data.counter_rng import hashed
+from sureclr.data.counter_rng import two_of
 from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
 from sureclr.data.pictures import Pictures, pinned, sent
@@ -133,9 +133,6 @@ def prepared_features(
     views, images, width = features.shape
     epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
-    words = hashed(seeds, CHOICE, 2) >> 1 & ((1 << 62) - 1)  # not negative
-    first = words[:, 0] % views
-    second = (first + 1 + words[:, 1] % (views - 1)) % views  # each of the others alike
-    found = features.rows(torch.cat([first, second]), indices.repeat(2))
+    found = features.rows(torch.cat(two_of(seeds, CHOICE, views)), indices.repeat(2))
     both = sent(found.view(2, -1, width), device)
     return StepViews(done, lambda part: both[:, part].flatten(0, 1))

@@ -32,9 +32,8 @@ from sureclr.training.step_views import (
     prepared_views,
 )
 
-RECORDED = (  # the keys of `Trainer.record`
-    *("images", "count", "origins", "snapshots", "changes", "backbone", "ends"),
-)
+# The keys of `Trainer.record`
+RECORDED = ("images", "count", "origins", "snapshots", "changes", "backbone", "ends")
 BACKBONE = "encoder.backbone."  # begins the names of the encoder's weights in the model's state
 
 

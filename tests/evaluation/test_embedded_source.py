@@ -140,7 +140,7 @@ def test_images_are_embedded_as_predict_sees_them(tmp_path: Path) -> None:
 def test_what_needs_no_pixels_is_evaluated(run: sureclr.Run) -> None:
     said = tiny.Messages()
     found = sureclr.evaluate(run, device="cpu", progress=said)
-    assert set(found) == {"knn", "linear", "uncertainty", "learning", "geometry"}
+    assert set(found) == {"knn", "linear", "heads", "uncertainty", "learning", "geometry"}
     assert set(found.skipped) == {"ood", "sensitivity", "explanation"}
     for why in found.skipped.values():
         assert "is a table of features, which has no pixels" in why and why.count(".") <= 2

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CONFIG, FLAGS, IMAGES, Messages, equal, lines, train, weights
+from tiny import CONFIG, FLAGS, IMAGES, Messages, equal, lines, train, weights, write_photos
 
 import sureclr
 from sureclr.cli import main
@@ -99,6 +99,7 @@ def test_each_schedule_has_the_rates_of_its_formula() -> None:
         (CONFIG.extended(10, "restart"), [*cosine(30, 0.01), 0]),
         (CONFIG.extended(10, "constant"), [0.001] * 31),
         (CONFIG.extended(10, "constant", 0.3), [0.3] * 31),
+        (CONFIG.extended(10, "constant", 0.01), [0.01] * 31),  # the highest of the cosine before
         (CONFIG.extended(2, "restart", 0.3).extended(8), None),
     ):
         if expected is None:
@@ -388,10 +389,13 @@ def test_a_drive_without_second_names_gets_copies(run: Path, monkeypatch: Any) -
 # --- The command line -----------------------------------------------------------------
 
 
-def test_the_command_extends_and_refuses(tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "run"
-    words = [*FLAGS, "--epochs", "1", "--batch-size", "500", "--schedule", "constant"]
-    main(["pretrain", "digits", *words, "--out", str(out)])
+def test_the_command_extends_and_refuses(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
+    out, source = tmp_path / "run", f"folder:{write_photos(tmp_path / 'photos')}"
+    words = [*FLAGS, "--size", "8", "--epochs", "1", "--schedule", "constant"]
+    main(["pretrain", source, *words, "--out", str(out)])
     main(["pretrain", "--resume", str(out), "--extend", "1", "--device", "cpu"])
     assert "planned with 2 epochs does" in capsys.readouterr().err
     more = ["--extend", "2", "--extend-schedule", "restart", "--extend-learning-rate", "0.003"]
