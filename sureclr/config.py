@@ -47,6 +47,7 @@ LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 
 }
 LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
 MOST_EXTENSIONS = 100  # of a run
+MOST_VIEWS = 1000  # of an image, whose features are stored
 COSINE_SHARE, CONSTANT_SHARE = 0.5, 0.1  # of the learning rate, which an extension has by default
 LARGEST_AMOUNT = 1000  # of a change of colour; every pixel is black or white long before
 
@@ -506,7 +507,11 @@ class PretrainConfig:
                 bool(self.init) and "\0" not in self.init,
                 self.init,
             ),
-            ("cached_views must be 2 to 1,000", 2 <= self.cached_views <= 1000, self.cached_views),
+            (
+                f"cached_views must be 2 to {MOST_VIEWS:,}",
+                2 <= self.cached_views <= MOST_VIEWS,
+                self.cached_views,
+            ),
             (
                 "layer_decay must be above 0 and at most 1",
                 0 < self.layer_decay <= 1,
@@ -678,6 +683,7 @@ Rule = tuple[str, bool, Any]  # the rule in words, whether it holds, the value
 
 
 def _rules_of_a_part(part: "TrainingPart | PretrainConfig") -> list[Rule]:
+    """Return the rules about epochs and rates, which the first part of a run has in common."""
     return [
         ("epochs must be at least 1", part.epochs >= 1, part.epochs),
         (

@@ -47,8 +47,7 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
     TRAINING: (
         "epochs batch_size micro_batch optimizer learning_rate learning_rates"
         " layer_decay classifier_learning_rate momentum weight_decay warmup_epochs schedule bn"
-        " precision"
-        " compile seed"
+        " precision compile seed"
     ),
     MONITORING: "monitor_every snapshot_every checkpoint_every",
     VIEWS: " ".join(field.name for field in fields(ViewConfig)),

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.config import TABLE
+from sureclr.config import MOST_VIEWS, TABLE
 from sureclr.data.counter_rng import two_of
 from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet, Indices, as_rows
@@ -43,7 +43,7 @@ OURS = (CLEAN, "direction")  # lists of numbers in our own tables that are no vi
 ROWS_AT_ONCE = 1 << 11
 IN_MEMORY = 1 << 28  # bytes; larger tables lie in a file that the system can drop from memory
 PAIRS = 0x7AB1E  # stream of the random numbers that choose among the views of an image
-MOST_FEATURES, MOST_VIEWS = 65_536, 1000
+MOST_FEATURES = 65_536
 ARRAYS = "an array `features` (k, n, f): k views of n images, f numbers each"
 COLUMNS = "columns view_0, view_1, ... with a list of numbers for each image"
 

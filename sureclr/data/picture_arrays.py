@@ -79,13 +79,23 @@ def whole_side(side: int, options: ReadOptions) -> int:
     return max(side, round(options.cache_scale * side))
 
 
-def _decoding(
-    side: int | None, options: ReadOptions, value_range: tuple[float, float] | None
+def decoding_of(
+    side: int | None,
+    channels: int | None,
+    value_range: tuple[float, float] | None,
+    options: ReadOptions,
 ) -> Decoding:
-    """What is made of pictures of which squares of this side are wanted; None: they stay whole."""
+    """Return what is made of pictures.
+
+    Args:
+        side: of the squares that are wanted, in pixels; None: the pictures stay whole.
+        channels: of the result; None: each picture keeps its own.
+        value_range: what becomes 0 and 255 in images of more than 8 bits.
+        options: say how the squares are cut and resized, and how large whole pictures are kept.
+    """
     return Decoding(
         side,
-        options.channels,
+        channels,
         None if side is None else whole_side(side, options),
         value_range,
         options.centre_share,
@@ -159,7 +169,7 @@ def decoded_arrays(
     side, note = side_of([(fact.width, fact.height) for fact in found.readable], options)
     is_wide = any(fact.wide for fact in found.readable)
     value_range = (options.value_range or fitting_range(found)) if is_wide else None
-    wanted = _decoding(side, options, value_range)
+    wanted = decoding_of(side, options.channels, value_range, options)
     decoded = list(decode_files(files, wanted, progress))
     bad = {row: result for row, result in enumerate(decoded) if isinstance(result, str)}
     if bad:
@@ -197,7 +207,7 @@ def decoded_images(
             value_range = options.value_range or fitting_range(found)
             pictures = iter(rest)
         try:
-            wanted = _decoding(side, options, value_range)
+            wanted = decoding_of(side, options.channels, value_range, options)
             if is_array and picture.size == (side, side):
                 wanted = replace(wanted, centre_share=None)
             decoded.append(decode_image(picture, wanted))

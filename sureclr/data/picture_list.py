@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.cache_manifest import Manifest
-from sureclr.data.decoding import Decoding, PictureFacts
+from sureclr.data.decoding import PictureFacts
 from sureclr.data.folder_cache import ChosenFiles, Listing, cached_pictures, whole_bytes
 from sureclr.data.image_report import Duplicates, ImageReport, inert, named_reasons
 from sureclr.data.image_set import UNLABELLED, ImageSet
-from sureclr.data.picture_arrays import whole_side
+from sureclr.data.picture_arrays import decoding_of
 from sureclr.data.pictures import MOST_BANDS
 from sureclr.data.splits import SPLITS_IN_ORDER, duplicates_of, held_out_by_content, split_words
 from sureclr.data.survey import (
@@ -109,14 +109,7 @@ def read_pictures(
             f" {MOST_BANDS} can be used; save fewer bands, or set channels=3."
         )
     value_range, range_from, warning = _value_range(found, options)
-    wanted = Decoding(
-        size,
-        channels,
-        whole_side(size, options),
-        value_range,
-        options.centre_share,
-        options.interpolation,
-    )
+    wanted = decoding_of(size, channels, value_range, options)
     expected = whole_bytes([(f.width, f.height) for f in readable], wanted)
     cached = cached_pictures(pictures.listing, wanted, expected, progress, verify=options.verify)
     manifest = cached.manifest

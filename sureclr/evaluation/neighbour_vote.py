@@ -51,9 +51,8 @@ class NeighbourVote:
 def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     """Measure kNN accuracy of the features, the raw pixels and the first encoder's features.
 
-    The first encoder is the untrained one, or a pretrained backbone as it came.
-
-    The last two are absent where the images cannot be read.
+    The last two are absent where the images cannot be read. The first encoder is the untrained one,
+    or a pretrained backbone as it came.
 
     Raises:
         UserError: there are no labelled training or no labelled test images.

@@ -401,8 +401,8 @@ def evaluate_linear(inputs: "EvaluationInputs") -> LinearResult:
 
     The baselines are the raw pixels and the encoder before the first step (untrained, or a
     pretrained backbone as it came); they and the blocks are absent where the images cannot be read.
-    The head's output is u = rho mu, whose linear read-out is averaged
-    over the posterior (theory 1), or the direction where the loss has no radius.
+    The head's output is u = rho mu, whose linear read-out is averaged over the posterior (theory
+    1), or the direction where the loss has no radius.
 
     Raises:
         UserError: there are no labelled training or test images, or only one class.

@@ -289,7 +289,7 @@ def fitted(
     tries = [
         _compared(network, prefix, state)
         for prefix in _prefixes(network, weights.tensors)
-        for state in _renamed(_below(prefix, weights.tensors))
+        for state in _renamed(below(prefix, weights.tensors))
     ]
     whole = [one for one in tries if not one.problems]
     if whole:
@@ -326,19 +326,19 @@ class _Comparison:
     notes: list[str]
 
 
-def _compared(network: nn.Module, prefix: str, below: State) -> _Comparison:
+def _compared(network: nn.Module, prefix: str, tensors: State) -> _Comparison:
     """Return how the tensors below a prefix fit a network.
 
     They may have its names, or those of the original authors, which timm translates.
     """
     wanted = network.state_dict()
-    found, notes = below, list[str]()
-    if any(name not in below or below[name].shape != t.shape for name, t in wanted.items()):
-        found = _translated(network, below)
+    found, notes = tensors, list[str]()
+    if any(name not in tensors or tensors[name].shape != t.shape for name, t in wanted.items()):
+        found = _translated(network, tensors)
         notes = [
-            f"{name} of {_size(below[name])} becomes {_size(tensor)}, as timm does it."
+            f"{name} of {_size(tensors[name])} becomes {_size(tensor)}, as timm does it."
             for name, tensor in found.items()
-            if name in below and below[name].numel() != tensor.numel()
+            if name in tensors and tensors[name].numel() != tensor.numel()
         ]
     found, of_channels = _with_channels(network, found)
     found |= {
@@ -359,7 +359,7 @@ def _compared(network: nn.Module, prefix: str, below: State) -> _Comparison:
         for what, those in (
             ("missing in the file", missing),
             ("unknown to the encoder", extra),
-            ("otherwise shaped", others),
+            ("of another shape", others),
         )
         if those
     ]
@@ -377,7 +377,8 @@ def _without_ones(tensor: Tensor) -> list[int]:
     return [length for length in tensor.shape if length != 1]
 
 
-def _below(prefix: str, tensors: State) -> State:
+def below(prefix: str, tensors: State) -> State:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 

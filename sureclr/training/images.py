@@ -130,7 +130,7 @@ def _words_about_size(size: int, smaller: int) -> str:
         return f"{text}."
     times = (size / smaller) ** 2
     words = f"{times:.0f}" if times >= 2 else f"{times:.1f}"
-    return f"{text}. --size {smaller} is about {words} times quicker and sees less detail."
+    return f"{text}. size={smaller} is about {words} times quicker and sees less detail."
 
 
 def _words_about_enlarging(images: ImageSet, size: int) -> str:

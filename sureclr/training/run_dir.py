@@ -54,6 +54,7 @@ from sureclr.files import (
     writing_folder_atomically,
 )
 from sureclr.models.onnx_backbone import OnnxBackbone, read_onnx
+from sureclr.models.weight_files import below
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
@@ -790,8 +791,7 @@ class RunDir:
         Raises:
             UserError: initial.safetensors is missing, damaged, or that of another run.
         """
-        initial = self.load_initial()
-        found = {k.removeprefix(ENCODER): v for k, v in initial.items() if k.startswith(ENCODER)}
+        found = below(ENCODER, self.load_initial())
         if digest_of_weights(found) != numbers.get("backbone"):
             raise UserError(
                 f"{self.initial} holds other weights than the frozen encoder on which the heads of"

@@ -5,16 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
-from sureclr.config import TABLE, PretrainConfig, from_dict, read_yaml
+from sureclr.config import ONNX, TABLE, PretrainConfig, from_dict, read_yaml
 from sureclr.errors import UserError
 from sureclr.files import open_file, why
 from sureclr.models.devices import seeded
 from sureclr.models.encoders import CUSTOM, encoder, timm_defaults
 from sureclr.models.onnx_backbone import USUAL_SIZE, OnnxBackbone, is_onnx, read_onnx
-from sureclr.models.weight_files import FileOfWeights, fitted, read_weights, sha256_of
-from sureclr.training.run_dir import RunDir, check_numbers, read_checked_safetensors
+from sureclr.models.weight_files import FileOfWeights, below, fitted, read_weights, sha256_of
+from sureclr.training.run_dir import ENCODER, RunDir, check_numbers, read_checked_safetensors
 
 OF_THE_NETWORK = ("encoder", "stem", "pool")  # what a run takes from the run that it starts from
 ImageFilter = Literal["bilinear", "bicubic"]
@@ -105,15 +105,15 @@ def earlier_run(path: Path) -> EarlierRun:
             " stored in it; load the run with it, and pass its network: sureclr.pretrain(config,"
             f" encoder=sureclr.load({str(path)!r}, encoder=...).encoder.backbone)."
         )
-    if config.source.startswith("table:"):
+    if config.of_table:
         raise UserError(
             f"the run {path} has heads and no encoder, because it was trained on a table; start"
             " from a run of images."
         )
-    if os.path.lexists(path / "backbone.onnx"):
+    if config.encoder == ONNX:
         raise UserError(
             f"the encoder of the run {path} is an ONNX network; start from its file,"
-            f" {path / 'backbone.onnx'}."
+            f" {directory.onnx}."
         )
     file = path / "encoder.safetensors"
     if os.path.lexists(file):
@@ -130,16 +130,12 @@ def earlier_run(path: Path) -> EarlierRun:
         checkpoint = directory.load_checkpoint()
         check_numbers(path, checkpoint.numbers)
         model, file, digest = checkpoint.parts["model"], directory.checkpoints, checkpoint.digest
-        tensors = _below("encoder.backbone.", model) or _below("encoder.", directory.load_initial())
+        tensors = below("encoder.backbone.", model) or below(ENCODER, directory.load_initial())
         size = checkpoint.numbers["size"]
         mean, std = model["encoder.mean"].tolist(), model["encoder.std"].tolist()
     options = config.read_options
     form = ImageForm(size, tuple(mean), tuple(std), options.centre_share, options.interpolation)
     return EarlierRun(config, form, FileOfWeights(file, tensors, digest))
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _digest_of(path: Path) -> str:

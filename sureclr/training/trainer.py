@@ -242,11 +242,11 @@ class Trainer:
             "configuration": asdict(self.config),
             **self.record,
         }
-        earlier = self.record.get("ends")  # with other images, if changes were accepted since
-        ends = (
-            {step for step in earlier if type(step) is int} if isinstance(earlier, list) else set()
-        )
-        if ends := ends | {step for step in self.ends[:-1] if step <= self.done}:
+        # Those before accepted changes stay: with other images an epoch had other steps
+        recorded = self.record.get("ends")
+        ends = {step for step in self.ends[:-1] if step <= self.done}
+        ends |= {x for x in recorded if type(x) is int} if isinstance(recorded, list) else set()
+        if ends:
             numbers["ends"] = sorted(ends)
         if self.loss is not None:
             numbers["loss"] = float(self.loss)

@@ -131,11 +131,8 @@ def test_an_extended_constant_run_is_the_one_that_was_planned_longer(tmp_path: P
     """Weights, moments, lines and snapshots, bit for bit; the warm-up is longer than the first
     part.
     """
-    flat, ours, planned = (
-        {"schedule": "constant", "encoder": FLAT},
-        tmp_path / "run",
-        tmp_path / "planned",
-    )
+    flat: dict[str, Any] = {"schedule": "constant", "encoder": FLAT}
+    ours, planned = tmp_path / "run", tmp_path / "planned"
     train(planned, epochs=4, warmup_epochs=3, **flat)
     train(ours, epochs=2, warmup_epochs=3, **flat)
     extend(ours, progress=(said := Messages()))
@@ -389,9 +386,7 @@ def test_a_drive_without_second_names_gets_copies(run: Path, monkeypatch: Any) -
 # --- The command line -----------------------------------------------------------------
 
 
-def test_the_command_extends_and_refuses(
-    tmp_path: Path, monkeypatch: Any, capsys: Any
-) -> None:
+def test_the_command_extends_and_refuses(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setenv("SURECLR_CACHE", str(tmp_path / "cache"))
     out, source = tmp_path / "run", f"folder:{write_photos(tmp_path / 'photos')}"
     words = [*FLAGS, "--size", "8", "--epochs", "1", "--schedule", "constant"]

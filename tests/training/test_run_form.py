@@ -124,7 +124,7 @@ def test_one_line_says_which_size_why_and_what_another_costs(
     config, said = begun(monkeypatch, form)
     assert (config.size, config.centre_share, config.interpolation) == (224, 0.875, "bicubic")
     assert config.channels == 3 and config.pixel_mean == (0.5,) * 3
-    assert len(said) == 1 and "224 px" in said[0] and "--size 96 is about 5 times" in said[0]
+    assert len(said) == 1 and "224 px" in said[0] and "size=96 is about 5 times" in said[0]
     config, said = begun(monkeypatch, form, size=32, centre_share=1.0, interpolation="bilinear")
     assert not said
     assert (config.size, config.centre_share, config.interpolation) == (32, 1.0, "bilinear")
