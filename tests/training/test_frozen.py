@@ -187,13 +187,16 @@ def cached(
     return np.array(found.values)
 
 
-@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "half a line", "no manifest"])
+@pytest.mark.parametrize(
+    "damage", ["flipped bit", "truncated", "half a line", "strange lines", "no manifest"]
+)
 def test_damaged_features_are_computed_again(
     damage: str, model: SimCLR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feature_cache, "BLOCK_IMAGES", 10)
     whole, said = cached(tmp_path, model), Messages()
-    path = tmp_path / "values.float16"
+    path, mine = tmp_path / "values.float16", tmp_path / "mine.txt"
+    mine.write_text("a note")
     data = bytearray(path.read_bytes())
     if damage == "flipped bit":
         data[2 * 80 * 48 + 160 * 25] ^= 1  # of view 1 of image 25
@@ -203,14 +206,17 @@ def test_damaged_features_are_computed_again(
     elif damage == "half a line":
         written = (tmp_path / "blocks.jsonl").read_bytes()
         (tmp_path / "blocks.jsonl").write_bytes(written[:-5])
+    elif damage == "strange lines":
+        (tmp_path / "blocks.jsonl").write_text(f"[-1, 0]\n[{10**30}, 0]\n[1e999, 0]\n[[], 1]\n")
     else:
         (tmp_path / "manifest.json").write_text("{")
     assert np.array_equal(cached(tmp_path, model, said), whole)
     again = next(text for text in said.messages if "computes the features" in text)
-    count = {"flipped bit": 10, "truncated": 48, "half a line": 8, "no manifest": 48}[damage]
+    count = {"flipped bit": 10, "half a line": 8}.get(damage, 48)
     assert f"{K * count} views of {count} images" in again and "23,040 bytes" in again
     said.messages.clear()
     assert np.array_equal(cached(tmp_path, model, said), whole) and said.messages == []
+    assert mine.read_text() == "a note"
 
 
 @pytest.mark.parametrize(
