@@ -240,7 +240,8 @@ class TrainingPart:
 
     def __str__(self) -> str:
         """Describe the part in a few words."""
-        return f"{self.epochs} epochs, {self.schedule}, learning_rate {self.learning_rate:g}"
+        count = f"{self.epochs:,} epoch{'s' * (self.epochs != 1)}"
+        return f"{count}, {self.schedule}, learning_rate {self.learning_rate:g}"
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be used."""

@@ -98,7 +98,8 @@ def extension_text(before: PretrainConfig, now: PretrainConfig) -> str:
             f"this is not what a run planned with {now.all_epochs} epochs does, because the rate"
             " had fallen to zero here"
         )
-    return f"The run is extended by {part.epochs} epochs with {how[part.schedule]}; {same}."
+    count = f"{part.epochs:,} epoch{'s' * (part.epochs != 1)}"
+    return f"The run is extended by {count} with {how[part.schedule]}; {same}."
 
 
 def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfig:
@@ -146,6 +147,8 @@ def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str
                     texts[f"views.{part}"] = f"views.{part} was {old} and is {when} {new}"
         else:
             old, new = getattr(before, name), getattr(now, name)
+            if name == "extensions":
+                old, new = ("; ".join(map(str, parts)) or "none" for parts in (old, new))
             texts[name] = f"{name} was {old} and is {when} {new}"
     return texts
 

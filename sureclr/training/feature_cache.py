@@ -12,9 +12,10 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -108,7 +109,9 @@ def computed_features(
         if missing:
             _announce(folder, file, shape, missing, progress)
             write_atomically(folder / MANIFEST, json_bytes(sealed(about, "features")))
-            _compute(folder, file, shape, missing, (config, images, model, precision), progress)
+            with evaluating(model), autocast(model.device, precision):
+                of_rows = partial(_features_of, config=config, images=images, model=model)
+                _compute(folder, file, shape, missing, of_rows, progress)
     values = np.memmap(folder / VALUES, np.float16, "r", shape=shape)
 
     def whole(rows: Tensor) -> Tensor:
@@ -239,26 +242,23 @@ def _compute(
     file: IO[bytes],
     shape: tuple[int, int, int],
     missing: list[int],
-    of: tuple[PretrainConfig, ImageSet, SimCLR, torch.dtype],
+    features_of: Callable[[Tensor], NDArray[np.float16]],
     progress: Progress,
 ) -> None:
-    """Compute the blocks that are missing, and write a line for each."""
-    images, device = of[1], of[2].device
-    began = time.monotonic()
-    done = first = len(images) - _images_in(missing, len(images))
-    progress.begin("Computing features", len(images), first)
+    """Compute the blocks that are missing, and write a line for each.
+
+    `features_of` maps rows (m,) of images to the features (k, m, f) of their views.
+    """
+    images, began = shape[1], time.monotonic()
+    done = first = images - _images_in(missing, images)
+    progress.begin("Computing features", images, first)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with (
-            os.fdopen(os.open(folder / BLOCKS, flags, 0o666), "ab", buffering=0) as lines,
-            evaluating(of[2]),
-            autocast(device, of[3]),
-        ):
+        with os.fdopen(os.open(folder / BLOCKS, flags, 0o666), "ab", buffering=0) as lines:
             for block in missing:
-                rows = torch.arange(
-                    block * BLOCK_IMAGES, min((block + 1) * BLOCK_IMAGES, len(images))
-                )
-                values = _features_of(rows, *of[:3])
+                first_row = block * BLOCK_IMAGES
+                rows = torch.arange(first_row, min(first_row + BLOCK_IMAGES, images))
+                values = features_of(rows)
                 for view, start, _ in _places(shape, block):
                     file.seek(start)
                     file.write(values[view].data)

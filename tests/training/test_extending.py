@@ -186,6 +186,9 @@ def test_giving_the_extension_again_extends_once(run: Path) -> None:
     assert lines(run)[-1]["step"] == 12 and opened == config
     assert (opened.epochs, opened.all_epochs) == (2, 4)
     assert "4, batches of 16 images" in load(run, "cpu")._repr_html_()
+    words = "extensions was 2 epochs, cosine, learning_rate 0.005 and is now 1 epoch, cosine"
+    with pytest.raises(UserError, match=words):
+        pretrain(SHORT.extended(1), IMAGES, out=run, resume=True, **QUIET)
 
 
 @pytest.mark.parametrize("freeze", ["off", "backbone"])
