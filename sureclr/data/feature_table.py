@@ -9,7 +9,6 @@ claims to hold is compared with its size before memory is taken.
 import hashlib
 import io
 import re
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from sureclr.config import MOST_VIEWS, TABLE
 from sureclr.data.counter_rng import two_of
+from sureclr.data.folder_cache import array_on_disk
 from sureclr.data.image_report import counted, inert
 from sureclr.data.image_set import ImageSet, Indices, as_rows
 from sureclr.data.picture_list import short_report
@@ -453,12 +453,7 @@ def _stored(n: int, k: int, f: int, kind: "np.dtype[Any]") -> NDArray[Any]:
     half = np.dtype(np.float16 if kind == np.float16 else np.float32)
     if n * k * f * half.itemsize <= IN_MEMORY:
         return np.empty((n, k, f), half)
-    from sureclr.data.folder_cache import cache_root
-
-    folder = cache_root()
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, half, "w+", shape=(n, k, f))
+    return array_on_disk((n, k, f), half, "the features of the table")
 
 
 def _fill(target: NDArray[Any], start: int, values: NDArray[Any], what: str) -> None:
@@ -556,7 +551,13 @@ def _view_columns(schema: "Schema") -> tuple[list[str], bool]:
     lists = [column.name for column in schema if _is_list(column)]
     if len(set(schema.names)) < len(schema.names):
         raise Refused("two of its columns have the same name; rename one")
-    numbered = {int(found[1]): name for name in lists if (found := VIEW.fullmatch(name))}
+    matches = [(int(found[1]), name) for name in lists if (found := VIEW.fullmatch(name))]
+    numbered = dict(matches)
+    for number, name in matches:
+        if numbered[number] != name:
+            raise Refused(
+                f"its columns {name} and {numbered[number]} have the same number; rename one"
+            )
     names = [numbered[i] for i in sorted(numbered)]
     return names or [name for name in lists if name not in OURS], CLEAN in lists
 

@@ -26,7 +26,6 @@ from typing import IO, Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sureclr.data.cache_manifest import (
     READ_BYTES,
@@ -47,6 +46,7 @@ from sureclr.errors import UserError
 from sureclr.files import (
     LARGEST_TEXT,
     WriteError,
+    free_bytes,
     open_file,
     writing_atomically,
 )
@@ -198,20 +198,29 @@ def cache_root() -> Path:
     ).expanduser()
 
 
-def pixels_on_disk(shape: Sequence[int]) -> Tensor:
-    """Return pixels (n, c, h, w) uint8 to be filled, in a file of the cache that has no name.
+def array_on_disk(shape: Sequence[int], kind: "np.dtype[Any]", what: str) -> NDArray[Any]:
+    """Return an array to be filled, in a file beside the caches that has no name.
 
-    So they need no memory, and the file is gone when the process ends.
+    So it needs no memory, and the file is gone when the process ends.
+
+    Args:
+        shape: of the array; it is not empty.
+        kind: of its numbers.
+        what: they are, in the plural, as the subject of an error's sentence.
 
     Raises:
         UserError: there is no room for it.
     """
-    needed, folder = prod(shape), cache_root()
-    _check_room(folder, needed, SILENT)
+    needed, folder = prod(shape) * kind.itemsize, cache_root()
     with _writing_to(folder, needed), tempfile.TemporaryFile(dir=folder) as file:
+        if (free := free_bytes(folder)) is not None and needed + SPARE_BYTES > free:
+            raise UserError(
+                f"{what} need {_gigabytes(needed)} in {folder}, and only {_gigabytes(free)} are"
+                " free; set SURECLR_CACHE to a folder with room."
+            )
         if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process
             os.posix_fallocate(file.fileno(), 0, needed)
-        return torch.from_numpy(np.memmap(file, np.uint8, mode="r+", shape=tuple(shape)))
+        return np.memmap(file, kind, mode="r+", shape=tuple(shape))
 
 
 def kept_json(file: Path, listing: Listing, make: Callable[[], Any]) -> Any:

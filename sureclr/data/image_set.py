@@ -18,7 +18,7 @@ from torch.nn import functional
 from sureclr.config import READ_OPTIONS, ReadOptions
 from sureclr.data.cached_pixels import CachedPixels, images_at_once
 from sureclr.data.decoding import Decoding
-from sureclr.data.folder_cache import pixels_on_disk
+from sureclr.data.folder_cache import array_on_disk
 from sureclr.data.image_report import ImageReport
 from sureclr.data.pictures import MOST_BANDS, Pictures
 from sureclr.data.raster_pixels import square_of
@@ -326,7 +326,8 @@ def _squares(
     # Enlarged for a pretrained encoder, a data set that fits in memory may no longer do so
     on_disk = prod(shape) > max(LARGEST_ENLARGED, pixels.nbytes) and pixels.device.type == "cpu"
     if on_disk and side > min(pixels.shape[2:]):
-        squares: Tensor = CachedPixels(pixels_on_disk(shape), None, "")
+        kept = array_on_disk(shape, np.dtype(np.uint8), "the enlarged images")
+        squares: Tensor = CachedPixels(torch.from_numpy(kept), None, "")
     else:
         squares = torch.empty(shape, dtype=torch.uint8, device=pixels.device)
     count = images_at_once(pixels) if whole is None else 1

@@ -52,8 +52,8 @@ def finetune(
 
     Raises:
         UserError: the run, the images or the labels cannot be used (the encoder of an ONNX file
-            cannot be trained), another process is writing to
-            the run, or training diverges at every learning rate.
+            cannot be trained), another process is writing to the run, or training diverges at every
+            learning rate.
         Stopped: SIGINT or SIGTERM came; finished seeds are saved.
     """
     config = FinetuneConfig() if config is None else config

@@ -205,10 +205,10 @@ LEARNED = Caption(
 SHAPE = Caption(
     "The shape of the representation",
     "Alignment falls as the two views of an image approach each other. Uniformity falls as images"
-    " spread over the sphere. The effective rank (RankMe) is {rank_of};"
-    " if it drops to a few, the representation has collapsed. The loss is the difference of its two"
-    " parts, shown at temperature {temperature} for every run: the logit of the partner, and the"
-    " log of the mean exponential logit of the other images.",
+    " spread over the sphere. The effective rank (RankMe) is {rank_of}; if it drops to a few, the"
+    " representation has collapsed. The loss is the difference of its two parts, shown at"
+    " temperature {temperature} for every run: the logit of the partner, and the log of the mean"
+    " exponential logit of the other images.",
 )
 RANK_OF_FEATURES = "the number of directions of feature space in use"
 RANK_OF_DIRECTIONS = (

@@ -17,7 +17,7 @@ from tiny import Messages
 from tiny_table import CLEAN, LABELS, PATHS, SPLIT, VIEWS, F, K, N, lists, write_table
 
 from sureclr import files
-from sureclr.data import feature_table
+from sureclr.data import feature_table, folder_cache
 from sureclr.data.feature_table import (
     FeatureSet,
     features_given,
@@ -74,6 +74,9 @@ def test_row_groups_and_blocks_change_nothing(
         found = read_feature_table(str(tmp_path / name))
         assert np.array_equal(views_of(found), VIEWS) and found.contents == whole.contents
     assert list((tmp_path / "cache").iterdir()) == []  # the file has no name
+    monkeypatch.setattr(folder_cache, "SPARE_BYTES", 2**62)
+    with pytest.raises(UserError, match="the features of the table need .* SURECLR_CACHE"):
+        read_feature_table(str(tmp_path / "y.parquet"))
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
@@ -216,6 +219,10 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "ragged": (
         lambda p: write_table(p / "x.parquet", view_1=pa.array(ragged)),
         "lists in the column view_1 have 12 and 5",
+    ),
+    "one number twice": (
+        lambda p: write_table(p / "x.parquet", view_01=lists(VIEWS[1])),
+        "columns view_1 and view_01 have the same number",
     ),
     "missing": (
         lambda p: write_table(p / "x.parquet", view_1=pa.array(missing)),
