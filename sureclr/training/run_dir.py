@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,9 @@ from sureclr.files import (
     write_synced,
     writing_folder_atomically,
 )
-from sureclr.models.onnx_backbone import OnnxBackbone, read_onnx
-from sureclr.models.weight_files import below
+
+if TYPE_CHECKING:  # a page is made of a run's files without the code of models
+    from sureclr.models.onnx_backbone import OnnxBackbone
 
 KEPT_CHECKPOINTS = 2  # the newest; the best one stays beside them
 MOST_CHECKPOINTS = KEPT_CHECKPOINTS + 2  # at one moment: with the best one, and a draft
@@ -763,10 +764,12 @@ class RunDir:
 
     def save_onnx(self, backbone: nn.Module) -> None:
         """Write backbone.onnx, if the encoder is the network of an ONNX file."""
+        from sureclr.models.onnx_backbone import OnnxBackbone
+
         if isinstance(backbone, OnnxBackbone):
             write_atomically(self.onnx, backbone.data)
 
-    def onnx_network(self, config: PretrainConfig) -> OnnxBackbone | None:
+    def onnx_network(self, config: PretrainConfig) -> "OnnxBackbone | None":
         """Return the network of backbone.onnx; None if the run has another encoder.
 
         Raises:
@@ -775,6 +778,8 @@ class RunDir:
         """
         if config.encoder != ONNX:
             return None
+        from sureclr.models.onnx_backbone import OnnxBackbone, read_onnx
+
         data, name = read_onnx(self.onnx), str(self.onnx)
         size, channels = config.size, config.channels
         return OnnxBackbone(data, name, pool=config.pool, size=size, channels=channels)
@@ -791,6 +796,8 @@ class RunDir:
         Raises:
             UserError: initial.safetensors is missing, damaged, or that of another run.
         """
+        from sureclr.models.weight_files import below
+
         found = below(ENCODER, self.load_initial())
         if digest_of_weights(found) != numbers.get("backbone"):
             raise UserError(
