@@ -163,8 +163,9 @@ def _checked_blocks(
         with open_file(folder / "blocks.jsonl", LARGEST_BLOCKS) as written:
             for line in written:
                 try:
-                    block, checksum = json.loads(line)
-                    lines[int(block)] = int(checksum)
+                    block, checksum = map(int, json.loads(line))
+                    if 0 <= block * BLOCK_IMAGES < shape[1]:
+                        lines[block] = checksum
                 except (ValueError, TypeError):  # a crash can leave half a line
                     continue
     except FileNotFoundError:
@@ -176,7 +177,7 @@ def _checked_blocks(
             for _, start, count in _places(shape, block):
                 file.seek(start)
                 found = zlib.crc32(file.read(count), found)
-            if 0 <= block * BLOCK_IMAGES < shape[1] and found == checksum:
+            if found == checksum:
                 good[block] = checksum
             update(number)
     if bad := len(lines) - len(good):
@@ -193,7 +194,7 @@ def _places(shape: tuple[int, int, int], block: int) -> Iterator[tuple[int, int,
     """Yield the number of each view, and where its features of a block begin, and their bytes."""
     views, images, features = shape
     first = block * BLOCK_IMAGES
-    count = max(min(BLOCK_IMAGES, images - first), 0)
+    count = min(BLOCK_IMAGES, images - first)
     for view in range(views):
         yield view, 2 * (view * images + first) * features, 2 * count * features
 
@@ -234,12 +235,9 @@ def _compute(
 ) -> None:
     """Compute the blocks that are missing, and write a line for each."""
     images, device = of[1], of[2].device
-    began, first = (
-        time.monotonic(),
-        len(images)
-        - sum(min(BLOCK_IMAGES, len(images) - block * BLOCK_IMAGES) for block in missing),
-    )
-    done = first
+    began = time.monotonic()
+    left = sum(min(BLOCK_IMAGES, len(images) - block * BLOCK_IMAGES) for block in missing)
+    done = first = len(images) - left
     progress.begin("Computing features", len(images), first)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     path = folder / "blocks.jsonl"
