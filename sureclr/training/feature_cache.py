@@ -172,20 +172,20 @@ def _checked_blocks(
             for line in written:
                 with suppress(ValueError, TypeError):  # a crash can leave half a line
                     block, checksum = json.loads(line)
-                    if type(block) is type(checksum) is int:
+                    known = type(block) is type(checksum) is int
+                    if known and 0 <= block * BLOCK_IMAGES < shape[1]:
                         lines[block] = checksum
     except FileNotFoundError:
         return set()
     good = {}
     with report_progress(progress, "Checking stored features", len(lines)) as update:
         for number, (block, checksum) in enumerate(lines.items(), 1):
-            if 0 <= block * BLOCK_IMAGES < shape[1]:
-                found = 0
-                for _, start, count in _places(shape, block):
-                    file.seek(start)
-                    found = zlib.crc32(file.read(count), found)
-                if found == checksum:
-                    good[block] = checksum
+            found = 0
+            for _, start, count in _places(shape, block):
+                file.seek(start)
+                found = zlib.crc32(file.read(count), found)
+            if found == checksum:
+                good[block] = checksum
             update(number)
     if bad := len(lines) - len(good):
         progress.message(
