@@ -486,6 +486,7 @@ def test_unlabelled_images_pretrain_and_linear_says_what_is_needed(
         (["-c", "key.yaml"], ["unknown configuration key 'epoch'", "epochs"]),
         (["-c", "views.yaml"], ["views must be a mapping"]),
         (["-c", "source.yaml"], ["source must be str"]),
+        (["-c", "source.yaml", "--recipe", "photos"], ["source must be str"]),
         ([], ["needs images to train on", "sureclr pretrain digits"]),
         (["digits", "cifar10"], ["`pretrain` takes", "'cifar10' is one word too many"]),
         (["--resume", "none", "--out", "other"], ["leave out --out"]),

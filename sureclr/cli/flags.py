@@ -15,6 +15,7 @@ from sureclr.config import (
     PretrainConfig,
     ReadOptions,
     ViewConfig,
+    as_field_types,
     from_dict,
     read_yaml,
     view_values,
@@ -173,6 +174,8 @@ def resolve(
         UserError: no source, an unknown recipe, or values that do not fit.
     """
     from_file = read_yaml(file) if file else {}
+    # Values of other types are refused here, before a recipe is fitted to them
+    as_field_types(PretrainConfig, {k: v for k, v in from_file.items() if k != "views"})
     source = (
         source or from_file.get("source") or (recipe(recipe_name).source if recipe_name else None)
     )
