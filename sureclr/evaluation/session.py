@@ -361,11 +361,16 @@ class Session:
         return self.stored_or_new(self.key(name), lambda: evaluation(self.inputs), again=again)
 
     def _has_new_snapshots(self) -> bool:
-        """Whether the run saved snapshots after the stored result of learning was made."""
+        """Whether the run saved snapshots after the stored result of learning was made.
+
+        Of a checkpoint before an extension those count that it had, so that its results stay.
+        """
         stored = self.results().get(self.key("learning"))
         if stored is None:
             return False
-        numbers = self.run.directory.checkpoint_numbers(self.run.which) or {}
+        newest = self.run.directory.checkpoint_numbers() or {}
+        own = self.run.directory.checkpoint_numbers(self.run.which) or {}
+        numbers = own if own.get("step") in newest.get("ends", ()) else newest
         recorded = numbers.get("snapshots", ())
         return bool(max(recorded, default=0) > max(stored.epochs))
 

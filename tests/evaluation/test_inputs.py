@@ -9,6 +9,7 @@ import torch
 from tiny import FEATURES, WIDTH, train
 from torch.nn import functional as F
 
+from sureclr.config import PretrainConfig
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.inputs import EvaluationInputs, ProbeCache, evaluation_inputs
@@ -158,7 +159,7 @@ def test_raw_pixels_are_at_most_1024_numbers(size: int, channels: int, side: int
     unused = torch.zeros(4, 1)
     table = Embeddings(unused, unused, None, None, given.labels, ("a",), given.split, given.paths)
     found = EvaluationInputs(
-        SimpleNamespace(size=size, channels=channels), given, table
+        SimpleNamespace(size=size, channels=channels, config=PretrainConfig("digits")), given, table
     ).raw.features
     assert found.shape == (4, channels * side * side) and found.max() <= 1
     expected = (

@@ -54,7 +54,7 @@ def runs(source: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_every_evaluation_is_made_and_drawn(runs: list[Path]) -> None:
     results, text = read_results(runs[0]), (runs[0] / "report.html").read_text()
     made = {"knn", "linear", "uncertainty", "ood", "learning", "geometry", "sensitivity"}
-    assert results.keys() == made | {"explanation"}
+    assert results.keys() == made | {"explanation", "heads"}
     assert "has not been evaluated yet" not in text and "could not be evaluated" not in text
     median = results["uncertainty"].information.quantiles[2]
     assert f"An image at the median tells {median:.3f} nats" in text

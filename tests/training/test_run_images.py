@@ -33,7 +33,7 @@ from sureclr.stopping import Stopped
 from sureclr.training.building import with_stem
 from sureclr.training.continuing import completed
 from sureclr.training.images import as_resolved, training_images
-from sureclr.training.monitor import Monitor
+from sureclr.training.monitored_images import embedded_views
 from sureclr.training.pretraining import check_pretraining, pretrain
 from sureclr.training.run import load
 from sureclr.training.setup import new_trainer
@@ -105,7 +105,7 @@ def test_everything_that_makes_views_crops_them_from_whole_pictures(
     trainer.gradient()
     assert white()
     model = trainer.model.eval()
-    Monitor.of(images, 0)._probe_views(model, CROPS)
+    embedded_views(model, images, torch.arange(24), 0, CROPS, torch.float32, None)
     assert white()
     pairs = embed_view_pairs(lambda made: embed(model, made), images, np.arange(24), CROPS, 0, 1)
     assert white() and pairs.n == 24
