@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from hashlib import sha256
@@ -225,6 +225,7 @@ def _state_dict(file: IO[bytes], size: int) -> Any:
             raise ValueError(f"it is damaged: {error}") from error
         if sum(entry.file_size for entry in entries) > size:  # torch compresses nothing
             raise ValueError("it would take more memory than the file has bytes")
+        _check_sums(file)
     file.seek(0)
     try:
         with warnings.catch_warnings():
@@ -244,6 +245,19 @@ def _state_dict(file: IO[bytes], size: int) -> Any:
                 " state_dict() of the network alone"
             ) from error
         raise ValueError("it is damaged, or is no PyTorch file") from error
+
+
+def _check_sums(file: IO[bytes]) -> None:
+    """Raise a ValueError if a part of a zip archive differs from its checksum.
+
+    torch does not look at them, and would load a weight with a flipped bit.
+    """
+    try:
+        damaged = zipfile.ZipFile(file).testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"it is damaged: {damaged} differs from its checksum")
 
 
 def _flat(
@@ -359,7 +373,7 @@ def _compared(network: nn.Module, prefix: str, tensors: State) -> _Comparison:
         for what, those in (
             ("missing in the file", missing),
             ("unknown to the encoder", extra),
-            ("of another shape", others),
+            ("of another shape or kind", others),
         )
         if those
     ]
@@ -525,7 +539,24 @@ def _in_order(network: nn.Module, tensors: State) -> tuple[str, State, list[str]
             problem = f"there are {len(found)} tensors, and the encoder has {len(wanted)}"
         elif len(left) > 2 or any(t.shape[:1] != left[0][1].shape[:1] for _, t in left):
             problem = f"there are {len(left)} more tensors behind those of the encoder"
+        elif name := _backwards(n for n, _ in found):
+            problem = f"{name[:120]} stands behind a block of a higher number"
     return problem, renamed, [name for name, _ in left], notes
+
+
+def _backwards(names: Iterable[str]) -> str:
+    """Return the first name whose first number is less than one before it, below the same prefix.
+
+    Blocks of equal shapes may have changed places; "" if none has.
+    """
+    highest: dict[str, int] = {}
+    for name in names:
+        if numbered := re.match(r"(.*?)(?<![^.])(\d{1,6})\.", name):
+            number = int(numbered[2])
+            if number < highest.setdefault(numbered[1], number):
+                return name
+            highest[numbered[1]] = number
+    return ""
 
 
 def _refusal(network: nn.Module, weights: FileOfWeights, nearest: _Comparison) -> str:

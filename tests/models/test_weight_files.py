@@ -318,6 +318,7 @@ def test_by_order_the_values_arrive_and_a_classifier_at_the_end_stays(tmp_path: 
         (lambda s: dict(reversed(s.items())), "stands where stem.0.weight"),
         (lambda s: dict(list(s.items())[:-3]), "tensors, and the encoder has"),
         (lambda s: s | {f"y{i}.weight": torch.ones(2) for i in range(3)}, "3 more tensors"),
+        (lambda s: _exchanged(s), r"b\.3\.\w+ stands behind a block of a higher number"),
         (lambda s: _swapped(s), r"x1.bias \(4\) stands where stem.1.weight"),
     ],
 )
@@ -326,6 +327,15 @@ def test_by_order_nothing_is_guessed(change: Any, words: str, tmp_path: Path) ->
     weights = stored(tmp_path, change(renamed(small())))
     with pytest.raises(UserError, match=words):
         fitted(encoder("small-4"), weights, by_order=True)
+
+
+def _exchanged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by names of blocks, of which 3 and 4 have changed places."""
+    order = [0, 1, 2, 4, 3, *range(5, len(state))]
+    return {
+        f"b.{i}.{name.rpartition('.')[2]}": tensor
+        for i, (name, tensor) in zip(order, state.items(), strict=True)
+    }
 
 
 def _swapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -364,6 +374,16 @@ def cut(path: Path, share: float) -> None:
     path.write_bytes(data[: int(len(data) * share)])
 
 
+def flip(path: Path) -> None:
+    """Change one bit of a weight, which torch loads without a word."""
+    state = small()
+    torch.save(state, path)
+    data = bytearray(path.read_bytes())
+    place = bytes(data).index(state["stem.0.weight"].contiguous().numpy().tobytes()[:32])
+    data[place + 2] ^= 1
+    path.write_bytes(data)
+
+
 def with_nan(state: dict[str, Tensor]) -> dict[str, Tensor]:
     state["layer1.body.0.weight"][0, 0, 0, 0] = float("nan")
     return state
@@ -379,6 +399,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty.pth": (lambda p: p.write_bytes(b""), "it is empty"),
     "empty.safetensors": (lambda p: p.write_bytes(b""), "header is damaged"),
     "cut.pth": (lambda p: cut(p, 0.5), "damaged"),
+    "flip.pth": (flip, "differs from its checksum"),
     "text.pth": (lambda p: p.write_text("hello\n" * 100), "is no PyTorch file"),
     "header.safetensors": (
         lambda p: p.write_bytes((1 << 40).to_bytes(8, "little") + b"{}" * 50),
