@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sureclr.config import DEFAULT_SIZE, PICTURE_SOURCES, PretrainConfig
+from sureclr.config import DEFAULT_SIZE, PICTURE_SOURCES, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import CachedPixels
 from sureclr.data.feature_table import FeatureSet, save_features
 from sureclr.data.image_set import ImageSet, convert
@@ -19,7 +19,13 @@ from sureclr.data.user_images import as_image_set
 from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
 from sureclr.training.building import with_stem
-from sureclr.training.starting import check_start, image_form, with_form, with_network_of_run
+from sureclr.training.starting import (
+    check_start,
+    image_form,
+    is_path,
+    with_form,
+    with_network_of_run,
+)
 
 # The share of a GPU's memory that the uint8 pixels may take, those of whole pictures included.
 # Larger sets stay in main memory and move to the GPU batch by batch.
@@ -89,6 +95,19 @@ def training_images(
             pictures=None if pictures is None else pictures.to(device),
         )
     return training
+
+
+def inputs_of(config: PretrainConfig, images: Any) -> dict[str, str]:
+    """Return the paths of what a new run is made of, by the names of the fields that have them.
+
+    Args:
+        config: of the run, as `building.recorded` returns it.
+        images: what takes the place of the source; None: the source is read.
+    """
+    kind, _, place = config.source.partition(":")
+    read = images is None and kind in (*PICTURE_SOURCES, TABLE)
+    found = {"init": config.init if is_path(config.init) else "", "source": place if read else ""}
+    return {name: path for name, path in found.items() if path}
 
 
 def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:

@@ -24,6 +24,7 @@ from sureclr.training.images import (
     MonitorLabels,
     as_begun,
     as_resolved,
+    inputs_of,
     keep_features,
     label_file_of,
     training_images,
@@ -88,7 +89,7 @@ def pretrain(
     config = recorded(config, encoder, loss)
     name = default_name(config.source, config.loss, config.encoder, datetime.now())
     directory = RunDir(Path(out) if out else name)
-    directory.check(resume, overwrite)
+    directory.check(resume, overwrite, inputs_of(config, images))
     check_tracker(track)
     chosen, progress = choose_device(device), progress or ConsoleProgress()
     file = label_file_of(labels)
@@ -174,7 +175,7 @@ def check_pretraining(
     """
     config, progress = recorded(config, None, None), progress or ConsoleProgress()
     if out is not None:
-        RunDir(Path(out)).check(resume, overwrite)
+        RunDir(Path(out)).check(resume, overwrite, inputs_of(config, None))
     if out is not None and resume:
         config = _continued(RunDir(Path(out)), config, accept_changes)
     else:

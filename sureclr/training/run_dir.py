@@ -167,12 +167,17 @@ class RunDir:
         ours = all(path.name in BEGUN_FILES or DRAFT.fullmatch(path.name) for path in entries)
         return ours and any(self.path.iterdir())
 
-    def check(self, resume: bool, overwrite: bool) -> None:
+    def check(self, resume: bool, overwrite: bool, inputs: Mapping[str, str] | None = None) -> None:
         """Check that a run may be written here, before anything is written.
 
+        Args:
+            resume: whether the run there is continued.
+            overwrite: whether it is replaced.
+            inputs: the paths of what a new run is made of, each with its name.
+
         Raises:
-            UserError: there is nothing to resume, there are files of something else, or there is a
-                run and neither `resume` nor `overwrite` is true.
+            UserError: there is nothing to resume, there are files of something else, there is a run
+                and neither `resume` nor `overwrite` is true, or it holds what the new one needs.
         """
         if resume:
             if self.was_begun():
@@ -201,6 +206,16 @@ class RunDir:
             raise UserError(
                 f"{self.path} exists and holds files that are not a run; give another out=."
             )
+        for name, path in (inputs or {}).items():
+            if (
+                not resume
+                and self.is_run()
+                and Path(path).resolve().is_relative_to(self.path.resolve())
+            ):
+                raise UserError(
+                    f"the {name} {path} lies in {self.path}, which the new run would replace; give"
+                    " another out=."
+                )
         if reason := unwritable(self.path):
             raise UserError(
                 f"the run folder {self.path} cannot be written ({reason});"

@@ -123,6 +123,22 @@ def test_another_network_than_that_of_the_run_is_refused(
         as_begun(config, Messages())
 
 
+@pytest.mark.parametrize("place", ["", "encoder.safetensors"])
+def test_a_run_is_not_replaced_by_one_that_starts_from_it(
+    place: str, first: Path, tmp_path: Path
+) -> None:
+    run = copy_of(first, tmp_path / "run")
+    before = sorted(path.name for path in run.rglob("*"))
+    config = replace(CONFIG, init=str(run / place))
+    for images in (IMAGES, None):
+        with pytest.raises(UserError, match="which the new run would replace; give another out="):
+            if images is None:
+                check_pretraining(config, out=run, overwrite=True, device="cpu")
+            else:
+                pretrain(config, images, out=run, overwrite=True, device="cpu")
+    assert sorted(path.name for path in run.rglob("*")) == before
+
+
 @pytest.mark.parametrize("name", ["encoder.safetensors", "checkpoints"])
 def test_a_damaged_run_is_refused(name: str, first: Path, tmp_path: Path) -> None:
     run = copy_of(first, tmp_path)
