@@ -58,6 +58,8 @@ def list_names(*, json: Json = False) -> None:
     for kind, entries in names.items():
         lines.append(f"{kind}:")
         lines += [f"  {name:24s} {about}".rstrip() for name, about in entries.items()]
+    if not pretrained:
+        lines.append("No pretrained weights of timm are on this machine; init=timm downloads some.")
     text = with_flags("\n".join(lines))
     print_answer(json, names | {"pretrained": pretrained}, text, "sureclr pretrain digits")
 

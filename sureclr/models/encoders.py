@@ -150,7 +150,7 @@ def _registered(
 ) -> nn.Module:
     if pretrained:
         raise UserError(
-            f"init timm needs a timm encoder, and {name} is none; use init random or choose a timm"
+            f"init timm needs a timm encoder, and {name} is none; use init=random or choose a timm"
             " encoder."
         )
     network = factory(channels, stem)
@@ -175,12 +175,14 @@ def _timm(name: str, channels: int, pretrained: bool) -> nn.Module:
         if not pretrained:
             raise
         raise UserError(
-            f"timm has no pretrained weights for {name} ({error}); use init random."
+            f"timm has no pretrained weights for {name} ({error}); use init=random, or init=FILE"
+            " with a file of weights."
         ) from error
     except OSError as error:  # the hub's client offline, or an empty cache
         raise UserError(
             f"the pretrained weights of {name} are not in the local hub cache and cannot be"
-            " downloaded; download them once while online, or use init random."
+            " downloaded; download them once while online, or use init=random, or init=FILE with a"
+            " file of weights."
         ) from error
     # MobileNet and VGG have another layer behind the pooling, whose width differs
     network.num_features = getattr(network, "head_hidden_size", network.num_features)

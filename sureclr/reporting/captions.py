@@ -77,7 +77,8 @@ VERDICTS = {
 TRAINED = Caption(
     "What was trained, and how good it is",
     "The first charts compare the encoder with the raw pixels and, where it was trained, with the"
-    " same network before training. The distance to these is what training has achieved.",
+    " same network before training. Of a network that was trained, the distance to these is what"
+    " training has achieved.",
 )
 ACCURACY_TILE = "accuracy, {interval}"
 LOSS_TILE = "nats; the loss has no natural zero and may be negative"

@@ -283,5 +283,8 @@ def setting_text(value: Any) -> str:
     if isinstance(value, tuple):
         if not value or isinstance(value[0], TrainingPart):
             return "; ".join(map(str, value)) or "none"
-        return " to ".join(f"{v:.4g}" for v in value)
+        between = " to " if len(value) == 2 else ", "
+        return between.join(f"{v:.4g}" for v in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text}" for name, text in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
