@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -551,15 +551,19 @@ def _view_columns(schema: "Schema") -> tuple[list[str], bool]:
     lists = [column.name for column in schema if _is_list(column)]
     if len(set(schema.names)) < len(schema.names):
         raise Refused("two of its columns have the same name; rename one")
-    matches = [(int(found[1]), name) for name in lists if (found := VIEW.fullmatch(name))]
+    return _in_order(lists) or [name for name in lists if name not in OURS], CLEAN in lists
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """Return the names `view_0`, `view_1`, ... among these, by their numbers."""
+    matches = [(int(found[1]), name) for name in names if (found := VIEW.fullmatch(name))]
     numbered = dict(matches)
     for number, name in matches:
         if numbered[number] != name:
             raise Refused(
                 f"its columns {name} and {numbered[number]} have the same number; rename one"
             )
-    names = [numbered[i] for i in sorted(numbered)]
-    return names or [name for name in lists if name not in OURS], CLEAN in lists
+    return [numbered[i] for i in sorted(numbered)]
 
 
 def _kind_of(schema: "Schema", names: Sequence[str]) -> "np.dtype[Any]":
@@ -622,14 +626,16 @@ def _read_npz(file: IO[bytes]) -> _Columns:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if sum(info.file_size for info in members.values()) > table_bytes(size):
             raise too_large(size)
-        if CLEAN not in members:
+        numbered = _in_order(members)
+        if CLEAN not in members and not numbered:
             raise Refused(
                 f"it has no array `features` (it has {', '.join(sorted(members)[:5]) or 'none'});"
                 f" {ARRAYS} is needed"
             )
 
-        def words(name: str) -> NDArray[Any] | None:
-            if name not in members:
+        def words(*names: str) -> NDArray[Any] | None:
+            name = next((one for one in names if one in members), None)
+            if name is None:
                 return None
             array = _array_of(archive, members[name], name)
             if array.ndim != 1 or array.dtype.kind not in "Uiu":
@@ -639,20 +645,42 @@ def _read_npz(file: IO[bytes]) -> _Columns:
                 )
             return array
 
-        clean = _array_of(archive, members["clean"], "clean") if "clean" in members else None
+        whole = CLEAN if numbered else "clean"
+        clean = _array_of(archive, members[whole], whole) if whole in members else None
         if clean is not None and (clean.ndim != 2 or clean.dtype.kind != "f"):
-            raise Refused(f"its array clean is {clean.dtype} {clean.shape}, not (n, f) floats")
-        views, alone = _views_of(archive, members[CLEAN])
-        paths, split = words("paths"), words("split")
+            raise Refused(f"its array {whole} is {clean.dtype} {clean.shape}, not (n, f) floats")
+        if numbered:  # the names of a Parquet table's columns
+            views = _views_in(
+                [(name, _array_of(archive, members[name], name)) for name in numbered]
+            )
+            alone = None
+        else:
+            views, alone = _views_of(archive, members[CLEAN])
+        paths, split = words("paths", "path"), words("split")
         return _Columns(
             views,
             clean if alone is None else alone,
-            words("labels"),
+            words("labels", "label"),
             None if (names := words("classes")) is None else names.tolist(),
             None if split is None else split.tolist(),
             None if paths is None else paths.tolist(),
-            "array features",
+            f"arrays {', '.join(numbered)}" if numbered else "array features",
         )
+
+
+def _views_in(arrays: list[tuple[str, NDArray[Any]]]) -> NDArray[Any]:
+    """Return the features (n, k, f) of views of which each has an array (n, f)."""
+    first = arrays[0][1]
+    for name, array in arrays:
+        if array.ndim != 2 or array.dtype.kind != "f" or array.shape != first.shape:
+            raise Refused(
+                f"its array {name} is {array.dtype} {array.shape}, and {arrays[0][0]} is"
+                f" {first.dtype} {first.shape}; each view needs (n, f) floats"
+            )
+    views = _stored(len(first), len(arrays), first.shape[1], first.dtype)
+    for i, (name, array) in enumerate(arrays):
+        _fill(views[:, i], 0, array, name)
+    return views
 
 
 def _header(stream: IO[bytes], info: zipfile.ZipInfo, name: str) -> tuple[Any, bool, Any]:

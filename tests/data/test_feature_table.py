@@ -174,6 +174,21 @@ def without(rows: Any, row: int, value: float) -> Any:
     return changed
 
 
+def test_an_npz_table_may_have_the_names_of_a_parquet_table(tmp_path: Path) -> None:
+    """The witness is the same table with one array of all views."""
+    labels = [f"c{i % 2}" for i in range(len(CLEAN))]
+    paths = [f"p{i}" for i in range(len(CLEAN))]
+    views = {f"view_{i}": view for i, view in reversed(list(enumerate(VIEWS)))}
+    np.savez(tmp_path / "x.npz", **views, features=CLEAN, label=labels, path=paths)
+    np.savez(tmp_path / "y.npz", features=VIEWS, clean=CLEAN, labels=labels, paths=paths)
+    one, other = (read_feature_table(str(tmp_path / name)) for name in ("x.npz", "y.npz"))
+    assert torch.equal(one.views, other.views) and torch.equal(one.images, other.images)
+    assert torch.equal(one.labels, other.labels) and list(one.paths) == list(other.paths)
+    np.savez(tmp_path / "z.npz", view_0=CLEAN, view_1=CLEAN[:, :2])
+    with pytest.raises(UserError, match="its array view_1 is .* each view needs"):
+        read_feature_table(str(tmp_path / "z.npz"))
+
+
 def npz_of(path: Path, **arrays: Any) -> Path:
     np.savez(path, **arrays)
     return path
