@@ -107,6 +107,11 @@ DISTANCE_OF_FROZEN = (
     "The encoder was frozen, so these are the accuracies of the pretrained backbone as it came, and"
     " training has added nothing to them; what its heads added stands below."
 )
+RIVALS_OF_TABLE = "always naming the commonest class"
+DISTANCE_OF_TABLE = (
+    "These are the accuracies of the table's own features, and training has added nothing to them;"
+    " what its heads added stands below."
+)
 ACCURACY_VERDICT = " The trained encoder is {pixels}; it is {first}."
 ACCURACY_VERDICT_OF_FROZEN = " The backbone is {pixels}."
 MAJORITY = "commonest class"

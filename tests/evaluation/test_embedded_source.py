@@ -207,8 +207,9 @@ def test_a_table_that_is_gone_leaves_what_was_stored(run: sureclr.Run, tmp_path:
 
 def test_a_report_of_a_table_is_drawn_without_pictures(run: sureclr.Run, tmp_path: Path) -> None:
     path = sureclr.report(run, out=tmp_path / "report.html", **MACHINE)
-    text = Path(path).read_text()
+    text = Path(path).read_text(encoding="utf-8")
     assert "is a table of features, which has no pixels" in text and "data:image" not in text
+    assert "the table&#39;s own features" in text and "the images could not be read" not in text
 
 
 def test_what_has_no_network_is_refused(run: sureclr.Run) -> None:

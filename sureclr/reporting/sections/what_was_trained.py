@@ -99,19 +99,21 @@ def summary_tiles(run: RunFiles) -> Tiles:
 
 
 def _linear(run: RunFiles, result: LinearResult) -> list[Block]:
-    about = _compared_with(result.first_encoder)
+    about = _compared_with(run, result.first_encoder)
     caption = captions.LINEAR.fill(n_train=result.n_train, n_test=result.n_test, **about)
-    return [_accuracies("linear", "Linear probe", result, caption)]
+    return [_accuracies("linear", "Linear probe", result, caption, run.config.of_table)]
 
 
 def _knn(run: RunFiles, result: KnnResult) -> list[Block]:
-    about = _compared_with(result.first_encoder)
+    about = _compared_with(run, result.first_encoder)
     caption = captions.KNN.fill(k=result.k, n_train=result.n_train, n_test=result.n_test, **about)
-    return [_accuracies("knn", "Nearest neighbours", result, caption)]
+    return [_accuracies("knn", "Nearest neighbours", result, caption, run.config.of_table)]
 
 
-def _compared_with(first: FirstEncoder) -> dict[str, str]:
+def _compared_with(run: RunFiles, first: FirstEncoder) -> dict[str, str]:
     """What a caption of accuracies says of the points beside the encoder's."""
+    if run.config.of_table:
+        return {"rivals": captions.RIVALS_OF_TABLE, "distance": captions.DISTANCE_OF_TABLE}
     if first == "frozen":
         return {"rivals": captions.RIVALS_OF_FROZEN, "distance": captions.DISTANCE_OF_FROZEN}
     distance = captions.DISTANCE if first == "untrained" else captions.DISTANCE_FROM_BACKBONE
@@ -120,12 +122,18 @@ def _compared_with(first: FirstEncoder) -> dict[str, str]:
     return {"rivals": rivals, "distance": distance}
 
 
-def _accuracies(key: str, title: str, result: LinearResult | KnnResult, caption: Caption) -> Figure:
+def _accuracies(
+    key: str,
+    title: str,
+    result: LinearResult | KnnResult,
+    caption: Caption,
+    of_table: bool,
+) -> Figure:
     """The encoder and its baselines; that of a frozen encoder is the encoder itself."""
     accuracies, intervals = result.baselines, result.baseline_intervals
     first, frozen = FIRST_ENCODERS[result.first_encoder], result.first_encoder == "frozen"
     points = [(first if frozen else "trained encoder", TRAINED, result.accuracy, result.interval)]
-    more = captions.NO_PIXELS
+    more = "" if of_table else captions.NO_PIXELS
     if accuracies is not None and intervals is not None:
         points.append(("raw pixels", RAW, accuracies.raw_pixels, intervals.raw_pixels))
         if not frozen:
