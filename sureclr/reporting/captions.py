@@ -119,6 +119,9 @@ NO_PIXELS = (
     " The raw pixels and the encoder before training are missing, because the images could not be"
     " read when this was evaluated."
 )
+NO_PIXELS_OF_FROZEN = (
+    " The raw pixels are missing, because the images could not be read when this was evaluated."
+)
 HEADS = Caption(
     "What the heads added",
     "The heads turn the features of an image into a direction and a certainty. In the first chart"

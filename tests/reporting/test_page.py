@@ -36,6 +36,7 @@ from sureclr.reporting.page import write_page
 from sureclr.reporting.rendering import render
 from sureclr.reporting.run_files import RunFiles, read_run_files
 from sureclr.reporting.sections.class_by_class import classes_of_one_split
+from sureclr.reporting.sections.what_was_trained import setting_text
 from sureclr.schema import SchemaError, from_json, to_json
 
 FILES = (
@@ -474,6 +475,17 @@ def test_a_pretrained_backbone_is_no_untrained_encoder(files: RunFiles) -> None:
     page, names = drawn("frozen")
     assert names == ["backbone as it came", "raw pixels"] and "0.655" not in page
     assert "training has added nothing to them" in page
+    bare = replace(
+        files.results["knn"], first_encoder="frozen", baselines=None, baseline_intervals=None
+    )
+    page = page_with(files, {"knn": bare}, images=None)
+    assert "The raw pixels are missing" in page and "before training are missing" not in page
+
+
+def test_settings_are_written_in_words() -> None:
+    assert setting_text((0.08, 1.0)) == "0.08 to 1"
+    assert setting_text((0.485, 0.456, 0.406)) == "0.485, 0.456, 0.406"
+    assert setting_text({"path": "x.pth", "sha256": "ab"}) == "path x.pth, sha256 ab"
 
 
 @pytest.mark.parametrize("name, way", NULLABLE, ids=lambda part: str(part))

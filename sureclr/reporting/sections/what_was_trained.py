@@ -133,7 +133,8 @@ def _accuracies(
     accuracies, intervals = result.baselines, result.baseline_intervals
     first, frozen = FIRST_ENCODERS[result.first_encoder], result.first_encoder == "frozen"
     points = [(first if frozen else "trained encoder", TRAINED, result.accuracy, result.interval)]
-    more = "" if of_table else captions.NO_PIXELS
+    more = captions.NO_PIXELS_OF_FROZEN if frozen else captions.NO_PIXELS
+    more = "" if of_table else more
     if accuracies is not None and intervals is not None:
         points.append(("raw pixels", RAW, accuracies.raw_pixels, intervals.raw_pixels))
         if not frozen:
