@@ -158,6 +158,11 @@ def _check_view(config: ViewConfig, name: str, holds: bool, rule: str) -> None:
 
 
 Pages = Literal["first", "all"]
+Interpolation = Literal["bilinear", "bicubic"]
+Freeze = Literal["off", "stages", "backbone"]
+Pooling = Literal["auto", "token", "avg"]
+NAMED_WEIGHTS = ("random", "timm")  # all other first weights are named by a path
+OF_THE_NETWORK = ("encoder", "stem", "pool")  # what a run takes from the run that it starts from
 FirstEncoder = Literal["untrained", "pretrained", "frozen"]
 FIRST_ENCODERS: dict[FirstEncoder, str] = {  # in the words of summaries and reports
     "untrained": "untrained encoder",
@@ -204,7 +209,7 @@ class ReadOptions:
     value_range: tuple[float, float] | None = None
     pages: Pages = "first"
     centre_share: float | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     cache_scale: float = 2.0
     strict: bool = False
     allow_unreadable: bool = False
@@ -315,7 +320,7 @@ class PretrainConfig:
     """Accept a file whose tensors have other names, if they have the shapes of the encoder's in the
     same order.
     """
-    freeze: Literal["off", "stages", "backbone"] = "off"
+    freeze: Freeze = "off"
     """What of a pretrained encoder is not trained: backbone (all of it: features of cached_views
     views of each image are computed once, and only the heads are trained); stages (all but its last
     stage); or off, which trains everything. On the command line, --freeze alone means backbone.
@@ -324,7 +329,7 @@ class PretrainConfig:
     """With freeze=backbone: number of views of each image whose features are computed and stored,
     from which each step draws two. More need more time and disk and are usually better.
     """
-    pool: Literal["auto", "token", "avg"] = "auto"
+    pool: Pooling = "auto"
     """How a vision transformer makes one vector of an image: token (its class token), avg (the mean
     over the patches), or auto, which is what the model was made with.
     """

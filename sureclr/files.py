@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -148,7 +149,7 @@ def unwritable(folder: Path) -> str:
 
 
 @contextmanager
-def open_file(path: Path, largest: int | None = None) -> Iterator[IO[bytes]]:
+def open_file(path: Path, largest: int | None = None) -> Iterator[BufferedReader]:
     """Open a regular file for reading; a pipe or a device is refused, not waited for.
 
     Args:

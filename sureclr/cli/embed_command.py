@@ -12,6 +12,7 @@ from sureclr.cli.shared import (
     CommandProgress,
     Device,
     Json,
+    OverwriteFile,
     Root,
     RunFolder,
     app,
@@ -42,9 +43,7 @@ def embed(
         Path,
         Parameter(group=OUTPUT, help="The table to write: .parquet or .npz, one row an image."),
     ],
-    overwrite: Annotated[
-        bool, Parameter(negative="", group=OUTPUT, help="Replace the file --out if it exists.")
-    ] = False,
+    overwrite: OverwriteFile = False,
     checkpoint: CheckpointName = "last",
     device: Device = "auto",
     root: Root = None,

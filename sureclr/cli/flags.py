@@ -11,6 +11,8 @@ from cyclopts import Group, Parameter
 from docstring_parser import parse_from_object
 
 from sureclr.config import (
+    NAMED_WEIGHTS,
+    OF_THE_NETWORK,
     TABLE,
     PretrainConfig,
     ReadOptions,
@@ -212,7 +214,7 @@ def _network_of_run(given: Mapping[str, Any]) -> dict[str, Any]:
     A user who names that run need not name its encoder, which no recipe can know.
     """
     file = Path(str(given.get("init", ""))).expanduser() / "config.yaml"
-    if given.get("init") in (None, "random", "timm") or not os.path.lexists(file):
+    if given.get("init") in (None, *NAMED_WEIGHTS) or not os.path.lexists(file):
         return {}
     recorded = read_yaml(file)
-    return {name: recorded[name] for name in ("encoder", "stem", "pool") if name in recorded}
+    return {name: recorded[name] for name in OF_THE_NETWORK if name in recorded}

@@ -16,6 +16,7 @@ from sureclr.cli.shared import (
     Json,
     LabelColumn,
     LabelPath,
+    OverwriteFile,
     Root,
     RunFolder,
     app,
@@ -86,9 +87,7 @@ def predict(
             )
         ),
     ] = 0.01,
-    overwrite: Annotated[
-        bool, Parameter(negative="", group=OUTPUT, help="Replace the file --out if it exists.")
-    ] = False,
+    overwrite: OverwriteFile = False,
     checkpoint: CheckpointName = "last",
     device: Device = "auto",
     root: Root = None,

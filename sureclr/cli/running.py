@@ -21,7 +21,7 @@ from sureclr.cli import (  # noqa: F401  (each module adds its commands to the a
     start_commands,
     training_commands,
 )
-from sureclr.cli.shared import app, with_flags
+from sureclr.cli.shared import FREEZE_WORDS, app, with_flags
 from sureclr.data.image_report import inert
 from sureclr.errors import UserError, unknown
 from sureclr.stopping import Stopped, say_stopped
@@ -31,7 +31,7 @@ NO_MEMORY = (
     " of the whole batch)."
 )
 STDOUT = "the standard output"
-FREEZE, FROZEN, FREEZE_WORDS = "--freeze", "backbone", ("backbone", "stages", "off")
+FREEZE, FROZEN = "--freeze", "backbone"
 TAKES = {"report": "one run, or two to compare", "list": "no words", "demo": "no words"}
 
 

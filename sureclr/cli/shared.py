@@ -11,12 +11,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import App, Group, Parameter
 
 from sureclr.cli.flags import SHORT_FLAGS
-from sureclr.config import PretrainConfig, ViewConfig
+from sureclr.config import Freeze, PretrainConfig, ViewConfig
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
 from sureclr.files import as_cell, why, write_atomically
@@ -66,6 +66,9 @@ Root = Annotated[
             " ~/.cache/sureclr/data."
         ),
     ),
+]
+OverwriteFile = Annotated[
+    bool, Parameter(negative="", group=OUTPUT, help="Replace the file --out if it exists.")
 ]
 Verify = Annotated[
     bool,
@@ -175,6 +178,7 @@ Options = Annotated[EvaluationOptions, Parameter(name="*")]
 NO_OPTIONS = EvaluationOptions()
 RunFolder = Annotated[Path, Parameter(name="RUN", help="The folder that `pretrain` wrote.")]
 
+FREEZE_WORDS = get_args(Freeze)
 # Arguments of Python functions that a command has as flags, beside the fields of configurations.
 ARGUMENTS = (
     "accept_changes again budget checkpoint classifier data device extend human image_column known"

@@ -7,9 +7,9 @@ features of the pretrained encoder). All three have the same labels.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from sureclr.config import ReadOptions
+from sureclr.config import Interpolation, ReadOptions
 from sureclr.evaluation.results import RESULT_TYPES, ClassNumbers, Interval, Number
 from sureclr.files import unsealed
 from sureclr.finetuning.config import FinetuneConfig
@@ -286,7 +286,7 @@ class ClassifierRecord:
     images: str = ""
     labels: str = ""
     centre_share: float | None = None
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     pool: str = "auto"
 
     @property

@@ -9,11 +9,12 @@ from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
 from re import fullmatch
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from sureclr.config import Pooling
 from sureclr.errors import UserError, unknown
 from sureclr.registry import Registry
 
@@ -43,7 +44,7 @@ FREE_SIZE: tuple[dict[str, Any], ...] = (  # options that let a family take imag
     {"dynamic_img_size": True, "dynamic_img_pad": True},
     {"strict_img_size": False},  # Swin
 )
-POOLS = ("auto", "token", "avg")
+POOLS = get_args(Pooling)
 
 EncoderFactory = Callable[[int, str], nn.Module]
 ENCODERS: Registry[EncoderFactory] = Registry("encoder", "sureclr.encoders")

@@ -9,24 +9,23 @@ import hashlib
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sureclr.config import Pooling
+from sureclr.data.pictures import MOST_BANDS
 from sureclr.errors import UserError
 from sureclr.files import open_file, read_file
 
 SUFFIX = ".onnx"
 LARGEST = (1 << 31) - 1  # bytes of a message that protobuf reads
 USUAL_SIZE, USUAL_CHANNELS = 224, 3  # of images for a network that takes any
-MOST_BANDS = 32  # as of the images of a run
 FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 QUIET = 4  # onnxruntime logs only what ends the process; all other errors are raised
-
-Pool = Literal["auto", "token", "avg"]
 
 
 def is_onnx(init: str) -> bool:
@@ -212,7 +211,7 @@ class OnnxBackbone(nn.Module):
         data: bytes,
         name: str,
         *,
-        pool: Pool = "auto",
+        pool: Pooling = "auto",
         size: int | None = None,
         channels: int | None = None,
     ) -> None:

@@ -7,11 +7,12 @@ temperature, a predicted loss) depends on the loss: the model calls the loss's m
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from sureclr.config import Freeze
 from sureclr.errors import UserError
 from sureclr.maths.sphere import Posterior, unit_rows
 from sureclr.models.encoders import encoder_blocks
@@ -57,7 +58,7 @@ class StandardisedEncoder(nn.Module):
         tokens = isinstance(found, str) and hasattr(self.backbone, "num_prefix_tokens")
         return cast(str, found) if tokens else "auto"
 
-    def freeze(self, what: Literal["off", "stages", "backbone"], name: str) -> None:
+    def freeze(self, what: Freeze, name: str) -> None:
         """Keep parts of the encoder from training: their weights and the statistics of their BN.
 
         They are put into evaluation mode, so call this after `train`.

@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from hashlib import sha256
 from io import StringIO
 from json import JSONDecodeError
 from pathlib import Path
@@ -148,12 +147,10 @@ class FileOfWeights:
     Attributes:
         path: of the file.
         tensors: by name in the file's order, those of inner dictionaries by the path of their keys.
-        sha256: of the whole file.
     """
 
     path: Path
     tensors: State
-    sha256: str
 
 
 def read_weights(path: Path) -> FileOfWeights:
@@ -165,14 +162,11 @@ def read_weights(path: Path) -> FileOfWeights:
     """
     try:
         if path.suffix == ".safetensors":
-            data = read_safetensors(path)
-            tensors, digest = _safetensors(data), sha256(data).hexdigest()
+            tensors = _safetensors(read_safetensors(path))
         else:
             with open_file(path, LARGEST_FILE) as file:
                 size = file.seek(0, 2)
                 tensors = dict(_flat(_state_dict(file, size), size))
-                file.seek(0)
-                digest = sha256_of(file)
     except OSError as error:
         raise UserError(
             f"the weights {path} cannot be read ({why(error)}); give a file of weights"
@@ -190,15 +184,7 @@ def read_weights(path: Path) -> FileOfWeights:
         raise UserError(
             f"the weights {path} hold no tensors; give a safetensors file or a PyTorch state dict."
         )
-    return FileOfWeights(path, tensors, digest)
-
-
-def sha256_of(file: IO[bytes]) -> str:
-    """Return the sha256 of an open file from where it stands."""
-    total = sha256()
-    while block := file.read(1 << 20):
-        total.update(block)
-    return total.hexdigest()
+    return FileOfWeights(path, tensors)
 
 
 def _safetensors(data: bytes) -> State:

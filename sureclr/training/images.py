@@ -23,6 +23,7 @@ from sureclr.training.starting import (
     check_start,
     image_form,
     is_path,
+    run_of_start,
     with_form,
     with_network_of_run,
 )
@@ -123,8 +124,9 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
         UserError: the first weights cannot be read, or do not fit the encoder, or the encoder
             cannot take the size or the pooling.
     """
-    config = with_network_of_run(config)
-    form = image_form(config)
+    run = run_of_start(config)
+    config = config if run is None else with_network_of_run(config, run)
+    form = image_form(config) if run is None else run.form
     if form is not None and config.size is None:
         progress.message(_words_about_size(form.size, fitting_side(config.encoder, DEFAULT_SIZE)))
     config = with_form(config, form)
@@ -134,7 +136,7 @@ def as_begun(config: PretrainConfig, progress: Progress) -> PretrainConfig:
         size = fitting_side(config.encoder, DEFAULT_SIZE)
         config = config if size == DEFAULT_SIZE else replace(config, size=size)
     check_pool(config.encoder, config.pool)
-    for sentence in check_start(config):
+    for sentence in check_start(config, run):
         progress.message(sentence)
     return config
 

@@ -21,7 +21,7 @@ from sureclr.models.embedding import embed
 from sureclr.models.simclr import SimCLR, StandardisedEncoder
 from sureclr.progress import SILENT, Progress
 from sureclr.training.building import build, is_own, own_network, recorded
-from sureclr.training.run_dir import Checkpoint, RunDir, check_numbers
+from sureclr.training.run_dir import BACKBONE, Checkpoint, RunDir, check_numbers
 
 REPR_PATH = 40  # characters of a path in a run's one-line description
 
@@ -357,7 +357,7 @@ def _restored(
     channels, size = numbers["channels"], numbers["size"]
     if config.freeze == "backbone" and not config.of_table:
         frozen = RunDir(path).load_backbone(numbers)
-        parts["model"] |= {f"encoder.backbone.{name}": value for name, value in frozen.items()}
+        parts["model"] |= {f"{BACKBONE}{name}": value for name, value in frozen.items()}
     try:
         mean, std = parts["model"]["encoder.mean"], parts["model"]["encoder.std"]
         network = None if encoder is None else own_network(encoder, (channels, size, size))

@@ -95,6 +95,7 @@ BEGUN_FILES = (
     *("images.json", FEATURES),
 )
 BEGUN_FOLDERS = ("checkpoints", "snapshots")
+BACKBONE = "encoder.backbone."  # begins the names of the encoder's weights in the model's state
 ENCODER = "encoder."  # begins the names of the encoder's weights in initial.safetensors
 
 

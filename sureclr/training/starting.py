@@ -2,22 +2,37 @@
 
 import os
 from dataclasses import dataclass, replace
+from hashlib import file_digest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from sureclr.config import ONNX, TABLE, PretrainConfig, from_dict, read_yaml
+from sureclr.config import (
+    NAMED_WEIGHTS,
+    OF_THE_NETWORK,
+    ONNX,
+    TABLE,
+    Interpolation,
+    PretrainConfig,
+    from_dict,
+    read_yaml,
+)
 from sureclr.errors import UserError
 from sureclr.files import open_file, why
 from sureclr.models.devices import seeded
 from sureclr.models.encoders import CUSTOM, encoder, timm_defaults
 from sureclr.models.onnx_backbone import USUAL_SIZE, OnnxBackbone, is_onnx, read_onnx
-from sureclr.models.weight_files import FileOfWeights, below, fitted, read_weights, sha256_of
-from sureclr.training.run_dir import ENCODER, RunDir, check_numbers, read_checked_safetensors
+from sureclr.models.weight_files import FileOfWeights, below, fitted, read_weights
+from sureclr.training.run_dir import (
+    BACKBONE,
+    ENCODER,
+    RunDir,
+    check_numbers,
+    read_checked_safetensors,
+)
 
-OF_THE_NETWORK = ("encoder", "stem", "pool")  # what a run takes from the run that it starts from
-ImageFilter = Literal["bilinear", "bicubic"]
+ENCODER_FILE = "encoder.safetensors"  # of a finished run
 # of colour pixels in [0, 1] of ImageNet, with which most networks are trained
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -40,7 +55,7 @@ class ImageForm:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     centre_share: float | None = None
-    interpolation: ImageFilter = "bilinear"
+    interpolation: Interpolation = "bilinear"
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class EarlierRun:
 
 def is_path(init: str) -> bool:
     """Return whether first weights are named by a path."""
-    return init not in ("random", "timm")
+    return init not in NAMED_WEIGHTS
 
 
 def absolute_init(init: str) -> str:
@@ -115,12 +130,11 @@ def earlier_run(path: Path) -> EarlierRun:
             f"the encoder of the run {path} is an ONNX network; start from its file,"
             f" {directory.onnx}."
         )
-    file = path / "encoder.safetensors"
+    file = path / ENCODER_FILE
     if os.path.lexists(file):
         try:
             tensors, about = read_checked_safetensors(file, "sureclr")
             size, mean, std = about["size"], about["mean"], about["std"]
-            digest = _digest_of(file)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"{file} is damaged ({' '.join(str(error).split())[:200]}); restore it, or delete"
@@ -129,29 +143,32 @@ def earlier_run(path: Path) -> EarlierRun:
     else:
         checkpoint = directory.load_checkpoint()
         check_numbers(path, checkpoint.numbers)
-        model, file, digest = checkpoint.parts["model"], directory.checkpoints, checkpoint.digest
-        tensors = below("encoder.backbone.", model) or below(ENCODER, directory.load_initial())
+        model, file = checkpoint.parts["model"], directory.checkpoints
+        tensors = below(BACKBONE, model) or below(ENCODER, directory.load_initial())
         size = checkpoint.numbers["size"]
         mean, std = model["encoder.mean"].tolist(), model["encoder.std"].tolist()
     options = config.read_options
     form = ImageForm(size, tuple(mean), tuple(std), options.centre_share, options.interpolation)
-    return EarlierRun(config, form, FileOfWeights(file, tensors, digest))
+    return EarlierRun(config, form, FileOfWeights(file, tensors))
 
 
-def _digest_of(path: Path) -> str:
-    with open_file(path) as file:
-        return sha256_of(file)
+def run_of_start(config: PretrainConfig) -> EarlierRun | None:
+    """Return the run that a configuration starts from; None: it starts from something else.
+
+    Raises:
+        UserError: there is no such run or file; or as `earlier_run`.
+    """
+    if not is_path(config.init) or not (path := checked_path(config.init)).is_dir():
+        return None
+    return earlier_run(path)
 
 
-def with_network_of_run(config: PretrainConfig) -> PretrainConfig:
+def with_network_of_run(config: PretrainConfig, run: EarlierRun) -> PretrainConfig:
     """Return a configuration with the stem, the pool and the channels of the run it starts from.
 
     Raises:
-        UserError: the configuration says otherwise; or as `earlier_run`.
+        UserError: the configuration says otherwise.
     """
-    if not is_path(config.init) or not checked_path(config.init).is_dir():
-        return config
-    run = earlier_run(checked_path(config.init))
     values: dict[str, Any] = {name: getattr(run.config, name) for name in OF_THE_NETWORK}
     values["channels"] = len(run.form.mean)
     for name, value in values.items():
@@ -168,15 +185,13 @@ def image_form(config: PretrainConfig) -> ImageForm | None:
     """Return how the encoder that a configuration starts from takes its images.
 
     None: it starts from random weights, or nothing is known. For a file of weights of a timm
-    encoder it is what timm says of its own weights for this encoder.
+    encoder it is what timm says of its own weights for this encoder. An `EarlierRun` has its own.
 
     Raises:
-        UserError: there is no such run or file, or the run is damaged.
+        UserError: the ONNX file cannot be used.
     """
     if not config.pretrained:
         return None
-    if is_path(config.init) and (path := checked_path(config.init)).is_dir():
-        return earlier_run(path).form
     if is_onnx(config.init):
         return _form_of_onnx(_onnx(config, config.channels))
     found = timm_defaults(config.encoder)
@@ -258,14 +273,15 @@ def starting_network(config: PretrainConfig, channels: int) -> nn.Module:
         given = nn.Flatten()
         given.num_features = channels  # type: ignore[assignment]  # a number, not a module
         return given
-    return _started(config, channels)[0]
+    return _started(config, channels, run_of_start(config))[0]
 
 
-def check_start(config: PretrainConfig) -> list[str]:
+def check_start(config: PretrainConfig, run: EarlierRun | None) -> list[str]:
     """Return sentences about the first weights of an encoder, before any image is read.
 
     Args:
         config: as `images.as_begun` returns it.
+        run: as `run_of_start` returns it.
 
     Raises:
         UserError: as `starting_network`.
@@ -274,7 +290,7 @@ def check_start(config: PretrainConfig) -> list[str]:
         return []
     decided = replace(config, stem="imagenet") if config.stem == "auto" else config
     with seeded(config.seed):
-        return _started(decided, config.channels or 3)[1]
+        return _started(decided, config.channels or 3, run)[1]
 
 
 def origin_of_start(config: PretrainConfig) -> dict[str, Any]:
@@ -294,8 +310,13 @@ def origin_of_start(config: PretrainConfig) -> dict[str, Any]:
         found = timm.get_pretrained_cfg(config.encoder)
         return {"timm": None if found is None else found.hf_hub_id or found.url}
     path = checked_path(config.init)
+    file = path / ENCODER_FILE if path.is_dir() else path
     try:
-        digest = earlier_run(path).weights.sha256 if path.is_dir() else _digest_of(path)
+        if os.path.lexists(file):
+            with open_file(file) as opened:
+                digest = file_digest(opened, "sha256").hexdigest()
+        else:
+            digest = RunDir(path).load_checkpoint().digest
     except OSError as error:
         raise UserError(
             f"the weights {path} cannot be read any more ({why(error)}); start the run again."
@@ -303,7 +324,9 @@ def origin_of_start(config: PretrainConfig) -> dict[str, Any]:
     return {"path": str(path), "sha256": digest}
 
 
-def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str]]:
+def _started(
+    config: PretrainConfig, channels: int, run: EarlierRun | None
+) -> tuple[nn.Module, list[str]]:
     """Return the encoder with its first weights, and sentences about these."""
     if not is_path(config.init):
         timm_weights = config.init == "timm"
@@ -313,8 +336,8 @@ def _started(config: PretrainConfig, channels: int) -> tuple[nn.Module, list[str
         frozen = _onnx(config, channels)
         return frozen, _said_of_onnx(frozen, config)
     network = encoder(config.encoder, config.stem, channels, pool=config.pool)
-    weights = earlier_run(path).weights if path.is_dir() else read_weights(path)
-    by_order = config.init_by_order and not path.is_dir()
+    weights = read_weights(path) if run is None else run.weights
+    by_order = config.init_by_order and run is None
     state, notes = fitted(network, weights, by_order=by_order)
     network.load_state_dict(state)
     return network, notes

@@ -7,13 +7,14 @@ the numbers of several steps together).
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import accumulate as running_sums
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sureclr.config import PretrainConfig
+from sureclr.config import PretrainConfig, TrainingPart
 from sureclr.data.batches import steps_per_epoch
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
@@ -23,7 +24,7 @@ from sureclr.maths.sphere import Posterior
 from sureclr.models.simclr import SimCLR
 from sureclr.training import accumulate
 from sureclr.training.optimizers import learning_rate, set_learning_rate
-from sureclr.training.run_dir import KEPT_CHECKPOINTS, Monitored, as_monitored
+from sureclr.training.run_dir import BACKBONE, KEPT_CHECKPOINTS, Monitored, as_monitored
 from sureclr.training.step_views import (
     FeatureViews,
     StepViews,
@@ -34,7 +35,6 @@ from sureclr.training.step_views import (
 
 # The keys of `Trainer.record`
 RECORDED = ("images", "count", "origins", "snapshots", "changes", "backbone", "ends")
-BACKBONE = "encoder.backbone."  # begins the names of the encoder's weights in the model's state
 
 
 @dataclass
@@ -104,6 +104,11 @@ class Trainer:
         """Return the number of steps of the whole run."""
         return self.per_epoch * self.config.all_epochs
 
+    @cached_property
+    def parts(self) -> list[TrainingPart]:
+        """The parts of the training, see `PretrainConfig.parts`."""
+        return self.config.parts
+
     @property
     def ends(self) -> list[int]:
         """Return the steps after which a planned part of the run is complete; the last is all."""
@@ -170,10 +175,10 @@ class Trainer:
 
     def rate(self) -> float:
         """Return the learning rate of the next step."""
-        done, parts = self.done, self.config.parts
-        while len(parts) > 1 and done >= parts[0].epochs * self.per_epoch:
-            done -= parts.pop(0).epochs * self.per_epoch
-        part, constant = parts[0], parts[0].schedule == "constant"
+        done, (part, *later) = self.done, self.parts
+        while later and done >= part.epochs * self.per_epoch:
+            done, part = done - part.epochs * self.per_epoch, later.pop(0)
+        constant = part.schedule == "constant"
         steps, warmup = part.epochs * self.per_epoch, round(part.warmup_epochs * self.per_epoch)
         if not constant:  # a constant rate must not depend on the number of steps
             warmup = min(warmup, steps // 2)

@@ -56,7 +56,7 @@ def features(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def loaded(network: nn.Module, tensors: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
-    state, notes = fitted(network, FileOfWeights(Path("their.pth"), tensors, ""))
+    state, notes = fitted(network, FileOfWeights(Path("their.pth"), tensors))
     network.load_state_dict(state)
     return network, notes
 

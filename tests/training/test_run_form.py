@@ -111,8 +111,7 @@ def begun(
     monkeypatch: pytest.MonkeyPatch, form: ImageForm, **changes: Any
 ) -> tuple[PretrainConfig, list[str]]:
     monkeypatch.setattr(images_module, "image_form", lambda config: form)
-    monkeypatch.setattr(images_module, "with_network_of_run", lambda config: config)
-    monkeypatch.setattr(images_module, "check_start", lambda config: [])
+    monkeypatch.setattr(images_module, "check_start", lambda config, run: [])
     messages = Messages()
     return as_begun(replace(CONFIG, init="timm", **changes), messages), messages.messages
 
