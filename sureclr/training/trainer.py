@@ -95,6 +95,13 @@ class Trainer:
         return self.config.freeze == "backbone"
 
     @property
+    def nulls(self) -> int:
+        """Return the number of null views of a step."""
+        if self.features is not None and self.features.nulls is None:
+            return 0
+        return self.config.nulls
+
+    @property
     def per_epoch(self) -> int:
         """Return the number of steps of an epoch."""
         return steps_per_epoch(len(self.images), self.config.batch_size)
@@ -165,6 +172,7 @@ class Trainer:
             self._generator(),
             self.precision,
             self.model.heads if self.features is not None else self.network,
+            nulls=self.nulls,
         )
 
     def _views(self) -> StepViews:
