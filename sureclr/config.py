@@ -48,6 +48,7 @@ LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 
 }
 LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
 MOST_EXTENSIONS = 100  # of a run
+PRESENCE: Literal["on", "off"] = "off"  # of a run with the loss sure
 NULL_FRACTION = 0.125  # null views of a step as a share of its images, where the loss uses them
 NullKind = Literal["noise", "tiles"]
 NULL_KINDS: tuple[NullKind, ...] = get_args(NullKind)
@@ -371,8 +372,7 @@ class PretrainConfig:
     """
     presence: Literal["on", "off"] | None = None
     """Whether certainty has a second number, the probability that an image shows anything of the
-    kind of the training images at all. on: the loss sure learns it beside the radius. Default: the
-    loss's own.
+    kind of the training images at all. on: the loss sure learns it beside the radius. Default: off.
     """
     null_fraction: float | None = None
     """Null views of a training step, as a share of batch_size: images of nothing, from which the

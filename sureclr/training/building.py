@@ -12,12 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import NULL_FRACTION, ONNX, TABLE, PretrainConfig
+from sureclr.config import NULL_FRACTION, ONNX, PRESENCE, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
 from sureclr.errors import UserError
-from sureclr.maths.objectives import OBJECTIVES, Objective, SureLoss, objective
+from sureclr.maths.objectives import OBJECTIVES, Objective, objective
 from sureclr.models.devices import seeded
 from sureclr.models.embedding import evaluating
 from sureclr.models.encoders import CUSTOM, ENCODERS, stem_for
@@ -268,7 +268,7 @@ def with_presence(config: PretrainConfig) -> PretrainConfig:
         UserError: a table is to have null views, of which it has no features.
     """
     if config.presence is None and config.loss == "sure":
-        config = replace(config, presence=SureLoss().presence)
+        config = replace(config, presence=PRESENCE)
     if config.of_table and config.null_fraction:
         raise UserError(
             f"null_fraction is {config.null_fraction}, and a table of features has no images of"
