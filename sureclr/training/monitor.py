@@ -95,7 +95,7 @@ class Monitor:
             Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
             views of different images), positives and negatives (see `evidence_split`), and radius
-            (the mean) if there is one. Where the encoder is frozen, knn_directions stands in for
+            and presence (the means) if there are any. Where the encoder is frozen, knn_directions stands in for
             knn, and the effective rank is that of the views' directions.
 
         Raises:
@@ -124,8 +124,9 @@ class Monitor:
             "first_direction": first.direction,
             "second_direction": second.direction,
         }
-        if clean.radius is not None:
-            numbers["radius"] = float(clean.radius.mean())
+        for name, values in (("radius", clean.radius), ("presence", clean.presence)):
+            if values is not None:
+                numbers[name] = float(values.mean())
         if (
             clean.certainty is not None
             and first.certainty is not None
