@@ -94,9 +94,9 @@ class Monitor:
         Returns:
             Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
-            views of different images), positives and negatives (see `evidence_split`), and radius
-            and presence (the means) if there are any. Where the encoder is frozen, knn_directions stands in for
-            knn, and the effective rank is that of the views' directions.
+            views of different images), positives and negatives (see `evidence_split`), and the
+            means radius and presence if there are any. Where the encoder is frozen, knn_directions
+            stands in for knn, and the effective rank is that of the views' directions.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
