@@ -418,8 +418,8 @@ NUMBERS = [
 ]
 CAN_BE_OFF = (
     "certainty_weight empirical_prior null_fraction null_weight weight_decay warmup_epochs seed"
-    " monitor_every snapshot_every checkpoint_every flip jitter_p grey_p blur_p blur_kernel strength brightness contrast"
-    " saturation hue"
+    " monitor_every snapshot_every checkpoint_every flip jitter_p grey_p blur_p blur_kernel"
+    " strength brightness contrast saturation hue"
 )
 OFF = "0 switches it off, or is the smallest there is"
 FOLDS = "data sets have any number of folds, and the sentence about them names the field"

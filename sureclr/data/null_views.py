@@ -4,8 +4,8 @@
     tiles    views of training images whose small square tiles are shuffled: every pixel of an
              image, and none of its shapes
 
-Each null view is a function of its own seed, drawn on the CPU, so that it is the same on every
-device.
+Each null view is a function of its own seed, whose random numbers are drawn on the CPU, so that it
+is the same on every device.
 """
 
 import math
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from sureclr.data.counter_rng import hashed, uniform_numbers
+from sureclr.data.pictures import sent
 
 STEEPEST = 2.5  # spectral slope of the smoothest noise; that of photographs is about 1
 CONTRASTS = 0.005, 0.5  # standard deviations of noise, as a share of the range of a pixel
 TILES_ACROSS = 7  # in an image there are at least so many tiles in a row
-OF_NUMBERS, OF_PIXELS, OF_TILES = 0xC01, 0xC02, 0xC03  # streams of random numbers
+OF_NUMBERS, OF_PIXELS, OF_SIDES, OF_TILES = 0xC01, 0xC02, 0xC03, 0xC04  # random numbers
 
 
 def make_null_views(
@@ -47,7 +48,7 @@ def make_null_views(
         if len(places) == 0:
             continue
         if kind == "noise":
-            some = coloured_noise(seeds[places], channels, size).to(device, non_blocking=True)
+            some = sent(coloured_noise(seeds[places], channels, size), device)
         else:
             some = shuffled_tiles(views(places), seeds[places])
         found[number :: len(kinds)] = some
@@ -58,24 +59,21 @@ def coloured_noise(seeds: Tensor, channels: int, size: int) -> Tensor:
     """Return images of coloured noise, (n, channels, size, size) float32 in [0, 1], on the CPU.
 
     The amplitude of frequency f is f^-a. The slope a is uniform in [0, 2.5] (0 is white noise),
-    the contrast log-uniform in [.005, .5], and the mean and the saturation uniform in [0, 1]: a
-    saturation of 0 is grey noise, and with 1 the channels have nothing in common.
+    the standard deviation log-uniform in [.005, .5], and the mean and the saturation uniform in
+    [0, 1]: a saturation of 0 is grey noise, and with 1 the channels have nothing in common. Then
+    the pixels are clamped.
 
     Args:
         seeds: (n,) int64 on the CPU.
         channels: of the images.
         size: side of the images in pixels.
     """
-    count = (channels + 1) * size * size
-    # Box and Muller 1958: 1 - u is never 0, of which there is no logarithm
-    first, second = uniform_numbers(seeds, OF_PIXELS, 2 * count).view(-1, 2, count).unbind(1)
-    white = (-2 * torch.log1p(-first)).sqrt() * torch.cos(2 * math.pi * second)
-    numbers = uniform_numbers(seeds, OF_NUMBERS, 4 + channels)[:, :, None, None]
+    numbers = uniform_numbers(seeds, OF_NUMBERS, 4 + channels).float()[:, :, None, None]
     slope, contrast, saturation, common, own = numbers.split([1, 1, 1, 1, channels], 1)
+    white = _normal_numbers(seeds, (channels + 1) * size**2).view(-1, channels + 1, size, size)
     down, across = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
-    frequency = (down.square() + across.square()).sqrt().double()
-    amplitude = frequency.clamp(min=1 / size) ** (-STEEPEST * slope)
-    spectrum = torch.fft.rfft2(white.view(-1, channels + 1, size, size)) * amplitude
+    frequency = (down.square() + across.square()).sqrt().clamp(min=1 / size)
+    spectrum = torch.fft.rfft2(white) * frequency ** (-STEEPEST * slope)
     spectrum[..., 0, 0] = 0  # the mean is chosen below
     grey, colours = torch.fft.irfft2(spectrum, (size, size)).split([1, channels], 1)
     noise = (1 - saturation) * grey + saturation * colours
@@ -83,7 +81,16 @@ def coloured_noise(seeds: Tensor, channels: int, size: int) -> Tensor:
     low, high = map(math.log, CONTRASTS)
     mean = (1 - saturation) * common + saturation * own
     pixels: Tensor = mean + (low + (high - low) * contrast).exp() * noise
-    return pixels.clamp(0, 1).float()
+    return pixels.clamp(0, 1)
+
+
+def _normal_numbers(seeds: Tensor, count: int) -> Tensor:
+    """Return standard normal numbers, (n, count) float32 (Box and Muller 1958)."""
+    words = hashed(seeds, OF_PIXELS, -(-count // 2))
+    first, second = ((words >> shift & 0xFFFFFFFF).float() for shift in (32, 0))
+    radius = (-2 * torch.log((first + 0.5) * 2.0**-32)).sqrt()  # never the logarithm of 0
+    angle = second * (2 * math.pi * 2.0**-32)
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], 1)[:, :count]
 
 
 def shuffled_tiles(images: Tensor, seeds: Tensor) -> Tensor:
@@ -96,20 +103,16 @@ def shuffled_tiles(images: Tensor, seeds: Tensor) -> Tensor:
         images: (n, c, s, s) float.
         seeds: (n,) int64 on the CPU.
     """
-    _, c, size, _ = images.shape
+    n, c, size, _ = images.shape
     sides = [side for side in range(1, size // TILES_ACROSS + 1) if size % side == 0] or [1]
-    chosen = (hashed(seeds, OF_TILES, 1)[:, 0] >> 1 & ((1 << 62) - 1)) % len(sides)
-    found = torch.empty_like(images)
+    chosen = (hashed(seeds, OF_SIDES, 1)[:, 0] >> 1 & ((1 << 62) - 1)) % len(sides)
+    source = torch.empty(n, size**2, dtype=torch.int64)  # the place each pixel is taken from
     for number, side in enumerate(sides):
-        rows = (chosen == number).nonzero()[:, 0]
-        if len(rows) == 0:
-            continue
-        across = size // side
-        order = hashed(seeds[rows], OF_TILES + 1, across**2).argsort(1).to(images.device)
-        here = rows.to(images.device)
-        tiles = images[here].view(-1, c, across, side, across, side)
-        tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(len(rows), across**2, c * side**2)
-        tiles = tiles.gather(1, order[:, :, None].expand_as(tiles))
-        tiles = tiles.view(-1, across, across, c, side, side).permute(0, 3, 1, 4, 2, 5)
-        found[here] = tiles.reshape(-1, c, size, size)
-    return found
+        rows, across = chosen == number, size // side
+        order = hashed(seeds[rows], OF_TILES, across**2).argsort(1)
+        tiles = torch.arange(size**2).view(across, side, across, side).transpose(1, 2)
+        taken = tiles.reshape(across**2, side, side)[order]
+        taken = taken.view(-1, across, across, side, side).transpose(2, 3)
+        source[rows] = taken.reshape(-1, size**2)
+    places = sent(source, images.device)[:, None].expand(-1, c, -1)
+    return images.flatten(2).gather(2, places).view_as(images)

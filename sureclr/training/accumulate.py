@@ -114,10 +114,9 @@ def _accumulated(
                 kept[part.start] = images
             states.append(_random_states(images.device))
             outputs.append(_run(network, images, precision))
-    order = torch.cat(rows).argsort().to(outputs[0][0].device)
-    projections = torch.cat([p for p, _ in outputs]).float()[order].requires_grad_()
+    projections = _whole_batch([p for p, _ in outputs], rows).requires_grad_()
     ks = [k for _, k in outputs if k is not None]
-    k = torch.cat(ks).float()[order].requires_grad_() if ks else None
+    k = _whole_batch(ks, rows).requires_grad_() if ks else None
     posterior = model.read(projections, k)
     loss = _loss(objective, posterior, images_in_all, generator)
     leaves = [leaf for leaf in (projections, k) if leaf is not None]
@@ -127,7 +126,7 @@ def _accumulated(
         _set_random_states(images.device, state)
         again = [output for output in _run(network, images, precision) if output is not None]
         pairs = [
-            (output, gradient[own.to(gradient.device)])
+            (output, torch.cat([gradient[some] for some in own]))
             for output, gradient in zip(again, gradients, strict=True)
             if gradient is not None
         ]
@@ -163,13 +162,26 @@ def _set_random_states(device: torch.device, states: list[Tensor]) -> None:
         torch.get_device_module(device).set_rng_state(state, device)
 
 
-def _rows(part: slice, images: int, nulls: int) -> Tensor:
-    """Return the rows of the whole batch that a micro-batch has, in its own order.
+def _rows(part: slice, images: int, nulls: int) -> tuple[slice, slice, slice]:
+    """Return which rows of the whole batch a micro-batch has: first, second and null views."""
+    own = null_rows(part, images, nulls)
+    return (
+        part,
+        slice(images + part.start, images + part.stop),
+        slice(2 * images + own.start, 2 * images + own.stop),
+    )
 
-    In both, all first views come first, then all second ones, then the null views.
+
+def _whole_batch(parts: list[Tensor], rows: list[tuple[slice, slice, slice]]) -> Tensor:
+    """Join micro-batches (2m + k, ...) to the whole batch, in float32.
+
+    All first views come first, then all second ones, then the null views.
     """
-    first, own = torch.arange(part.start, part.stop), null_rows(part, images, nulls)
-    return torch.cat([first, first + images, torch.arange(own.start, own.stop) + 2 * images])
+    pieces = [
+        part.float().split([some.stop - some.start for some in own])
+        for part, own in zip(parts, rows, strict=True)
+    ]
+    return torch.cat([piece for kind in zip(*pieces, strict=True) for piece in kind])
 
 
 def _detached(posterior: Posterior) -> Posterior:

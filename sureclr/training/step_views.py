@@ -108,7 +108,8 @@ def _prepared_nulls(
     channels, size = images.images.shape[1], images.images.shape[-1]
 
     def views(places: Tensor) -> Tensor:
-        pixels = images.for_views(rows[places]).to(device)
+        pixels = images.for_views(pinned(rows[places], device))
+        pixels = pixels if device.type == "cpu" else _on_device(pixels, device)
         return one_view(pixels, seeds[places], 0, config.views, size)
 
     return make_null_views(config.null_kinds, seeds, channels, size, device, views)
@@ -141,8 +142,7 @@ def prepared_views(
             return two_views(some, seeds[part], config.views, size)
 
         return StepViews(done, _with_nulls(on_cpu, nulls, config))
-    pictures = Pictures.of_array(pixels) if isinstance(pixels, Tensor) else pixels
-    pictures = pictures.to(device)
+    pictures = _on_device(pixels, device)
     plan = plan_views(pictures, seeds, (0, 1), size, size, config.views)
     packed = sent(plan.packed(), device)
     make = compiled or views_of
@@ -150,6 +150,11 @@ def prepared_views(
         lambda part: make(pictures.values, packed[part], plan.form), nulls, config
     )
     return StepViews(done, on_device)
+
+
+def _on_device(pixels: Tensor | Pictures, device: torch.device) -> Pictures:
+    pictures = Pictures.of_array(pixels) if isinstance(pixels, Tensor) else pixels
+    return pictures.to(device)
 
 
 def _with_nulls(

@@ -129,9 +129,9 @@ class Trainer:
         """Take one step of the optimizer over `config.batch_size` images, and wait for nothing.
 
         Returns:
-            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views; on
-            the model's device. Where the program is `ahead`, the loss may be NaN or infinite; a
-            fused optimizer has then left the weights as they were.
+            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views and
+            of its null views behind them; on the model's device. Where the program is `ahead`, the
+            loss may be NaN or infinite; a fused optimizer has then left the weights as they were.
 
         Raises:
             UserError: the program is not `ahead`, and the loss is not finite.
@@ -158,7 +158,7 @@ class Trainer:
         """Add the gradient of the next step's loss to the gradients of the parameters.
 
         Returns:
-            The loss and the posteriors of the views, detached.
+            The loss and the posteriors of the views and null views, detached.
         """
         views, self.views = self.views, None
         if views is None or views.done != self.done:
