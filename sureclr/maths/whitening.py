@@ -23,7 +23,7 @@ from sureclr.maths.sphere import at_least_float32, unit_rows
 LEAST_SHARE = 1e-4  # of the largest eigenvalue, to which smaller ones are raised
 # Variance along an axis that is rounding: numbers of unit rows have an error of 1e-7 in float32
 ROUNDING = 1e-14
-ROWS_AT_ONCE = 4096  # whose features exist in float64 at the same time
+ROWS_AT_ONCE = 1024  # whose features exist in float64 at the same time
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +86,12 @@ class PrincipalAxes:
         unit = self.whitening(exponent)
         return torch.cat([unit(rows) for rows in features.split(ROWS_AT_ONCE)])
 
-    def distances(self, features: Tensor, block: int = ROWS_AT_ONCE) -> Tensor:
+    def distances(self, features: Tensor, block: int | None = None) -> Tensor:
         """Return the Mahalanobis distance of each row from the mean, (m,) float64, no unit.
 
         Args:
             features: (m, f).
-            block: rows whose features exist in float64 together. It changes memory alone.
+            block: rows whose features exist in float64 together; None: 1,024.
 
         Raises:
             UserError: a number is not finite, or there are other columns.
@@ -100,7 +100,7 @@ class PrincipalAxes:
         across = (self.axes * self._raised()[:, None].rsqrt()).T  # (f, f)
         found = [
             torch.linalg.vector_norm((self._double(rows) - self.mean) @ across, dim=1)
-            for rows in features.split(block)
+            for rows in features.split(block or ROWS_AT_ONCE)
         ]
         return torch.cat(found) if found else torch.empty(0, dtype=torch.float64)
 
@@ -126,29 +126,37 @@ class PrincipalAxes:
 
 
 def principal_axes(
-    features: Tensor, *, of_unit_rows: bool = False, block: int = ROWS_AT_ONCE
+    features: Tensor,
+    *,
+    of_unit_rows: bool = False,
+    rows: Tensor | None = None,
+    block: int | None = None,
 ) -> PrincipalAxes:
     """Return mean and covariance of features, decomposed, in float64 and in two passes.
 
     Args:
         features: (n, f), n at least 1.
         of_unit_rows: scale each row to length 1 first.
-        block: rows that exist in float64 together. It changes memory alone.
+        rows: (m,) int64, those that count, m at least 1; None: all.
+        block: rows that exist in float64 together; None: 1,024.
 
     Raises:
         UserError: there is no row, or a number is not finite.
     """
     check_table("features", features)
+    chosen = torch.arange(len(features)) if rows is None else rows
+    if len(chosen) == 0:
+        raise UserError("mean and covariance need a row or more, and none is chosen.")
     mean = torch.zeros(features.shape[1], dtype=torch.float64)
     covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64)
     empty = PrincipalAxes(mean, mean, covariance, of_unit_rows)
-    for rows in features.split(block):
-        mean += empty._double(rows).sum(0)
-    mean /= len(features)
-    for rows in features.split(block):
-        centred = empty._double(rows) - mean
+    for some in chosen.split(block or ROWS_AT_ONCE):
+        mean += empty._double(features[some]).sum(0)
+    mean /= len(chosen)
+    for some in chosen.split(block or ROWS_AT_ONCE):
+        centred = empty._double(features[some]) - mean
         covariance.addmm_(centred.T, centred)
-    variance, axes = torch.linalg.eigh(covariance / len(features))
+    variance, axes = torch.linalg.eigh(covariance / len(chosen))
     variance, axes = variance.flip(0).clamp_min(0), axes.T.flip(0).contiguous()
     largest = axes.gather(1, axes.abs().argmax(1, keepdim=True))
     return PrincipalAxes(mean, variance, axes * largest.sign(), of_unit_rows)
