@@ -5,16 +5,14 @@ class. The features are scaled to length 1, centred, and their principal coordin
 eigenvalue^-a. The exponent a is chosen on labelled training images alone, by leave-one-out kNN.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sureclr.data.counter_rng import sample_rows
 from sureclr.data.embeddings import Embeddings
-from sureclr.maths.neighbours import top_k, vote
+from sureclr.maths.neighbours import Unit, top_k, vote
 from sureclr.maths.whitening import PrincipalAxes, principal_axes
 
 EXPONENTS = (0.0, 0.125, 0.25, 0.375, 0.5)  # from the cosine to the Mahalanobis cosine
@@ -39,10 +37,10 @@ class NeighbourSpace:
     axes: PrincipalAxes
     exponent: float
     n_chosen_on: int
-    unit: Callable[[Tensor], Tensor]
+    unit: Unit
 
 
-def neighbour_space(
+def choose_space(
     table: Embeddings,
     axes: PrincipalAxes | None = None,
     *,

@@ -4,7 +4,6 @@ No training is needed.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
-from sureclr.evaluation.neighbour_space import neighbour_space
+from sureclr.evaluation.neighbour_space import choose_space
 from sureclr.evaluation.results import (
     BaselineIntervals,
     Baselines,
@@ -26,8 +25,7 @@ from sureclr.evaluation.tables import class_numbers, labelled_split
 from sureclr.maths.clustered_search import EXACT, find_neighbours
 from sureclr.maths.inputs import check_tensor, is_whole, rows_not_finite
 from sureclr.maths.metrics import wilson_interval
-from sureclr.maths.neighbours import vote
-from sureclr.maths.sphere import unit_rows
+from sureclr.maths.neighbours import PLAIN, Unit, vote
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -62,7 +60,7 @@ def evaluate_knn(inputs: "EvaluationInputs") -> KnnResult:
     """Measure kNN accuracy of the features, the raw pixels and the first encoder's features.
 
     Each has two accuracies: by the plain cosine, which published numbers are of, and by the cosine
-    of partially whitened features (`neighbour_space`). The raw pixels and the first encoder are
+    of partially whitened features (`choose_space`). The raw pixels and the first encoder are
     absent where the images cannot be read. The first encoder is the untrained one, or a pretrained
     backbone as it came.
 
@@ -122,7 +120,7 @@ def vote_whitened(
         UserError: there are no labelled training or no labelled test images.
     """
     labelled_split(table, "knn", source)
-    space = neighbour_space(table, device=device)
+    space = choose_space(table, device=device)
     found = vote_on_table(table, source, device=device, unit=space.unit)
     return WhitenedVote(found.accuracy, found.interval, space.exponent, space.n_chosen_on)
 
@@ -132,7 +130,7 @@ def vote_on_table(
     source: str = "the table",
     k: int = VOTERS,
     device: torch.device | None = None,
-    unit: Callable[[Tensor], Tensor] = unit_rows,
+    unit: Unit = PLAIN,
 ) -> NeighbourVote:
     """Let the labelled training images of a table vote on its labelled test images.
 
@@ -159,7 +157,7 @@ def knn_accuracy(
     k: int = VOTERS,
     temperature: float = 0.1,
     device: torch.device | None = None,
-    unit: Callable[[Tensor], Tensor] = unit_rows,
+    unit: Unit = PLAIN,
 ) -> NeighbourVote:
     """Let the k nearest training rows by cosine vote, each with weight exp(cosine / temperature).
 

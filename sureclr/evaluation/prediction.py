@@ -32,6 +32,7 @@ from sureclr.evaluation.classifiers import (
     network_classifier,
 )
 from sureclr.evaluation.familiarity import Familiarity, kept_familiarity
+from sureclr.evaluation.neighbour_space import NeighbourSpace, choose_space
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
 from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
@@ -77,9 +78,9 @@ def predict(
             file; None means the labels that the images have themselves.
         classifier: "linear", the logistic regression on the frozen features, which is kept in the
             run folder and used again while checkpoint, images and labels are the same; "knn", the
-            vote of the 20 nearest labelled images; or a network that has learned already, such as
-            `sureclr.load_finetuned(run)`: any object with the names `classes` and a function
-            `probabilities(images)`.
+            vote of the 20 nearest labelled images in whitened features (`neighbour_space`); or a
+            network that has learned already, such as `sureclr.load_finetuned(run)`: any object with
+            the names `classes` and a function `probabilities(images)`.
         data: the images that the classifier learns from; None means those that the run was trained
             on. Those of the test split are not learned from; the accuracy is measured on them.
         unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
@@ -110,10 +111,11 @@ def predict(
     ) as session:
         table = session.inputs.table
         gallery = Gallery.of(table)
-        fitted = _fitted(session, classifier, gallery)
         comparison = kept_familiarity(session)
+        space = choose_space(table, comparison.axes)
+        fitted = _fitted(session, classifier, gallery, space)
         source = ClassifiedSource.of(session, images, root)
-        answering = _Answering.of(session, fitted, comparison, gallery)
+        answering = _Answering.of(session, fitted, comparison, gallery, space)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
             for part, embedded in source.parts():
@@ -135,11 +137,13 @@ def predict(
     )
 
 
-def _fitted(session: Session, classifier: str | Network, gallery: Gallery) -> FittedClassifier:
+def _fitted(
+    session: Session, classifier: str | Network, gallery: Gallery, space: NeighbourSpace
+) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        return knn_classifier(session.inputs.table, session.catalogue.name, gallery)
+        return knn_classifier(session.inputs.table, session.catalogue.name, gallery, space.unit)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -149,6 +153,7 @@ class _Answering:
 
     Attributes:
         gallery: what new images are compared with.
+        space: in which their neighbours are looked up.
         labelled: those of its images that the classifier learned from.
         row_of: digest of an image's pixels -> its row in the gallery; None where these have no
             pixels any more.
@@ -158,12 +163,17 @@ class _Answering:
     fitted: FittedClassifier
     comparison: Familiarity
     gallery: Gallery
+    space: NeighbourSpace
     labelled: Embeddings
     row_of: dict[bytes, int] | None
 
     @staticmethod
     def of(
-        session: Session, fitted: FittedClassifier, comparison: Familiarity, gallery: Gallery
+        session: Session,
+        fitted: FittedClassifier,
+        comparison: Familiarity,
+        gallery: Gallery,
+        space: NeighbourSpace,
     ) -> "_Answering":
         images = session.catalogue
         row_of: dict[bytes, int] | None = None
@@ -172,7 +182,7 @@ class _Answering:
             for row, index in enumerate(gallery.rows.tolist()):
                 # Of equal images, one with a label counts, and those come first
                 row_of.setdefault(_digest(images.images[index]), row)
-        return _Answering(session, fitted, comparison, gallery, gallery.labelled, row_of)
+        return _Answering(session, fitted, comparison, gallery, space, gallery.labelled, row_of)
 
     def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
         """Return the columns of `Predictions` for some images."""
@@ -182,7 +192,7 @@ class _Answering:
         own = self._own(images, table.features)
         own_labelled = own.where(own < self.gallery.known, -1)
         cosine, nearest = neighbours_without(
-            table.features, own_labelled, self.labelled.features, NEIGHBOURS
+            table.features, own_labelled, self.labelled.features, NEIGHBOURS, self.space.unit
         )
         missing = NEIGHBOURS - nearest.shape[1]
         return {

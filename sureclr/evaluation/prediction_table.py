@@ -82,7 +82,7 @@ class Predictions:
             images to compare with. See `familiarity.fit_familiarity`.
         nearest: (n, k) int64, the most similar labelled images, as indices into `labelled_paths`;
             k is 3, or fewer where there are fewer; -1 where there is none.
-        nearest_cosine: (n, k) float32, cosine of the frozen features.
+        nearest_cosine: (n, k) float32, cosine of the whitened features (`neighbour_space`).
         learned_from: (n,) bool, whether the classifier learned from this very image; its answer
             then says little about new images. The image does not count as its own neighbour.
         radius: (n,) float32 in [0, 1], how certain the encoder is; None for a loss without one.

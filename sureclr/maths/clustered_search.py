@@ -9,7 +9,6 @@ at last all keys.
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.maths.inputs import check_table
-from sureclr.maths.neighbours import KEY_BLOCK, QUERY_BLOCK, top_k
-from sureclr.maths.sphere import unit_rows
+from sureclr.maths.neighbours import KEY_BLOCK, PLAIN, QUERY_BLOCK, Unit, top_k
 
 EXACT = "exact"  # how all keys are searched
 MOST_EXACT = 300_000  # keys up to which the search is always exact
@@ -30,8 +28,6 @@ CHECKED = 256  # queries for which all keys are searched too
 LEAST_RECALL = 0.995
 ROUNDING = 1e-6  # of a cosine in faiss
 FOUND_BLOCK = 1 << 22  # numbers in a block of keys that were found (16 MiB in float32)
-
-Unit = Callable[[Tensor], Tensor]  # rows (n, d) -> rows of length 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def find_neighbours(
     keys: Tensor,
     k: int,
     device: torch.device | None = None,
-    unit: Unit = unit_rows,
+    unit: Unit = PLAIN,
 ) -> Neighbours:
     """Find the k keys with the highest cosine to each query, exactly or nearly so.
 

@@ -15,6 +15,8 @@ from sureclr.maths.inputs import above, check_classes, check_table, is_whole
 from sureclr.maths.sphere import unit_rows
 
 QUERY_BLOCK, KEY_BLOCK = 1024, 16384
+Unit = Callable[[Tensor], Tensor]  # rows (n, d) -> rows of length 1, whose cosines are compared
+PLAIN: Unit = unit_rows  # for the cosine of the rows themselves
 Best = tuple[Tensor, Tensor]  # similarity (q, k) and index (q, k) of the best keys so far
 
 
@@ -26,7 +28,7 @@ def top_k(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
     device: torch.device | None = None,
-    unit: Callable[[Tensor], Tensor] = unit_rows,
+    unit: Unit = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return the k keys with the highest cosine to each query, best first.
 
@@ -42,8 +44,8 @@ def top_k(
         key_block: keys in a block of similarities.
         device: where blocks are computed, to which they are copied one by one; None: where the
             rows are.
-        unit: what brings rows (n, d) to length 1, block by block: `unit_rows` for the plain cosine,
-            or `PrincipalAxes.whitening`. A row of zeros stays zeros.
+        unit: what brings rows to length 1, block by block: PLAIN, or `PrincipalAxes.whitening` of
+            both tables. A row of zeros stays zeros.
 
     Returns:
         the similarity (q, k), and the index (q, k) int64, on the device of the queries.

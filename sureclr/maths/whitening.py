@@ -10,7 +10,6 @@ raise small eigenvalues lambda to a share of the largest one: with fewer rows th
 of them are zero up to rounding.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from sureclr.errors import UserError
 from sureclr.maths.inputs import check_table
+from sureclr.maths.neighbours import Unit
 from sureclr.maths.sphere import at_least_float32, unit_rows
 
 LEAST_SHARE = 1e-4  # of the largest eigenvalue, to which smaller ones are raised
@@ -42,7 +42,7 @@ class PrincipalAxes:
     axes: Tensor
     of_unit_rows: bool = False
 
-    def whitening(self, exponent: float) -> Callable[[Tensor], Tensor]:
+    def whitening(self, exponent: float) -> Unit:
         """Return the function from features (m, f) to partially whitened rows (m, f) of length 1.
 
         The rows are computed in float32 (float64 for float64), on the device of the features. A

@@ -26,3 +26,12 @@ def p_values(features: Any, train: Any, calibration: Any) -> Any:
             for one in distances(features, train)
         ]
     )
+
+
+def whitened(features: Any, train: Any, exponent: float = 0.25) -> Any:
+    """Partially whitened unit rows (q, f), up to a rotation that all of them share."""
+    x, known = (np.asarray(rows, dtype=np.float64) for rows in (features, train))
+    x, known = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, known))
+    variance, axes = np.linalg.eigh(np.cov(known.T, bias=True))
+    raised = np.maximum(variance, SHARE * variance.max())
+    return (x - known.mean(0)) @ axes * raised**-exponent
