@@ -133,7 +133,8 @@ def test_a_class_without_calibration_images_shares_a_threshold() -> None:
         # Nine are ten with the new image, if it is one of them, and else still too few
         ((9, 30, 40), (True, False, True), (9, 39, 40)),
         ((8, 30, 40), (False, False, True), (38, 38, 40)),
-        ((5, 4, 40), (False, False, True), (9, 9, 40)),
+        ((6, 4, 40), (False, False, True), (10, 10, 40)),
+        ((5, 4, 40), (False, False, False), (9, 9, 49)),
         ((3, 4, 5), (False, False, False), (12, 12, 12)),
     ],
 )
