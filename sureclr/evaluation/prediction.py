@@ -9,8 +9,6 @@ is unlike them keeps its class and is marked, because a classifier that knows te
 of the ten for anything at all.
 """
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,11 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.decoding import ENDINGS, Decoding, FileRef
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
-from sureclr.data.parallel_decoding import decode_files
-from sureclr.data.sources import is_source
 from sureclr.errors import UserError, unknown
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
@@ -37,15 +32,14 @@ from sureclr.evaluation.classifiers import (
     network_classifier,
     spread_rows,
 )
+from sureclr.evaluation.images_to_classify import SourceParts
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
-from sureclr.evaluation.run_images import Labels, read_run_images
+from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
 from sureclr.progress import Progress, report_progress
 from sureclr.training.run import Run
 
 UNFAMILIAR = 0.01  # p-value at or below which an image is marked
-IMAGES_AT_ONCE = 4096  # embedded and answered together
-FILES_AT_ONCE = 1024  # of a list of files, decoded together
 SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
 SAME = 1e-5  # difference of features, relative to their length, that is rounding
 CLASSIFIERS = ("linear", "knn")
@@ -137,116 +131,6 @@ def familiarity(
     return Familiarity(features, _comparable(nearest).sort().values, words)
 
 
-# --- Reading what is to be classified ---------------------------------------------------
-
-
-Part = tuple[ImageSet, Embeddings | None]  # some images, with their embeddings where they exist
-
-
-@dataclass
-class _Source:
-    """The images that are to be classified, in parts that fit into memory.
-
-    Attributes:
-        total: number of images, or of files.
-        errors: path -> why it could not be read; filled while the parts are read.
-        notes: what a reader should know of how they were read.
-    """
-
-    session: Session
-    images: Any
-    root: Path | None
-    total: int
-    errors: dict[str, str]
-    notes: list[str]
-    whole: ImageSet | None
-
-    @staticmethod
-    def of(session: Session, images: Any, root: Path | None) -> "_Source":
-        files = _file_list(images)
-        if files is not None:
-            return _Source(session, files, root, len(files), {}, [], None)
-        if images is None:
-            whole = session.catalogue
-        else:
-            run, progress = session.run, session.progress
-            whole = read_run_images(run, images, root, progress, to_classify=True)
-        errors: dict[str, str] = {}
-        if whole.report is not None:
-            copies = whole.report.duplicates.named.items()
-            errors = {copy: f"left out as an exact copy of {original}" for copy, original in copies}
-            errors |= whole.report.shown_refusals
-        return _Source(session, images, root, len(whole), errors, [whole.note], whole)
-
-    def parts(self) -> Iterator[Part]:
-        """Yield the images.
-
-        Raises:
-            UserError: none of the files can be read.
-        """
-        if self.whole is None:
-            yield from self._parts_of_files()
-            return
-        table = self.session.inputs.table if self.images is None else None
-        for start in range(0, len(self.whole), IMAGES_AT_ONCE):
-            rows = torch.arange(start, min(start + IMAGES_AT_ONCE, len(self.whole))).numpy()
-            yield self.whole.select(rows), None if table is None else table.select(rows)
-
-    def _parts_of_files(self) -> Iterator[Part]:
-        run, progress = self.session.run, _WithoutMessages(self.session.progress)
-        for start in range(0, len(self.images), FILES_AT_ONCE):
-            files = self.images[start : start + FILES_AT_ONCE]
-            try:
-                part = read_run_images(run, files, self.root, progress)
-            except UserError:
-                refs = [FileRef(file) for file in files]
-                results = decode_files(refs, Decoding(run.size, run.channels), progress)
-                verdicts = {
-                    file: result
-                    for file, result in zip(files, results, strict=True)
-                    if isinstance(result, str)
-                }
-                if not verdicts:
-                    raise  # the reason is another one
-                self.errors.update(verdicts)
-                good = [file for file in files if file not in verdicts]
-                if not good:
-                    continue
-                part = read_run_images(run, good, self.root, progress)
-            yield part, None
-        if len(self.errors) == len(set(self.images)):
-            name, reason = next(iter(self.errors.items()))
-            raise UserError(
-                f"none of the {len(self.images)} files can be read as an image: {name} ({reason});"
-                " give image files, a folder or a data source."
-            )
-
-
-class _WithoutMessages:
-    """Passes reports on to another progress, but no sentences: a list of files is many sources."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.begin, self.update, self.finish = progress.begin, progress.update, progress.finish
-
-    def message(self, text: str) -> None:
-        """Do nothing."""
-
-
-def _file_list(images: Any) -> list[str] | None:
-    """Return the files if `images` is one image file or a list of files; else None."""
-    one = isinstance(images, str | os.PathLike)
-    many = [images] if one else images
-    if not isinstance(many, list | tuple) or not many:
-        return None
-    if not all(isinstance(entry, str | os.PathLike) for entry in many):
-        return None
-    files = [os.fspath(entry) for entry in many]
-    if any(os.path.isdir(file) or is_source(str(file)) for file in files):
-        return None
-    is_image = Path(files[0]).suffix.lower() in ENDINGS and os.path.isfile(files[0])
-    return None if one and not is_image else files
-
-
 # --- The answers ----------------------------------------------------------------------
 
 
@@ -317,7 +201,7 @@ def predict(
         gallery = Gallery.of(table)
         fitted = _fitted(session, classifier, gallery)
         comparison = familiarity(table, gallery, session.source_split)
-        source = _Source.of(session, images, root)
+        source = SourceParts.of(session, images, root)
         answering = _Answering.of(session, fitted, comparison, gallery)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
