@@ -59,6 +59,7 @@ VOTE_TEMPERATURE = 0.1  # of the neighbours' weights, as in neighbour_vote
 # Share that each class has besides its votes. Of .001, .01, .03, .1 and .3 it had the least loss
 # and calibration error with 50 to 5,000 labels (CIFAR-10, 2 epochs, 2,000 test images)
 VOTE_FLOOR = 0.03
+SAME = 1e-5  # difference of features, relative to their length, that is rounding
 LOW, HIGH = 1e-2, 1e2  # between which T is sought
 
 
@@ -494,6 +495,18 @@ def neighbours_without(
     hit[~hit.any(1), -1] = True
     order = hit.to(torch.uint8).sort(dim=1, stable=True).indices[:, :wanted]
     return similarity.gather(1, order), rows.gather(1, order)
+
+
+def itself_among(features: Tensor, others: Tensor) -> Tensor:
+    """Return which row of others (n, f) each row of features (q, f) is, up to rounding; else -1."""
+    _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
+    if rows.shape[1] == 0:
+        return torch.full((len(features),), -1)
+    distance, length = (  # float64, in which no square overflows
+        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        for x in (features - others[rows[:, 0]], features)
+    )
+    return torch.where(distance <= SAME * length, rows[:, 0], -1)
 
 
 # --- The classifier that is kept ------------------------------------------------------

@@ -11,8 +11,8 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import digest_of_pixels
 from sureclr.errors import UserError
-from sureclr.evaluation.classifiers import Gallery
-from sureclr.evaluation.prediction import familiarity, itself_among
+from sureclr.evaluation.classifiers import Gallery, itself_among
+from sureclr.evaluation.prediction import familiarity
 from sureclr.evaluation.prediction_table import check_out
 from sureclr.evaluation.run_images import read_run_images
 from sureclr.evaluation.session import Session

@@ -22,17 +22,18 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
+from sureclr.evaluation.classified_images import ClassifiedSource
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
     Gallery,
     Network,
+    itself_among,
     kept_linear,
     knn_classifier,
     neighbours_without,
     network_classifier,
     spread_rows,
 )
-from sureclr.evaluation.images_to_classify import SourceParts
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
 from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
@@ -41,7 +42,6 @@ from sureclr.training.run import Run
 
 UNFAMILIAR = 0.01  # p-value at or below which an image is marked
 SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
-SAME = 1e-5  # difference of features, relative to their length, that is rounding
 CLASSIFIERS = ("linear", "knn")
 
 
@@ -201,7 +201,7 @@ def predict(
         gallery = Gallery.of(table)
         fitted = _fitted(session, classifier, gallery)
         comparison = familiarity(table, gallery, session.source_split)
-        source = SourceParts.of(session, images, root)
+        source = ClassifiedSource.of(session, images, root)
         answering = _Answering.of(session, fitted, comparison, gallery)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
@@ -305,18 +305,6 @@ class _Answering:
         if self.row_of is not None:
             return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
         return itself_among(features, self.comparison.features)
-
-
-def itself_among(features: Tensor, others: Tensor) -> Tensor:
-    """Return which row of others (n, f) each row of features (q, f) is, up to rounding; else -1."""
-    _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
-    if rows.shape[1] == 0:
-        return torch.full((len(features),), -1)
-    distance, length = (  # float64, in which no square overflows
-        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        for x in (features - others[rows[:, 0]], features)
-    )
-    return torch.where(distance <= SAME * length, rows[:, 0], -1)
 
 
 def _digest(pixels: Tensor) -> bytes:

@@ -27,7 +27,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.label_matching import labels_in_file
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
-from sureclr.evaluation import classifiers, images_to_classify, prediction, prediction_table
+from sureclr.evaluation import classified_images, classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
     ONE_FOLD_FROM,
     Gallery,
@@ -399,7 +399,7 @@ def test_the_answers_do_not_depend_on_how_many_are_made_at_once(
     place: Path, trained: Path, answers: Predictions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("IMAGES_AT_ONCE", "FILES_AT_ONCE"):
-        monkeypatch.setattr(images_to_classify, name, 7)
+        monkeypatch.setattr(classified_images, name, 7)
     monkeypatch.setattr(prediction_table, "ROWS_AT_ONCE", 7)
     files = [trained / "new" / path for path in answers.paths]
     for source in (trained / "new", files):

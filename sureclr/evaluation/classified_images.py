@@ -1,4 +1,4 @@
-"""Reading what is to be classified, in parts that fit into memory."""
+"""What a run is asked to classify: images, in parts that fit into memory."""
 
 import os
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ Part = tuple[ImageSet, Embeddings | None]  # some images, with their embeddings 
 
 
 @dataclass
-class SourceParts:
-    """The images that are to be classified.
+class ClassifiedSource:
+    """The images that are to be classified, in parts that fit into memory.
 
     Attributes:
         total: number of images, or of files.
@@ -43,20 +43,15 @@ class SourceParts:
     whole: ImageSet | None
 
     @staticmethod
-    def of(session: Session, images: Any, root: Path | None) -> "SourceParts":
-        """Return the parts of what `prediction.predict` takes.
-
-        Args:
-            session: an open session.
-            images: what to classify; None means the images of the session.
-            root: the folder of downloaded data sets.
+    def of(session: Session, images: Any, root: Path | None) -> "ClassifiedSource":
+        """Return what is to be classified, of a session and the arguments of `predict`.
 
         Raises:
-            UserError: the images cannot be read.
+            UserError: the images cannot be used.
         """
         files = _file_list(images)
         if files is not None:
-            return SourceParts(session, files, root, len(files), {}, [], None)
+            return ClassifiedSource(session, files, root, len(files), {}, [], None)
         if images is None:
             whole = session.catalogue
         else:
@@ -67,7 +62,7 @@ class SourceParts:
             copies = whole.report.duplicates.named.items()
             errors = {copy: f"left out as an exact copy of {original}" for copy, original in copies}
             errors |= whole.report.shown_refusals
-        return SourceParts(session, images, root, len(whole), errors, [whole.note], whole)
+        return ClassifiedSource(session, images, root, len(whole), errors, [whole.note], whole)
 
     def parts(self) -> Iterator[Part]:
         """Yield the images.
