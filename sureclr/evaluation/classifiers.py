@@ -103,14 +103,22 @@ class FittedClassifier:
     Attributes:
         logits: (n images, their n embeddings) -> (n, K) logits before the temperature.
         facts: what is known of it; `facts.classes` names the K columns.
+        tempered_on_test: whether the temperature was fitted on test images.
     """
 
     logits: Callable[[ImageSet, Embeddings], Tensor]
     facts: ClassifierFacts
+    tempered_on_test: bool = False
 
     def probabilities(self, images: ImageSet, table: Embeddings) -> Tensor:
         """Return the calibrated probability of each class, (n, K) float64."""
         return (self.logits(images, table).double() / self.facts.temperature).softmax(1)
+
+    def without_test_images(self, probabilities: Tensor) -> Tensor:
+        """Return these probabilities (n, K) as they are if nothing was fitted on test images."""
+        if not self.tempered_on_test:
+            return probabilities
+        return (probabilities.log() * self.facts.temperature).softmax(1)
 
 
 class Network(Protocol):
@@ -401,12 +409,12 @@ def knn_classifier(
 
     def logits(images: ImageSet | None, queries: Embeddings) -> Tensor:
         similarity, rows = top_k(queries.features, train.features, k)
-        return _vote_logits(similarity, target[rows], len(present))
+        return vote_logits(similarity, target[rows], len(present))
 
     some = spread_rows(len(train))
     similarity, rows = neighbours_without(train.features[some], some, train.features, k)
     calibration = calibration_facts(
-        _vote_logits(similarity, target[rows], len(present)),
+        vote_logits(similarity, target[rows], len(present)),
         target[some],
         "labelled images that did not vote on themselves",
     )
@@ -415,8 +423,14 @@ def knn_classifier(
     return FittedClassifier(logits, facts)
 
 
-def _vote_logits(similarity: Tensor, classes_of_neighbours: Tensor, classes: int) -> Tensor:
-    """Return the logarithms of the shares of the votes, (n, classes) float64."""
+def vote_logits(similarity: Tensor, classes_of_neighbours: Tensor, classes: int) -> Tensor:
+    """Return the logarithms of the shares of the votes, (n, classes) float64, plus the floor.
+
+    Args:
+        similarity: (n, k) cosines.
+        classes_of_neighbours: (n, k) int64 in [0, classes).
+        classes: how many there are.
+    """
     if similarity.shape[1] == 0:
         return torch.zeros(len(similarity), classes, dtype=torch.float64)
     best = similarity.amax(1, keepdim=True)  # a factor common to a row, against overflow
@@ -457,7 +471,7 @@ def network_classifier(
     record = getattr(network, "record", None)
     learned = int(getattr(record, "n_labels", 0))
     facts = ClassifierFacts(name, tuple(network.classes), learned, **tested, **calibration)
-    return FittedClassifier(logits, facts)
+    return FittedClassifier(logits, facts, tempered_on_test=True)
 
 
 # --- Neighbours -----------------------------------------------------------------------
