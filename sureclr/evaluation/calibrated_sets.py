@@ -18,7 +18,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation.classifiers import FittedClassifier, itself_among
 from sureclr.evaluation.results import PredictionSets
-from sureclr.maths.conformal_sets import SetRule, calibrate_sets, least_images
+from sureclr.maths.conformal_sets import SetRule, calibrate_sets, check_coverage, least_images
 from sureclr.maths.metrics import wilson_interval
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ class SetCalibration:
             UserError: there are too few images for this coverage, or a number does not fit.
         """
         whole = calibrate_sets(probabilities, target, coverage)
-        half = hashed(names, HALVES, 1)[:, 0] & 1
+        different, image = names.unique(return_inverse=True)
+        place = hashed(different, HALVES, 1)[:, 0].argsort().argsort()
+        half = place[image] & 1  # as many in the one as in the other
         halves = []
         for k in (0, 1):
             there = half == k
@@ -199,6 +201,18 @@ def _name(pixels: Tensor) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
+def asked_coverage(coverage: float | None) -> float:
+    """Return the coverage, or `COVERAGE` for None.
+
+    Raises:
+        UserError: it is not between 0 and 1.
+    """
+    if coverage is None:
+        return COVERAGE
+    check_coverage(coverage)
+    return coverage
+
+
 def calibrate_on_test_images(
     session: "Session", fitted: FittedClassifier, coverage: float | None
 ) -> HeldOutSets | str:
@@ -216,7 +230,7 @@ def calibrate_on_test_images(
     Raises:
         UserError: the coverage was asked for and cannot be had.
     """
-    asked = COVERAGE if coverage is None else coverage
+    asked = asked_coverage(coverage)
     least = least_images(asked)
     table, images = session.inputs.table, session.catalogue
     column = {name: k for k, name in enumerate(fitted.facts.classes)}

@@ -22,7 +22,7 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
-from sureclr.evaluation.calibrated_sets import HeldOutSets, calibrate_on_test_images
+from sureclr.evaluation.calibrated_sets import HeldOutSets, asked_coverage, calibrate_on_test_images
 from sureclr.evaluation.classified_images import ClassifiedSource, Part
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
@@ -208,6 +208,7 @@ def predict(
         raise UserError(
             f"unfamiliar must be a share of at least 0 and below 1, not {unfamiliar}; try 0.01."
         )
+    asked_coverage(coverage)
     with Session(
         run, data, labels, device=device, root=root, progress=progress, checkpoint=checkpoint
     ) as session:
