@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import ONNX, TABLE, PretrainConfig
+from sureclr.config import NULL_FRACTION, ONNX, PRESENCE, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -34,6 +34,8 @@ OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that 
     "dimension": "kernel_dimension",
     "empirical_prior": "empirical_prior",
     "softening": "softening",
+    "presence": "presence",
+    "null_weight": "null_weight",
     "samples": "samples",
 }
 
@@ -106,7 +108,9 @@ def _model(
         features, config.projection_dim, config.projection_hidden, config.projection_layers
     )
     certainty = (
-        CertaintyHead(features, gradient=config.certainty_gradient == "on")
+        CertaintyHead(
+            features, gradient=config.certainty_gradient == "on", outputs=criterion.numbers
+        )
         if criterion.uses_certainty
         else None
     )
@@ -252,6 +256,29 @@ def with_stem(config: PretrainConfig, size: int) -> PretrainConfig:
     if config.stem != "auto":
         return config
     return replace(config, stem="imagenet" if config.pretrained else stem_for(config.encoder, size))
+
+
+def with_presence(config: PretrainConfig) -> PretrainConfig:
+    """Return a configuration that says whether there is a presence, and how many null views.
+
+    Null views have a part in the statistics of BN, so there are none by default where the features
+    must be exactly SimCLR's.
+
+    Raises:
+        UserError: a table is to have null views, of which it has no features.
+    """
+    if config.presence is None and config.loss == "sure":
+        config = replace(config, presence=PRESENCE)
+    if config.of_table and config.null_fraction:
+        raise UserError(
+            f"null_fraction is {config.null_fraction}, and a table of features has no images of"
+            " which null views are made; leave it out."
+        )
+    if config.null_fraction is None:
+        of_both = config.presence == "on" and config.certainty_gradient == "on"
+        fraction = NULL_FRACTION if of_both and not config.of_table else 0.0
+        config = replace(config, null_fraction=fraction)
+    return config
 
 
 def own_network(module: nn.Module, shape: Sequence[int]) -> nn.Module:

@@ -21,12 +21,14 @@ CHOSEN = (
     "centre_share",
     "pixel_mean",
     "pixel_std",
+    "presence",
+    "null_fraction",
 )
 CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose auto means that
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
     *("channels", "encoder", "stem", "projection_dim", "projection_layers", "projection_hidden"),
-    *("loss", "optimizer", "freeze", "pool", "layer_decay"),
+    *("loss", "presence", "optimizer", "freeze", "pool", "layer_decay"),
 )
 OF_THE_MACHINE = ("threads", "gpu", "torch")  # keys of environment.json that may change last bits
 
