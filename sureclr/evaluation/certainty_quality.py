@@ -120,6 +120,7 @@ def measure_uncertainty(
         ),
         skipped=reasons_for_gaps(clean, reference) | (GAPS_OF_TABLES if of_table else {}),
         sample=judged.sample,
+        sets=selective_prediction.observe_sets(clean.table, reference) if labelled else None,
     )
 
 
@@ -137,7 +138,7 @@ def reasons_for_gaps(clean: ScoredImages, reference: Reference) -> dict[str, str
     """Return what could not be measured, with the reason."""
     reasons = {}
     if reference.probe is None:
-        reasons["r_auroc, selective, negative_entropy, probe_calibration"] = (
+        reasons["r_auroc, selective, negative_entropy, probe_calibration, sets"] = (
             "these need labelled images of two classes"
         )
     if clean.table.certainty is None:

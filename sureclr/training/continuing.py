@@ -158,7 +158,8 @@ def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str
             old, new = getattr(before, name), getattr(now, name)
             old = BEFORE_RECORDS.get(name) if old is None else old
             if name == "extensions":
-                old, new = ("; ".join(map(str, parts)) or "none" for parts in (old, new))
+                both = before.extensions, now.extensions
+                old, new = ("; ".join(map(str, parts)) or "none" for parts in both)
             texts[name] = f"{name} was {old} and is {when} {new}"
     return texts
 

@@ -47,7 +47,7 @@ from sureclr.models.embedding import batch_for, embed, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import Progress, report_progress
 from sureclr.stopping import stop_on_signals
-from sureclr.training.step_views import FeatureViews, null_views
+from sureclr.training.step_views import FeatureViews, nulls_of_run
 
 VALUES, MANIFEST, BLOCKS = "values.float16", "manifest.json", "blocks.jsonl"
 NULLS = "nulls"  # the folder of the features of null views, inside that of the others
@@ -335,7 +335,7 @@ def _null_features(
 ) -> NDArray[np.float16]:
     """Return the features (1, m, f) of the null views of some numbers, one after the other."""
     wanted = range(int(numbers[0]), int(numbers[-1]) + 1)
-    views = null_views(config, images, wanted, model.device)
+    views = nulls_of_run(config, images, wanted, model.device)
     parts = [model.features(some).float() for some in views.split(batch_for(views.device, images))]
     return _as_half(torch.cat(parts)[None], lambda row: f"null view {wanted[row]}")
 

@@ -92,7 +92,7 @@ class FeatureViews:
         return torch.from_numpy(found)
 
 
-def null_views(
+def nulls_of_run(
     config: PretrainConfig, images: ImageSet, numbers: range, device: torch.device
 ) -> Tensor:
     """Return the null views of these numbers, (m, c, h, w) float32 in [0, 1], on a device.
@@ -153,7 +153,7 @@ def prepared_views(
     pixels, size = images.for_views(pinned(indices, device)), images.images.shape[-1]
     nulls = None
     if config.nulls:
-        nulls = null_views(config, images, _numbers_of_nulls(config, done), device)
+        nulls = nulls_of_run(config, images, _numbers_of_nulls(config, done), device)
     if device.type == "cpu":
 
         def on_cpu(part: slice) -> Tensor:

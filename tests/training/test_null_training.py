@@ -21,7 +21,7 @@ from sureclr.training.accumulate import null_rows
 from sureclr.training.setup import new_trainer
 from sureclr.training.step_views import (
     FeatureViews,
-    null_views,
+    nulls_of_run,
     prepared_features,
     prepared_views,
 )
@@ -52,7 +52,7 @@ def stop() -> None:
 def test_each_step_has_its_own_null_views_behind_those_of_images() -> None:
     """Each is a function of the seed and of its number; of three, kinds go on in the next step."""
     config = replace(CONFIG, **NULLS | {"null_fraction": 0.2})  # 3 of 16
-    known = null_views(config, GIVEN, range(12), CPU)
+    known = nulls_of_run(config, GIVEN, range(12), CPU)
     assert len({row.numpy().tobytes() for row in known}) == 12
     for done in range(4):
         step = prepared_views(config, GIVEN, done, CPU)
@@ -64,9 +64,9 @@ def test_each_step_has_its_own_null_views_behind_those_of_images() -> None:
         assert torch.equal(torch.cat(parts), whole[32:])
     tiles = {tuple(sorted(view.flatten().tolist())) for view in known[1::2]}
     assert len(tiles) == 6 and all(len(set(one)) > 20 for one in tiles)
-    other = null_views(replace(config, seed=1), GIVEN, range(12), CPU)
+    other = nulls_of_run(replace(config, seed=1), GIVEN, range(12), CPU)
     assert not torch.isclose(known, other).flatten(1).all(1).any()
-    assert torch.equal(null_views(config, GIVEN, range(5, 9), CPU), known[5:9])
+    assert torch.equal(nulls_of_run(config, GIVEN, range(5, 9), CPU), known[5:9])
 
 
 def test_slices_of_a_batch_share_null_views_evenly() -> None:
@@ -119,7 +119,7 @@ def test_the_stored_features_are_those_of_a_loop_over_null_views(frozen_run: sur
     """18 = 1/4 of 48 images, for as many epochs as 3 views of them last: one and a half."""
     path = frozen_run.path / "features" / "nulls" / "values.float16"
     values = np.fromfile(path, np.float16).reshape(18, 80)
-    views = null_views(frozen_run.config, GIVEN, range(18), CPU)
+    views = nulls_of_run(frozen_run.config, GIVEN, range(18), CPU)
     with torch.no_grad():
         for view, found in zip(views, values, strict=True):
             expected = frozen_run.encoder(view[None])[0]
