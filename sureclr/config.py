@@ -44,9 +44,14 @@ LARGEST_NUMBER = {  # numbers above these overflow in float32, whose largest is 
     "temperature": 10**9,
     "certainty_weight": 10**9,
     "kernel_dimension": 10**9,
+    "null_weight": 10**9,
 }
 LEAST_TEMPERATURE = 1e-9  # cosines over a smaller one overflow where they are squared
 MOST_EXTENSIONS = 100  # of a run
+PRESENCE: Literal["on", "off"] = "off"  # of a run with the loss sure
+NULL_FRACTION = 0.125  # null views of a step as a share of its images, where the loss uses them
+NullKind = Literal["noise", "tiles"]
+NULL_KINDS: tuple[NullKind, ...] = get_args(NullKind)
 MOST_VIEWS = 1000  # of an image, whose features are stored
 COSINE_SHARE, CONSTANT_SHARE = 0.5, 0.1  # of the learning rate, which an extension has by default
 LARGEST_AMOUNT = 1000  # of a change of colour; every pixel is black or white long before
@@ -365,6 +370,22 @@ class PretrainConfig:
     those of other views with it, too. off: every view counts the same, as in SimCLR (also the
     default where certainty_gradient is off).
     """
+    presence: Literal["on", "off"] | None = None
+    """Whether certainty has a second number, the probability that an image shows anything of the
+    kind of the training images at all. on: the loss sure learns it beside the radius. Default: off.
+    """
+    null_fraction: float | None = None
+    """Null views of a training step, as a share of batch_size: images of nothing, from which the
+    loss sure learns what it looks like when there is nothing to see. 0: none. Default: 0.125 where
+    the loss has a presence, else 0.
+    """
+    null_kinds: tuple[NullKind, ...] = NULL_KINDS
+    """Kinds of null views, each of which is as frequent as the others: noise (coloured noise of
+    random smoothness, contrast and colour), tiles (training images with their small tiles
+    shuffled).
+    """
+    null_weight: float | None = None
+    """How much a null view counts beside an image. Default: as much."""
     samples: int | None = None
     """Monte Carlo samples a view; only for the loss mc-infonce. More are slower and less noisy.
     Default: the loss's own.
@@ -550,6 +571,21 @@ class PretrainConfig:
                 self.empirical_prior,
             ),
             (
+                "null_fraction must lie in [0, 1], or be None",
+                self.null_fraction is None or 0 <= self.null_fraction <= 1,
+                self.null_fraction,
+            ),
+            (
+                "null_kinds must name at least one kind, and none twice",
+                0 < len(self.null_kinds) == len(set(self.null_kinds)),
+                self.null_kinds,
+            ),
+            (
+                "null_weight must be 0 or a positive number, or None for 1",
+                self.null_weight is None or self.null_weight >= 0,
+                self.null_weight,
+            ),
+            (
                 "samples must be at least 1, or None for the loss's own",
                 self.samples is None or self.samples >= 1,
                 self.samples,
@@ -579,6 +615,12 @@ class PretrainConfig:
     def trainable(self) -> bool:
         """Return whether the encoder can be trained, which features and an ONNX file cannot."""
         return self.encoder not in (ONNX, TABLE)
+
+    @property
+    def nulls(self) -> int:
+        """Return the number of null views of a training step; a fraction above 0 gives one."""
+        fraction = self.null_fraction or 0.0
+        return max(1, round(fraction * self.batch_size)) if fraction else 0
 
     @property
     def of_table(self) -> bool:
@@ -681,6 +723,8 @@ class PretrainConfig:
             "dimension": self.kernel_dimension,
             "empirical_prior": self.empirical_prior,
             "softening": "off" if simclr else self.softening,
+            "presence": "off" if self.presence is None and self.loss == "sure" else self.presence,
+            "null_weight": self.null_weight,
             "samples": self.samples,
         }
 

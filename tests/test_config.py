@@ -274,6 +274,8 @@ def test_the_losss_options_are_the_configurations() -> None:
         kernel_dimension=5.0,
         empirical_prior=0.6,
         softening="means",
+        presence="on",
+        null_weight=0.8,
         samples=7,
     )
     assert config.objective_options() == {
@@ -282,6 +284,8 @@ def test_the_losss_options_are_the_configurations() -> None:
         "dimension": 5.0,
         "empirical_prior": 0.6,
         "softening": "means",
+        "presence": "on",
+        "null_weight": 0.8,
         "samples": 7,
     }
 
@@ -403,7 +407,7 @@ CONFIGURATIONS: list[tuple[type, dict[str, Any]]] = [
 WORDS = (
     "source pages strict allow_unreadable encoder stem init loss softening certainty_gradient"
     " optimizer precision compile views unsplit verify labels image_column label_column tune"
-    " schedule bn init_by_order freeze pool interpolation extensions"
+    " schedule bn init_by_order freeze pool interpolation extensions presence null_kinds"
 )
 NO_NUMBERS = set(WORDS.split())
 NUMBERS = [
@@ -413,9 +417,9 @@ NUMBERS = [
     if field.name not in NO_NUMBERS
 ]
 CAN_BE_OFF = (
-    "certainty_weight empirical_prior weight_decay warmup_epochs seed monitor_every snapshot_every"
-    " checkpoint_every flip jitter_p grey_p blur_p blur_kernel strength brightness contrast"
-    " saturation hue"
+    "certainty_weight empirical_prior null_fraction null_weight weight_decay warmup_epochs seed"
+    " monitor_every snapshot_every checkpoint_every flip jitter_p grey_p blur_p blur_kernel"
+    " strength brightness contrast saturation hue"
 )
 OFF = "0 switches it off, or is the smallest there is"
 FOLDS = "data sets have any number of folds, and the sentence about them names the field"

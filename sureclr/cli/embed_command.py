@@ -72,6 +72,7 @@ def _answer(found: "EmbeddedSource", out: Path) -> dict[str, Any]:
     table = found.table
     means = {
         "radius": table.radius,
+        "presence": table.presence,
         "information": table.information,
         "familiar": found.familiar,
         "evidence": found.evidence,

@@ -44,8 +44,8 @@ FIELDS_OF_GROUP: Mapping[Group, str] = {
         " projection_hidden"
     ),
     LOSS: (
-        "loss temperature certainty_weight kernel_dimension empirical_prior softening samples"
-        " certainty_gradient"
+        "loss temperature certainty_weight kernel_dimension empirical_prior softening presence"
+        " null_fraction null_kinds null_weight samples certainty_gradient"
     ),
     TRAINING: (
         "epochs batch_size micro_batch optimizer learning_rate learning_rates"

@@ -47,9 +47,7 @@ def hashed(seeds: Tensor, stream: int, count: int) -> Tensor:
     """
     # Seeds may be 0, 1, 2, ...: they are hashed before the stream is added, and after
     state = mix(mix(seeds + GOLDEN) + _signed(stream * GOLDEN % (1 << 64)))
-    steps = torch.tensor(
-        [_signed((draw + 1) * GOLDEN % (1 << 64)) for draw in range(count)], device=seeds.device
-    )
+    steps = torch.arange(1, count + 1, device=seeds.device) * GOLDEN  # modulo 2^64
     return mix(state[:, None] + steps)
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 SMALLEST_GAP = 1e-6
 ROWS_AT_ONCE = 1 << 14  # whose information is computed together: 12 MiB for each of its integrals
 ROWS_IN_GROUP = 1 << 11  # of the file, which are written and read together
-NUMBERS = frozenset({"label", "features", "direction", "radius", "certainty"})  # columns of them
+# Columns of numbers
+NUMBERS = frozenset({"label", "features", "direction", "radius", "certainty", "presence"})
 LARGEST_HALF = 65_504  # the largest float16
 
 
@@ -45,8 +46,8 @@ class Embeddings:
     Attributes:
         features: (n, f) float32, the output of the encoder.
         direction: (n, d) float32 unit vectors: what an image shows.
-        radius: (n,) float32 in [0, 1]: how certain that is; None for a loss without one. See
-            `Posterior`.
+        radius: (n,) float32 in [0, 1]: how precisely it shows that; None for a loss without one.
+            See `Posterior`.
         certainty: (n,) float32, larger is more certain, on no fixed scale; or None.
         labels: (n,) int64, an index into `classes`, or -1 where the class is not known.
         classes: names of the classes.
@@ -54,6 +55,8 @@ class Embeddings:
         paths: n names of the images.
         kernel_dimension: m of the run's loss, which evidence needs; or None.
         origin: the weights and images that the table was made of; "" if not recorded.
+        presence: (n,) float32 in [0, 1], the probability that an image shows anything of the kind
+            of the training images; None for a loss without one.
     """
 
     features: Tensor
@@ -66,6 +69,7 @@ class Embeddings:
     paths: Sequence[str]
     kernel_dimension: float | None = None
     origin: str = ""
+    presence: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -73,12 +77,12 @@ class Embeddings:
 
     @property
     def digest(self) -> str:
-        """The sha256 of features, direction, radius, labels, split and paths: what the rows are.
+        """The sha256 of all columns but the certainty, which follows from them: what the rows are.
 
         It identifies the table that a result was computed from. It reads every number, so keep it
         rather than ask again.
         """
-        optional = [] if self.radius is None else [self.radius]
+        optional = [column for column in (self.radius, self.presence) if column is not None]
         tensors = digest_of_tensors(self.features, self.direction, *optional, self.labels)
         words = json.dumps([self.split.tolist(), list(self.paths)])
         return digest_of_bytes(tensors.encode(), words.encode())
@@ -99,9 +103,9 @@ class Embeddings:
 
     @property
     def posterior(self) -> Posterior:
-        """Direction, radius and certainty as one value; a gap is at least `SMALLEST_GAP`."""
+        """What a loss says of the images as one value; a gap is at least `SMALLEST_GAP`."""
         gap = None if self.radius is None else (1 - self.radius).clamp(min=SMALLEST_GAP)
-        return Posterior(self.direction, self.radius, gap, self.certainty)
+        return Posterior(self.direction, self.radius, gap, self.certainty, presence=self.presence)
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> "Embeddings":
         """Return some rows of the table: a view if they are neighbours in order, else a copy.
@@ -126,6 +130,7 @@ class Embeddings:
             split=split,
             radius=None if self.radius is None else self.radius[at],
             certainty=None if self.certainty is None else self.certainty[at],
+            presence=None if self.presence is None else self.presence[at],
             paths=paths,
         )
 
@@ -206,6 +211,7 @@ class Embeddings:
         optional = {
             "radius": self.radius,
             "certainty": self.certainty,
+            "presence": self.presence,
             **more,
         }
         for name, value in optional.items():
@@ -292,6 +298,7 @@ def _from_batches(schema: "Schema", rows: int, batches: "Iterator[RecordBatch]")
         paths,
         about["kernel_dimension"],
         about["origin"],
+        tensors.get("presence"),
     )
 
 

@@ -30,7 +30,7 @@ class EmbeddedSource:
     """The embeddings of n images, and how they compare with the training images of the run.
 
     Attributes:
-        table: features, direction, radius and certainty.
+        table: features, direction, radius, certainty and presence.
         familiar: (n,) float64 in [0, 1], a conformal p-value, low for an image that is unlike the
             training images (see `familiarity.fit_familiarity`); None where the run has neither the
             file familiarity.safetensors of these weights nor a table of the training images.
@@ -81,6 +81,7 @@ class EmbeddedSource:
             "direction": table.direction,
             "radius": table.radius,
             "certainty": table.certainty,
+            "presence": table.presence,
             "information": table.information,
             **more,
         }

@@ -28,7 +28,7 @@ from sureclr.evaluation.results import ByScore, Sample
 from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.metrics import auroc
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import Posterior, pair_radius
+from sureclr.maths.sphere import Posterior, expected_cosine
 
 Embed = Callable[[ImageSet], Embeddings]  # of images that fit the model already
 Scores = dict[str, Tensor]
@@ -184,6 +184,7 @@ def joined_tables(tables: Sequence[Embeddings]) -> Embeddings:
         direction=torch.cat([table.direction for table in tables]),
         radius=_joined([table.radius for table in tables]),
         certainty=_joined([table.certainty for table in tables]),
+        presence=_joined([table.presence for table in tables]),
         labels=torch.cat([table.labels for table in tables]),
         split=np.concatenate([table.split for table in tables]),
         paths=[path for table in tables for path in table.paths],
@@ -240,9 +241,12 @@ class ViewPairs:
         return ViewPairs(self.table.select(np.concatenate([rows, rows + self.n])))
 
     def radius_and_cosine(self) -> tuple[Tensor, Tensor]:
-        """Return r = rho rho' and the cosine of the two directions of each image, (n,) each."""
+        """Return the expected cosine and the cosine of the two directions of each image, (n,) each.
+
+        The expected one is rho rho', or with a presence pi pi' rho rho'.
+        """
         a, b = (side.posterior for side in self.sides())
-        return pair_radius(a, b)[0], (a.direction * b.direction).sum(1)
+        return expected_cosine(a, b), (a.direction * b.direction).sum(1)
 
 
 def embed_view_pairs(

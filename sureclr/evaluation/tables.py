@@ -11,7 +11,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation.results import ClassNumbers, ClassScore, Confusion, Number
 from sureclr.maths.losses import measured_dimension
 from sureclr.maths.metrics import ClassCounts, count_classes, wilson_interval
-from sureclr.maths.sphere import Posterior, evidence, evidence_matrix, radius_and_gap
+from sureclr.maths.sphere import evidence, evidence_matrix
 
 MATRIX = 200  # classes up to which the whole confusion matrix is kept
 EVIDENCE_AT_ONCE = 1 << 21  # pairs of images whose evidence exists at once: 16 MiB an array
@@ -136,13 +136,12 @@ def evidence_in(table: Embeddings) -> Callable[[Tensor, Tensor], Tensor] | None:
     """
     if table.radius is None:
         return None
-    radius, gaps = radius_and_gap(table.posterior)
-    dimension = evidence_dimension(table)
+    known, dimension = table.posterior, evidence_dimension(table)
 
     def nats(rows: Tensor, others: Tensor) -> Tensor:
         first, second = (
-            Posterior(table.direction[i], radius[i], gaps[i])
-            for i in (rows.repeat_interleave(others.shape[1]), others.flatten())
+            known.part(rows.repeat_interleave(others.shape[1])),
+            known.part(others.flatten()),
         )
         return evidence(first, second, dimension).view(others.shape)
 

@@ -116,7 +116,8 @@ class Snapshot:
         if softening == "off":
             return Logits(cosines)
         certainties = [self.tensors[f"{view}_certainty"] for view in ("first", "second")]
-        radii = torch.cat(certainties).double()  # SURE's certainty is the radius
+        # SURE's certainty is the length of the mean, by which its logits are softened
+        radii = torch.cat(certainties).double()
         if softening == "anchors":
             return Logits(sharpness(radii)[:, None] * cosines)
         a = relative(radii)

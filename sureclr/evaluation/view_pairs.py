@@ -37,7 +37,7 @@ from sureclr.evaluation.tables import (
 from sureclr.maths import metrics
 from sureclr.maths.losses import log_mean_exp_evidence
 from sureclr.maths.neighbours import top_k
-from sureclr.maths.sphere import Posterior, evidence_matrix, radius_and_gap
+from sureclr.maths.sphere import Posterior, evidence_matrix
 
 EVIDENCE_IMAGES = 1000  # at most so many images, of whose views all are compared: a million pairs
 BINS = 10
@@ -183,9 +183,6 @@ def best_evidence(
     a: Posterior, b: Posterior, dimension: float, block: int = 512
 ) -> tuple[Tensor, Tensor]:
     """Return max_j s(u_i, u'_j) in nats and the j, (n,) each, `block` rows at a time."""
-    columns = (x.split(block) for x in (a.direction, *radius_and_gap(a)))
-    parts = [
-        evidence_matrix(Posterior(mu, rho, gap), b, dimension).max(1)
-        for mu, rho, gap in zip(*columns, strict=True)
-    ]
+    rows = torch.arange(len(a.direction)).split(block)
+    parts = [evidence_matrix(a.part(some), b, dimension).max(1) for some in rows]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

@@ -208,6 +208,7 @@ RULES: Mapping[str, Rule] = {  # by the name of the argument
     "kappas": FROM_ZERO,
     "sharpness": FROM_ZERO,
     "temperatures": ("must be finite and above 0", lambda x: (x > 0) & (x < math.inf)),
+    "presences": ("must lie in [0, 1]", lambda x: (x >= 0) & (x <= 1)),
     "predictions": FINITE,
     "projections": FINITE,
     "k": FINITE,

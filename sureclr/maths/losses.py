@@ -39,18 +39,25 @@ from sureclr.maths.sphere import (
     evidence_matrix,
     kernel_dimension_of,
     log_kernel,
+    log_mixture,
     pair_gap,
+    radius_and_gap,
 )
 
 Inputs = ParamSpec("Inputs")
 Softening = Literal["anchors", "means", "off"]
+Switch = Literal["on", "off"]
 Dimension = float | Tensor | None  # of the kernel, m > 1. None: the number of coordinates
 
 TEMPERATURE = 0.2  # tau, of every loss that has one (but ELK's, which divides evidence)
 PULL = 28.0  # lambda * m of SURE: its pull on the encoder grows with this product (theory 5)
 EMPIRICAL_PRIOR = 0.0  # beta of SURE
 SOFTENING: Softening = "anchors"  # of SURE
+PRESENCE: Switch = "off"  # of SURE: whether the posterior has a second number, pi
 GROUP = 128  # images that `log_base_rate` compares with each other
+NULL_PAIRS = (
+    1 << 20
+)  # of null views with views, that `null_likelihood` compares at once: 4 MiB each
 # How many times the mean radius a view may count; binds only where the mean radius is below a half
 SUREST = 2.0
 
@@ -115,6 +122,20 @@ def checked_prior(empirical_prior: float) -> float:
         UserError: it does not lie in [0, 1].
     """
     return checked_share("empirical_prior", empirical_prior, "0 is the uniform prior of the model")
+
+
+def checked_presence(presence: Switch) -> Switch:
+    """Return whether the posterior has a presence, "on" or "off".
+
+    Raises:
+        UserError: it is another word.
+    """
+    if presence not in get_args(Switch):
+        raise UserError(
+            f"presence must be one of {', '.join(get_args(Switch))}, and is {presence}; leave it"
+            f" out for {PRESENCE}."
+        )
+    return presence
 
 
 def checked_softening(softening: Softening) -> Softening:
@@ -194,12 +215,17 @@ def nt_xent(
 
 @loss_of_views
 def radius_likelihood(
-    directions: Tensor, radii: Tensor, dimension: Dimension = None, gaps: Tensor | None = None
+    directions: Tensor,
+    radii: Tensor,
+    dimension: Dimension = None,
+    gaps: Tensor | None = None,
+    presences: Tensor | None = None,
 ) -> Tensor:
     """Return - mean_i log P_{rho_i rho_p(i)}( sg(mu_i).sg(mu_p(i)) ), L_sure of theory 3.
 
     It asks where on the sphere the partner is. It is strictly proper for the radii, and no gradient
-    reaches the directions. Arguments as for `sure`.
+    reaches the directions. With presences it is - mean_i log(1 + pi_i pi_p(i) (P - 1)) (theory 9):
+    a pair that shares nothing is explained by pi, not by smaller radii. Arguments as for `sure`.
 
     Returns:
         a scalar in nats, the mean over 2n views (equal to that over n pairs, which share a value).
@@ -208,7 +234,59 @@ def radius_likelihood(
     rho, rho_other = pairs(radii)
     gap = pair_gap(*pairs(1 - radii if gaps is None else gaps))
     m = kernel_dimension_of(directions, dimension)
-    return -log_kernel(cosine_gap(mu, other), rho * rho_other, gap, m).mean()
+    log_ratio = log_kernel(cosine_gap(mu, other), rho * rho_other, gap, m)
+    if presences is not None:
+        pi, pi_other = pairs(presences)
+        log_ratio = log_mixture(log_ratio, pi * pi_other, pair_gap(1 - pi, 1 - pi_other))
+    return -log_ratio.mean()
+
+
+@full_precision
+def null_likelihood(views: Posterior, nulls: Posterior, dimension: Dimension = None) -> Tensor:
+    """Return - mean_{i null, j view} log(1 + pi_i sg(pi_j) (P_{rho_i sg(rho_j)}(c_ij) - 1)).
+
+    L_null of theory 9, with c_ij = sg(mu_i).sg(mu_j). A null view, an image of nothing, shares
+    nothing with any view, so its likelihood is best where it says nothing: pi_i = 0 or rho_i = 0.
+    No gradient reaches the directions, nor the numbers of the views. Without presences pi is 1.
+
+    Args:
+        views: m posteriors of views of images, with a radius.
+        nulls: k posteriors of null views, at least 1.
+        dimension: m of the kernel. Default: the number of coordinates.
+
+    Returns:
+        a scalar in nats, the mean over all k m pairs. The memory is that of `NULL_PAIRS` pairs.
+
+    Raises:
+        UserError: a posterior has no radius, or a number lies outside its range.
+    """
+    radius, gap = radius_and_gap(views)
+    presence = None if views.presence is None else views.presence.detach()
+    known = Posterior(views.direction.detach(), radius.detach(), gap.detach(), presence=presence)
+    m = kernel_dimension_of(known.direction, dimension)
+    own_radius, own_gap = radius_and_gap(nulls)
+    rows = max(1, NULL_PAIRS // len(known.direction))
+
+    def sum_of_rows(
+        direction: Tensor, radius: Tensor, gap: Tensor, presence: Tensor | None
+    ) -> Tensor:
+        """The sum over some null views, computed again for its gradient to save memory."""
+        some = Posterior(direction, radius, gap, presence=presence)
+        return evidence_matrix(some, known, m).sum()
+
+    total = own_radius.new_zeros(())
+    for start in range(0, len(nulls.direction), rows):
+        some = slice(start, start + rows)
+        total = total + checkpoint(
+            sum_of_rows,
+            nulls.direction[some].detach(),
+            own_radius[some],
+            own_gap[some],
+            None if nulls.presence is None else nulls.presence[some],
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+    return -total / (len(nulls.direction) * len(known.direction))
 
 
 @loss_of_views
@@ -218,6 +296,7 @@ def log_base_rate(
     dimension: Dimension = None,
     gaps: Tensor | None = None,
     group: int = GROUP,
+    presences: Tensor | None = None,
 ) -> Tensor:
     """Return mean_i log mean_j P_{rho_i rho_j}( sg(mu_i).sg(mu_j) ), j over other images' views.
 
@@ -234,6 +313,7 @@ def log_base_rate(
         group: j runs over a group of at most so many images that are neighbours in the batch, which
             is shuffled: a sample. So the cost is O(n), and the number (a log-mean, which depends on
             how many) is the same for every batch size.
+        presences: (2n,), pi; then P is 1 + pi_i pi_j (P - 1).
 
     Returns:
         a scalar in nats, the mean over 2n views.
@@ -241,17 +321,26 @@ def log_base_rate(
     n, gaps = len(pairs(directions)[0]), 1 - radii if gaps is None else gaps
     groups = torch.arange(n, device=directions.device).tensor_split(math.ceil(n / group))
 
-    def sum_of_group(images: Tensor, radii: Tensor, gaps: Tensor) -> Tensor:
+    def sum_of_group(
+        images: Tensor, radii: Tensor, gaps: Tensor, presences: Tensor | None
+    ) -> Tensor:
         """The sum over a group's views, computed again for its gradient to save memory."""
         rows = torch.cat((images, images + n))
-        views = Posterior(directions.detach()[rows], radii[rows], gaps[rows])
+        present = None if presences is None else presences[rows]
+        views = Posterior(directions.detach()[rows], radii[rows], gaps[rows], presence=present)
         others = without_own_image(evidence_matrix(views, views, dimension))
         return (others.logsumexp(1) - math.log(len(rows) - 2)).sum()
 
     total = directions.new_zeros(())
     for images in groups:
         total = total + checkpoint(
-            sum_of_group, images, radii, gaps, use_reentrant=False, preserve_rng_state=False
+            sum_of_group,
+            images,
+            radii,
+            gaps,
+            presences,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
     return total / len(radii)
 
@@ -267,6 +356,7 @@ def sure(
     empirical_prior: float = EMPIRICAL_PRIOR,
     softening: Softening = SOFTENING,
     nt_xent: Callable[..., Tensor] = nt_xent,
+    presences: Tensor | None = None,
 ) -> Tensor:
     """Return L = L_what + lambda * L_sure (theory 3), what a view shows and how sure it is.
 
@@ -291,6 +381,8 @@ def sure(
             With equal radii all three are NT-Xent. The radii have no gradient and no common scale
             in L_what, so the temperature, whose mean stays, cannot run away (theory 5).
         nt_xent: a function of rows, temperature and sharpness (`tiles.nt_xent` for large batches).
+        presences: (2n,), pi in [0, 1]: the probability that a view shows anything (theory 9).
+            Softening then goes by the lengths pi_i rho_i. Not given: 1.
 
     Returns:
         a scalar in nats, the mean over 2n views.
@@ -303,14 +395,21 @@ def sure(
         not_negative("weight", weight)
     checked_prior(empirical_prior)
     m = kernel_dimension_of(directions, dimension)
+    lengths = radii if presences is None else presences * radii
     if softening == "means":
-        what = nt_xent(posterior_means(directions, radii), temperature / SUREST**2)
+        what = nt_xent(posterior_means(directions, lengths), temperature / SUREST**2)
     else:
-        own = unchecked_sharpness(radii) if softening == "anchors" else None
+        own = unchecked_sharpness(lengths) if softening == "anchors" else None
         what = nt_xent(directions, temperature, own)
-    pull = PULL / m if weight is None else weight
-    certainty: Tensor = unchecked_certainty_loss(directions, radii, m, gaps, empirical_prior)
-    return what + pull * certainty
+    certainty: Tensor = unchecked_certainty_loss(
+        directions, radii, m, gaps, empirical_prior, presences
+    )
+    return what + pull(weight, m) * certainty
+
+
+def pull(weight: float | Tensor | None, dimension: float | Tensor) -> float | Tensor:
+    """Return lambda, the weight of L_sure: the given one, or by default `PULL` / m."""
+    return PULL / dimension if weight is None else weight
 
 
 @full_precision
@@ -355,6 +454,7 @@ def certainty_loss(
     dimension: Dimension = None,
     gaps: Tensor | None = None,
     empirical_prior: float = EMPIRICAL_PRIOR,
+    presences: Tensor | None = None,
 ) -> Tensor:
     """Return - mean_i ( log P_{r_ip(i)}(c_ip(i)) - beta log mean_j P_{r_ij}(c_ij) ).
 
@@ -365,10 +465,10 @@ def certainty_loss(
     Returns:
         a scalar in nats, the mean over 2n views.
     """
-    likelihood: Tensor = unchecked_likelihood(directions, radii, dimension, gaps)
+    likelihood: Tensor = unchecked_likelihood(directions, radii, dimension, gaps, presences)
     if empirical_prior:
         likelihood = likelihood + empirical_prior * log_base_rate(
-            directions, radii, dimension, gaps
+            directions, radii, dimension, gaps, presences=presences
         )
     return likelihood
 

@@ -29,9 +29,11 @@ from sureclr.maths.inputs import (
 )
 from sureclr.maths.losses import (
     EMPIRICAL_PRIOR,
+    PRESENCE,
     SOFTENING,
     TEMPERATURE,
     Softening,
+    Switch,
 )
 from sureclr.maths.references import ELK_TEMPERATURE, PREDICTION_WEIGHT, REGRESSION_WEIGHT
 from sureclr.maths.sphere import (
@@ -48,6 +50,7 @@ from sureclr.registry import Registry
 MEASURED: Literal["measured"] = "measured"
 LARGEST_K = 1e15  # its square is a float32 number; the result is K_MAX long before
 K_MAX = math.log((1 - GAP_MIN) / GAP_MIN)  # sigmoid(-K_MAX) = GAP_MIN
+PRESENCE_START = 2.0  # logit of the presence at the start of training: pi = .88
 
 
 def bounded(k: Tensor) -> Tensor:
@@ -68,7 +71,8 @@ class Objective(nn.Module, ABC):
     `objective` and the command line. Options of its `__init__` are options there.
 
     Attributes:
-        uses_certainty: whether the network must also return one number k a view. Default: True.
+        uses_certainty: whether the network must also return numbers k of each view. Default: True.
+        numbers: how many: 1, so that k is (n,), or more, so that k is (n, numbers). Default: 1.
 
     >>> class Cosine(Objective):
     ...     "Radius and cosine of a pair should both be 1."
@@ -83,6 +87,7 @@ class Objective(nn.Module, ABC):
     """
 
     uses_certainty: ClassVar[bool] = True
+    numbers: int = 1
 
     @abstractmethod
     def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
@@ -90,7 +95,8 @@ class Objective(nn.Module, ABC):
 
         Args:
             projections: (n, d), of any length.
-            k: (n,), the network's raw number for each row. A loss without certainty ignores it.
+            k: (n,), the network's raw number for each row; (n, numbers) where there are several. A
+                loss without certainty ignores it.
 
         Raises:
             UserError: the tensors do not fit (see `directions` and `number`).
@@ -120,7 +126,7 @@ class Objective(nn.Module, ABC):
         Args:
             views: (2n, d) projections of any length, or the posterior that `read` returned; rows i
                 and i + n are the views of image i.
-            k: (2n,), the raw numbers where `views` are projections.
+            k: (2n,) or (2n, numbers), the raw numbers where `views` are projections.
             generator: for losses that sample.
 
         Returns:
@@ -143,6 +149,24 @@ class Objective(nn.Module, ABC):
             )
         loss: Tensor = super().__call__(posterior, generator)
         return loss
+
+    def null_loss(self, views: Posterior, nulls: Posterior) -> Tensor:
+        """Return what null views, which are images of nothing, add to the loss (theory 9).
+
+        Args:
+            views: posteriors of the 2n views of the batch.
+            nulls: posteriors of the batch's null views, at least 1.
+
+        Returns:
+            a scalar in nats.
+
+        Raises:
+            UserError: this loss has no use for them, which is so unless it overrides this method.
+        """
+        raise UserError(
+            f"{type(self).__name__} learns nothing from null views; set null_fraction to 0, or use"
+            " the loss sure."
+        )
 
     def directions(self, projections: Tensor) -> Tensor:
         """Return the rows scaled to length 1, (n, d), in at least float32. For use in `read`.
@@ -279,8 +303,8 @@ class SureLoss(RadiusLoss):
 
     Args:
         temperature: tau of the first term, above 0.
-        weight: lambda of the second, 0 or more. Default: `losses.PULL` / m, since its pull on the
-            encoder grows with lambda * m (theory 5).
+        weight: lambda of the second and of null views, 0 or more. Default: `losses.PULL` / m, since
+            its pull on the encoder grows with lambda * m (theory 5).
         dimension: m of the kernel, a number above 1. Default: the number of coordinates, as in the
             model itself (theory 1). "measured": the running 1 / E[c^2] over views of different
             images. That running number is kept in any case, for reading evidence (theory 3).
@@ -290,6 +314,11 @@ class SureLoss(RadiusLoss):
         softening: how an unsure view's logits are softened in the first term: only its own
             ("anchors"), also those of other views with it ("means"), or none ("off");
             `losses.sure` has the formulas.
+        presence: "on": the posterior has a second number, pi, the probability that the view shows
+            anything of the kind of the training images, and k is (n, 2): the logit of the radius,
+            then that of pi less `PRESENCE_START`. "off": it has none, and k is (n,) (theory 9).
+        null_weight: of null views beside views, 0 or more: L_null counts lambda times this.
+            Default: their number over that of the images, so that a null view counts as an image.
         momentum: of the running mean of c^2, in [0, 1). A batch of n images has about 2 n^2 pairs,
             so a short memory (10 steps) is exact enough, and follows the directions as they spread.
 
@@ -309,6 +338,8 @@ class SureLoss(RadiusLoss):
         empirical_prior: float = EMPIRICAL_PRIOR,
         softening: Softening = SOFTENING,
         momentum: float = 0.9,
+        presence: Switch = PRESENCE,
+        null_weight: float | None = None,
     ) -> None:
         """Check the options and start the running mean."""
         super().__init__()
@@ -317,6 +348,11 @@ class SureLoss(RadiusLoss):
         self.dimension = dimension if dimension == MEASURED else checked_dimension(dimension)
         self.empirical_prior = losses.checked_prior(empirical_prior)
         self.softening: Softening = losses.checked_softening(softening)
+        self.presence: Switch = losses.checked_presence(presence)
+        self.numbers = 2 if presence == "on" else 1
+        self.null_weight = (
+            null_weight if null_weight is None else not_negative("null_weight", null_weight)
+        )
         if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
             raise UserError(
                 f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel"
@@ -325,6 +361,22 @@ class SureLoss(RadiusLoss):
         self.momentum = momentum
         for running in ("squared_cosine", "seen", "m"):
             self.register_buffer(running, torch.zeros(()))
+
+    def read(self, projections: Tensor, k: Tensor | None = None) -> Posterior:
+        """Return direction, radius and, where the loss has one, presence of each row."""
+        if self.presence == "off":
+            return super().read(projections, k)
+        if k is None or k.ndim != 2 or k.shape[-1] != 2:
+            form = "none" if k is None else f"the shape {tuple(k.shape)}"
+            raise UserError(
+                "SureLoss with a presence needs two numbers a view beside the direction: pass k of"
+                f" shape (n, 2), not {form}."
+            )
+        of_radius, of_presence = k.unbind(-1)
+        known = super().read(projections, of_radius)
+        number = self.number(projections, of_presence)
+        presence = torch.sigmoid(bounded(number + PRESENCE_START))
+        return Posterior(known.direction, known.radius, known.gap, presence=presence)
 
     def forward(self, posterior: Posterior, generator: torch.Generator | None = None) -> Tensor:
         """Return `tiles.sure` of the views; in training mode, update the running mean first."""
@@ -340,7 +392,15 @@ class SureLoss(RadiusLoss):
             gap,
             self.empirical_prior,
             self.softening,
+            presences=posterior.presence,
         )
+
+    def null_loss(self, views: Posterior, nulls: Posterior) -> Tensor:
+        """Return lambda times their weight times `losses.null_likelihood`."""
+        m, images = self.kernel(views.direction), len(views.direction) / 2
+        weight = len(nulls.direction) / images if self.null_weight is None else self.null_weight
+        likelihood: Tensor = losses.null_likelihood(views, nulls, m)
+        return losses.pull(self.weight, m) * weight * likelihood
 
     @torch.no_grad()
     def update(self, directions: Tensor) -> None:

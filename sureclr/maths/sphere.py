@@ -2,7 +2,9 @@
 
 A view is a point u = rho * mu of the open unit ball, and that point is its posterior over the
 latent z on S^{d-1}: the Poisson kernel P(u, z) = (1 - |u|^2) / |u - z|^d, a density with respect to
-the uniform *probability* measure. All logarithms are natural, so results are in nats. The functions
+the uniform *probability* measure. With a second number, the presence pi, the posterior is the
+mixture pi P(u, .) + (1 - pi) (theory 9): with probability 1 - pi the view says nothing of z. All
+logarithms are natural, so results are in nats. The functions
 `at_least_float32`, `wide` and `unit_rows` are the package's only ones of their kind. Samples are
 drawn in sampling.py; vmf.py has the von Mises-Fisher distribution, which other losses use instead.
 """
@@ -10,6 +12,7 @@ drawn in sampling.py; vmf.py has the von Mises-Fisher distribution, which other 
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,14 +86,16 @@ class Posterior:
 
     Attributes:
         direction: (..., d), unit vectors mu, d >= 2: *what* the view shows.
-        radius: (...), mean resultant length rho in [0, 1): *how sure* the view is. None where the
-            loss has none (NT-Xent).
+        radius: (...), rho in [0, 1): *how precisely* it shows that. Without a presence it is the
+            mean resultant length. None where the loss has none (NT-Xent).
         gap: (...), 1 - rho, stored separately because float32 loses it near 1 (theory 5). Not
             given: 1 - radius.
-        certainty: (...), any increasing scale of certainty (radius, kappa, minus the predicted
-            loss). Not given: the radius. None for NT-Xent.
+        certainty: (...), any increasing scale of certainty (kappa, minus the predicted loss). Not
+            given: the mean resultant length, which is pi * rho. None for NT-Xent.
         parameter: (...), the loss's own number (kappa, temperature, predicted loss). None where the
             radius is that number.
+        presence: (...), pi in [0, 1]: the probability that the view shows *anything* of the kind of
+            the training images. None where the loss has none: 1 for every view.
 
     Raises:
         UserError: the directions have fewer than two coordinates, or a tensor is not of a
@@ -103,24 +108,35 @@ class Posterior:
     gap: Tensor | None = None
     certainty: Tensor | None = None
     parameter: Tensor | None = None
+    presence: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check types and shapes, and fill in the gap and the certainty."""
         check_floating("direction", self.direction)
         check_dimension(self.direction.shape[-1] if self.direction.ndim else 0)
-        for name in ("radius", "gap", "certainty", "parameter"):
+        for name in ("radius", "gap", "certainty", "parameter", "presence"):
             if getattr(self, name) is not None:
                 check_numbers(name, getattr(self, name), self.direction, "direction")
         if self.gap is None and self.radius is not None:
             object.__setattr__(self, "gap", 1 - self.radius)
         if self.certainty is None and self.radius is not None:
-            object.__setattr__(self, "certainty", self.radius)
+            length = self.radius if self.presence is None else self.presence * self.radius
+            object.__setattr__(self, "certainty", length)
+
+    def part(self, rows: slice | Tensor) -> "Posterior":
+        """Return the posteriors of some rows."""
+        values: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in vars(self).items()
+        }
+        return Posterior(**values)
 
     @property
     def mean(self) -> Tensor:
-        """E[z | x] = u = rho * mu, (..., d), exactly, with |u| < 1 (theory 1)."""
-        radius, _ = radius_and_gap(self)
-        return radius.unsqueeze(-1) * self.direction
+        """E[z | x] = pi * rho * mu, (..., d), exactly, shorter than 1 (theory 1 and 9)."""
+        length, _ = radius_and_gap(self)
+        if self.presence is not None:
+            length = self.presence * length
+        return length.unsqueeze(-1) * self.direction
 
 
 def radius_and_gap(posterior: Posterior) -> tuple[Tensor, Tensor]:
@@ -200,6 +216,65 @@ def pair_radius(a: Posterior, b: Posterior) -> tuple[Tensor, Tensor]:
     return radius * other, pair_gap(gap, other_gap)
 
 
+def pair_presence(a: Posterior, b: Posterior) -> tuple[Tensor, Tensor] | None:
+    """Return p = pi pi' and 1 - p of paired posteriors, (...) each, without cancellation.
+
+    It is None where neither has a presence: both are then 1.
+
+    Raises:
+        UserError: a presence lies outside [0, 1]. On a GPU it becomes NaN (inputs.py).
+    """
+    present = [usable_presence(posterior.presence) for posterior in (a, b)]
+    known = [presence for presence in present if presence is not None]
+    if len(known) < 2:
+        return (known[0], 1 - known[0]) if known else None
+    return known[0] * known[1], pair_gap(1 - known[0], 1 - known[1])
+
+
+def usable_presence(presence: Tensor | None) -> Tensor | None:
+    """Return pi (...) in at least float32 after a look at its values; None stays None.
+
+    Raises:
+        UserError: a presence lies outside [0, 1]. On a GPU it becomes NaN (inputs.py).
+    """
+    if presence is None:
+        return None
+    presence = at_least_float32(presence)
+    added = check_values({"presences": presence})
+    return presence if added is None else presence + added
+
+
+def log_mixture(log_ratio: Tensor, presence: Tensor, absence: Tensor) -> Tensor:
+    """Return log(1 + p (exp(l) - 1)) in nats, (...): the evidence of a mixture (theory 9).
+
+    It is logaddexp(log(1 - p), log p + l), which neither overflows nor cancels. It is at least
+    log(1 - p), so one disagreement costs no more than that; at p = 1 it is l, and at p = 0 it is 0.
+
+    Args:
+        log_ratio: l, log P of a pair or of a point, in nats.
+        presence: p in [0, 1], broadcast.
+        absence: 1 - p, where the caller knows it better than float32's difference.
+    """
+    inside = (presence > 0) & (absence > 0)
+    # At either end a logarithm would be infinite, and its gradient NaN
+    p, rest = (torch.where(inside, x, 0.5) for x in (presence, absence))
+    mixed = torch.logaddexp(rest.log().expand_as(log_ratio), p.log() + log_ratio)
+    return torch.where(inside, mixed, torch.where(presence > 0, log_ratio, 0))
+
+
+def expected_cosine(a: Posterior, b: Posterior) -> Tensor:
+    """Return E[mu.mu'] of two views of one image, given their numbers, (...): pi pi' rho rho'.
+
+    It is the model's prediction (theory 2 and 9), so comparing it with cosines tests the model.
+
+    Raises:
+        UserError: as `pair_radius` and `pair_presence`.
+    """
+    r, _ = pair_radius(a, b)
+    both = pair_presence(a, b)
+    return r if both is None else both[0] * r
+
+
 def cosine_gap(mu: Tensor, other: Tensor) -> Tensor:
     """Return 1 - mu.mu' = |mu - mu'|^2 / 2 for unit vectors (..., d).
 
@@ -221,9 +296,10 @@ def usable_radius(posterior: Posterior) -> tuple[Tensor, Tensor]:
 
 
 def log_density(posterior: Posterior, z: Tensor) -> Tensor:
-    """Return log q(z | x) = log P(u, z) in nats, for unit vectors z (..., d), broadcast.
+    """Return log q(z | x) in nats, for unit vectors z (..., d), broadcast.
 
-    The density is with respect to the uniform probability measure (theory 1).
+    q is P(u, z), or with a presence pi P(u, z) + 1 - pi. The density is with respect to the uniform
+    probability measure (theory 1 and 9).
 
     >>> knows_nothing = Posterior(torch.tensor([1.0, 0.0]), torch.tensor(0.0))
     >>> log_density(knows_nothing, torch.tensor([0.0, 1.0]))
@@ -231,19 +307,24 @@ def log_density(posterior: Posterior, z: Tensor) -> Tensor:
     """
     radius, gap = usable_radius(posterior)
     away = cosine_gap(at_least_float32(posterior.direction), z)
-    return log_kernel(away, radius, gap, posterior.direction.shape[-1])
+    log_ratio = log_kernel(away, radius, gap, posterior.direction.shape[-1])
+    presence = usable_presence(posterior.presence)
+    return log_ratio if presence is None else log_mixture(log_ratio, presence, 1 - presence)
 
 
 def density(posterior: Posterior, z: Tensor) -> Tensor:
-    """Return q(z | x) = P(u, z) = (1 - |u|^2) / |u - z|^d; the uniform distribution has 1."""
+    """Return q(z | x) = pi P(u, z) + 1 - pi, P(u, z) = (1 - |u|^2) / |u - z|^d, without a unit.
+
+    Without a presence pi is 1. The uniform distribution has the density 1.
+    """
     return log_density(posterior, z).exp()
 
 
 def evidence(a: Posterior, b: Posterior, dimension: float | Tensor | None = None) -> Tensor:
-    """Return s(u, u') = log P_{rho rho'}(mu.mu') in nats, (...), row by row.
+    """Return s = log P_{rho rho'}(mu.mu') in nats, (...), row by row.
 
     It is the evidence that two views show the same image, their pointwise mutual information
-    (theory 2).
+    (theory 2). With presences it is log(1 + pi pi' (P - 1)), which is bounded below (theory 9).
 
     Args:
         a: the posteriors of the first views, (...).
@@ -257,11 +338,13 @@ def evidence(a: Posterior, b: Posterior, dimension: float | Tensor | None = None
     r, gap = pair_radius(a, b)
     m = kernel_dimension_of(a.direction, dimension)
     mu, other = map(at_least_float32, (a.direction, b.direction))
-    return log_kernel(cosine_gap(mu, other), r, gap, m)
+    log_ratio = log_kernel(cosine_gap(mu, other), r, gap, m)
+    both = pair_presence(a, b)
+    return log_ratio if both is None else log_mixture(log_ratio, *both)
 
 
 def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None = None) -> Tensor:
-    """Return s(u_i, u'_j) in nats, (n, m), for n and m views (theory 2).
+    """Return the `evidence` of all pairs in nats, (n, m), for n and m views (theory 2 and 9).
 
     The cost is one matrix product, one outer product and one logarithm an entry. A cosine by
     product is off by some eps, which matters only where (1 - r)^2 + 2 r (1 - c) is small, that is,
@@ -287,7 +370,13 @@ def evidence_matrix(a: Posterior, b: Posterior, dimension: float | Tensor | None
         by_product = 1 - mu @ other.T
     near = squared_distance(by_product.detach(), r, gap) < NEAR * torch.finfo(r.dtype).eps
     exact = _refined(by_product, near, mu, other)
-    return log_kernel(exact, r, gap, kernel_dimension_of(a.direction, dimension))
+    log_ratio = log_kernel(exact, r, gap, kernel_dimension_of(a.direction, dimension))
+    rows, columns = usable_presence(a.presence), usable_presence(b.presence)
+    if rows is None and columns is None:
+        return log_ratio
+    one = log_ratio.new_ones(())
+    p, q = (one if x is None else x for x in (rows[:, None] if rows is not None else None, columns))
+    return log_mixture(log_ratio, p * q, pair_gap(1 - p, 1 - q))
 
 
 def _refined(by_product: Tensor, near: Tensor, mu: Tensor, other: Tensor) -> Tensor:

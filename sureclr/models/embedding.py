@@ -61,6 +61,7 @@ def embed(
             "direction": posterior.direction,
             "radius": posterior.radius,
             "certainty": posterior.certainty,
+            "presence": posterior.presence,
         }
 
     with (
@@ -80,6 +81,7 @@ def embed(
         images.split,
         images.paths,
         kernel_dimension,
+        presence=columns.get("presence"),
     )
 
 

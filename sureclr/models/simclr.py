@@ -124,22 +124,26 @@ class ProjectionHead(nn.Sequential):
 
 
 class CertaintyHead(nn.Module):
-    """Features (n, f) to numbers k (n,), with one hidden layer, BN and ReLU.
+    """Features (n, f) to numbers k, with one hidden layer, BN and ReLU.
 
-    The last layer starts at zero, so that k is 0 for every view at the start of training.
+    k is (n,), or (n, outputs) where there are several. The last layer starts at zero, so that k is
+    0 for every view at the start of training.
 
     Args:
         inputs: f, the number of features of the encoder.
         hidden: width of the hidden layer.
         gradient: True: the gradient of k also reaches the encoder. False: it stops at the features,
             and the encoder is trained exactly as SimCLR's.
+        outputs: how many numbers of each view.
     """
 
-    def __init__(self, inputs: int, hidden: int = 128, gradient: bool = True) -> None:
+    def __init__(
+        self, inputs: int, hidden: int = 128, gradient: bool = True, outputs: int = 1
+    ) -> None:
         """Build the head with random weights below the last layer."""
         super().__init__()
         self.gradient = gradient
-        last = nn.Linear(hidden, 1)
+        last = nn.Linear(hidden, outputs)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.body = nn.Sequential(
@@ -150,8 +154,9 @@ class CertaintyHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (n, f) to k (n,)."""
-        return cast(Tensor, self.body(features if self.gradient else features.detach()).squeeze(-1))
+        """Map features (n, f) to k (n,) or (n, outputs)."""
+        k = cast(Tensor, self.body(features if self.gradient else features.detach()))
+        return k.squeeze(-1)
 
 
 class SimCLR(nn.Module):
@@ -160,7 +165,8 @@ class SimCLR(nn.Module):
     Args:
         encoder: images in [0, 1] to features (n, f).
         projection: features to projections (n, d).
-        certainty: features to numbers k (n,); None for a loss that has no certainty.
+        certainty: features to numbers k, (n,) or several of each view; None for a loss that has no
+            certainty.
         read: the loss's method that makes a Posterior of unit projections and k.
     """
 
@@ -198,7 +204,7 @@ class SimCLR(nn.Module):
         return cast(Tensor, self.encoder(images))
 
     def heads(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return projections (n, d) before normalisation, and k (n,) or None."""
+        """Return projections (n, d) before normalisation, and k or None."""
         k = None if self.certainty is None else self.certainty(features)
         return self.projection(features), k
 

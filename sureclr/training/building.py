@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sureclr.config import ONNX, TABLE, PretrainConfig
+from sureclr.config import NULL_FRACTION, ONNX, PRESENCE, TABLE, PretrainConfig
 from sureclr.data.cached_pixels import images_at_once
 from sureclr.data.image_set import ImageSet
 from sureclr.data.sources import findable
@@ -34,6 +34,8 @@ OPTION_FIELDS = {  # an argument of a loss: the field of the configuration that 
     "dimension": "kernel_dimension",
     "empirical_prior": "empirical_prior",
     "softening": "softening",
+    "presence": "presence",
+    "null_weight": "null_weight",
     "samples": "samples",
 }
 
@@ -106,7 +108,9 @@ def _model(
         features, config.projection_dim, config.projection_hidden, config.projection_layers
     )
     certainty = (
-        CertaintyHead(features, gradient=config.certainty_gradient == "on")
+        CertaintyHead(
+            features, gradient=config.certainty_gradient == "on", outputs=criterion.numbers
+        )
         if criterion.uses_certainty
         else None
     )
@@ -170,7 +174,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     the encoder of an ONNX file as "onnx", which is frozen.
 
     Raises:
-        UserError: an argument has the wrong type.
+        UserError: an argument has the wrong type, or the loss does not take an option or has no use
+            for null views.
     """
     if config.of_table:
         if config.pretrained:
@@ -208,7 +213,25 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
             f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
             " random are worth nothing; add init timm, a run folder or a file of weights."
         )
+    if loss is not None or not is_own(config.loss):
+        _check_nulls(config, _loss(config, loss))
     return config
+
+
+def _check_nulls(config: PretrainConfig, loss: Objective) -> None:
+    """Raise a `UserError` if null views are wanted, and the loss or a table has no use for them."""
+    if not config.null_fraction:
+        return
+    if config.of_table:
+        raise UserError(
+            f"null_fraction is {config.null_fraction}, and a table of features has no images of"
+            " which null views are made; leave it out."
+        )
+    if type(loss).null_loss is Objective.null_loss:
+        raise UserError(
+            f"null_fraction is {config.null_fraction}, and the loss {config.loss} learns nothing"
+            " from null views; leave it out, or use the loss sure."
+        )
 
 
 def _with_onnx(config: PretrainConfig) -> PretrainConfig:
@@ -252,6 +275,21 @@ def with_stem(config: PretrainConfig, size: int) -> PretrainConfig:
     if config.stem != "auto":
         return config
     return replace(config, stem="imagenet" if config.pretrained else stem_for(config.encoder, size))
+
+
+def with_presence(config: PretrainConfig) -> PretrainConfig:
+    """Return a configuration that says whether there is a presence, and how many null views.
+
+    Null views have a part in the statistics of BN, so there are none by default where the features
+    must be exactly SimCLR's.
+    """
+    if config.presence is None and config.loss == "sure":
+        config = replace(config, presence=PRESENCE)
+    if config.null_fraction is None:
+        of_both = config.presence == "on" and config.certainty_gradient == "on"
+        fraction = NULL_FRACTION if of_both and not config.of_table else 0.0
+        config = replace(config, null_fraction=fraction)
+    return config
 
 
 def own_network(module: nn.Module, shape: Sequence[int]) -> nn.Module:

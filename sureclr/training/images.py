@@ -18,7 +18,7 @@ from sureclr.data.sources import load_images, where_now
 from sureclr.data.user_images import as_image_set
 from sureclr.models.encoders import check_pool, check_side, fitting_side
 from sureclr.progress import Progress
-from sureclr.training.building import with_stem
+from sureclr.training.building import with_presence, with_stem
 from sureclr.training.starting import (
     check_start,
     image_form,
@@ -181,6 +181,7 @@ def as_resolved(config: PretrainConfig, images: ImageSet, progress: Progress) ->
     Raises:
         UserError: the encoder cannot take images of this size.
     """
+    config = with_presence(config)
     if isinstance(images, FeatureSet):
         return with_rows(config, images, progress)
     _, channels, _, size = images.images.shape

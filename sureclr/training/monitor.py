@@ -94,9 +94,9 @@ class Monitor:
         Returns:
             Numbers for metrics.jsonl, and the probes' tensors for a snapshot. The numbers are knn
             (accuracy), alignment, uniformity, effective_rank, cosine_different (mean cosine of
-            views of different images), positives and negatives (see `evidence_split`), and radius
-            (the mean) if there is one. Where the encoder is frozen, knn_directions stands in for
-            knn, and the effective rank is that of the views' directions.
+            views of different images), positives and negatives (see `evidence_split`), and the
+            means radius and presence if there are any. Where the encoder is frozen, knn_directions
+            stands in for knn, and the effective rank is that of the views' directions.
 
         Raises:
             FloatingPointError: a feature is NaN or infinite, which finite weights can cause, too.
@@ -124,8 +124,9 @@ class Monitor:
             "first_direction": first.direction,
             "second_direction": second.direction,
         }
-        if clean.radius is not None:
-            numbers["radius"] = float(clean.radius.mean())
+        for name, values in (("radius", clean.radius), ("presence", clean.presence)):
+            if values is not None:
+                numbers[name] = float(values.mean())
         if (
             clean.certainty is not None
             and first.certainty is not None

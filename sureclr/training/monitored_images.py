@@ -79,6 +79,7 @@ def embedded(
         some.classes,
         some.split,
         some.paths,
+        presence=None if posterior.presence is None else posterior.presence.cpu(),
     )
 
 

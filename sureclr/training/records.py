@@ -267,10 +267,17 @@ class StepLines:
 
     def _add(self, loss: Tensor, posterior: Posterior) -> None:
         trainer = self.trainer
-        first, second = posterior.direction.chunk(2)
+        count = 2 * trainer.config.batch_size  # null views stand behind these
+        views, nulls = posterior.part(slice(count)), posterior.part(slice(count, None))
+        first, second = views.direction.chunk(2)
         computed = {"loss": loss, "cosine_positive": (first * second).sum(-1).mean()}
-        if posterior.radius is not None:
-            computed["radius_views"] = posterior.radius.mean()
+        for name, part in (("views", views), ("nulls", nulls)):
+            if len(part.direction):
+                computed |= {
+                    f"{number}_{name}": values.mean()
+                    for number in ("radius", "presence")
+                    if (values := getattr(part, number)) is not None
+                }
         known = {
             "epoch": trainer.done / trainer.per_epoch,
             "step": trainer.done,
@@ -292,7 +299,8 @@ class StepLines:
         Yields:
             epoch, step, loss (nats), cosine_positive (mean cosine of the two views of an image),
             learning_rate (of the next step), images_per_second, and where they exist radius_views
-            (the mean radius) and kernel_dimension.
+            and presence_views (means over the views of images), radius_nulls and presence_nulls
+            (means over the null views) and kernel_dimension.
 
         Raises:
             UserError: the loss of a step is not finite; the lines before it have been yielded.

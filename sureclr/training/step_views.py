@@ -16,14 +16,17 @@ from torch import Tensor
 
 from sureclr.config import PretrainConfig
 from sureclr.data.batches import batch, steps_per_epoch
-from sureclr.data.counter_rng import two_of
+from sureclr.data.counter_rng import hashed, two_of
 from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
+from sureclr.data.null_views import make_null_views
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
-from sureclr.data.views import two_views, views_of
+from sureclr.data.views import one_view, two_views, views_of
+from sureclr.training.accumulate import null_rows
 
-CHOICE = 0x5EED  # stream of the random numbers that choose among the views of an image
+CHOICE = 0x5EED  # stream of the random numbers that choose among stored features
+NULLS = 0x0DD5  # stream of the seeds of null views
 ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
 
 
@@ -34,7 +37,8 @@ class StepViews(NamedTuple):
         done: the number of steps before it.
         of: returns both views of the images of a slice of the batch, (2m, c, h, w) float32 in
             [0, 1], or the features of both views, (2m, f) float32; rows i and i + m are those of
-            image i. It returns the same numbers each time.
+            image i. Behind them are the null views that belong to the slice
+            (`accumulate.null_rows`). It returns the same numbers each time.
     """
 
     done: int
@@ -52,11 +56,14 @@ class FeatureViews:
             augmentation, on the CPU. The monitor calls it once, for at most some thousand rows.
         at: (n,) int64, where the features of each image stand in `values`, which may then have
             other images as well; None: in their order.
+        nulls: (p, f) float16 or float32, features of null views, from which each step draws; None:
+            there are none.
     """
 
     values: NDArray[np.floating[Any]]
     whole: Callable[[Tensor], Tensor]
     at: Tensor | None = None
+    nulls: NDArray[np.floating[Any]] | None = None
 
     @staticmethod
     def of(images: ImageSet) -> "FeatureViews | None":
@@ -85,6 +92,46 @@ class FeatureViews:
         return torch.from_numpy(found)
 
 
+def null_views(
+    config: PretrainConfig, images: ImageSet, numbers: range, device: torch.device
+) -> Tensor:
+    """Return the null views of these numbers, (m, c, h, w) float32 in [0, 1], on a device.
+
+    Each depends on the seed of the run and on its number alone.
+
+    Args:
+        config: names the seed, the kinds, and the distributions of the views whose tiles are
+            shuffled.
+        images: the training images.
+        numbers: m numbers, one after the other.
+        device: on which they are wanted.
+    """
+    words = hashed(_seeds(config, numbers), NULLS, 2)
+    seeds, rows = words[:, 0], _remainder(words[:, 1], len(images))
+    channels, size = images.images.shape[1], images.images.shape[-1]
+
+    def views(places: Tensor) -> Tensor:
+        pixels = images.for_views(pinned(rows[places], device))
+        pixels = pixels if device.type == "cpu" else _on_device(pixels, device)
+        return one_view(pixels, seeds[places], 0, config.views, size)
+
+    return make_null_views(config.null_kinds, seeds, channels, size, device, views, numbers.start)
+
+
+def _seeds(config: PretrainConfig, numbers: range) -> Tensor:
+    return torch.arange(numbers.start, numbers.stop) + (config.seed << 40)
+
+
+def _remainder(words: Tensor, count: int) -> Tensor:
+    """Return random numbers from 0 to count - 1."""
+    return ((words >> 1) & ((1 << 62) - 1)) % count
+
+
+def _numbers_of_nulls(config: PretrainConfig, done: int) -> range:
+    """Return the numbers of the null views of a step; no other step has them."""
+    return range(done * config.nulls, (done + 1) * config.nulls)
+
+
 def prepared_views(
     config: PretrainConfig,
     images: ImageSet,
@@ -104,19 +151,44 @@ def prepared_views(
     epoch, number = divmod(done, steps_per_epoch(len(images), config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, len(images), config.batch_size)
     pixels, size = images.for_views(pinned(indices, device)), images.images.shape[-1]
+    nulls = None
+    if config.nulls:
+        nulls = null_views(config, images, _numbers_of_nulls(config, done), device)
     if device.type == "cpu":
 
         def on_cpu(part: slice) -> Tensor:
             some = pixels[part] if isinstance(pixels, Tensor) else pixels.select(part)
             return two_views(some, seeds[part], config.views, size)
 
-        return StepViews(done, on_cpu)
-    pictures = Pictures.of_array(pixels) if isinstance(pixels, Tensor) else pixels
-    pictures = pictures.to(device)
+        return StepViews(done, _with_nulls(on_cpu, nulls, config))
+    pictures = _on_device(pixels, device)
     plan = plan_views(pictures, seeds, (0, 1), size, size, config.views)
     packed = sent(plan.packed(), device)
     make = compiled or views_of
-    return StepViews(done, lambda part: make(pictures.values, packed[part], plan.form))
+    on_device = _with_nulls(
+        lambda part: make(pictures.values, packed[part], plan.form), nulls, config
+    )
+    return StepViews(done, on_device)
+
+
+def _on_device(pixels: Tensor | Pictures, device: torch.device) -> Pictures:
+    pictures = Pictures.of_array(pixels) if isinstance(pixels, Tensor) else pixels
+    return pictures.to(device)
+
+
+def _with_nulls(
+    of: Callable[[slice], Tensor], nulls: Tensor | None, config: PretrainConfig
+) -> Callable[[slice], Tensor]:
+    """Return what returns the views of a slice with its null views behind them."""
+    if nulls is None:
+        return of
+
+    def both(part: slice) -> Tensor:
+        own = null_rows(part, config.batch_size, len(nulls))
+        views = of(part)
+        return torch.cat([views, nulls[own].to(views)])
+
+    return both
 
 
 def prepared_features(
@@ -134,5 +206,11 @@ def prepared_features(
     epoch, number = divmod(done, steps_per_epoch(images, config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, images, config.batch_size)
     found = features.rows(torch.cat(two_of(seeds, CHOICE, views)), indices.repeat(2))
-    both = sent(found.view(2, -1, width), device)
-    return StepViews(done, lambda part: both[:, part].flatten(0, 1))
+    both, nulls = sent(found.view(2, -1, width), device), None
+    if config.nulls and features.nulls is not None:
+        words = hashed(_seeds(config, _numbers_of_nulls(config, done)), CHOICE, 1)[:, 0]
+        rows = _remainder(words, len(features.nulls))
+        drawn = np.asarray(features.nulls[rows.numpy()], dtype=np.float32)
+        nulls = sent(torch.from_numpy(drawn), device)
+    of = _with_nulls(lambda part: both[:, part].flatten(0, 1), nulls, config)
+    return StepViews(done, of)

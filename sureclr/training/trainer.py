@@ -95,6 +95,13 @@ class Trainer:
         return self.config.freeze == "backbone"
 
     @property
+    def nulls(self) -> int:
+        """Return the number of null views of a step."""
+        if self.features is not None and self.features.nulls is None:
+            return 0
+        return self.config.nulls
+
+    @property
     def per_epoch(self) -> int:
         """Return the number of steps of an epoch."""
         return steps_per_epoch(len(self.images), self.config.batch_size)
@@ -122,9 +129,9 @@ class Trainer:
         """Take one step of the optimizer over `config.batch_size` images, and wait for nothing.
 
         Returns:
-            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views; on
-            the model's device. Where the program is `ahead`, the loss may be NaN or infinite; a
-            fused optimizer has then left the weights as they were.
+            The loss in nats, a mean over the views, and the posteriors of the batch's 2n views and
+            of its null views behind them; on the model's device. Where the program is `ahead`, the
+            loss may be NaN or infinite; a fused optimizer has then left the weights as they were.
 
         Raises:
             UserError: the program is not `ahead`, and the loss is not finite.
@@ -151,7 +158,7 @@ class Trainer:
         """Add the gradient of the next step's loss to the gradients of the parameters.
 
         Returns:
-            The loss and the posteriors of the views, detached.
+            The loss and the posteriors of the views and null views, detached.
         """
         views, self.views = self.views, None
         if views is None or views.done != self.done:
@@ -165,6 +172,7 @@ class Trainer:
             self._generator(),
             self.precision,
             self.model.heads if self.features is not None else self.network,
+            nulls=self.nulls,
         )
 
     def _views(self) -> StepViews:

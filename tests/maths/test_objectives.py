@@ -23,7 +23,10 @@ ASKING_K = [*WITH_RADIUS, "tau", "loss-prediction"]
 OPTIONS = {
     "nt-xent": ["temperature"],
     "dcl": ["temperature"],
-    "sure": ["temperature", "weight", "dimension", "empirical_prior", "softening", "momentum"],
+    "sure": [
+        *("temperature", "weight", "dimension", "empirical_prior", "softening", "momentum"),
+        *("presence", "null_weight"),
+    ],
     "poisson-nce": ["dimension"],
     "gaussian-nce": ["dimension"],
     "mc-infonce": ["temperature", "samples"],

@@ -46,11 +46,17 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     holds, real = {"images": 16}, accumulate.backward
 
     def backward(
-        model: Any, objective: Any, views: Any, images: int, micro_batch: int | None, *rest: Any
+        model: Any,
+        objective: Any,
+        views: Any,
+        images: int,
+        micro_batch: int | None,
+        *rest: Any,
+        **options: Any,
     ) -> Any:
         if (micro_batch or images) > holds["images"]:
             raise torch.OutOfMemoryError("pretended")
-        return real(model, objective, views, images, micro_batch, *rest)
+        return real(model, objective, views, images, micro_batch, *rest, **options)
 
     monkeypatch.setattr(accumulate, "backward", backward)
     return holds
