@@ -33,14 +33,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 6  # of results.json: raise it whenever a field below changes
 TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
-READABLE = (
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-)  # schemas that are read: keys that older ones lack have defaults below
+READABLE = (1, 2, 3, 4, 5, 6)  # schemas that are read: keys that are new have defaults below
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
