@@ -30,28 +30,30 @@ def make_null_views(
     size: int,
     device: torch.device,
     views: Callable[[Tensor], Tensor],
+    first: int = 0,
 ) -> Tensor:
     """Return null views, (n, channels, size, size) float32 in [0, 1], on a device.
 
     Args:
-        kinds: null view i is of kind i modulo their number.
+        kinds: null view i is of kind first + i modulo their number.
         seeds: (n,) int64 on the CPU.
         channels: of the images.
         size: side of the images in pixels.
         device: of the result.
         views: maps the places (m,) int64 of some null views to views of as many training images,
             (m, channels, size, size) float32, on the device.
+        first: number of null view 0.
     """
     found = torch.empty(len(seeds), channels, size, size, device=device)
     for number, kind in enumerate(kinds):
-        places = torch.arange(number, len(seeds), len(kinds))
+        places = torch.arange((number - first) % len(kinds), len(seeds), len(kinds))
         if len(places) == 0:
             continue
         if kind == "noise":
             some = sent(coloured_noise(seeds[places], channels, size), device)
         else:
             some = shuffled_tiles(views(places), seeds[places])
-        found[number :: len(kinds)] = some
+        found[places[0] :: len(kinds)] = some
     return found
 
 

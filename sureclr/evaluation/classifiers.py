@@ -43,7 +43,7 @@ from sureclr.files import (
 )
 from sureclr.maths.inputs import rows_not_finite
 from sureclr.maths.metrics import wilson_interval
-from sureclr.maths.neighbours import top_k
+from sureclr.maths.neighbours import PLAIN, Unit, top_k
 from sureclr.schema import from_json
 
 if TYPE_CHECKING:
@@ -386,7 +386,10 @@ def _linear_logits(features: Tensor, parameters: Tensor) -> Tensor:
 
 
 def knn_classifier(
-    table: Embeddings, source: str, gallery: Gallery | None = None
+    table: Embeddings,
+    source: str,
+    gallery: Gallery | None = None,
+    unit: Unit = PLAIN,
 ) -> FittedClassifier:
     """Return the vote of the 20 nearest labelled images (Wu et al. 2018) with probabilities.
 
@@ -398,6 +401,7 @@ def knn_classifier(
         table: the embeddings; labelled images of its test split are for testing alone.
         source: the name of the images, for error messages.
         gallery: that of the table, if it exists already.
+        unit: what brings features to length 1 before they are compared, as in `neighbours.top_k`.
 
     Raises:
         UserError: there are no labelled images, or only one class.
@@ -408,11 +412,11 @@ def knn_classifier(
     k = min(VOTERS, len(train))
 
     def logits(images: ImageSet | None, queries: Embeddings) -> Tensor:
-        similarity, rows = top_k(queries.features, train.features, k)
+        similarity, rows = top_k(queries.features, train.features, k, unit=unit)
         return vote_logits(similarity, target[rows], len(present))
 
     some = spread_rows(len(train))
-    similarity, rows = neighbours_without(train.features[some], some, train.features, k)
+    similarity, rows = neighbours_without(train.features[some], some, train.features, k, unit)
     calibration = calibration_facts(
         vote_logits(similarity, target[rows], len(present)),
         target[some],
@@ -483,7 +487,11 @@ def spread_rows(n: int, most: int = MOST_HELD_OUT) -> Tensor:
 
 
 def neighbours_without(
-    queries: Tensor, excluded: Tensor, keys: Tensor, k: int
+    queries: Tensor,
+    excluded: Tensor,
+    keys: Tensor,
+    k: int,
+    unit: Unit = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return the nearest keys of each query, without one key that it must not find.
 
@@ -492,6 +500,7 @@ def neighbours_without(
         excluded: (q,) int64 row of the key, or -1.
         keys: (n, f).
         k: number of neighbours; fewer where there are not so many others.
+        unit: as in `neighbours.top_k`.
 
     Returns:
         Cosine (q, j) and row (q, j) int64, best first, j = min(k, n), or min(k, n - 1) where a
@@ -502,8 +511,8 @@ def neighbours_without(
     if wanted < 1:
         return queries.new_empty(len(queries), 0), excluded.new_empty(len(queries), 0)
     if not some_excluded:
-        return top_k(queries, keys, wanted)
-    similarity, rows = top_k(queries, keys, wanted + 1)
+        return top_k(queries, keys, wanted, unit=unit)
+    similarity, rows = top_k(queries, keys, wanted + 1, unit=unit)
     hit = rows == excluded[:, None]
     # The last one goes where the excluded key is not among them; a stable sort keeps the order
     hit[~hit.any(1), -1] = True

@@ -9,17 +9,15 @@ is unlike them keeps its class and is marked, because a classifier that knows te
 of the ten for anything at all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
 from sureclr.evaluation.calibrated_sets import HeldOutSets, asked_coverage, calibrate_on_test_images
@@ -33,9 +31,9 @@ from sureclr.evaluation.classifiers import (
     knn_classifier,
     neighbours_without,
     network_classifier,
-    spread_rows,
 )
 from sureclr.evaluation.evidence_vote import EvidenceGallery, evidence_classifier
+from sureclr.evaluation.familiarity import Familiarity, kept_familiarity, neighbour_unit
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
 from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
@@ -44,94 +42,7 @@ from sureclr.training.run import Run
 
 HIT, UNKNOWN, NOT_JUDGED = 1, -1, -2  # of a set: the right class is in it, or cannot be known
 UNFAMILIAR = 0.01  # p-value at or below which an image is marked
-SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
 CLASSIFIERS = ("linear", "knn", "evidence")
-
-
-# --- Whether an image is familiar -----------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Familiarity:
-    """What new images are compared with.
-
-    Attributes:
-        features: (n, f) of the images that the run may have been trained on.
-        reference: (m,) ascending, similarities of images that are known to be like these.
-        compared_with: what the m images are, in words.
-    """
-
-    features: Tensor
-    reference: Tensor
-    compared_with: str
-
-    def p_values(self, features: Tensor, own: Tensor) -> Tensor:
-        """Return the p-value of each image, (q,) float64; NaN where nothing can be compared.
-
-        Args:
-            features: (q, f).
-            own: (q,) int64, the training image that an image is itself, or -1; it is left out.
-        """
-        similarity, _ = neighbours_without(features, own, self.features, 1)
-        return self.p_values_of(similarity)
-
-    def p_values_of(self, similarity: Tensor) -> Tensor:
-        """Return what `p_values` does, from the cosines (q, k) to the nearest images."""
-        if similarity.shape[1] == 0 or len(self.reference) == 0:
-            return torch.full((len(similarity),), torch.nan, dtype=torch.float64)
-        return conformal_p(_comparable(similarity[:, 0]), self.reference)
-
-
-def _comparable(similarity: Tensor) -> Tensor:
-    """Return cosines (q,) in float64, without the digits in which equal ones may differ."""
-    return similarity.double().round(decimals=SIMILARITY_DECIMALS)
-
-
-def conformal_p(scores: Tensor, reference: Tensor) -> Tensor:
-    """Return (1 + number of reference scores that are at most the score) / (m + 1), (q,) float64.
-
-    If an image and the m reference images are drawn alike, in whatever way, its p-value is at most
-    alpha with a probability of at most alpha (Vovk et al. 2005). Equal scores count against the
-    image, so that ties keep this true.
-
-    Args:
-        scores: (q,), low for an image that is unlike the others.
-        reference: (m,) ascending.
-    """
-    at_most = torch.searchsorted(reference, scores.contiguous(), right=True)
-    return (1 + at_most).double() / (len(reference) + 1)
-
-
-def familiarity(
-    table: Embeddings, gallery: Gallery, source_split: NDArray[np.str_] | None = None
-) -> Familiarity:
-    """Return what tells whether an image is like the images of a table.
-
-    An image's score is the cosine of its features to the nearest image that is not of the test
-    split. It is compared with the scores of the test images (at most 5,000); where there are none,
-    with those of the other images, each left out of the search. The encoder was trained on those,
-    so they may be nearer to each other than new images of the same kind are, and the p-values of
-    new images then come out too low.
-
-    Args:
-        table: the images.
-        gallery: of the table.
-        source_split: (n,) their splits before labelled images were held out for testing. Test
-            images that the encoder was trained on are then not compared with, if there are others.
-    """
-    test = table.split == "test"
-    unseen = test if source_split is None else test & (source_split == "test")
-    rows = np.flatnonzero(unseen if unseen.any() else test)
-    features = gallery.others.features
-    if len(rows):
-        queries = table.features[torch.from_numpy(rows)[spread_rows(len(rows))]]
-        own, words = torch.full((len(queries),), -1), "test images"
-    else:
-        own = torch.from_numpy(gallery.rows.argsort())[spread_rows(len(gallery.rows))]
-        queries, words = features[own], "training images, each compared with the others"
-    similarity, _ = neighbours_without(queries, own, features, 1)
-    nearest = similarity[:, 0] if similarity.shape[1] else similarity.reshape(-1)
-    return Familiarity(features, _comparable(nearest).sort().values, words)
 
 
 # --- The answers ----------------------------------------------------------------------
@@ -176,10 +87,10 @@ def predict(
             file; None means the labels that the images have themselves.
         classifier: "linear", the logistic regression on the frozen features, which is kept in the
             run folder and used again while checkpoint, images and labels are the same; "knn", the
-            vote of the 20 nearest labelled images; "evidence", the vote of all labelled images by
-            evidence, for a loss with a radius; or a network that has learned already, such as
-            `sureclr.load_finetuned(run)`: any object with the names `classes` and a function
-            `probabilities(images)`.
+            vote of the 20 nearest labelled images in whitened features (`neighbour_space`);
+            "evidence", the vote of all labelled images by evidence, for a loss with a radius; or a
+            network that has learned already, such as `sureclr.load_finetuned(run)`: any object with
+            the names `classes` and a function `probabilities(images)`.
         data: the images that the classifier learns from; None means those that the run was trained
             on. Those of the test split are not learned from; the accuracy is measured on them.
         unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
@@ -214,11 +125,12 @@ def predict(
     ) as session:
         table = session.inputs.table
         gallery = Gallery.of(table)
-        fitted = _fitted(session, classifier, gallery)
-        comparison = familiarity(table, gallery, session.source_split)
+        comparison = kept_familiarity(session)
+        unit = neighbour_unit(table, comparison)
+        fitted = _fitted(session, classifier, gallery, unit)
         sets = calibrate_on_test_images(session, fitted, coverage)
         source = ClassifiedSource.of(session, images, root)
-        answering = _Answering.of(session, fitted, comparison, gallery, sets)
+        answering = _Answering.of(session, fitted, comparison, gallery, unit, sets)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
             for part, embedded in source.parts():
@@ -236,7 +148,7 @@ def predict(
         classifier=fitted.facts,
         accuracy=SourceAccuracy.of(joined, fitted.facts.classes),
         threshold=unfamiliar,
-        n_compared=len(comparison.reference),
+        n_compared=len(comparison.calibration),
         compared_with=comparison.compared_with,
         n_evidence=len(answering.expecting.images),
         coverage=None
@@ -252,12 +164,16 @@ def predict(
     )
 
 
-def _fitted(session: Session, classifier: str | Network, gallery: Gallery) -> FittedClassifier:
+def _fitted(
+    session: Session, classifier: str | Network, gallery: Gallery, unit: Callable[[Tensor], Tensor]
+) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        vote = knn_classifier if classifier == "knn" else evidence_classifier
-        return vote(session.inputs.table, session.catalogue.name, gallery)
+        table, name = session.inputs.table, session.catalogue.name
+        if classifier == "evidence":
+            return evidence_classifier(table, name, gallery)
+        return knn_classifier(table, name, gallery, unit)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -267,6 +183,7 @@ class _Answering:
 
     Attributes:
         gallery: what new images are compared with.
+        unit: features (q, f) to rows by whose cosines their neighbours are looked up.
         sets: how sets are made, or why there are none.
         expecting: images of the gallery with which others are compared by evidence.
         row_of: digest of an image's pixels -> its row in the gallery; None where these have no
@@ -277,6 +194,7 @@ class _Answering:
     fitted: FittedClassifier
     comparison: Familiarity
     gallery: Gallery
+    unit: Callable[[Tensor], Tensor]
     sets: HeldOutSets | str
     expecting: EvidenceGallery
     row_of: dict[bytes, int] | None
@@ -287,6 +205,7 @@ class _Answering:
         fitted: FittedClassifier,
         comparison: Familiarity,
         gallery: Gallery,
+        unit: Callable[[Tensor], Tensor],
         sets: HeldOutSets | str,
     ) -> "_Answering":
         images = session.catalogue
@@ -297,7 +216,7 @@ class _Answering:
                 # Of equal images, one with a label counts, and those come first
                 row_of.setdefault(_digest(images.images[index]), row)
         expecting = EvidenceGallery.of(gallery.others)
-        return _Answering(session, fitted, comparison, gallery, sets, expecting, row_of)
+        return _Answering(session, fitted, comparison, gallery, unit, sets, expecting, row_of)
 
     def answer(self, part: Part) -> dict[str, Any]:
         """Return the columns of `Predictions` for some images, and two of what became of sets."""
@@ -308,12 +227,11 @@ class _Answering:
         own = self._own(images, table.features)
         own_labelled = own.where(own < self.gallery.known, -1)
         cosine, nearest = neighbours_without(
-            table.features, own_labelled, self.gallery.labelled.features, NEIGHBOURS
-        )
-        familiar = (
-            self.comparison.p_values_of(cosine)  # the same images were searched
-            if self.gallery.known == len(self.gallery.rows)
-            else self.comparison.p_values(table.features, own)
+            table.features,
+            own_labelled,
+            self.gallery.labelled.features,
+            NEIGHBOURS,
+            self.unit,
         )
         missing = NEIGHBOURS - nearest.shape[1]
         return {
@@ -322,7 +240,7 @@ class _Answering:
             "probability": best[:, 0],
             "second": order[:, -1],
             "second_probability": best[:, -1],
-            "familiar": familiar,
+            "familiar": self.comparison.p_values(table.features),
             "nearest": torch.nn.functional.pad(nearest, (0, missing), value=-1),
             "nearest_cosine": torch.nn.functional.pad(cosine, (0, missing), value=torch.nan),
             "learned_from": own_labelled >= 0,
