@@ -27,7 +27,7 @@ _CELL, _GAP = 96, 8  # pixels: the least side of a drawn image, the gap between 
 _MARGIN, _TOP = 16, 84  # pixels: around the sheet, and above it for title and column heads
 _WIDTH = 560  # pixels, at least: title and settings fit
 _DPI = 100
-_OF_NULLS = 44  # pixels: above the row of null views for its title and heads
+_OF_NULLS = 52  # pixels: above the row of null views for its title and heads
 _FRAME = 217  # light grey: white images end somewhere
 
 

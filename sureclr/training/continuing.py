@@ -156,9 +156,10 @@ def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str
                     texts[f"views.{part}"] = f"views.{part} was {old} and is {when} {new}"
         else:
             old, new = getattr(before, name), getattr(now, name)
-            old = BEFORE_RECORDS.get(name) if old is None else old
             if name == "extensions":
                 old, new = ("; ".join(map(str, parts)) or "none" for parts in (old, new))
+            elif old is None:
+                old = BEFORE_RECORDS.get(name)
             texts[name] = f"{name} was {old} and is {when} {new}"
     return texts
 
