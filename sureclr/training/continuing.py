@@ -25,7 +25,7 @@ CHOSEN = (
     "null_fraction",
 )
 # What runs had before it was recorded
-BEFORE_RECORDS = {"presence": "off", "null_fraction": 0.0}
+BEFORE_RECORDS: dict[str, Any] = {"presence": "off", "null_fraction": 0.0}
 CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose auto means that
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
