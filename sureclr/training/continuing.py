@@ -25,7 +25,7 @@ CHOSEN = (
     "null_fraction",
 )
 # What runs had before it was recorded
-BEFORE_RECORDS = {"presence": "off", "null_fraction": 0.0}
+BEFORE_RECORDS: dict[str, Any] = {"presence": "off", "null_fraction": 0.0}
 CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose auto means that
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
@@ -156,10 +156,10 @@ def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str
                     texts[f"views.{part}"] = f"views.{part} was {old} and is {when} {new}"
         else:
             old, new = getattr(before, name), getattr(now, name)
-            old = BEFORE_RECORDS.get(name) if old is None else old
             if name == "extensions":
-                both = before.extensions, now.extensions
-                old, new = ("; ".join(map(str, parts)) or "none" for parts in both)
+                old, new = ("; ".join(map(str, parts)) or "none" for parts in (old, new))
+            elif old is None:
+                old = BEFORE_RECORDS.get(name)
             texts[name] = f"{name} was {old} and is {when} {new}"
     return texts
 

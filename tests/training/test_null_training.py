@@ -14,10 +14,16 @@ from test_frozen import BACKBONE, cached, frozen
 from tiny import CONFIG, IMAGES, Interrupting, Messages, equal, lines, train
 
 import sureclr
+from sureclr.config import to_yaml
 from sureclr.errors import UserError
+from sureclr.maths.objectives import NTXentLoss, Objective
+from sureclr.maths.sphere import Posterior
+from sureclr.progress import SILENT
 from sureclr.stopping import Stopped
 from sureclr.training import feature_cache
 from sureclr.training.accumulate import null_rows
+from sureclr.training.continuing import completed, configuration_changes
+from sureclr.training.run_dir import RunDir
 from sureclr.training.setup import new_trainer
 from sureclr.training.step_views import (
     FeatureViews,
@@ -112,6 +118,79 @@ def test_a_run_with_null_views_ends_with_the_same_bits_wherever_it_is_stopped(
     assert equal(out, run.path)
 
 
+def test_presence_is_fixed_and_the_share_of_null_views_is_a_change(tmp_path: Path) -> None:
+    """A run that does not record them, as older versions wrote it, had no presence and no nulls."""
+    directory = RunDir(tmp_path)
+    for before, change, words in (
+        ({"presence": "on"}, {"presence": "off"}, "presence was on and is now off"),
+        ({}, {"presence": "on"}, "presence was off and is now on"),
+    ):
+        recorded = replace(CONFIG, loss="sure", **before)
+        directory.config.write_text(to_yaml(recorded))
+        with pytest.raises(UserError, match=f"cannot go on, because {words}, and the weights"):
+            configuration_changes(
+                directory, recorded, completed(replace(CONFIG, **change), recorded)
+            )
+    same = {"presence": "off", "null_fraction": 0.0}
+    for recorded, now in ((CONFIG, CONFIG), (CONFIG, replace(CONFIG, **same))):
+        directory.config.write_text(to_yaml(recorded))
+        assert configuration_changes(directory, recorded, completed(now, recorded)) == []
+    more = completed(replace(CONFIG, null_fraction=0.5), CONFIG)
+    assert configuration_changes(directory, CONFIG, more) == [
+        "null_fraction was 0.0 and is now 0.5"
+    ]
+
+
+def test_the_share_of_null_views_can_change_in_a_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(out, progress=Interrupting(3, stop), **SMALL)
+    changed = SMALL | {"null_fraction": 0.0}
+    with pytest.raises(UserError, match=r"null_fraction was 0\.25 and is now 0\.0"):
+        train(out, resume=True, **changed)
+    run = train(out, resume=True, accept_changes=True, **changed)
+    assert run.config.null_fraction == 0 and run.config.presence == "on"
+    assert ["presence_nulls" in line for line in lines(out)] == [True] * 3 + [False] * 9
+
+
+class Repelling(NTXentLoss):
+    """A loss of the user's own with a use for null views: away from the mean direction."""
+
+    def null_loss(self, views: Posterior, nulls: Posterior) -> torch.Tensor:
+        return (nulls.direction @ views.direction.mean(0)).square().mean()
+
+
+class Deaf(NTXentLoss):
+    """A loss of the user's own without one."""
+
+
+def test_own_losses_have_null_views_if_they_use_them(tmp_path: Path) -> None:
+    def own(name: str, loss: Objective, share: float | None, images: Any = IMAGES) -> sureclr.Run:
+        config = replace(CONFIG, encoder="small-4", epochs=1, null_fraction=share)
+        given = {"loss": loss, "out": tmp_path / name, "device": "cpu", "progress": SILENT}
+        return sureclr.pretrain(config, images, **given)
+
+    run, plain = own("run", Repelling(), 0.25), own("plain", Repelling(), None)
+    assert run.config.null_fraction == 0.25 and plain.config.null_fraction == 0
+    assert lines(run.path)[0]["loss"] != lines(plain.path)[0]["loss"]
+    for loss, name in ((Deaf(), "custom:Deaf"), (NTXentLoss(), "nt-xent")):
+        sentence = f"null_fraction is 0.25, and the loss {name} learns nothing from null views;"
+        with pytest.raises(UserError, match=sentence):
+            own("none", loss, 0.25, images="/not/there")
+    assert not (tmp_path / "none").exists()
+
+
+def test_heads_on_features_have_a_presence_without_null_views(tmp_path: Path) -> None:
+    features = torch.rand(3, 40, 6, generator=torch.Generator().manual_seed(0))
+    options = {"epochs": 1, "batch_size": 16, "presence": "on", "device": "cpu"}
+    run = sureclr.heads(features, out=tmp_path / "run", progress=SILENT, **options)
+    assert run.config.null_fraction == 0 and "presence_nulls" not in lines(run.path)[0]
+    presence = run.embed(features[0]).presence
+    assert presence is not None and presence.min() > 0 and presence.max() < 1
+    with pytest.raises(UserError, match="a table of features has no images of which null views"):
+        sureclr.heads(features, out=tmp_path / "none", null_fraction=0.1, **options)
+
+
 # --- Of features ----------------------------------------------------------------------
 
 
@@ -148,11 +227,10 @@ def test_a_step_draws_from_all_null_views() -> None:
 
 
 def test_stored_features_of_null_views_can_be_stopped_damaged_and_deleted(
-    frozen_run: sureclr.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = (frozen_run.path / "features" / "nulls" / "values.float16").read_bytes()
     monkeypatch.setattr(feature_cache, "BLOCK_IMAGES", 5)  # blocks begin with either kind
-    out = tmp_path / "run"
+    whole, out = frozen(tmp_path / "whole", **NULLS).path, tmp_path / "run"
     nulls = out / "features" / "nulls"
     with pytest.raises(Stopped, match="features that are done stay; continue with resume=True"):
         frozen(out, progress=Interrupting(2, stop), **NULLS)
@@ -169,8 +247,9 @@ def test_stored_features_of_null_views_can_be_stopped_damaged_and_deleted(
     damaged, again = (text for text in said.messages if str(nulls) in text)
     assert damaged.startswith(f"1 of 4 blocks of features in {nulls} are damaged")
     assert "of 5 null views once (the other 13 are done). They take 2,880 bytes" in again
-    assert (nulls / "values.float16").read_bytes() == whole
-    assert equal(out, frozen_run.path)
+    for name in ("features/nulls/values.float16", "features/values.float16"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert equal(out, whole)
 
 
 def test_features_of_images_stay_where_those_of_null_views_change(
