@@ -544,7 +544,7 @@ def _information_of_mixture(gap: Tensor, presence: Tensor, d: float) -> Tensor:
 
 
 def _log_kernel_of_rapidity(v: Tensor, shift: Tensor, gap: Tensor, d: float) -> Tensor:
-    """log P as a function of v = 2 artanh(c); it rises with v."""
+    """The logarithm of P as a function of v = 2 artanh(c); it rises with v."""
     return d / 2 * (softplus(v) - softplus(v - shift)) - shift / 2 - (d - 2) * torch.log(2 - gap)
 
 
