@@ -324,8 +324,8 @@ def direction_cosine(predicted: Posterior, truth: Posterior) -> float:
 def pair_numbers(predicted: Posterior, m: float) -> Line:
     """Return the numbers that need no truth.
 
-    They are the calibration of r = rho rho' (with presences pi pi' rho rho') against the pair's cosine, and log E[exp s] over
-    different latents.
+    They are the calibration of r = rho rho' (with presences pi pi' rho rho') against the pair's
+    cosine, and log E[exp s] over different latents.
     """
     halves, (mu, other) = (slice(TEST), slice(TEST, None)), predicted.direction.chunk(2)
     rows = torch.arange(NEGATIVES).repeat(2) + torch.tensor([0, TEST]).repeat_interleave(NEGATIVES)
