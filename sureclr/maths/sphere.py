@@ -485,15 +485,16 @@ def information(
     if presence is not None:
         check_numbers("presence", presence, radius.unsqueeze(-1), "radius")
         pi = wide(presence)
-        added_pi = check_values({"presences": pi})
-        pi = pi if added_pi is None else pi + added_pi
+        of_presence = check_values({"presences": pi})
+        if of_presence is not None:
+            result = result + of_presence.to(result)
         # Where both laws are one, the integrals of no use are left out
         mixed = ((pi > 0) & (pi < 1)).nonzero(as_tuple=True)
         parts = [
             _information_of_mixture(*some, dimension)
             for some in zip(*(x[mixed].split(MIXED_ROWS) for x in (gap, pi)), strict=True)
         ]
-        result = torch.where(pi > 0, result, 0).index_put(mixed, torch.cat(parts))
+        result = torch.where(pi == 0, 0, result).index_put(mixed, torch.cat(parts))
     result = result.to(radius.dtype)
     return result if added is None else result + added.to(result)
 
