@@ -157,6 +157,7 @@ def summarise_information(table: Embeddings) -> InformationSummary | None:
     if table.radius is None:
         return None
     dimension = table.direction.shape[1]
-    nats = information(table.radius.double().clamp(max=1 - 1e-6), dimension)
+    presence = None if table.presence is None else table.presence.double()
+    nats = information(table.radius.double().clamp(max=1 - 1e-6), dimension, presence=presence)
     quantiles = nats.quantile(torch.tensor(QUANTILES, dtype=nats.dtype))
     return InformationSummary(dimension, float(nats.mean()), tuple(quantiles.tolist()))
