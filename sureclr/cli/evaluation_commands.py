@@ -230,7 +230,28 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _knn(name: str, result: "KnnResult") -> str:
-    return "\n".join([_accuracy(name, result), *_class_rows(result)])
+    return "\n".join([_accuracy(name, result), *_whitened(result), *_class_rows(result)])
+
+
+def _whitened(result: "KnnResult") -> list[str]:
+    """The votes by partially whitened features, a row each; of an older result there are none."""
+    if (own := result.whitened) is None:
+        return []
+    rows = {"partially whitened": own}
+    if (baselines := result.whitened_baselines) is not None:
+        rows["raw pixels, whitened"] = baselines.raw_pixels
+        if result.first_encoder != "frozen":
+            rows[f"{FIRST_ENCODERS[result.first_encoder]}, whitened"] = baselines.untrained
+    chosen = (
+        f"chosen on {own.n_chosen_on:,} training images"
+        if own.n_chosen_on
+        else "as too few training images have a label to choose one"
+    )
+    return [
+        f"  {title} {_with_interval(vote.accuracy, vote.interval)}, exponent {vote.exponent:g}"
+        + f" ({chosen})" * (vote is own)
+        for title, vote in rows.items()
+    ]
 
 
 def _linear(name: str, result: "LinearResult") -> str:

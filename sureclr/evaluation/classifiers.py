@@ -43,7 +43,7 @@ from sureclr.files import (
 )
 from sureclr.maths.inputs import rows_not_finite
 from sureclr.maths.metrics import wilson_interval
-from sureclr.maths.neighbours import top_k
+from sureclr.maths.neighbours import PLAIN, Unit, top_k
 from sureclr.schema import from_json
 
 METHOD = "linear probe and temperature, 1"  # raise it when a kept classifier would be another one
@@ -56,6 +56,7 @@ VOTE_TEMPERATURE = 0.1  # of the neighbours' weights, as in neighbour_vote
 # Share that each class has besides its votes. Of .001, .01, .03, .1 and .3 it had the least loss
 # and calibration error with 50 to 5,000 labels (CIFAR-10, 2 epochs, 2,000 test images)
 VOTE_FLOOR = 0.03
+SAME = 1e-5  # difference of features, relative to their length, that is rounding
 LOW, HIGH = 1e-2, 1e2  # between which T is sought
 
 
@@ -365,7 +366,10 @@ def _linear_logits(features: Tensor, parameters: Tensor) -> Tensor:
 
 
 def knn_classifier(
-    table: Embeddings, source: str, gallery: Gallery | None = None
+    table: Embeddings,
+    source: str,
+    gallery: Gallery | None = None,
+    unit: Unit = PLAIN,
 ) -> FittedClassifier:
     """Return the vote of the 20 nearest labelled images (Wu et al. 2018) with probabilities.
 
@@ -377,6 +381,7 @@ def knn_classifier(
         table: the embeddings; labelled images of its test split are for testing alone.
         source: the name of the images, for error messages.
         gallery: that of the table, if it exists already.
+        unit: what brings features to length 1 before they are compared, as in `neighbours.top_k`.
 
     Raises:
         UserError: there are no labelled images, or only one class.
@@ -387,11 +392,11 @@ def knn_classifier(
     k = min(VOTERS, len(train))
 
     def logits(images: ImageSet | None, queries: Embeddings) -> Tensor:
-        similarity, rows = top_k(queries.features, train.features, k)
+        similarity, rows = top_k(queries.features, train.features, k, unit=unit)
         return _vote_logits(similarity, target[rows], len(present))
 
     some = spread_rows(len(train))
-    similarity, rows = neighbours_without(train.features[some], some, train.features, k)
+    similarity, rows = neighbours_without(train.features[some], some, train.features, k, unit)
     calibration = _calibrated(
         _vote_logits(similarity, target[rows], len(present)),
         target[some],
@@ -456,7 +461,11 @@ def spread_rows(n: int, most: int = MOST_HELD_OUT) -> Tensor:
 
 
 def neighbours_without(
-    queries: Tensor, excluded: Tensor, keys: Tensor, k: int
+    queries: Tensor,
+    excluded: Tensor,
+    keys: Tensor,
+    k: int,
+    unit: Unit = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return the nearest keys of each query, without one key that it must not find.
 
@@ -465,6 +474,7 @@ def neighbours_without(
         excluded: (q,) int64 row of the key, or -1.
         keys: (n, f).
         k: number of neighbours; fewer where there are not so many others.
+        unit: as in `neighbours.top_k`.
 
     Returns:
         Cosine (q, j) and row (q, j) int64, best first, j = min(k, n), or min(k, n - 1) where a
@@ -475,13 +485,25 @@ def neighbours_without(
     if wanted < 1:
         return queries.new_empty(len(queries), 0), excluded.new_empty(len(queries), 0)
     if not some_excluded:
-        return top_k(queries, keys, wanted)
-    similarity, rows = top_k(queries, keys, wanted + 1)
+        return top_k(queries, keys, wanted, unit=unit)
+    similarity, rows = top_k(queries, keys, wanted + 1, unit=unit)
     hit = rows == excluded[:, None]
     # The last one goes where the excluded key is not among them; a stable sort keeps the order
     hit[~hit.any(1), -1] = True
     order = hit.to(torch.uint8).sort(dim=1, stable=True).indices[:, :wanted]
     return similarity.gather(1, order), rows.gather(1, order)
+
+
+def itself_among(features: Tensor, others: Tensor) -> Tensor:
+    """Return which row of others (n, f) each row of features (q, f) is, up to rounding; else -1."""
+    _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
+    if rows.shape[1] == 0:
+        return torch.full((len(features),), -1)
+    distance, length = (  # float64, in which no square overflows
+        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+        for x in (features - others[rows[:, 0]], features)
+    )
+    return torch.where(distance <= SAME * length, rows[:, 0], -1)
 
 
 # --- The classifier that is kept ------------------------------------------------------

@@ -11,8 +11,8 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import digest_of_pixels
 from sureclr.errors import UserError
-from sureclr.evaluation.classifiers import Gallery
-from sureclr.evaluation.prediction import familiarity, itself_among
+from sureclr.evaluation.classifiers import Gallery, itself_among
+from sureclr.evaluation.familiarity import familiarity_without_images, kept_familiarity
 from sureclr.evaluation.prediction_table import check_out
 from sureclr.evaluation.run_images import read_run_images
 from sureclr.evaluation.session import Session
@@ -32,7 +32,8 @@ class EmbeddedSource:
     Attributes:
         table: features, direction, radius, certainty and presence.
         familiar: (n,) float64 in [0, 1], a conformal p-value, low for an image that is unlike the
-            training images (see `prediction.familiarity`); None where the run has no table of them.
+            training images (see `familiarity.fit_familiarity`); None where the run has neither the
+            file familiarity.safetensors of these weights nor a table of the training images.
         evidence: (n,) float32 nats, how much better than uniform the training images expect this
             posterior (`tables.evidence_against`); None without such a table or without a radius.
         n_compared: images with which `familiar` is compared.
@@ -135,25 +136,35 @@ def embed_source(
         try:
             session.catalogue  # noqa: B018  (reading it tells whether the run's own are there)
         except UserError as error:
-            session.progress.message(
-                "The columns familiar and evidence are left out, because the run's own images are"
-                f" not there to compare with: {error}"
-            )
-            return EmbeddedSource(table)
+            return _without_own_images(session, table, error)
         return _compared(session, table)
+
+
+def _without_own_images(session: Session, table: Embeddings, error: UserError) -> EmbeddedSource:
+    """Compare embedded images with what the run has kept of its training images, if anything."""
+    kept = familiarity_without_images(session.run)
+    left_out = "column evidence is" if kept else "columns familiar and evidence are"
+    session.progress.message(
+        f"The {left_out} left out, because the run's own images are not there to compare with:"
+        f" {error}"
+    )
+    if kept is None:
+        return EmbeddedSource(table)
+    compared = len(kept.calibration), kept.compared_with
+    return EmbeddedSource(table, kept.p_values(table.features), None, *compared)
 
 
 def _compared(session: Session, table: Embeddings) -> EmbeddedSource:
     """Compare embedded images with the training images of the run."""
     own_table = session.inputs.table
     gallery = Gallery.of(own_table)
-    comparison = familiarity(own_table, gallery, session.source_split)
+    comparison = kept_familiarity(session)
     familiar, evidence = [], []
     with report_progress(session.progress, "Comparing images", len(table)) as update:
         for rows in np.array_split(np.arange(len(table)), -(-len(table) // ROWS_AT_ONCE)):
             part = table.select(rows)
             own = itself_among(part.features, gallery.others.features)
-            familiar.append(comparison.p_values(part.features, own))
+            familiar.append(comparison.p_values(part.features))
             evidence.append(evidence_against(part, gallery.others, own))
             update(sum(map(len, familiar)))
     nats = [part for part in evidence if part is not None]
@@ -161,6 +172,6 @@ def _compared(session: Session, table: Embeddings) -> EmbeddedSource:
         table,
         torch.cat(familiar),
         torch.cat(nats) if nats else None,
-        len(comparison.reference),
+        len(comparison.calibration),
         comparison.compared_with,
     )

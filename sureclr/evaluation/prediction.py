@@ -9,242 +9,38 @@ is unlike them keeps its class and is marked, because a classifier that knows te
 of the ten for anything at all.
 """
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.decoding import ENDINGS, Decoding, FileRef
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
-from sureclr.data.parallel_decoding import decode_files
-from sureclr.data.sources import is_source
 from sureclr.errors import UserError, unknown
+from sureclr.evaluation.classified_images import ClassifiedSource
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
     Gallery,
     Network,
+    itself_among,
     kept_linear,
     knn_classifier,
     neighbours_without,
     network_classifier,
-    spread_rows,
 )
+from sureclr.evaluation.familiarity import Familiarity, kept_familiarity
+from sureclr.evaluation.neighbour_space import NeighbourSpace, choose_space
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
-from sureclr.evaluation.run_images import Labels, read_run_images
+from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
 from sureclr.progress import Progress, report_progress
 from sureclr.training.run import Run
 
 UNFAMILIAR = 0.01  # p-value at or below which an image is marked
-IMAGES_AT_ONCE = 4096  # embedded and answered together
-FILES_AT_ONCE = 1024  # of a list of files, decoded together
-SIMILARITY_DECIMALS = 6  # beyond which a cosine is rounding, which must not decide between ties
-SAME = 1e-5  # difference of features, relative to their length, that is rounding
 CLASSIFIERS = ("linear", "knn")
-
-
-# --- Whether an image is familiar -----------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Familiarity:
-    """What new images are compared with.
-
-    Attributes:
-        features: (n, f) of the images that the run may have been trained on.
-        reference: (m,) ascending, similarities of images that are known to be like these.
-        compared_with: what the m images are, in words.
-    """
-
-    features: Tensor
-    reference: Tensor
-    compared_with: str
-
-    def p_values(self, features: Tensor, own: Tensor) -> Tensor:
-        """Return the p-value of each image, (q,) float64; NaN where nothing can be compared.
-
-        Args:
-            features: (q, f).
-            own: (q,) int64, the training image that an image is itself, or -1; it is left out.
-        """
-        similarity, _ = neighbours_without(features, own, self.features, 1)
-        return self.p_values_of(similarity)
-
-    def p_values_of(self, similarity: Tensor) -> Tensor:
-        """Return what `p_values` does, from the cosines (q, k) to the nearest images."""
-        if similarity.shape[1] == 0 or len(self.reference) == 0:
-            return torch.full((len(similarity),), torch.nan, dtype=torch.float64)
-        return conformal_p(_comparable(similarity[:, 0]), self.reference)
-
-
-def _comparable(similarity: Tensor) -> Tensor:
-    """Return cosines (q,) in float64, without the digits in which equal ones may differ."""
-    return similarity.double().round(decimals=SIMILARITY_DECIMALS)
-
-
-def conformal_p(scores: Tensor, reference: Tensor) -> Tensor:
-    """Return (1 + number of reference scores that are at most the score) / (m + 1), (q,) float64.
-
-    If an image and the m reference images are drawn alike, in whatever way, its p-value is at most
-    alpha with a probability of at most alpha (Vovk et al. 2005). Equal scores count against the
-    image, so that ties keep this true.
-
-    Args:
-        scores: (q,), low for an image that is unlike the others.
-        reference: (m,) ascending.
-    """
-    at_most = torch.searchsorted(reference, scores.contiguous(), right=True)
-    return (1 + at_most).double() / (len(reference) + 1)
-
-
-def familiarity(
-    table: Embeddings, gallery: Gallery, source_split: NDArray[np.str_] | None = None
-) -> Familiarity:
-    """Return what tells whether an image is like the images of a table.
-
-    An image's score is the cosine of its features to the nearest image that is not of the test
-    split. It is compared with the scores of the test images (at most 5,000); where there are none,
-    with those of the other images, each left out of the search. The encoder was trained on those,
-    so they may be nearer to each other than new images of the same kind are, and the p-values of
-    new images then come out too low.
-
-    Args:
-        table: the images.
-        gallery: of the table.
-        source_split: (n,) their splits before labelled images were held out for testing. Test
-            images that the encoder was trained on are then not compared with, if there are others.
-    """
-    test = table.split == "test"
-    unseen = test if source_split is None else test & (source_split == "test")
-    rows = np.flatnonzero(unseen if unseen.any() else test)
-    features = gallery.others.features
-    if len(rows):
-        queries = table.features[torch.from_numpy(rows)[spread_rows(len(rows))]]
-        own, words = torch.full((len(queries),), -1), "test images"
-    else:
-        own = torch.from_numpy(gallery.rows.argsort())[spread_rows(len(gallery.rows))]
-        queries, words = features[own], "training images, each compared with the others"
-    similarity, _ = neighbours_without(queries, own, features, 1)
-    nearest = similarity[:, 0] if similarity.shape[1] else similarity.reshape(-1)
-    return Familiarity(features, _comparable(nearest).sort().values, words)
-
-
-# --- Reading what is to be classified ---------------------------------------------------
-
-
-Part = tuple[ImageSet, Embeddings | None]  # some images, with their embeddings where they exist
-
-
-@dataclass
-class _Source:
-    """The images that are to be classified, in parts that fit into memory.
-
-    Attributes:
-        total: number of images, or of files.
-        errors: path -> why it could not be read; filled while the parts are read.
-        notes: what a reader should know of how they were read.
-    """
-
-    session: Session
-    images: Any
-    root: Path | None
-    total: int
-    errors: dict[str, str]
-    notes: list[str]
-    whole: ImageSet | None
-
-    @staticmethod
-    def of(session: Session, images: Any, root: Path | None) -> "_Source":
-        files = _file_list(images)
-        if files is not None:
-            return _Source(session, files, root, len(files), {}, [], None)
-        if images is None:
-            whole = session.catalogue
-        else:
-            run, progress = session.run, session.progress
-            whole = read_run_images(run, images, root, progress, to_classify=True)
-        errors: dict[str, str] = {}
-        if whole.report is not None:
-            copies = whole.report.duplicates.named.items()
-            errors = {copy: f"left out as an exact copy of {original}" for copy, original in copies}
-            errors |= whole.report.shown_refusals
-        return _Source(session, images, root, len(whole), errors, [whole.note], whole)
-
-    def parts(self) -> Iterator[Part]:
-        """Yield the images.
-
-        Raises:
-            UserError: none of the files can be read.
-        """
-        if self.whole is None:
-            yield from self._parts_of_files()
-            return
-        table = self.session.inputs.table if self.images is None else None
-        for start in range(0, len(self.whole), IMAGES_AT_ONCE):
-            rows = torch.arange(start, min(start + IMAGES_AT_ONCE, len(self.whole))).numpy()
-            yield self.whole.select(rows), None if table is None else table.select(rows)
-
-    def _parts_of_files(self) -> Iterator[Part]:
-        run, progress = self.session.run, _WithoutMessages(self.session.progress)
-        for start in range(0, len(self.images), FILES_AT_ONCE):
-            files = self.images[start : start + FILES_AT_ONCE]
-            try:
-                part = read_run_images(run, files, self.root, progress)
-            except UserError:
-                refs = [FileRef(file) for file in files]
-                results = decode_files(refs, Decoding(run.size, run.channels), progress)
-                verdicts = {
-                    file: result
-                    for file, result in zip(files, results, strict=True)
-                    if isinstance(result, str)
-                }
-                if not verdicts:
-                    raise  # the reason is another one
-                self.errors.update(verdicts)
-                good = [file for file in files if file not in verdicts]
-                if not good:
-                    continue
-                part = read_run_images(run, good, self.root, progress)
-            yield part, None
-        if len(self.errors) == len(set(self.images)):
-            name, reason = next(iter(self.errors.items()))
-            raise UserError(
-                f"none of the {len(self.images)} files can be read as an image: {name} ({reason});"
-                " give image files, a folder or a data source."
-            )
-
-
-class _WithoutMessages:
-    """Passes reports on to another progress, but no sentences: a list of files is many sources."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.begin, self.update, self.finish = progress.begin, progress.update, progress.finish
-
-    def message(self, text: str) -> None:
-        """Do nothing."""
-
-
-def _file_list(images: Any) -> list[str] | None:
-    """Return the files if `images` is one image file or a list of files; else None."""
-    one = isinstance(images, str | os.PathLike)
-    many = [images] if one else images
-    if not isinstance(many, list | tuple) or not many:
-        return None
-    if not all(isinstance(entry, str | os.PathLike) for entry in many):
-        return None
-    files = [os.fspath(entry) for entry in many]
-    if any(os.path.isdir(file) or is_source(str(file)) for file in files):
-        return None
-    is_image = Path(files[0]).suffix.lower() in ENDINGS and os.path.isfile(files[0])
-    return None if one and not is_image else files
 
 
 # --- The answers ----------------------------------------------------------------------
@@ -282,9 +78,9 @@ def predict(
             file; None means the labels that the images have themselves.
         classifier: "linear", the logistic regression on the frozen features, which is kept in the
             run folder and used again while checkpoint, images and labels are the same; "knn", the
-            vote of the 20 nearest labelled images; or a network that has learned already, such as
-            `sureclr.load_finetuned(run)`: any object with the names `classes` and a function
-            `probabilities(images)`.
+            vote of the 20 nearest labelled images in whitened features (`neighbour_space`); or a
+            network that has learned already, such as `sureclr.load_finetuned(run)`: any object with
+            the names `classes` and a function `probabilities(images)`.
         data: the images that the classifier learns from; None means those that the run was trained
             on. Those of the test split are not learned from; the accuracy is measured on them.
         unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
@@ -315,10 +111,11 @@ def predict(
     ) as session:
         table = session.inputs.table
         gallery = Gallery.of(table)
-        fitted = _fitted(session, classifier, gallery)
-        comparison = familiarity(table, gallery, session.source_split)
-        source = _Source.of(session, images, root)
-        answering = _Answering.of(session, fitted, comparison, gallery)
+        comparison = kept_familiarity(session)
+        space = choose_space(table, comparison.axes)
+        fitted = _fitted(session, classifier, gallery, space)
+        source = ClassifiedSource.of(session, images, root)
+        answering = _Answering.of(session, fitted, comparison, gallery, space)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
             for part, embedded in source.parts():
@@ -334,17 +131,19 @@ def predict(
         classifier=fitted.facts,
         accuracy=SourceAccuracy.of(joined, fitted.facts.classes),
         threshold=unfamiliar,
-        n_compared=len(comparison.reference),
+        n_compared=len(comparison.calibration),
         compared_with=comparison.compared_with,
         note="; ".join(filter(None, source.notes)),
     )
 
 
-def _fitted(session: Session, classifier: str | Network, gallery: Gallery) -> FittedClassifier:
+def _fitted(
+    session: Session, classifier: str | Network, gallery: Gallery, space: NeighbourSpace
+) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        return knn_classifier(session.inputs.table, session.catalogue.name, gallery)
+        return knn_classifier(session.inputs.table, session.catalogue.name, gallery, space.unit)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -354,6 +153,7 @@ class _Answering:
 
     Attributes:
         gallery: what new images are compared with.
+        space: in which their neighbours are looked up.
         labelled: those of its images that the classifier learned from.
         row_of: digest of an image's pixels -> its row in the gallery; None where these have no
             pixels any more.
@@ -363,12 +163,17 @@ class _Answering:
     fitted: FittedClassifier
     comparison: Familiarity
     gallery: Gallery
+    space: NeighbourSpace
     labelled: Embeddings
     row_of: dict[bytes, int] | None
 
     @staticmethod
     def of(
-        session: Session, fitted: FittedClassifier, comparison: Familiarity, gallery: Gallery
+        session: Session,
+        fitted: FittedClassifier,
+        comparison: Familiarity,
+        gallery: Gallery,
+        space: NeighbourSpace,
     ) -> "_Answering":
         images = session.catalogue
         row_of: dict[bytes, int] | None = None
@@ -377,7 +182,7 @@ class _Answering:
             for row, index in enumerate(gallery.rows.tolist()):
                 # Of equal images, one with a label counts, and those come first
                 row_of.setdefault(_digest(images.images[index]), row)
-        return _Answering(session, fitted, comparison, gallery, gallery.labelled, row_of)
+        return _Answering(session, fitted, comparison, gallery, space, gallery.labelled, row_of)
 
     def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
         """Return the columns of `Predictions` for some images."""
@@ -387,12 +192,7 @@ class _Answering:
         own = self._own(images, table.features)
         own_labelled = own.where(own < self.gallery.known, -1)
         cosine, nearest = neighbours_without(
-            table.features, own_labelled, self.labelled.features, NEIGHBOURS
-        )
-        familiar = (
-            self.comparison.p_values_of(cosine)  # the same images were searched
-            if self.gallery.known == len(self.gallery.rows)
-            else self.comparison.p_values(table.features, own)
+            table.features, own_labelled, self.labelled.features, NEIGHBOURS, self.space.unit
         )
         missing = NEIGHBOURS - nearest.shape[1]
         return {
@@ -401,7 +201,7 @@ class _Answering:
             "probability": best[:, 0],
             "second": order[:, -1],
             "second_probability": best[:, -1],
-            "familiar": familiar,
+            "familiar": self.comparison.p_values(table.features),
             "nearest": torch.nn.functional.pad(nearest, (0, missing), value=-1),
             "nearest_cosine": torch.nn.functional.pad(cosine, (0, missing), value=torch.nan),
             "learned_from": own_labelled >= 0,
@@ -420,19 +220,7 @@ class _Answering:
         """
         if self.row_of is not None:
             return torch.tensor([self.row_of.get(_digest(pixels), -1) for pixels in images.images])
-        return itself_among(features, self.comparison.features)
-
-
-def itself_among(features: Tensor, others: Tensor) -> Tensor:
-    """Return which row of others (n, f) each row of features (q, f) is, up to rounding; else -1."""
-    _, rows = neighbours_without(features, torch.full((len(features),), -1), others, 1)
-    if rows.shape[1] == 0:
-        return torch.full((len(features),), -1)
-    distance, length = (  # float64, in which no square overflows
-        torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        for x in (features - others[rows[:, 0]], features)
-    )
-    return torch.where(distance <= SAME * length, rows[:, 0], -1)
+        return itself_among(features, self.gallery.others.features)
 
 
 def _digest(pixels: Tensor) -> bytes:

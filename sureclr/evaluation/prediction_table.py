@@ -79,10 +79,10 @@ class Predictions:
         second_probability: (n,) float64.
         familiar: (n,) float64 in [0, 1], a conformal p-value: among images like the training data,
             a share of at most p has such a value or a lower one. NaN where there are no training
-            images to compare with. See `prediction.familiarity`.
+            images to compare with. See `familiarity.fit_familiarity`.
         nearest: (n, k) int64, the most similar labelled images, as indices into `labelled_paths`;
             k is 3, or fewer where there are fewer; -1 where there is none.
-        nearest_cosine: (n, k) float32, cosine of the frozen features.
+        nearest_cosine: (n, k) float32, cosine of the whitened features (`neighbour_space`).
         learned_from: (n,) bool, whether the classifier learned from this very image; its answer
             then says little about new images. The image does not count as its own neighbour.
         radius: (n,) float32 in [0, 1], how certain the encoder is; None for a loss without one.
@@ -94,7 +94,7 @@ class Predictions:
         classifier: what is known of the classifier, with its accuracy on test images.
         accuracy: how often the answers agree with the labels of the source; None where it has none.
         threshold: p-value at or below which an image counts as unfamiliar.
-        n_compared: images whose nearest similarity `familiar` is compared with.
+        n_compared: images whose distances `familiar` is compared with.
         compared_with: what these images are, in words.
         note: what a reader of the answers should know of how the source was read.
     """

@@ -31,9 +31,10 @@ from sureclr.schema import from_json, to_json
 if TYPE_CHECKING:
     from sureclr.training.run import Run
 
-SCHEMA = 5  # of results.json: raise it whenever a field below changes
+SCHEMA = 6  # of results.json: raise it whenever a field below changes
 TAKEN = ("provenance", "sha256")  # keys of an entry that are ours
-READABLE = (1, 2, 3, 4, 5)  # schemas that are read: keys that older ones lack have defaults below
+# Schemas that are read: keys that older ones lack have defaults below
+READABLE = (1, 2, 3, 4, 5, 6)
 UNSEALED = (1, 2)  # schemas whose entries need not have a sha256
 
 Interval = tuple[float, float]
@@ -211,11 +212,37 @@ class LinearResult(ProbeScore):
 
 
 @dataclass(frozen=True)
+class WhitenedVote:
+    """A vote of the nearest by the cosine of partially whitened features (theory 10).
+
+    Attributes:
+        accuracy: share of the labelled test images whose class wins the vote.
+        interval: Wilson's.
+        exponent: of the whitening, from 0 (the cosine of centred features) to 1/2 (the Mahalanobis
+            cosine), chosen on labelled training images by leave-one-out.
+        n_chosen_on: how many these were; 0: there were too few, and the exponent is 1/4.
+    """
+
+    accuracy: float
+    interval: Interval
+    exponent: float
+    n_chosen_on: int
+
+
+@dataclass(frozen=True)
+class WhitenedBaselines:
+    """The same of the pixels themselves and of the network before its first step."""
+
+    raw_pixels: WhitenedVote
+    untrained: WhitenedVote
+
+
+@dataclass(frozen=True)
 class KnnResult:
     """Accuracy of a weighted vote of the k nearest training images.
 
     Attributes:
-        accuracy: share of the labelled test images whose class wins the vote.
+        accuracy: share of the labelled test images whose class wins the vote, by the plain cosine.
         interval: Wilson's.
         k: number of voters.
         n_train: labelled training images.
@@ -225,6 +252,8 @@ class KnnResult:
         by_class: the vote on the features, class by class; None in a file of schema 1.
         no_pixels: why there are no baselines, or "".
         first_encoder: as of a `LinearResult`.
+        whitened: the vote by partially whitened features; None in a file of schema 5 or older.
+        whitened_baselines: of it; None where there are no baselines.
     """
 
     accuracy: float
@@ -237,6 +266,8 @@ class KnnResult:
     by_class: ClassNumbers | None = None
     no_pixels: str = ""
     first_encoder: FirstEncoder = "untrained"
+    whitened: WhitenedVote | None = None
+    whitened_baselines: WhitenedBaselines | None = None
 
 
 # --- heads ----------------------------------------------------------------------------

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from sureclr.maths.inputs import check_table
-from sureclr.maths.neighbours import KEY_BLOCK, QUERY_BLOCK, top_k
-from sureclr.maths.sphere import unit_rows
+from sureclr.maths.neighbours import KEY_BLOCK, PLAIN, QUERY_BLOCK, Unit, top_k
 
 EXACT = "exact"  # how all keys are searched
 MOST_EXACT = 300_000  # keys up to which the search is always exact
@@ -48,7 +47,11 @@ class Neighbours:
 
 
 def find_neighbours(
-    queries: Tensor, keys: Tensor, k: int, device: torch.device | None = None
+    queries: Tensor,
+    keys: Tensor,
+    k: int,
+    device: torch.device | None = None,
+    unit: Unit = PLAIN,
 ) -> Neighbours:
     """Find the k keys with the highest cosine to each query, exactly or nearly so.
 
@@ -64,6 +67,7 @@ def find_neighbours(
         keys: (n, d).
         k: 1 <= k <= n.
         device: as in `top_k`.
+        unit: as in `top_k`.
 
     Raises:
         UserError: as `top_k`.
@@ -71,12 +75,12 @@ def find_neighbours(
     on_cpu = (queries.device if device is None else device).type == "cpu"
     small = len(keys) <= MOST_EXACT or len(queries) < FEWEST_QUERIES
     if small or not on_cpu or sys.platform != "linux":
-        return Neighbours(*top_k(queries, keys, k, device=device), EXACT)
+        return Neighbours(*top_k(queries, keys, k, device=device, unit=unit), EXACT)
     try:
         import faiss
     except ImportError:
         start = time.process_time()
-        found = top_k(queries, keys, k)
+        found = top_k(queries, keys, k, unit=unit)
         words = (
             f"all of them, which took {time.process_time() - start:,.0f} s of CPU time;"
             ' pip install "sureclr[index]" makes it quicker'
@@ -85,31 +89,31 @@ def find_neighbours(
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
-        return _by_clusters(faiss, queries, keys, k)
+        return _by_clusters(faiss, queries, keys, k, unit)
     finally:
         faiss.omp_set_num_threads(threads)
 
 
-def _by_clusters(faiss: Any, queries: Tensor, keys: Tensor, k: int) -> Neighbours:
+def _by_clusters(faiss: Any, queries: Tensor, keys: Tensor, k: int, unit: Unit) -> Neighbours:
     """Search the fewest clusters that find enough, or all keys where none of PROBES does."""
     check_table("queries", queries)
     some = queries[torch.linspace(0, len(queries) - 1, CHECKED).long()]
-    wanted = top_k(some, keys, k)[1]
-    clusters = _clusters_of(faiss, keys)
+    wanted = top_k(some, keys, k, unit=unit)[1]
+    clusters = _clusters_of(faiss, keys, unit)
     for probes in PROBES:
         clusters.nprobe = probes
-        found = _search(clusters, some, keys, k)[1]
+        found = _search(clusters, some, keys, k, unit)[1]
         recall = float((found[:, :, None] == wanted[:, None]).any(2).double().mean())
         if recall >= LEAST_RECALL:
             words = (
                 f"those in the nearest {probes} of {CLUSTERS} clusters, which hold {recall:.2%} of"
                 f" the {k} nearest neighbours (measured on {CHECKED} of them)"
             )
-            return Neighbours(*_search(clusters, queries, keys, k), words)
-    return Neighbours(*top_k(queries, keys, k), EXACT)
+            return Neighbours(*_search(clusters, queries, keys, k, unit), words)
+    return Neighbours(*top_k(queries, keys, k, unit=unit), EXACT)
 
 
-def _clusters_of(faiss: Any, keys: Tensor) -> Any:
+def _clusters_of(faiss: Any, keys: Tensor, unit: Unit) -> Any:
     """An index of faiss: spherical k-means on some of the keys, and all keys in half precision."""
     width = keys.shape[1]
     index = faiss.IndexIVFScalarQuantizer(
@@ -122,22 +126,22 @@ def _clusters_of(faiss: Any, keys: Tensor) -> Any:
     index.by_residual, index.cp.seed = False, 0
     index.cp.min_points_per_centroid = 1  # else it prints a warning where there are few keys
     generator = torch.Generator().manual_seed(0)
-    index.train(_rows(keys[torch.randperm(len(keys), generator=generator)[:FITTED]]))
+    index.train(_rows(unit(keys[torch.randperm(len(keys), generator=generator)[:FITTED]])))
     blocks = keys.split(KEY_BLOCK)
-    homes = [_nearest_cluster(index, block) for block in blocks]
+    homes = [_nearest_cluster(index, unit(block)) for block in blocks]
     for number, size in enumerate(torch.cat(homes).bincount(minlength=CLUSTERS).tolist()):
         # Room is made at once: lists that grow take half as much memory again
         index.invlists.resize(number, size)
         index.invlists.resize(number, 0)
     for block, home in zip(blocks, homes, strict=True):
-        rows, lists = _rows(block), home.numpy()
+        rows, lists = _rows(unit(block)), home.numpy()
         index.add_core(len(rows), faiss.swig_ptr(rows), None, faiss.swig_ptr(lists))
     return index
 
 
 def _rows(x: Tensor) -> Any:
-    """What faiss takes: rows of length 1, in float32."""
-    return unit_rows(x).float().numpy()
+    """What faiss takes of rows of length 1: float32."""
+    return x.float().numpy()
 
 
 def _nearest_cluster(index: Any, rows: Tensor) -> Tensor:
@@ -145,22 +149,22 @@ def _nearest_cluster(index: Any, rows: Tensor) -> Tensor:
     return torch.from_numpy(index.quantizer.assign(_rows(rows), 1)).flatten()
 
 
-def _search(index: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _search(index: Any, queries: Tensor, keys: Tensor, k: int, unit: Unit) -> tuple[Tensor, Tensor]:
     """The best keys in each query's nearest clusters: similarity and index (q, k)."""
-    similarity = torch.empty(len(queries), k, dtype=unit_rows(queries[:1]).dtype)
+    similarity = torch.empty(len(queries), k, dtype=unit(queries[:1]).dtype)
     numbers = torch.empty(len(queries), k, dtype=torch.int64)
     doubtful = []
     # Queries of one cluster follow each other, so that its keys stay in the processor's cache
-    homes = torch.cat([_nearest_cluster(index, some) for some in queries.split(KEY_BLOCK)])
+    homes = torch.cat([_nearest_cluster(index, unit(some)) for some in queries.split(KEY_BLOCK)])
     size = max(1, min(QUERY_BLOCK, FOUND_BLOCK // (2 * k * keys.shape[1])))
     for rows in homes.argsort(stable=True).split(size):
-        some = queries[rows]
+        some = unit(queries[rows])
         # Twice as many as wanted: the order in half precision is nearly right
         rough, found = map(torch.from_numpy, index.search(_rows(some), 2 * k))
         last = rough[:, -1:] + ROUNDING
         # By index first, so that the stable sort leaves equal cosines in that order
         found, places = found.sort(1)
-        cosine = (unit_rows(some)[:, None] * unit_rows(keys[found])).sum(2)
+        cosine = (some[:, None] * unit(keys[found])).sum(2)
         cosine, best = cosine.sort(dim=1, descending=True, stable=True)
         best = best[:, :k]
         similarity[rows], numbers[rows] = cosine[:, :k], found.gather(1, best)
@@ -169,5 +173,5 @@ def _search(index: Any, queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, 
         doubtful.append(rows[(found < 0).any(1) | tied])
     again = torch.cat(doubtful)
     if len(again):
-        similarity[again], numbers[again] = top_k(queries[again], keys, k)
+        similarity[again], numbers[again] = top_k(queries[again], keys, k, unit=unit)
     return similarity, numbers

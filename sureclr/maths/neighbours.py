@@ -5,6 +5,8 @@ the size of the two sets, and rows are normalised block by block. Of equal simil
 index comes first, so a result does not depend on the sorting routine of a device.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from sureclr.maths.inputs import above, check_classes, check_table, is_whole
 from sureclr.maths.sphere import unit_rows
 
 QUERY_BLOCK, KEY_BLOCK = 1024, 16384
+Unit = Callable[[Tensor], Tensor]  # rows (n, d) -> rows of length 1, whose cosines are compared
+PLAIN: Unit = unit_rows  # for the cosine of the rows themselves
 Best = tuple[Tensor, Tensor]  # similarity (q, k) and index (q, k) of the best keys so far
 
 
@@ -24,6 +28,7 @@ def top_k(
     query_block: int = QUERY_BLOCK,
     key_block: int = KEY_BLOCK,
     device: torch.device | None = None,
+    unit: Unit = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """Return the k keys with the highest cosine to each query, best first.
 
@@ -39,6 +44,8 @@ def top_k(
         key_block: keys in a block of similarities.
         device: where blocks are computed, to which they are copied one by one; None: where the
             rows are.
+        unit: what brings rows to length 1, block by block: PLAIN, or `PrincipalAxes.whitening` of
+            both tables. A row of zeros stays zeros.
 
     Returns:
         the similarity (q, k), and the index (q, k) int64, on the device of the queries.
@@ -76,10 +83,10 @@ def top_k(
     ]
     for start in range(0, len(keys), key_block):
         # Normalised block by block: a copy of a whole table does not fit beside it
-        some = unit_rows(keys[start : start + key_block].to(device))
+        some = unit(keys[start : start + key_block].to(device))
         for i, block in enumerate(blocks):
             own = i * query_block - start if exclude_self else None
-            best[i] = _with_block(best[i], unit_rows(block.to(device)), some, k, start, own)
+            best[i] = _with_block(best[i], unit(block.to(device)), some, k, start, own)
     similarity, index = zip(*best, strict=True)
     return torch.cat(similarity).to(queries.device), torch.cat(index).to(queries.device)
 

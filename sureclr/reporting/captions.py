@@ -93,6 +93,11 @@ KNN = Caption(
     "The {k} nearest training images vote for the class ({n_train:,} training and {n_test:,} test"
     " images). {distance} Bars are 95 % intervals.",
 )
+WHITENED = (
+    " Whitened features are scaled to length 1 and centred, and their principal coordinates are"
+    " divided by a power of the variance; its exponent was chosen on training images ({exponent}"
+    " for the encoder). Published accuracies are of features that are not whitened."
+)
 RIVALS = "raw pixels and {article} {first}"
 RIVALS_OF_FROZEN = "raw pixels"
 DISTANCE = (

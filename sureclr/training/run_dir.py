@@ -71,6 +71,7 @@ OF_THE_WEIGHTS = (  # worthless once training continues
     "report.html",
     "finetuned",
     "classifiers",
+    "familiarity.safetensors",
 )
 FEATURES = "features.npz"  # that were given in Python, see `heads`
 OURS = (  # what overwriting a run removes; its config.yaml is replaced, so that it stays a run

@@ -129,7 +129,8 @@ def test_the_commands_carry_the_choice_on(run: Path, capsys: pytest.CaptureFixtu
         assert "--checkpoint best" in following, command
     folder = run / f"step-{best_step(run):09d}"
     assert {path.name for path in folder.iterdir()} == {
-        *("results.json", "embeddings.parquet", "classifiers", "finetuned")
+        *("results.json", "embeddings.parquet", "classifiers", "finetuned"),
+        "familiarity.safetensors",
     }
     assert not (run / "results.json").exists() and not (run / "finetuned").exists()
     main(["predict", *words, "--out", "tuned.csv", "--classifier", "finetuned"])

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mahalanobis_by_numpy
 import numpy as np
 import pytest
 import tiny
@@ -34,17 +35,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> sureclr.Run:
     return made
 
 
-def p_value(row: int) -> float:
-    """By loops: the share of test images that are no nearer to a training image than this one."""
-
-    def nearest(i: int) -> float:
-        return max(float(UNIT[i] @ UNIT[j]) for j in range(len(UNIT)) if TRAIN[j] and j != i)
-
-    reference = [nearest(i) for i in range(len(UNIT)) if not TRAIN[i]]
-    own = nearest(row)
-    return (1 + sum(one <= own + 1e-6 for one in reference)) / (len(reference) + 1)
-
-
 def evidence_of(table: Embeddings, row: int) -> float:
     """By a loop over pairs: log mean_j exp s(u, u_j)."""
     parts, m = [], evidence_dimension(table)
@@ -65,7 +55,8 @@ def test_a_table_is_compared_with_the_training_images(run: sureclr.Run, tmp_path
     found = embed_source(run, f"table:{run.path.parent / 'x.parquet'}", **MACHINE)
     assert found.familiar is not None and found.evidence is not None
     for row in (0, 1, 5, 8, 59):  # images of both splits
-        assert float(found.familiar[row]) == pytest.approx(p_value(row))
+        wanted = mahalanobis_by_numpy.p_values(CLEAN[[row]], CLEAN[TRAIN], CLEAN[~TRAIN])
+        assert float(found.familiar[row]) == pytest.approx(float(wanted[0]))
         assert float(found.evidence[row]) == pytest.approx(evidence_of(found.table, row), abs=1e-4)
     own = embed_source(run, **MACHINE)
     assert own.familiar is not None and torch.equal(own.familiar, found.familiar)
@@ -130,6 +121,7 @@ def test_images_are_embedded_as_predict_sees_them(tmp_path: Path) -> None:
         embed_source(made, "table:x.npz", **MACHINE)
     shutil.rmtree(photos)
     (made.path / "embeddings.parquet").unlink()
+    (made.path / "familiarity.safetensors").unlink()
     alone = embed_source(made, f"folder:{other}", **MACHINE)
     assert alone.familiar is None and alone.evidence is None and len(alone.table) == 24
 

@@ -24,15 +24,20 @@ from sureclr.errors import UserError
 from sureclr.evaluation import (
     classifiers,
     clusters,
+    familiarity,
     feature_space,
     label_choice,
+    neighbour_space,
     prediction,
     scores,
     view_pairs,
 )
 from sureclr.evaluation.certainty_quality import measure_uncertainty
+from sureclr.evaluation.familiarity import fit_familiarity
 from sureclr.evaluation.foreign_images import measure_ood
 from sureclr.evaluation.label_choice import Limits, label_next
+from sureclr.evaluation.neighbour_space import choose_space
+from sureclr.maths import whitening
 
 N, F = 10_000, 256
 Core = Callable[[], object]
@@ -94,8 +99,9 @@ def answers(t: Embeddings) -> Core:
     def core() -> None:
         gallery = classifiers.Gallery.of(t)
         fitted = classifiers.knn_classifier(t, "made up", gallery)
-        familiar = prediction.familiarity(t, gallery)
-        answering = prediction._Answering.of(session, fitted, familiar, gallery)
+        familiar = fit_familiarity(t)
+        space = choose_space(t, familiar.axes)
+        answering = prediction._Answering.of(session, fitted, familiar, gallery, space)
         answering.answer(images.select(np.arange(100)), None)
 
     return core
@@ -138,16 +144,17 @@ def foreign(t: Embeddings) -> Core:
 def test_an_evaluation_takes_little_beside_the_table(
     monkeypatch: pytest.MonkeyPatch, core: Callable[[Embeddings], Core], most: float
 ) -> None:
-    for module in (feature_space, classifiers, label_choice, scores):
+    for module in (feature_space, classifiers, label_choice, neighbour_space, scores):
         monkeypatch.setattr(module, "top_k", nothing_found)
-    for module in (feature_space, classifiers, clusters, label_choice):
+    for module in (feature_space, classifiers, clusters, label_choice, whitening):
         monkeypatch.setattr(module, "ROWS_AT_ONCE", 256)
     monkeypatch.setattr(label_choice, "KEY_BLOCK", 256)
+    monkeypatch.setattr(neighbour_space, "MOST", 200)
     few = partial(feature_space.map_rows, most=500)  # on the map, of which copies are made
     monkeypatch.setattr(feature_space, "map_rows", few)
     some = partial(view_pairs.training_view_pairs, most=50)
     monkeypatch.setattr(view_pairs, "training_view_pairs", some)
-    for module in (classifiers, prediction):
+    for module in (classifiers, familiarity):
         monkeypatch.setattr(module, "spread_rows", partial(classifiers.spread_rows, most=200))
     monkeypatch.setattr(classifiers, "linear_probe", nothing_fitted)
     t = table()

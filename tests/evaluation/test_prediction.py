@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mahalanobis_by_numpy
 import numpy as np
 import pytest
 import torch
@@ -27,10 +28,9 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.label_matching import labels_in_file
 from sureclr.data.label_request import LabelFile
 from sureclr.errors import UserError
-from sureclr.evaluation import classifiers, prediction, prediction_table
+from sureclr.evaluation import classified_images, classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
     ONE_FOLD_FROM,
-    Gallery,
     calibration_loss,
     fit_linear,
     fit_temperature,
@@ -38,7 +38,7 @@ from sureclr.evaluation.classifiers import (
     linear_classifier,
     neighbours_without,
 )
-from sureclr.evaluation.prediction import conformal_p, predict
+from sureclr.evaluation.prediction import predict
 from sureclr.evaluation.prediction_table import Predictions
 from sureclr.evaluation.probes import linear_probe
 from sureclr.files import sealed
@@ -239,11 +239,14 @@ def brute(query: Tensor, keys: Tensor, without: int) -> list[tuple[float, int]]:
 def test_nearest_labelled_images_are_those_of_a_loop(
     answers: Predictions, tables: tuple[Embeddings, Embeddings]
 ) -> None:
+    """By the whitened cosine, with numpy's matrices; few labels, so the exponent is 1/4."""
     own, new = tables
     rows = own.labelled("train")
     assert answers.labelled_paths == rows.paths
+    known = mahalanobis_by_numpy.whitened(rows.features, own.features[own.split == "train"])
+    asked = mahalanobis_by_numpy.whitened(new.features, own.features[own.split == "train"])
     for i in range(0, len(new), 7):
-        wanted = brute(new.features[i], rows.features, -1)[:3]
+        wanted = brute(torch.from_numpy(asked[i]), torch.from_numpy(known), -1)[:3]
         assert np.allclose(answers.nearest_cosine[i], [c for c, _ in wanted], atol=1e-5)
         assert answers.nearest[i].tolist() == [j for _, j in wanted]
     row = next(answers.rows())
@@ -296,46 +299,14 @@ def test_knn_answers_as_the_vote_and_its_probabilities_are_shares() -> None:
 # --- Familiarity ----------------------------------------------------------------------
 
 
-def test_conformal_p_is_the_count_of_a_loop_and_ties_count_against_the_image() -> None:
-    reference = torch.tensor([0.1, 0.2, 0.2, 0.7]).double()
-    scores = torch.tensor([0.05, 0.1, 0.2, 0.5, 0.7, 0.9]).double()
-    wanted = [(1 + sum(r <= s for r in reference.tolist())) / 5 for s in scores.tolist()]
-    assert conformal_p(scores, reference).tolist() == wanted == [0.2, 0.4, 0.8, 0.8, 1.0, 1.0]
-
-
-def test_p_values_of_images_that_are_alike_are_rarely_low() -> None:
-    """The law: P(p <= alpha) <= alpha, also with many ties."""
-    random = np.random.default_rng(0)
-    for decimals in (8, 1):
-        low = 0
-        for _ in range(3000):
-            scores = torch.from_numpy(random.random(40).round(decimals))
-            low += int(conformal_p(scores[:1], scores[1:].sort().values)[0] <= 0.1)
-        assert low / 3000 <= 0.1 + 3 * (0.09 / 3000) ** 0.5
-
-
-def test_familiar_is_the_share_of_test_images_that_are_no_nearer(
+def test_familiar_is_the_share_of_test_images_that_are_as_far(
     answers: Predictions, tables: tuple[Embeddings, Embeddings]
 ) -> None:
     own, new = tables
-    gallery = own.features[torch.from_numpy(own.split != "test")]
-    test = own.features[torch.from_numpy(own.split == "test")]
-    reference = [round(brute(row, gallery, -1)[0][0], 6) for row in test]
+    train, test = own.features[own.split != "test"], own.features[own.split == "test"]
     assert answers.n_compared == len(test) and answers.compared_with == "test images"
-    for i in range(0, len(new), 5):
-        score = round(brute(new.features[i], gallery, -1)[0][0], 6)
-        p = (1 + sum(r <= score for r in reference)) / (len(reference) + 1)
-        assert abs(float(answers.familiar[i]) - p) < 1.5 / (len(reference) + 1)
-
-
-def test_without_test_images_each_training_image_is_left_out_of_its_own_search() -> None:
-    table = made_up(60, 4, 1.0, 0)
-    table = Embeddings(**{**vars(table), "split": np.full(60, "train")})
-    found = prediction.familiarity(table, Gallery.of(table))
-    wanted = sorted(
-        round(brute(x, table.features, i)[0][0], 6) for i, x in enumerate(table.features)
-    )
-    assert np.allclose(found.reference, wanted, atol=2e-6) and "training" in found.compared_with
+    wanted = mahalanobis_by_numpy.p_values(new.features, train, test)
+    assert (abs(answers.familiar.numpy() - wanted) < 1.5 / (len(test) + 1)).all()
 
 
 def test_training_images_that_are_held_out_for_labels_are_not_compared_with(
@@ -376,15 +347,9 @@ def test_an_image_that_was_learned_from_is_said_so_and_does_not_find_itself(plac
     assert answers.learned_from.tolist() == learned.tolist() and answers.paths == own.paths
     for row in answers.rows():
         assert row["path"] not in (row["nearest_1"], row["nearest_2"], row["nearest_3"])
-    train_rows = np.flatnonzero(own.split == "train")
-    test_rows = own.features[torch.from_numpy(own.split == "test")]
-    gallery = own.features[torch.from_numpy(train_rows)]
-    reference = [brute(row, gallery, -1)[0][0] for row in test_rows]
-    for position in (0, 20, 50, 71):
-        score = brute(gallery[position], gallery, position)[0][0]
-        p = (1 + sum(r <= score for r in reference)) / (len(reference) + 1)
-        found = float(answers.familiar[train_rows[position]])
-        assert abs(found - p) < 1.5 / (len(reference) + 1)
+    known, unseen = own.features[own.split == "train"], own.features[own.split == "test"]
+    wanted = mahalanobis_by_numpy.p_values(own.features, known, unseen)
+    assert (abs(answers.familiar.numpy() - wanted) < 1.5 / (len(unseen) + 1)).all()
     test = [row for row in answers.rows() if not row["learned_from"]]
     right = sum(row["label"] == row["own_label"] for row in test)
     assert answers.accuracy is not None and answers.accuracy.n == len(test)
@@ -399,7 +364,7 @@ def test_the_answers_do_not_depend_on_how_many_are_made_at_once(
     place: Path, trained: Path, answers: Predictions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("IMAGES_AT_ONCE", "FILES_AT_ONCE"):
-        monkeypatch.setattr(prediction, name, 7)
+        monkeypatch.setattr(classified_images, name, 7)
     monkeypatch.setattr(prediction_table, "ROWS_AT_ONCE", 7)
     files = [trained / "new" / path for path in answers.paths]
     for source in (trained / "new", files):

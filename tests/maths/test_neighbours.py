@@ -97,7 +97,7 @@ def test_no_block_is_larger_than_promised() -> None:
     assert max(products.shapes) == (7, 11)
 
 
-def test_rows_are_normalised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_normalised_block_by_block() -> None:
     """Whole normalised tables would take as much memory as the tables themselves."""
     generator = torch.Generator().manual_seed(0)
     queries, keys = (10 * torch.randn(n, 48, generator=generator) for n in (20, 50))
@@ -108,8 +108,7 @@ def test_rows_are_normalised_block_by_block(monkeypatch: pytest.MonkeyPatch) -> 
         sizes.append(len(rows))
         return unit_rows(rows)
 
-    monkeypatch.setattr(neighbours, "unit_rows", watched)
-    similarity, index = top_k(queries, keys, 5, query_block=7, key_block=11)
+    similarity, index = top_k(queries, keys, 5, query_block=7, key_block=11, unit=watched)
     assert set(sizes) == {7, 6, 11} and sizes.count(11) == 4
     assert torch.equal(index, whole[1]) and torch.allclose(similarity, whole[0], atol=1e-6)
 

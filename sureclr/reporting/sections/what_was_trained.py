@@ -8,6 +8,7 @@ from sureclr.config import FIRST_ENCODERS, FirstEncoder, PretrainConfig, Trainin
 from sureclr.evaluation.results import (
     ClassNumbers,
     HeadsResult,
+    Interval,
     KnnResult,
     LinearResult,
     ProbeScore,
@@ -144,12 +145,29 @@ def _accuracies(
             pixels=verdict_text("the raw pixels", result.interval, intervals.raw_pixels),
             first=verdict_text(f"the {first}", result.interval, intervals.untrained),
         )
+    if isinstance(result, KnnResult) and result.whitened is not None:
+        points += _whitened_points(result, points)
+        more = captions.WHITENED.format(exponent=f"{result.whitened.exponent:g}") + more
     rows = [Row(point[0], [point]) for point in points]
     numbers = result.by_class
     majority = [] if numbers is None else [(numbers.majority_baseline, captions.MAJORITY)]
     axis = Axis("accuracy on test images")
     chart = dots(f"{title}: accuracy", rows, axis, references=majority)
     return Figure(key, Caption(caption.title, caption.text + more), [("", chart)], half=True)
+
+
+def _whitened_points(
+    result: KnnResult, plain: Sequence[tuple[str, int, float, Interval]]
+) -> list[tuple[str, int, float, Interval]]:
+    """The same points by partially whitened features."""
+    votes, baselines = [result.whitened], result.whitened_baselines
+    if baselines is not None:
+        votes += [baselines.raw_pixels, baselines.untrained]
+    return [
+        (f"{name}, whitened", style, vote.accuracy, vote.interval)
+        for (name, style, *_), vote in zip(plain, votes, strict=False)
+        if vote is not None
+    ]
 
 
 def _heads(run: RunFiles, result: HeadsResult) -> list[Block]:
