@@ -1,9 +1,8 @@
 """Does certainty answer its three questions on photographs? The measurements of a stored run.
 
-    python -m benchmarks.study --source photographs --folder DIR [--runs RUNS] ...   # trains as well
-    python -m benchmarks.photo_study RUN ... --folder DIR        # measures stored runs, prints lines
+    python -m benchmarks.photo_study RUN ... --folder DIR [--size 32] [--threads 1]
 
-DIR has pictures in train/CLASS and test/CLASS. Every second test picture calibrates p-values of
+It prints a line for each run; `benchmarks.study --source photographs` trains and saves them. DIR has pictures in train/CLASS and test/CLASS. Every second test picture calibrates p-values of
 familiarity; the others are judged. The questions (theory 9), each put to every score:
 
     right_*    is the answer right? R-AUROC: the AUROC for telling judged pictures whose nearest
@@ -19,13 +18,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -88,9 +88,7 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
             `unseen`, and count for nothing else.
     """
     start = time.process_time()
-    unseen = torch.isin(images.labels, torch.tensor([images.classes.index(c) for c in left_out]))
-    known = images.select(~unseen.numpy())
-    train, test = known.train, known.test
+    train, test = (without(part, left_out) for part in (images.train, images.test))
     judge = Judge.of(run, train, test.select(np.arange(0, len(test), 2)))
     judged = test.select(np.arange(1, len(test), 2))
     table = run.embed(judged)
@@ -103,13 +101,11 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
     some = judged.select(np.arange(min(STRANGE, len(judged))))
     kinds = dict(strange_images(some))
     if left_out:
-        kinds = {"unseen": images.test.select(unseen.numpy()[images.split == "test"]).images}
+        kinds = {"unseen": images.test.select(are_of(images.test, left_out)).images[:]}
     for name, pixels in kinds.items():
         other = judge.scores(run.embed(unlabelled(pixels)))
         numbers[f"ood_{name}"] = {key: told_apart(own[key], other[key]) for key in own}
-    numbers["ood_mean"] = {
-        key: mean(numbers[f"ood_{name}"][key] for name in kinds) for key in own
-    }
+    numbers["ood_mean"] = {key: mean(numbers[f"ood_{name}"][key] for name in kinds) for key in own}
     numbers |= crops(run, some, judge, own) | calibration(run, train, some)
     if table.presence is not None:
         numbers["mean_presence"] = float(table.presence.mean())
@@ -122,6 +118,24 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
         "n_strange": len(some),
         "measuring_cpu_s": time.process_time() - start,
     }
+
+
+def are_of(images: ImageSet, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which images are of one of these classes, (n,) bool.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    for name in classes:
+        if name not in images.classes:
+            raise UserError(f"there is no class {name!r} among {', '.join(images.classes)}.")
+    numbers = [images.classes.index(name) for name in classes]
+    return np.isin(images.labels.numpy(), numbers)
+
+
+def without(images: ImageSet, classes: Sequence[str]) -> ImageSet:
+    """Return the images that are of none of these classes."""
+    return images.select(~are_of(images, classes)) if classes else images
 
 
 def share(right: Tensor) -> float:
@@ -161,9 +175,7 @@ class Judge:
         gallery, held_out = run.embed(train), run.embed(calibration)
         space = choose_space(gallery)
         distances = space.axes.distances(held_out.features).sort().values
-        probe = linear_probe(
-            gallery.features, gallery.labels, held_out.features, held_out.labels
-        )
+        probe = linear_probe(gallery.features, gallery.labels, held_out.features, held_out.labels)
         return Judge(gallery, space, Familiarity(space.axes, distances, "test pictures"), probe)
 
     def scores(self, table: Embeddings) -> Scores:
