@@ -2,8 +2,9 @@
 
     python -m benchmarks.photo_study RUN ... --folder DIR [--size 32] [--threads 1]
 
-It prints a line for each run; `benchmarks.study --source photographs` trains and saves them. DIR has pictures in train/CLASS and test/CLASS. Every second test picture calibrates p-values of
-familiarity; the others are judged. The questions (theory 9), each put to every score:
+It prints a line for each run; `benchmarks.study --source photographs` trains runs and saves their
+lines. DIR has pictures in train/CLASS and test/CLASS. Every second test picture calibrates the
+p-values of familiarity; the others are judged. The questions (theory 9), each put to every score:
 
     right_*    is the answer right? R-AUROC: the AUROC for telling judged pictures whose nearest
                neighbour, vote of 20 neighbours (both by the plain cosine, and by partially whitened
@@ -46,12 +47,12 @@ from sureclr.evaluation.view_pairs import (
     training_view_pairs,
 )
 from sureclr.maths.metrics import auroc, spearman
-from sureclr.maths.neighbours import PLAIN, Unit, top_k, vote
+from sureclr.maths.neighbours import PLAIN, top_k, vote
 from sureclr.training.run import Run, load
 
 VOTERS = 20
-STRANGE = 1000  # judged pictures that are compared with as many images of each other kind
-PAIRS = 1000  # pictures whose views calibrate radius and evidence
+STRANGE = 500  # judged pictures that are compared with as many images of each other kind
+PAIRS = 500  # pictures whose views calibrate radius and evidence
 CROPS, VIEWS = 3101, 3102  # streams of seeds
 Scores = dict[str, Tensor]
 
@@ -92,8 +93,7 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
     judge = Judge.of(run, train, test.select(np.arange(0, len(test), 2)))
     judged = test.select(np.arange(1, len(test), 2))
     table = run.embed(judged)
-    scores = judge.scores(table)
-    answers = judge.answers(table)
+    scores, answers = judge.judge(table)
     numbers: dict[str, Any] = {name: share(right) for name, right in answers.items()}
     for name, right in answers.items():
         numbers[f"right_{name}"] = {key: auroc(x, right) for key, x in scores.items()}
@@ -103,7 +103,7 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
     if left_out:
         kinds = {"unseen": images.test.select(are_of(images.test, left_out)).images[:]}
     for name, pixels in kinds.items():
-        other = judge.scores(run.embed(unlabelled(pixels)))
+        other, _ = judge.judge(run.embed(unlabelled(pixels)))
         numbers[f"ood_{name}"] = {key: told_apart(own[key], other[key]) for key in own}
     numbers["ood_mean"] = {key: mean(numbers[f"ood_{name}"][key] for name in kinds) for key in own}
     numbers |= crops(run, some, judge, own) | calibration(run, train, some)
@@ -178,8 +178,13 @@ class Judge:
         probe = linear_probe(gallery.features, gallery.labels, held_out.features, held_out.labels)
         return Judge(gallery, space, Familiarity(space.axes, distances, "test pictures"), probe)
 
-    def scores(self, table: Embeddings) -> Scores:
-        """Return every score of some pictures, each (n,), higher for more certain or familiar."""
+    def judge(self, table: Embeddings) -> tuple[Scores, dict[str, Tensor]]:
+        """Judge some pictures.
+
+        Returns:
+            every score by name, (n,) each, higher for more certain or familiar; and whether each
+            answer is right, (n,) bool by name.
+        """
         scores = {
             name: column
             for name in ("certainty", "radius", "presence")
@@ -188,10 +193,14 @@ class Judge:
         evidence = evidence_against(table, self.gallery, torch.full((len(table),), -1))
         if evidence is not None:
             scores["evidence"] = evidence
+        labels, right = self.gallery.labels, {}
         for prefix, unit in (("", PLAIN), ("whitened_", self.space.unit)):
-            near, _ = self.nearest(table, unit)
+            near, index = top_k(table.features, self.gallery.features, VOTERS, unit=unit)
             scores[f"{prefix}neighbour"] = near[:, 0]
             scores[f"{prefix}mean_of_{VOTERS}"] = near.mean(1)
+            voted = vote(near, labels[index], len(self.gallery.classes))
+            right[f"{prefix}nearest"] = labels[index[:, 0]] == table.labels
+            right[f"{prefix}knn"] = voted == table.labels
         distances = self.familiarity.distances(table.features)
         p = conformal_p(distances, self.familiarity.calibration)
         # The p-value of an image beyond all calibration pictures is the same however far it is
@@ -200,27 +209,10 @@ class Judge:
             scores["presence_times_p"] = table.presence * p
         if table.certainty is not None:
             scores["certainty_times_p"] = table.certainty * p
-        scores["negative_entropy"] = -entropy(self.logits(table))
-        return scores
-
-    def nearest(self, table: Embeddings, unit: Unit) -> tuple[Tensor, Tensor]:
-        """Return similarity and row of the 20 nearest training pictures, (n, 20) each."""
-        return top_k(table.features, self.gallery.features, VOTERS, unit=unit)
-
-    def logits(self, table: Embeddings) -> Tensor:
-        """Return the logits of the linear probe."""
-        return table.features.double() @ self.probe.weight + self.probe.bias
-
-    def answers(self, table: Embeddings) -> dict[str, Tensor]:
-        """Return whether each answer is right, (n,) bool, by name."""
-        labels, right = self.gallery.labels, {}
-        for prefix, unit in (("", PLAIN), ("whitened_", self.space.unit)):
-            near, index = self.nearest(table, unit)
-            voted = vote(near, labels[index], len(table.classes))
-            right[f"{prefix}nearest"] = labels[index[:, 0]] == table.labels
-            right[f"{prefix}knn"] = voted == table.labels
-        right["linear"] = self.probe.classes[self.logits(table).argmax(1)] == table.labels
-        return right
+        logits = table.features.double() @ self.probe.weight + self.probe.bias
+        scores["negative_entropy"] = -entropy(logits)
+        right["linear"] = self.probe.classes[logits.argmax(1)] == table.labels
+        return scores, right
 
 
 def crops(run: Run, whole: ImageSet, judge: Judge, own: Scores) -> dict[str, Any]:
@@ -229,7 +221,7 @@ def crops(run: Run, whole: ImageSet, judge: Judge, own: Scores) -> dict[str, Any
     strengths = crop.random_strengths(seeds)
     pixels = crop(whole.images[:], seeds, strengths)
     table = run.embed(whole.with_pixels(pixels))
-    cropped, answers = judge.scores(table), judge.answers(table)
+    cropped, answers = judge.judge(table)
     return {
         "crop_less": {key: share(cropped[key] < own[key]) for key in own},
         "crop_spearman": {key: spearman(cropped[key], strengths) for key in own},
