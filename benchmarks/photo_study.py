@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -95,8 +96,10 @@ def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[
     table = run.embed(judged)
     scores, answers = judge.judge(table)
     numbers: dict[str, Any] = {name: share(right) for name, right in answers.items()}
+    wide = judge.evidence(table, table.direction.shape[1])
+    both = scores if wide is None else {**scores, "evidence_of_all_coordinates": wide}
     for name, right in answers.items():
-        numbers[f"right_{name}"] = {key: auroc(x, right) for key, x in scores.items()}
+        numbers[f"right_{name}"] = {key: auroc(x, right) for key, x in both.items()}
     own = {key: score[:STRANGE] for key, score in scores.items()}
     some = judged.select(np.arange(min(STRANGE, len(judged))))
     kinds = dict(strange_images(some))
@@ -178,6 +181,18 @@ class Judge:
         probe = linear_probe(gallery.features, gallery.labels, held_out.features, held_out.labels)
         return Judge(gallery, space, Familiarity(space.axes, distances, "test pictures"), probe)
 
+    def evidence(self, table: Embeddings, dimension: float | None = None) -> Tensor | None:
+        """Return the evidence of some pictures against the gallery, (n,) nats; None: no radius.
+
+        Args:
+            table: the pictures.
+            dimension: m of the kernel; None: the run's own, which is measured.
+        """
+        gallery = self.gallery
+        if dimension is not None:
+            gallery = replace(gallery, kernel_dimension=dimension)
+        return evidence_against(table, gallery, torch.full((len(table),), -1))
+
     def judge(self, table: Embeddings) -> tuple[Scores, dict[str, Tensor]]:
         """Judge some pictures.
 
@@ -190,7 +205,7 @@ class Judge:
             for name in ("certainty", "radius", "presence")
             if (column := getattr(table, name)) is not None
         }
-        evidence = evidence_against(table, self.gallery, torch.full((len(table),), -1))
+        evidence = self.evidence(table)
         if evidence is not None:
             scores["evidence"] = evidence
         labels, right = self.gallery.labels, {}

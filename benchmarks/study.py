@@ -410,6 +410,7 @@ SCORES = (
     "radius",
     "presence",
     "evidence",
+    "evidence_of_all_coordinates",
     "neighbour",
     "mean_of_20",
     "whitened_neighbour",
