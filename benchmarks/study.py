@@ -2,12 +2,18 @@
 
     python -m benchmarks.study [--only NAME ...] [--source fashion-mnist|digits] [--seeds 0 1 2]
                                [--threads 1] [--lines FILE]
+    python -m benchmarks.study --source photographs --folder DIR [--runs RUNS] [--only NAME ...]
     python -m benchmarks.study --table [--source ...]
 
 All runs of a source have the same encoder, budget and images: for Fashion-MNIST a fixed subset of
 15,000 training and 4,000 test images, for digits all of them. A finished run is one line of
 study.jsonl. A run that has its line is not repeated, so stopping (Ctrl-C) loses at most one run. A
 run takes less than 4 minutes on one core.
+
+Photographs are pictures in DIR/train/CLASS and DIR/test/CLASS, such as CIFAR-10 as JPEG files, at
+32 pixels; again 15,000 and 4,000 of them. `photo_study` measures their runs, its numbers are lines
+of study_photographs.jsonl, and each run stays in RUNS/NAME-SEED. A run that is there already is
+measured, and not trained again.
 """
 
 import argparse
@@ -16,7 +22,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
@@ -24,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import photo_study
 from benchmarks.lines import append_line, read_lines, run_as_command
 from sureclr.config import PretrainConfig
 from sureclr.data.image_set import ImageSet
@@ -37,14 +44,17 @@ from sureclr.progress import SILENT
 from sureclr.recipes import recipe
 from sureclr.schema import to_json
 from sureclr.training.pretraining import pretrain
-from sureclr.training.run import Run
+from sureclr.training.run import Run, load
 
 LINES = Path(__file__).with_suffix(".jsonl")
+LINES_OF_PHOTOGRAPHS = LINES.with_name("study_photographs.jsonl")
+PHOTOGRAPHS, SIZE = "photographs", 32  # a source of the study; side of its images in pixels
+RECIPE = {PHOTOGRAPHS: "fashion-mnist"}  # where another one's settings are taken
 # Instead of the recipe's encoder, so that a run takes less than 4 minutes
-ENCODER = {"fashion-mnist": "small-24"}
+ENCODER = {"fashion-mnist": "small-24", PHOTOGRAPHS: "small-24"}
 TRAIN, TEST = 15_000, 4_000  # images of the fixed subset
-EPOCHS = {"fashion-mnist": 8, "digits": 60}
-WARMUP_EPOCHS = {"fashion-mnist": 1.0, "digits": 5.0}
+EPOCHS = {"fashion-mnist": 8, "digits": 60, PHOTOGRAPHS: 8}
+WARMUP_EPOCHS = {"fashion-mnist": 1.0, "digits": 5.0, PHOTOGRAPHS: 1.0}
 # Printed when a run has finished
 PRINTED = (
     "knn",
@@ -54,12 +64,35 @@ PRINTED = (
     "train_cpu_s",
     "evaluation_cpu_s",
 )
+# What a run on the same photographs may have otherwise: how they were given, and what was recorded
+NOT_COMPARED = frozenset(
+    {"source", "size", "channels", "precision", "pixel_mean", "pixel_std", "compile", "init"}
+    | {"monitor_every", "snapshot_every", "checkpoint_every", "micro_batch"}
+)
 LEVELS = slice(1, None, 2)  # the strengths that are measured, of each corruption's five
 
 # Name -> what differs from the default, which is the source's recipe. (This study chose its loss,
 # views and batch size.) The order is that of the runs: the two that decide come first, then the
 # published losses, then the factors.
-DECIDING: dict[str, dict[str, Any]] = {"sure": {}, "nt-xent": {"loss": "nt-xent"}}
+AS_IT_WAS: dict[str, Any] = {"presence": "off", "null_fraction": 0.0}
+BOTH: dict[str, Any] = {"presence": "on", "null_fraction": 0.125}
+DECIDING: dict[str, dict[str, Any]] = {"sure": AS_IT_WAS, "nt-xent": {"loss": "nt-xent"}}
+# Two numbers, and images of nothing (theory 9)
+OF_PRESENCE: dict[str, dict[str, Any]] = {
+    "presence+nulls": BOTH,
+    "presence": {"presence": "on", "null_fraction": 0.0},
+    "nulls": {"presence": "off", "null_fraction": 0.125},
+    "presence+nulls-soft-off": {**BOTH, "softening": "off"},
+    "presence+nulls-w4": {**BOTH, "null_weight": 0.5},  # the default's is 0.125, their fraction
+    "presence+nulls-w1/4": {**BOTH, "null_weight": 0.03125},
+    "presence+nulls-noise": {**BOTH, "null_kinds": ("noise",)},
+    "presence+nulls-tiles": {**BOTH, "null_kinds": ("tiles",)},
+    "presence+nulls-1/4": {**BOTH, "null_fraction": 0.25},
+}
+LEFT_OUT = ("cat", "truck")  # classes of CIFAR-10 that the next runs do not see
+WITHOUT_CLASSES: dict[str, dict[str, Any]] = {
+    f"unseen-{name}": changes for name, changes in (DECIDING | {"presence+nulls": BOTH}).items()
+}
 OTHERS: dict[str, dict[str, Any]] = {
     **{
         loss: {"loss": loss}
@@ -79,36 +112,47 @@ OTHERS: dict[str, dict[str, Any]] = {
     "tau-0.5": {"temperature": 0.5},
     **{loss: {"loss": loss} for loss in ("poisson-nce", "gaussian-nce", "dcl")},
 }
-CONFIGURATIONS = DECIDING | OTHERS
+CONFIGURATIONS = DECIDING | OF_PRESENCE | OTHERS | WITHOUT_CLASSES
+RIVALS = ("cosine-regression", "loss-prediction", "mc-infonce")
+ON_PHOTOGRAPHS = (*DECIDING, *OF_PRESENCE, *RIVALS, *WITHOUT_CLASSES)
+ELSEWHERE = (*DECIDING, *OF_PRESENCE, *OTHERS)
 
 
 def main() -> None:
     """Run what has no line yet, or print the table."""
     options = arguments()
+    of_photographs = options.source == PHOTOGRAPHS
+    path = options.lines or (LINES_OF_PHOTOGRAPHS if of_photographs else LINES)
     if options.table:
-        lines = read_lines(options.lines)
-        print(table([line for line in lines if line["source"] == options.source]))
+        lines = [line for line in read_lines(path) if line["source"] == options.source]
+        print(tables_of_photographs(lines) if of_photographs else table(lines))
         return
     torch.set_num_threads(options.threads)
-    images = subset(load_images(options.source))
-    for name, seed in order(options.only or list(CONFIGURATIONS), options.seeds):
+    images = subset(read_images(options))
+    names = options.only or list(ON_PHOTOGRAPHS if of_photographs else ELSEWHERE)
+    for name, seed in order(names, options.seeds):
         if (name, seed, options.source) not in {
-            (line["name"], line["seed"], line["source"]) for line in read_lines(options.lines)
+            (line["name"], line["seed"], line["source"]) for line in read_lines(path)
         }:
-            print(f"{name} seed {seed}: {attempt(name, seed, images, options.lines)}", flush=True)
+            print(f"{name} seed {seed}: {attempt(name, seed, images, options, path)}", flush=True)
 
 
-def attempt(name: str, seed: int, images: ImageSet, lines: Path) -> str:
+def attempt(
+    name: str, seed: int, images: ImageSet, options: argparse.Namespace, lines: Path
+) -> str:
     """Make a run, save its line, and return a sentence to print.
 
     A run that fails (because it diverges, for instance) has no line, so it is tried again next
     time.
     """
     try:
-        line = append_line(one_run(name, seed, images), lines)
+        if options.source == PHOTOGRAPHS:
+            line = append_line(run_on_photographs(name, seed, images, options.runs), lines)
+        else:
+            line = append_line(one_run(name, seed, images), lines)
     except UserError as error:
         return f"failed: {error}"
-    return "  ".join(f"{key} {line[key]}" for key in PRINTED)
+    return "  ".join(f"{key} {line[key]}" for key in PRINTED if key in line)
 
 
 def arguments() -> argparse.Namespace:
@@ -119,15 +163,26 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(CONFIGURATIONS))
     parser.add_argument("--source", default="fashion-mnist", choices=list(EPOCHS))
+    parser.add_argument("--folder", type=Path, help="of the photographs")
+    parser.add_argument("--runs", type=Path, default=Path("runs/study"), help="on photographs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--lines", type=Path, default=LINES, help="the file of finished runs")
+    parser.add_argument("--lines", type=Path, help="the file of finished runs")
     parser.add_argument(
         "--table",
         action="store_true",
         help="print the table of the finished runs, and run nothing",
     )
     return parser.parse_args()
+
+
+def read_images(options: argparse.Namespace) -> ImageSet:
+    """Return all images of the source."""
+    if options.source != PHOTOGRAPHS:
+        return load_images(options.source)
+    if options.folder is None:
+        raise UserError("photographs need --folder DIR, with pictures in train/CLASS, test/CLASS.")
+    return load_images(f"folder:{options.folder}", size=SIZE)
 
 
 def order(names: list[str], seeds: list[int]) -> Iterator[tuple[str, int]]:
@@ -152,7 +207,7 @@ def subset(images: ImageSet) -> ImageSet:
 
 def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     """Return the source's recipe at the study's budget, with what this name changes."""
-    base = recipe(source)
+    base = replace(recipe(RECIPE.get(source, source)), source=source)
     base = replace(
         base,
         encoder=ENCODER.get(source, base.encoder),
@@ -168,6 +223,56 @@ def configuration(name: str, seed: int, source: str) -> PretrainConfig:
     return replace(base, **{**changes, "views": replace(base.views, **changes.get("views", {}))})
 
 
+def run_on_photographs(name: str, seed: int, images: ImageSet, runs: Path) -> dict[str, Any]:
+    """Train a run, or take it from its folder, and return its numbers.
+
+    Raises:
+        UserError: the folder has a run of another configuration.
+    """
+    left_out = LEFT_OUT if name in WITHOUT_CLASSES else ()
+    config, out = configuration(name, seed, PHOTOGRAPHS), runs / f"{name.replace('/', '')}-{seed}"
+    start, trained = time.process_time(), None
+    if out.is_dir():
+        run = load(out)
+        if differing := sorted(different_fields(run.config, config)):
+            raise UserError(f"{out} has another {', '.join(differing)}; choose other --runs.")
+    else:
+        train = photo_study.without(images.train, left_out)
+        run = pretrain(config, train, out=out, device="cpu", progress=SILENT)
+        trained = time.process_time() - start
+    return {
+        **about(name, seed, PHOTOGRAPHS, config),
+        **photo_study.measure(run, images, left_out),
+        "train_cpu_s": trained,
+    }
+
+
+def different_fields(first: PretrainConfig, second: PretrainConfig) -> set[str]:
+    """Return the fields that decide what is learned and differ, source and precision aside."""
+    return {
+        field.name
+        for field in fields(first)
+        if getattr(first, field.name) != getattr(second, field.name)
+        and field.name not in NOT_COMPARED
+    }
+
+
+def about(name: str, seed: int, source: str, config: PretrainConfig) -> dict[str, Any]:
+    """Return what a line says of how it was made."""
+    return {
+        "name": name,
+        "seed": seed,
+        "source": source,
+        "changed": CONFIGURATIONS[name],
+        "epochs": config.epochs,
+        "encoder": config.encoder,
+        "batch_size": config.batch_size,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        "date": date.today().isoformat(),
+    }
+
+
 def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
     """Train, measure, and return the numbers in one flat line."""
     config = configuration(name, seed, images.name)
@@ -180,22 +285,13 @@ def one_run(name: str, seed: int, images: ImageSet) -> dict[str, Any]:
         numbers = measure(run, images)
     steps = len(images.train) // config.batch_size * config.epochs
     return {
-        "name": name,
-        "seed": seed,
-        "source": images.name,
-        "changed": CONFIGURATIONS[name],
-        "epochs": config.epochs,
-        "encoder": config.encoder,
-        "batch_size": config.batch_size,
+        **about(name, seed, images.name, config),
         "n_train": len(images.train),
         "n_test": len(images.test),
         **numbers,
         "ms_per_step": 1000 * trained / steps,
         "train_cpu_s": trained,
         "evaluation_cpu_s": time.process_time() - start - trained,
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        "date": date.today().isoformat(),
     }
 
 
@@ -292,6 +388,59 @@ def table(lines: list[dict[str, Any]]) -> str:
                 " / ".join(spread([run[key] for run in runs]) for key in keys)
                 for keys in COLUMNS.values()
             ]
+            rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+GENERAL = (
+    "nearest",
+    "knn",
+    "linear",
+    "whitened_nearest",
+    "whitened_knn",
+    "mean_presence",
+    "calibration_raw",
+    "calibration_mapped",
+    "log_mean_exp",
+    "log_loss_evidence",
+    "log_loss_prior",
+)
+SCORES = (
+    "certainty",
+    "radius",
+    "presence",
+    "evidence",
+    "evidence_of_all_coordinates",
+    "neighbour",
+    "mean_of_20",
+    "whitened_neighbour",
+    "familiarity",
+    "presence_times_p",
+    "negative_entropy",
+)
+
+
+def tables_of_photographs(lines: list[dict[str, Any]]) -> str:
+    """Return Markdown tables: of numbers of the runs, and one of every question to the scores."""
+    questions = dict.fromkeys(
+        key for line in lines for key in line if isinstance(line[key], dict) and key != "changed"
+    )
+    found = [table_of_scores("", GENERAL, lines)]
+    nested = [[{"name": line["name"], **line.get(key, {})} for line in lines] for key in questions]
+    found += [
+        table_of_scores(key, SCORES, rows) for key, rows in zip(questions, nested, strict=True)
+    ]
+    return "\n\n".join(found)
+
+
+def table_of_scores(title: str, columns: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
+    """Return a Markdown table with a row for each name that has a value."""
+    rows = [f"| {title} | seeds | " + " | ".join(columns) + " |"]
+    rows.append("| --- " * (len(columns) + 2) + "|")
+    for name in dict.fromkeys(line["name"] for line in lines):
+        runs = [line for line in lines if line["name"] == name and len(line) > 1]
+        cells = [spread([run.get(column) for run in runs]) for column in columns]
+        if runs:
             rows.append(f"| {name} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
