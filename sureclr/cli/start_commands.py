@@ -92,7 +92,7 @@ def draw_views(
     from sureclr.data.sources import load_images
     from sureclr.reporting.figures import augmented_pairs
     from sureclr.training.building import with_presence
-    from sureclr.training.step_views import null_views
+    from sureclr.training.step_views import nulls_of_run
 
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
@@ -107,7 +107,7 @@ def draw_views(
     kinds = config.null_kinds if config.null_fraction else ()
 
     def nulls(number: int) -> "Tensor":
-        return null_views(replace(config, seed=seed), images, range(number), torch.device("cpu"))
+        return nulls_of_run(replace(config, seed=seed), images, range(number), torch.device("cpu"))
 
     try:
         shown = images.for_views(rows)

@@ -492,9 +492,10 @@ def information(
             result = result + of_presence.to(result)
         # Where both laws are one, the integrals of no use are left out
         mixed = ((pi > 0) & (pi < 1)).nonzero(as_tuple=True)
+        gaps, present = (x[mixed].split(MIXED_ROWS) for x in (gap, pi))
         parts = [
-            _information_of_mixture(*some, dimension)
-            for some in zip(*(x[mixed].split(MIXED_ROWS) for x in (gap, pi)), strict=True)
+            _information_of_mixture(some, presences, dimension)
+            for some, presences in zip(gaps, present, strict=True)
         ]
         result = torch.where(pi == 0, 0, result).index_put(mixed, torch.cat(parts))
     result = result.to(radius.dtype)
