@@ -19,7 +19,7 @@ from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.counter_rng import hashed, two_of
 from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
-from sureclr.data.null_views import make_null_views
+from sureclr.data.null_views import images_of_nothing
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import one_view, two_views, views_of
@@ -100,8 +100,7 @@ def nulls_of_run(
     Each depends on the seed of the run and on its number alone.
 
     Args:
-        config: names the seed, the kinds, and the distributions of the views whose tiles are
-            shuffled.
+        config: names the seed, the kinds, and the distributions of the views.
         images: the training images.
         numbers: m numbers, one after the other.
         device: on which they are wanted.
@@ -110,12 +109,14 @@ def nulls_of_run(
     seeds, rows = words[:, 0], _remainder(words[:, 1], len(images))
     channels, size = images.images.shape[1], images.images.shape[-1]
 
-    def views(places: Tensor) -> Tensor:
-        pixels = images.for_views(pinned(rows[places], device))
-        pixels = pixels if device.type == "cpu" else _on_device(pixels, device)
-        return one_view(pixels, seeds[places], 0, config.views, size)
+    def squares(places: Tensor) -> Tensor:
+        return sent(images.images[rows[places]], device)
 
-    return make_null_views(config.null_kinds, seeds, channels, size, device, views, numbers.start)
+    pixels = images_of_nothing(
+        config.null_kinds, seeds, channels, size, device, squares, numbers.start
+    )
+    whole = pixels if device.type == "cpu" else Pictures.of_array(pixels)
+    return one_view(whole, seeds, 0, config.views, size)
 
 
 def _seeds(config: PretrainConfig, numbers: range) -> Tensor:
