@@ -37,10 +37,11 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.data.sources import load_images
 from sureclr.errors import UserError
+from sureclr.evaluation.drawn_views import embed_view_pairs
 from sureclr.evaluation.familiarity import Familiarity, conformal_p
 from sureclr.evaluation.neighbour_space import NeighbourSpace, choose_space
 from sureclr.evaluation.probes import ProbeResult, linear_probe
-from sureclr.evaluation.scores import embed_view_pairs, entropy, image_seeds
+from sureclr.evaluation.scores import entropy, image_seeds
 from sureclr.evaluation.tables import evidence_against
 from sureclr.evaluation.view_pairs import (
     calibrate_evidence,

@@ -59,7 +59,13 @@ def images_of_nothing(
     return found
 
 
-def coloured_noise(seeds: Tensor, channels: int, size: int) -> Tensor:
+def coloured_noise(
+    seeds: Tensor,
+    channels: int,
+    size: int,
+    slope: float | None = None,
+    contrast: float | None = None,
+) -> Tensor:
     """Return images of coloured noise, (n, channels, size, size) float32 in [0, 1], on the CPU.
 
     The amplitude of frequency f is f^-a. The slope a is uniform in [0, 2.5] (0 is white noise),
@@ -71,20 +77,24 @@ def coloured_noise(seeds: Tensor, channels: int, size: int) -> Tensor:
         seeds: (n,) int64 on the CPU.
         channels: of the images.
         size: side of the images in pixels.
+        slope: a of all images; None: random.
+        contrast: standard deviation of all images; None: random.
     """
     numbers = uniform_numbers(seeds, OF_NUMBERS, 4 + channels).float()[:, :, None, None]
-    slope, contrast, saturation, common, own = numbers.split([1, 1, 1, 1, channels], 1)
+    steepness, depth, saturation, common, own = numbers.split([1, 1, 1, 1, channels], 1)
+    exponent = STEEPEST * steepness if slope is None else torch.full_like(steepness, slope)
     white = _normal_numbers(seeds, (channels + 1) * size**2).view(-1, channels + 1, size, size)
     down, across = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)
     frequency = (down.square() + across.square()).sqrt().clamp(min=1 / size)
-    spectrum = torch.fft.rfft2(white) * frequency ** (-STEEPEST * slope)
+    spectrum = torch.fft.rfft2(white) * frequency**-exponent
     spectrum[..., 0, 0] = 0  # the mean is chosen below
     grey, colours = torch.fft.irfft2(spectrum, (size, size)).split([1, channels], 1)
     noise = (1 - saturation) * grey + saturation * colours
     noise = noise / noise.std((1, 2, 3), correction=0, keepdim=True).clamp(min=1e-12)
     low, high = map(math.log, CONTRASTS)
+    deviation = (low + (high - low) * depth).exp() if contrast is None else contrast
     mean = (1 - saturation) * common + saturation * own
-    pixels: Tensor = mean + (low + (high - low) * contrast).exp() * noise
+    pixels: Tensor = mean + deviation * noise
     return pixels.clamp(0, 1)
 
 

@@ -10,22 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from sureclr.config import ViewConfig
-from sureclr.data.corruptions import CORRUPTIONS
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import selective_prediction, view_pairs
-from sureclr.evaluation.corrupted_images import measure_corruption, rank
+from sureclr.evaluation.corrupted_images import measure_corruptions, rank
+from sureclr.evaluation.drawn_views import embed_view_pairs
 from sureclr.evaluation.results import InformationSummary, UncertaintyResult
-from sureclr.evaluation.scores import (
-    JUDGED,
-    Embed,
-    Judged,
-    Reference,
-    ScoredImages,
-    embed_view_pairs,
-    score_images,
-)
+from sureclr.evaluation.scores import JUDGED, Embed, Judged, Reference, ScoredImages, score_images
 from sureclr.maths.sphere import information
 
 if TYPE_CHECKING:
@@ -102,12 +94,7 @@ def measure_uncertainty(
         clean=rank(clean),
         corruptions={}
         if of_table
-        else {
-            name: measure_corruption(
-                embed, images, rows, corruption, clean, reference, seed, levels
-            )
-            for name, corruption in CORRUPTIONS.items()
-        },
+        else measure_corruptions(embed, images, rows, clean, reference, seed, levels),
         partner=view_pairs.find_partners(pairs, reference),
         information=summarise_information(clean.table),
         calibration=calibration,

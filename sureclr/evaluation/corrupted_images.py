@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sureclr.data.corruptions import Corruption
+from sureclr.data.corruptions import CORRUPTIONS, Corruption
 from sureclr.data.image_set import ImageSet
 from sureclr.evaluation.results import (
     CorruptionLevel,
@@ -44,6 +44,22 @@ def rank(images: ScoredImages) -> Ranking | None:
         recall_at_1=float(correct.double().mean()),
         r_auroc=auroc_by_score(scores, correct),
     )
+
+
+def measure_corruptions(
+    embed: Embed,
+    images: ImageSet,
+    rows: NDArray[np.int64],
+    clean: ScoredImages,
+    reference: Reference,
+    seed: int = 0,
+    levels: slice = slice(None),
+) -> dict[str, CorruptionResult]:
+    """Do what `measure_corruption` does for every corruption."""
+    return {
+        name: measure_corruption(embed, images, rows, corruption, clean, reference, seed, levels)
+        for name, corruption in CORRUPTIONS.items()
+    }
 
 
 def measure_corruption(

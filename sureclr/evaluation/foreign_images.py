@@ -2,7 +2,12 @@
 
     digits, fashion-mnist    another data set (never the run's own), resized and recoloured to fit
     uniform-noise            every pixel and channel uniform on 0..255
+    constant                 one uniform colour
+    smooth-noise             noise whose amplitude falls as 1 / frequency, as in photographs
+    tiles                    the test images with their 16 (4 x 4) tiles shuffled
     inverted, flipped        the test images themselves, as negatives and upside down
+
+A run with null views has seen noise and the shuffling of smaller tiles while it trained.
 
 At most 5,000 test images of each set are compared (scores.Judged).
 
@@ -10,24 +15,21 @@ Resizing is a confound: digits enlarged from 8 to 28 pixels are blurry, and blur
 makes them less certain. The result's note says so.
 """
 
-import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from sureclr.data.counter_rng import hashed, sample_rows
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.data.label_matching import labels_in_file
-from sureclr.data.label_request import LabelFile
+from sureclr.data.null_views import coloured_noise
 from sureclr.errors import UserError
-from sureclr.evaluation.results import ForeignImages, HumanAgreement, OodResult
+from sureclr.evaluation.labels_of_people import correlate_with_humans, read_human_shares
+from sureclr.evaluation.results import ForeignImages, OodResult
 from sureclr.evaluation.scores import (
     JUDGED,
     SAMPLED,
@@ -41,9 +43,6 @@ from sureclr.evaluation.scores import (
     image_seeds,
     score_images,
 )
-from sureclr.evaluation.tables import finite_by_score
-from sureclr.files import LARGEST_TEXT, read_file
-from sureclr.maths import metrics
 
 if TYPE_CHECKING:
     from sureclr.evaluation.inputs import EvaluationInputs
@@ -143,96 +142,41 @@ def alterations(rows: NDArray[np.int64], seed: int) -> dict[str, tuple[str, Chan
     """
     seeds = image_seeds(rows, seed, PIXELS)
 
+    def constant(part: ImageSet, places: Tensor) -> Tensor:
+        colour = hashed(seeds[places], 1, part.images.shape[1]) >> 56 & 255
+        pixels = colour.to(torch.uint8).to(part.images.device)[:, :, None, None]
+        return pixels.expand(-1, -1, *part.images.shape[2:]).contiguous()
+
+    def smooth_noise(part: ImageSet, places: Tensor) -> Tensor:
+        _, channels, _, size = part.images.shape
+        noise = coloured_noise(seeds[places], channels, size, slope=1.0, contrast=0.2)
+        return (255 * noise).round().byte().to(part.images.device)
+
+    def tiles(part: ImageSet, places: Tensor) -> Tensor:
+        return large_tiles(part.images[:], seeds[places])
+
     def uniform_noise(part: ImageSet, places: Tensor) -> Tensor:
         numbers = hashed(seeds[places], 0, part.images[0].numel()) >> 56 & 255
         return numbers.to(torch.uint8).view(part.images.shape).to(part.images.device)
 
     return {
         "uniform-noise": ("every pixel and channel uniform on 0..255", uniform_noise),
+        "constant": ("one uniform colour", constant),
+        "smooth-noise": ("noise whose amplitude falls as 1 / frequency", smooth_noise),
+        "tiles": ("16 tiles of the image, shuffled", tiles),
         "inverted": ("255 minus the pixel", lambda part, places: 255 - part.images),
         "flipped": ("upside down", lambda part, places: part.images.flip(2)),
     }
 
 
-# --- People ---------------------------------------------------------------------------
-
-
-def read_human_shares(path: Path, images: ImageSet) -> Tensor:
-    """Return the share of each class in what people said of the test images.
-
-    Args:
-        path: a .npy file with a row for each test image, in their order, and a column for each
-            class: counts or probabilities, as CIFAR-10H has them (Peterson et al. 2019; a pickle
-            inside it is not read). Or a file of labels, see `label_matching.labels_in_file`.
-        images: whose test images these are.
-
-    Returns:
-        (test images, classes) float64; each row adds up to 1, or is 0 where nothing is known.
-
-    Raises:
-        UserError: the file is another one.
-    """
-    if path.suffix.lower() != ".npy":
-        found = labels_in_file(LabelFile(path), images)
-        one_hot = functional.one_hot(found.target, max(1, len(found.classes)))
-        shares = torch.zeros(len(images), one_hot.shape[1], dtype=torch.float64)
-        shares[found.rows] = (one_hot if found.shares is None else found.shares).double()
-        return shares[torch.from_numpy(images.rows("test"))]
-    try:
-        data = read_file(path, LARGEST_TEXT)
-        if not data.startswith(b"\x93NUMPY"):  # numpy would advise to load it as a pickle
-            raise ValueError("it does not begin as .npy files do")
-        votes = np.load(io.BytesIO(data), allow_pickle=False).astype(np.float64)
-    except (OSError, ValueError, TypeError, EOFError, MemoryError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{path} cannot be read as an array of numbers ({reason}); name a .npy file or a"
-            " file of labels with human=."
-        ) from error
-    tests = len(images.rows("test"))
-    if votes.ndim != 2 or len(votes) != tests or votes.shape[1] < 2:
-        raise UserError(
-            f"{path} has the shape {votes.shape}; it must have a row for each of the {tests:,} test"
-            f" images of {images.name} and a column for each class."
-        )
-    if not np.isfinite(votes).all() or votes.min() < 0:
-        raise UserError(
-            f"{path} must hold counts or probabilities, which are finite and 0 or more."
-        )
-    shares = torch.from_numpy(votes)
-    return shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-
-
-def correlate_with_humans(
-    images: ImageSet,
-    table: Embeddings,
-    shares: Tensor,
-    reference: Reference | None = None,
-    most: int = JUDGED,
-) -> HumanAgreement:
-    """Correlate each score with minus the human entropy: is it low where people disagree?
-
-    Args:
-        images: any images with test images.
-        table: their embeddings.
-        shares: (test images, classes) shares of each class in what people said; images whose row is
-            0 do not count.
-        reference: of the table, if it exists already.
-        most: test images that are judged at most.
-
-    Raises:
-        UserError: people labelled fewer than two test images.
-    """
-    known = shares.sum(1) > 0
-    if int(known.sum()) < 2:
-        raise UserError(
-            f"people labelled {int(known.sum())} test images of {images.name}, and a correlation"
-            " needs at least two; add labels of test images, or leave out human=."
-        )
-    chosen = sample_rows(known.nonzero()[:, 0], most, SAMPLED)
-    test = table.select(np.flatnonzero(table.split == "test")[chosen.numpy()])
-    share = shares[chosen].double()
-    agreement = torch.special.xlogy(share, share).sum(1)
-    scores = score_images(test, reference or Reference.of(table)).scores
-    correlation = {name: metrics.spearman(score, agreement) for name, score in scores.items()}
-    return HumanAgreement(len(test), finite_by_score(correlation))
+def large_tiles(images: Tensor, seeds: Tensor) -> Tensor:
+    """Return images (n, c, s, s) whose 4 x 4 tiles are shuffled; a remainder of s / 4 stays."""
+    side = images.shape[-1] // 4
+    found, order = images.clone(), hashed(seeds, 2, 16).argsort(1).to(images.device)
+    inner = images[..., : 4 * side, : 4 * side]
+    tiles = inner.unflatten(3, (4, side)).unflatten(2, (4, side)).permute(0, 2, 4, 1, 3, 5)
+    tiles = tiles.flatten(1, 2)  # (n, 16, c, side, side)
+    taken = tiles.gather(1, order[:, :, None, None, None].expand_as(tiles))
+    grid = taken.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5)
+    found[..., : 4 * side, : 4 * side] = grid.reshape(inner.shape)
+    return found

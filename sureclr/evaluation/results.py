@@ -3,8 +3,8 @@
 Units: accuracies, shares and areas under a curve lie in [0, 1]; intervals are 95 %; entropies,
 losses and evidence are in nats; rows count from 0 in `embeddings.parquet`. A number is None where
 it does not exist, for example an area under a curve without a positive image. "Scores" are the
-names of what may say how certain an image is: `certainty` (the loss's own), `neighbour_similarity`,
-`feature_norm`, `negative_entropy`; a higher score means more certain.
+names of what may say how certain an image is, which evaluation/scores.py lists; a higher score
+means more certain.
 """
 
 import json

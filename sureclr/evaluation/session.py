@@ -79,7 +79,7 @@ class Session:
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
         verify: whether every byte of the cache of decoded pictures is checked.
-        human: what people said of the test images, see `foreign_images.read_human_shares`.
+        human: what people said of the test images, see `labels_of_people.read_human_shares`.
         progress: what to report to; None reports on stderr.
         checkpoint: "last", "best" or a number of steps; None: that of a `Run` or of `Results`, and
             the last one of a folder.

@@ -14,7 +14,7 @@ from sureclr.maths.metrics import ClassCounts, count_classes, wilson_interval
 from sureclr.maths.sphere import evidence, evidence_matrix
 
 MATRIX = 200  # classes up to which the whole confusion matrix is kept
-EVIDENCE_AT_ONCE = 1 << 21  # pairs of images whose evidence exists at once: 16 MiB an array
+EVIDENCE_AT_ONCE = 1 << 18  # pairs of images whose evidence exists at once: 2 MiB an array
 TOP = 20  # commonest confusions that are kept
 
 

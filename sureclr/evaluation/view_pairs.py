@@ -13,6 +13,7 @@ from torch import Tensor
 from sureclr.config import ViewConfig
 from sureclr.data.counter_rng import hashed
 from sureclr.data.image_set import ImageSet
+from sureclr.evaluation.drawn_views import ViewPairs, embed_view_pairs
 from sureclr.evaluation.results import (
     Diagram,
     EvidenceCalibration,
@@ -20,14 +21,7 @@ from sureclr.evaluation.results import (
     ProbabilityDiagram,
     RadiusCalibration,
 )
-from sureclr.evaluation.scores import (
-    Embed,
-    Reference,
-    ViewPairs,
-    auroc_by_score,
-    embed_view_pairs,
-    score_images,
-)
+from sureclr.evaluation.scores import Embed, Reference, auroc_by_score, score_images
 from sureclr.evaluation.tables import (
     evidence_dimension,
     finite_numbers,

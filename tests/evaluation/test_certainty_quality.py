@@ -32,6 +32,7 @@ from sureclr.evaluation.certainty_quality import (
     summarise_information,
 )
 from sureclr.evaluation.corrupted_images import CORRUPTED, measure_corruption, rank
+from sureclr.evaluation.drawn_views import ViewPairs, embed_view_pairs
 from sureclr.evaluation.invariances import rotation
 from sureclr.evaluation.neighbour_vote import knn_accuracy
 from sureclr.evaluation.results import Sample
@@ -40,9 +41,7 @@ from sureclr.evaluation.scores import (
     Judged,
     Reference,
     ScoredImages,
-    ViewPairs,
     embed_changed,
-    embed_view_pairs,
     image_seeds,
     score_images,
 )

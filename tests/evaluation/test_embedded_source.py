@@ -156,7 +156,7 @@ def test_what_needs_no_pixels_is_evaluated(run: sureclr.Run) -> None:
 def test_pairs_of_views_are_two_of_the_table(run: sureclr.Run) -> None:
     from sureclr.config import ViewConfig
     from sureclr.data.feature_table import read_feature_table
-    from sureclr.evaluation.scores import embed_view_pairs
+    from sureclr.evaluation.drawn_views import embed_view_pairs
 
     images = read_feature_table(str(run.path.parent / "x.parquet"))
     rows = np.arange(0, 60, 3)

@@ -101,8 +101,10 @@ def answers(t: Embeddings) -> Core:
         fitted = classifiers.knn_classifier(t, "made up", gallery)
         familiar = fit_familiarity(t)
         space = choose_space(t, familiar.axes)
-        answering = prediction._Answering.of(session, fitted, familiar, gallery, space)
-        answering.answer(images.select(np.arange(100)), None)
+        answering = prediction._Answering.of(
+            session, fitted, familiar, gallery, space.unit, "no sets here"
+        )
+        answering.answer((images.select(np.arange(100)), None))
 
     return core
 
@@ -136,8 +138,8 @@ def foreign(t: Embeddings) -> Core:
         (choice("evidence"), 0.3),
         (answers, 1.2),
         (lambda t: lambda: classifiers.fit_linear(t, "made up"), 1.2),
-        (uncertainty, 0.3),
-        (foreign, 0.3),
+        (uncertainty, 1.2),
+        (foreign, 1.2),
     ],
     ids=["geometry", "k-means", "k-center", "evidence", "predict", "linear", "uncertainty", "ood"],
 )

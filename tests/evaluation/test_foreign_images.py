@@ -70,7 +70,7 @@ def test_a_certainty_that_knows_its_own_images_separates_them_from_others() -> N
     images = pictures()
     found = ood.measure_ood(embed, images, embed(images), without_fashion(images))
     assert read_back(OodResult(found, None)) == OodResult(found, None)
-    assert list(found) == ["uniform-noise", "inverted", "flipped", "digits", "fashion-mnist"]
+    assert list(found) == [*MADE, "digits", "fashion-mnist"]
     assert found["inverted"].auroc["certainty"] == 1  # the bright half becomes the dark one
     assert found["uniform-noise"].auroc["certainty"] == 1
     assert found["flipped"].auroc["certainty"] == pytest.approx(
@@ -80,7 +80,9 @@ def test_a_certainty_that_knows_its_own_images_separates_them_from_others() -> N
     assert "resized from 8 to 12" in found["digits"].note
     assert set(found["inverted"].auroc) == {
         "certainty",
+        "familiarity",
         "neighbour_similarity",
+        "mean_similarity",
         "feature_norm",
         "negative_entropy",
     }
@@ -101,6 +103,38 @@ def test_auroc_is_scikit_learns_with_the_own_images_positive() -> None:
         assert found[name] == pytest.approx(
             roc_auc_score(truth, torch.cat([score, other.scores[name]]).double())
         )
+
+
+MADE = ("uniform-noise", "constant", "smooth-noise", "tiles", "inverted", "flipped")
+
+
+def test_constant_smooth_and_tiled_images_are_what_they_say() -> None:
+    test = pictures(n=900).test
+    pixels = test.images[:]
+    s = pixels.shape[-1]
+    colours = altered("constant", test).images
+    assert torch.equal(colours, colours[:, :, :1, :1].expand_as(colours))
+    assert (
+        stats.chisquare(np.bincount(colours[:, 0, 0, 0].numpy() // 32, minlength=8)).pvalue > 1e-3
+    )
+    side = s // 4
+    tiled = altered("tiles", test).images
+    for before, after in zip(pixels, tiled, strict=True):
+        cut = [
+            [
+                x[:, i : i + side, j : j + side].numpy().tobytes()
+                for i in range(0, 4 * side, side)
+                for j in range(0, 4 * side, side)
+            ]
+            for x in (before, after)
+        ]
+        assert sorted(cut[0]) == sorted(cut[1])
+    assert not torch.equal(tiled, pixels)
+    smooth = altered("smooth-noise", test).images.double()
+    power = (torch.fft.fft2(smooth - smooth.mean((2, 3), keepdim=True)).abs() ** 2).mean((0, 1))
+    along = power[0, 1 : s // 2].log() - power[0, 1].log()
+    steps = torch.arange(1, s // 2).double().log()
+    assert float(along @ steps / (steps @ steps)) == pytest.approx(-2, abs=0.3)  # amplitude 1 / f
 
 
 def altered(name: str, test: ImageSet, seed: int = 0) -> ImageSet:
@@ -126,11 +160,7 @@ def test_the_own_data_set_and_a_missing_one_are_skipped_with_the_reason() -> Non
     images = pictures("digits")
     found = ood.measure_ood(embed, images, embed(images), without_fashion(images))
     assert (found["digits"].n, found["digits"].auroc) == (0, {})
-    assert [kind for kind, result in found.items() if not result.skipped] == [
-        "uniform-noise",
-        "inverted",
-        "flipped",
-    ]
+    assert [kind for kind, result in found.items() if not result.skipped] == list(MADE)
     assert "the images come from" in found["digits"].skipped
     assert found["fashion-mnist"].skipped == "fashion-mnist is not here"
 

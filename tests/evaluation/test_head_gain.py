@@ -75,7 +75,7 @@ def test_votes_and_scores_are_those_of_a_loop(table: Embeddings) -> None:
         ]
         right.append(table.labels[TEST + cosines.index(max(cosines))] == table.labels[i])
     assert 0 < result.recall_at_1 == sum(right) / TEST < 1
-    assert list(result.r_auroc)[:2] == ["certainty", "evidence"] and len(result.r_auroc) == 5
+    assert list(result.r_auroc)[:2] == ["certainty", "evidence"] and len(result.r_auroc) == 7
     assert table.radius is not None
     assert result.r_auroc["certainty"].auroc == pytest.approx(
         roc_auc_score(right, table.radius[:TEST])
@@ -89,7 +89,10 @@ def test_votes_and_scores_are_those_of_a_loop(table: Embeddings) -> None:
 def test_a_loss_without_certainty_has_the_other_scores(table: Embeddings) -> None:
     bare = replace(table, radius=None, certainty=None)
     result = measure_heads(bare, Reference.of(bare))
-    assert list(result.r_auroc) == ["neighbour_similarity", "feature_norm", "negative_entropy"]
+    assert list(result.r_auroc) == [
+        *("familiarity", "neighbour_similarity", "mean_similarity", "feature_norm"),
+        "negative_entropy",
+    ]
 
 
 def test_only_labelled_test_images_are_judged(table: Embeddings) -> None:

@@ -20,7 +20,7 @@ from sureclr.data.labels import labelled_rows
 from sureclr.data.user_images import as_image_set
 from sureclr.errors import UserError
 from sureclr.evaluation import invariances
-from sureclr.evaluation.scores import embed_view_pairs
+from sureclr.evaluation.drawn_views import embed_view_pairs
 from sureclr.finetuning.config import FinetuneConfig
 from sureclr.finetuning.experiment import new_classifier
 from sureclr.finetuning.train import Training

@@ -28,8 +28,12 @@ SHOWN = 14  # images at each end of the certainty
 OTHER_STYLE = 4  # of a score without a style of its own
 SCORES = {
     "certainty": ("certainty (learned)", 0),
+    "radius": ("radius: how precisely (learned)", 4),
+    "presence": ("presence: whether anything is there (learned)", 4),
     "evidence": ("evidence of the training images (learned)", 5),
+    "familiarity": ("familiarity of the features", 4),
     "neighbour_similarity": ("similarity of the nearest neighbour", 1),
+    "mean_similarity": ("mean similarity of the 20 nearest", 1),
     "feature_norm": ("norm of the features", 2),
     "negative_entropy": ("negative entropy of a probe (needs labels)", 3),
     "match_similarity": ("similarity of the match", 4),
