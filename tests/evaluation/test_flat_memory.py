@@ -136,7 +136,7 @@ def foreign(t: Embeddings) -> Core:
         (choice("k-means"), 0.3),
         (choice("k-center"), 0.3),
         (choice("evidence"), 0.3),
-        (answers, 1.2),
+        (answers, 2.2),  # 1 of it is constant: the evidence of some pairs at a time
         (lambda t: lambda: classifiers.fit_linear(t, "made up"), 1.2),
         (uncertainty, 1.2),
         (foreign, 1.2),
