@@ -235,7 +235,8 @@ def scaled_by_length(beta: float) -> Callable[[Tensor, Tensor], Distance]:
         def scaled(rows: Tensor) -> Tensor:
             rows = rows.double()
             length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-12)
-            return rows / length.pow(beta)
+            shorter: Tensor = rows / length.pow(beta)
+            return shorter
 
         axes = principal_axes(scaled(x))
         return lambda rows: axes.distances(scaled(rows))

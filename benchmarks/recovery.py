@@ -2,6 +2,7 @@
 
     python -m benchmarks.recovery [--only NAME ...] [--d 10 ...] [--noise poisson|vmf ...]
                                   [--latents uniform|clustered ...] [--temperatures 0.2 ...]
+                                  [--absent 0 0.1 0.3] [--kinds hidden visible]
                                   [--seeds 0 1 2] [--steps 1500] [--lines FILE]
     python -m benchmarks.recovery --table
 
@@ -15,13 +16,19 @@ In each world, SURE's temperatures are swept at seed 0, and the one whose log E[
 is run with all seeds: no truth enters that choice. A reference is run with the temperature of its
 lowest error: there the truth chooses, in its favour. kappa is read as its mean resultant length. A
 finished run is one line of recovery.jsonl, and a run that has its line is not repeated.
+
+With `--absent`, that share of the views shows nothing of the latent: their direction comes from
+another one, which is uniform. Where the kinds are hidden, nothing in an observation says so, and
+the true presence of every view is 1 less the share. Where they are visible, a coordinate of its own
+tells the true presence: 0 for half of the share of the views, 1/2 for the share, and 1 for the
+others. Null views are observations whose coordinates come from different views each.
 """
 
 import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import MISSING, asdict, astuple, dataclass
 from datetime import date
 from itertools import product
 from pathlib import Path
@@ -35,10 +42,10 @@ from torch import Tensor, nn
 from benchmarks.lines import Line, append_line, read_lines, run_as_command
 from benchmarks.study import spread
 from sureclr.maths.losses import log_mean_exp_evidence
-from sureclr.maths.metrics import calibration_by_bins, spearman
+from sureclr.maths.metrics import auroc, calibration_by_bins, spearman
 from sureclr.maths.objectives import Objective, objective
 from sureclr.maths.sampling import sample, uniform_directions
-from sureclr.maths.sphere import Posterior
+from sureclr.maths.sphere import Posterior, expected_cosine
 from sureclr.maths.vmf import sample_vmf, vmf_mean_resultant_length
 
 LINES = Path(__file__).with_suffix(".jsonl")
@@ -56,7 +63,12 @@ SURE: dict[str, dict[str, Any]] = {
     "sure-directions": {"softening": "off"},
     "sure-means": {"softening": "means"},
     "sure-prior": {"empirical_prior": 0.5},
+    "sure-nulls": {},
+    "sure-presence": {"presence": "on"},
+    "sure-presence-nulls": {"presence": "on"},
 }
+WITH_NULLS = ("sure-nulls", "sure-presence-nulls")
+NULLS = 128  # null views of a step: an eighth of its views
 SWEEP = (0.2, 0.3, 0.5, 1.0)
 # The temperatures to try for each loss, in the order in which they run. None: it has none
 TEMPERATURES: dict[str, tuple[float | None, ...]] = {
@@ -69,6 +81,9 @@ TEMPERATURES: dict[str, tuple[float | None, ...]] = {
     "sure-directions": SWEEP,
     "sure-means": SWEEP,
     "sure-prior": SWEEP,
+    "sure-nulls": SWEEP,
+    "sure-presence": SWEEP,
+    "sure-presence-nulls": SWEEP,
 }
 
 
@@ -83,6 +98,8 @@ class Job:
     tau: float | None
     seed: int
     steps: int
+    absent: float = 0.0
+    kinds: str = "hidden"
 
 
 # The world
@@ -97,7 +114,7 @@ class World:
     def __init__(self, job: Job) -> None:
         """Draw the mixing network and the centres."""
         self.job, self.generator = job, torch.Generator().manual_seed(job.seed)
-        self.mixing = mixing(job.d, self.generator)
+        self.mixing = mixing(job.d + (job.kinds == "visible"), self.generator)
         self.centres = uniform_directions(CENTRES, job.d, self.generator)
         self.kappa = kappa_of_radius(job.d)
 
@@ -108,8 +125,31 @@ class World:
         """
         low, high = RADII
         radius = low + (high - low) * torch.rand(2 * n, generator=self.generator)
-        truth = Posterior(self.noisy(self.latents(n).repeat(2, 1), radius), radius)
-        return self.mixing(truth.mean), truth
+        latents, shown = self.latents(n).repeat(2, 1), None
+        if self.job.absent:
+            shown = self.presences(2 * n)
+            nothing = torch.rand(2 * n, generator=self.generator) >= shown
+            others = uniform_directions(2 * n, self.job.d, self.generator)
+            latents = torch.where(nothing[:, None], others, latents)
+        truth = Posterior(self.noisy(latents, radius), radius, presence=shown)
+        seen = radius[:, None] * truth.direction
+        if self.job.kinds == "visible":
+            assert shown is not None
+            seen = torch.cat((seen, shown[:, None] - 0.5), 1)
+        return self.mixing(seen), truth
+
+    def presences(self, views: int) -> Tensor:
+        """Draw the true presence of each view."""
+        share = self.job.absent
+        if self.job.kinds == "hidden":
+            return torch.full((views,), 1 - share)
+        chance = torch.rand(views, generator=self.generator)
+        return torch.where(chance < share / 2, 0.0, torch.where(chance < 1.5 * share, 0.5, 1.0))
+
+    def nulls(self, views: Tensor, n: int) -> Tensor:
+        """Draw (n, 32) observations, each coordinate that of a view of its own."""
+        rows = torch.randint(len(views), (n, OBSERVED), generator=self.generator)
+        return views.gather(0, rows)
 
     def latents(self, n: int) -> Tensor:
         """Draw (n, d) unit vectors z."""
@@ -165,10 +205,13 @@ def kappa_of_radius(d: int) -> Callable[[Tensor], Tensor]:
 # A run
 
 
-def encoder(d: int) -> nn.Module:
-    """Return a network (n, 32) -> (n, d + 1): a direction of any length, and k, at first 0."""
-    last = nn.Linear(WIDTH, d + 1)
-    nn.init.zeros_(last.weight[-1])
+def encoder(d: int, numbers: int) -> nn.Module:
+    """Return a network (n, 32) -> (n, d + numbers): a direction of any length, and k, at first 0.
+
+    The numbers of k are those that the loss reads, one or two.
+    """
+    last = nn.Linear(WIDTH, d + numbers)
+    nn.init.zeros_(last.weight[d:])
     nn.init.zeros_(last.bias)
     return nn.Sequential(
         nn.Linear(OBSERVED, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), last
@@ -178,7 +221,8 @@ def encoder(d: int) -> nn.Module:
 def read(loss: Objective, net: nn.Module, x: Tensor) -> Posterior:
     """Return the posteriors of (n, 32) observations."""
     out = net(x)
-    return loss.read(out[:, :-1], out[:, -1])
+    d = out.shape[1] - loss.numbers
+    return loss.read(out[:, :d], out[:, d] if loss.numbers == 1 else out[:, d:])
 
 
 def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
@@ -187,15 +231,22 @@ def train(job: Job, world: World) -> tuple[Objective, nn.Module, float]:
     name, options = job.name, {}
     if job.name in SURE:
         name, options = "sure", {"weight": 1.0, "dimension": "measured", **SURE[job.name]}
-    loss, net = objective(name, temperature=job.tau, **options), encoder(job.d)
+    loss = objective(name, temperature=job.tau, **options)
+    net = encoder(job.d, loss.numbers)
     optimizer = torch.optim.Adam(net.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, job.steps)
     seconds = 0.0
     for _ in range(job.steps):
         x, _ = world.pairs(PAIRS)
+        nothing = world.nulls(x, NULLS) if job.name in WITH_NULLS else x[:0]
         start = time.process_time()
         optimizer.zero_grad(set_to_none=True)
-        loss(read(loss, net, x), generator=world.generator).backward()
+        everything = read(loss, net, torch.cat((x, nothing)))
+        views, nulls = everything.part(slice(len(x))), everything.part(slice(len(x), None))
+        value = loss(views, generator=world.generator)
+        if len(nothing):
+            value = value + loss.null_loss(views, nulls)
+        value.backward()
         optimizer.step()
         schedule.step()
         seconds += time.process_time() - start
@@ -209,11 +260,13 @@ def one_run(job: Job) -> Line:
     x, truth = world.pairs(TEST)
     with torch.no_grad():
         predicted = read(loss, net, x)
+        nulls = read(loss, net, world.nulls(x, TEST))
     m = getattr(loss, "kernel_dimension", None) or job.d
     return {
         **asdict(job),
         **radius_numbers(predicted, truth),
         **pair_numbers(predicted, m),
+        **presence_numbers(predicted, truth, nulls),
         "cosine": direction_cosine(predicted, truth),
         "kernel_dimension": m,
         "cpu_s_per_step": seconds,
@@ -222,13 +275,42 @@ def one_run(job: Job) -> Line:
 
 
 def radius_numbers(predicted: Posterior, truth: Posterior) -> Line:
-    """Compare predicted with true radii, over 2n test views."""
+    """Compare predicted with true radii, over the test views that may show something."""
     assert predicted.radius is not None and truth.radius is not None
-    error = (predicted.radius - truth.radius).double()
+    may = slice(None) if truth.presence is None else truth.presence > 0
+    own, true = predicted.radius[may], truth.radius[may]
+    error = (own - true).double()
     return {
-        "spearman": spearman(predicted.radius, truth.radius),
+        "spearman": spearman(own, true),
         "mae": error.abs().mean().item(),
         "bias": error.mean().item(),
+    }
+
+
+def presence_numbers(predicted: Posterior, truth: Posterior, nulls: Posterior) -> Line:
+    """Compare predicted with true presences, and views with null views.
+
+    `presence_at_X` is the mean predicted presence of the views whose true presence is X, and
+    `presence_mae` the mean absolute difference. `nulls_auroc` is how well the certainty, pi rho,
+    separates views from null views.
+    """
+    assert predicted.certainty is not None and nulls.certainty is not None
+    certainty = torch.cat((predicted.certainty, nulls.certainty))
+    numbers: Line = {"nulls_auroc": auroc(certainty, torch.arange(len(certainty)) < 2 * TEST)}
+    if predicted.presence is None:
+        return numbers
+    assert nulls.presence is not None
+    own = predicted.presence
+    true = torch.ones_like(own) if truth.presence is None else truth.presence
+    kinds = {f"presence_at_{x:.2f}": own[true == x].mean().item() for x in true.unique().tolist()}
+    if len(kinds) > 1:
+        numbers["kinds_auroc"] = auroc(own, true == 1)
+    return {
+        **numbers,
+        **kinds,
+        "presence_mae": (own - true).abs().mean().item(),
+        "presence_sd": own.std().item(),
+        "presence_of_nulls": nulls.presence.mean().item(),
     }
 
 
@@ -242,17 +324,20 @@ def direction_cosine(predicted: Posterior, truth: Posterior) -> float:
 def pair_numbers(predicted: Posterior, m: float) -> Line:
     """Return the numbers that need no truth.
 
-    They are the calibration of r = rho rho' against the pair's cosine, and log E[exp s] over
-    different latents.
+    They are the calibration of r = rho rho' (with presences pi pi' rho rho') against the pair's
+    cosine, and log E[exp s] over different latents.
     """
-    assert predicted.radius is not None
-    (first, second), (mu, other) = predicted.radius.chunk(2), predicted.direction.chunk(2)
+    halves, (mu, other) = (slice(TEST), slice(TEST, None)), predicted.direction.chunk(2)
     rows = torch.arange(NEGATIVES).repeat(2) + torch.tensor([0, TEST]).repeat_interleave(NEGATIVES)
+    some = predicted.part(rows)
+    presence = None if some.presence is None else some.presence.double()
+    assert some.radius is not None
     diagnostic, error = log_mean_exp_evidence(
-        Posterior(predicted.direction[rows].double(), predicted.radius[rows].double()), m
+        Posterior(some.direction.double(), some.radius.double(), presence=presence), m
     )
+    expected = expected_cosine(*(predicted.part(half) for half in halves))
     return {
-        "calibration": calibration_by_bins(first * second, (mu * other).sum(-1)).error,
+        "calibration": calibration_by_bins(expected, (mu * other).sum(-1)).error,
         "log_mean_exp": diagnostic,
         "log_mean_exp_se": error,
     }
@@ -295,6 +380,16 @@ def arguments() -> argparse.Namespace:
         type=float,
         help="temperatures to try, in place of each loss's own list",
     )
+    parser.add_argument(
+        "--absent", nargs="+", type=float, default=[0.0], help="shares of views that show nothing"
+    )
+    parser.add_argument(
+        "--kinds",
+        nargs="+",
+        choices=["hidden", "visible"],
+        default=["hidden"],
+        help="whether an observation tells its presence; counts only where views are absent",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lines", type=Path, default=LINES, help="the file of finished runs")
@@ -313,14 +408,21 @@ def jobs(options: argparse.Namespace) -> Iterator[Job]:
     the others.
     """
     first, *others = options.seeds
-    for latents, noise, d, name in product(options.latents, options.noise, options.d, options.only):
+    worlds = product(
+        options.latents, options.noise, options.d, options.absent, options.kinds, options.only
+    )
+    for latents, noise, d, absent, kinds, name in worlds:
+        if kinds == "visible" and not absent:
+            continue
+        own: dict[str, Any] = {"absent": absent, "kinds": kinds}
         sweep = [
-            Job(name, d, noise, latents, tau, first, options.steps)
+            Job(name, d, noise, latents, tau, first, options.steps, **own)
             for tau in temperatures(name, options.temperatures)
         ]
         yield from sweep
         tau = chosen(name, sweep, read_lines(options.lines))
-        yield from (Job(name, d, noise, latents, tau, seed, options.steps) for seed in others)
+        for seed in others:
+            yield Job(name, d, noise, latents, tau, seed, options.steps, **own)
 
 
 def temperatures(name: str, wanted: list[float] | None) -> tuple[float | None, ...]:
@@ -341,7 +443,10 @@ def chosen(name: str, sweep: list[Job], lines: list[Line]) -> float | None:
 
 def key(line: Line) -> tuple[Any, ...]:
     """Return the settings of a line's run."""
-    return tuple(line[field] for field in Job.__dataclass_fields__)
+    return tuple(
+        line[name] if field.default is MISSING else line.get(name, field.default)
+        for name, field in Job.__dataclass_fields__.items()
+    )
 
 
 def as_text(line: Line) -> str:

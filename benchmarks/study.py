@@ -83,9 +83,8 @@ OF_PRESENCE: dict[str, dict[str, Any]] = {
     "presence": {"presence": "on", "null_fraction": 0.0},
     "nulls": {"presence": "off", "null_fraction": 0.125},
     "presence+nulls-soft-off": {**BOTH, "softening": "off"},
-    "presence+nulls-w4": {**BOTH, "null_weight": 0.5},  # the default's is 0.125, their fraction
-    "presence+nulls-w1_4": {**BOTH, "null_weight": 0.03125},
-    "presence+nulls-w1_16": {**BOTH, "null_weight": 0.0078125},
+    "presence+nulls-w1": {**BOTH, "null_weight": 1.0},  # the default's is a quarter
+    "presence+nulls-w1_16": {**BOTH, "null_weight": 0.0625},
     "presence+nulls-noise": {**BOTH, "null_kinds": ("noise",)},
     "presence+nulls-tiles": {**BOTH, "null_kinds": ("tiles",)},
     "presence+nulls-f1_4": {**BOTH, "null_fraction": 0.25},

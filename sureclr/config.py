@@ -385,7 +385,9 @@ class PretrainConfig:
     shuffled).
     """
     null_weight: float | None = None
-    """How much a null view counts beside an image. Default: as much."""
+    """How much a null view counts beside an image, in what teaches certainty. With more, certainty
+    tells images of nothing better and crops from whole images worse. Default: 0.25.
+    """
     samples: int | None = None
     """Monte Carlo samples a view; only for the loss mc-infonce. More are slower and less noisy.
     Default: the loss's own.
@@ -581,7 +583,7 @@ class PretrainConfig:
                 self.null_kinds,
             ),
             (
-                "null_weight must be 0 or a positive number, or None for 1",
+                "null_weight must be 0 or a positive number, or None for the loss's own",
                 self.null_weight is None or self.null_weight >= 0,
                 self.null_weight,
             ),

@@ -469,6 +469,11 @@ def test_unlabelled_images_pretrain_and_linear_says_what_is_needed(
         (["digits", "--temperature", "0"], ["temperature", "0"]),
         (["digits", "--temperature", "nan"], ["temperature", "nan"]),
         (["digits", "--loss", "dcl", "--samples", "4"], ["dcl takes no samples", "temperature"]),
+        (["gone", "--loss", "nt-xent", "--presence", "on"], ["nt-xent takes no presence"]),
+        (["gone", "--loss", "nt-xent", "--null-fraction", ".1"], ["nt-xent learns nothing from"]),
+        (["table:gone.npz", "--null-fraction", ".1"], ["a table of features has no images"]),
+        (["digits", "--null-fraction", "1.5"], ["--null-fraction must lie in [0, 1]", "1.5"]),
+        (["digits", "--null-kinds", "stripes"], ["stripes", "noise", "tiles"]),
         (
             ["digits", "--loss", "nt-xent", "--certainty-gradient", "off"],
             ["--certainty-gradient off", "nt-xent"],
@@ -609,10 +614,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def test_views_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = answered(["views", "digits", "--count", "3", "--out", str(tmp_path / "v.png")], capsys)
-    assert found["images"] == 3
+    words = ["views", "digits", "--count", "3", "--out", str(tmp_path / "v.png")]
+    found = answered([*words, "--null-fraction", "0"], capsys)
+    assert found["images"] == 3 and found["null_kinds"] == []
     with Image.open(tmp_path / "v.png") as sheet:
         assert min(sheet.size) > 20
+        height = sheet.size[1]
+    found = answered([*words, "--null-fraction", "0.1", "--null-kinds", "tiles"], capsys)
+    assert found["null_kinds"] == ["tiles"]
+    with Image.open(tmp_path / "v.png") as sheet:
+        assert sheet.size[1] > height + 96
 
 
 # --- Runs on images given in Python ---------------------------------------------------

@@ -56,20 +56,6 @@ loss mine takes no weight; it takes temperature.
 """
 
 
-def fresh_process(code: str, folder: Path) -> str:
-    """What the code prints in a process of its own, with the folder on the import path."""
-    path = os.pathsep.join([str(folder), str(Path(sureclr.registry.__file__).parents[1])])
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
 def declare(folder: Path, value: str) -> None:
     """Pretend that a distribution is installed which declares the loss "mine"."""
     metadata = folder / "mine-1.0.dist-info"
@@ -78,27 +64,25 @@ def declare(folder: Path, value: str) -> None:
     (metadata / "entry_points.txt").write_text(f"[sureclr.losses]\nmine = {value}\n")
 
 
-def test_a_loss_registered_by_decorator(tmp_path: Path) -> None:
-    (tmp_path / "my_losses.py").write_text(MODULE)
-    assert fresh_process("import my_losses\n" + USE, tmp_path) == PRINTED
-
-
-@pytest.mark.parametrize(
-    ("value", "decorated"),
-    [("my_losses", True), ("my_losses:Mine", True), ("my_losses:Mine", False)],
-)
-def test_a_loss_of_an_installed_package(tmp_path: Path, value: str, decorated: bool) -> None:
-    """By entry point: nobody imports the module. It may register itself, or be the entry."""
-    module = MODULE if decorated else MODULE.replace('@register_loss("mine")\n', "")
-    (tmp_path / "my_losses.py").write_text(module)
-    declare(tmp_path, value)
-    assert fresh_process(USE, tmp_path) == PRINTED
-
-
-def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
-    (tmp_path / "my_losses.py").write_text("import no_such_module\n")
-    declare(tmp_path, "my_losses:Mine")
-    code = """
+# Runs each program in a process of its own that has loaded torch alone, which takes 3 CPU seconds,
+# with a folder on the import path. What one prints stays in its folder.
+FORKED = """
+import os, sys, torch
+codes = []
+for folder, program in zip(sys.argv[1::2], sys.argv[2::2]):
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        sys.path.insert(0, folder)
+        sys.stdout = open("printed.txt", "w")
+        exec(compile(program, folder, "exec"), {"__name__": "__main__"})
+        sys.stdout.close()
+        os._exit(0)
+    codes.append(os.waitpid(child, 0)[1])
+sys.exit(any(codes))
+"""
+UNDECORATED = MODULE.replace('@register_loss("mine")\n', "")
+REFUSED = """
 from sureclr import objective
 from sureclr.errors import UserError
 print(objective("sure").temperature)
@@ -107,9 +91,54 @@ try:
 except UserError as error:
     print(error)
 """
-    printed = fresh_process(code, tmp_path)
-    assert printed.startswith("0.2\nthe loss 'mine' of another package cannot be imported")
-    assert "no_such_module" in printed
+# A module outside the package, the entry point that declares it, and the program that is run
+CASES: dict[str, tuple[str, str | None, str]] = {
+    "imported": (MODULE, None, "import my_losses\n" + USE),
+    "entry of a module": (MODULE, "my_losses", USE),
+    "entry of a class that registers itself": (MODULE, "my_losses:Mine", USE),
+    "entry of a class": (UNDECORATED, "my_losses:Mine", USE),
+    "broken": ("import no_such_module\n", "my_losses:Mine", REFUSED),
+}
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the program of each case prints."""
+    folders = {name: tmp_path_factory.mktemp("case") for name in CASES}
+    words = []
+    for name, (module, value, program) in CASES.items():
+        (folders[name] / "my_losses.py").write_text(module)
+        if value is not None:
+            declare(folders[name], value)
+        words += [str(folders[name]), program]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED, *words],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(sureclr.registry.__file__).parents[1]),
+        },
+    )
+    assert run.returncode == 0, run.stderr
+    return {name: (folder / "printed.txt").read_text() for name, folder in folders.items()}
+
+
+def test_a_loss_registered_by_decorator(printed: dict[str, str]) -> None:
+    assert printed["imported"] == PRINTED
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name.startswith("entry")])
+def test_a_loss_of_an_installed_package(printed: dict[str, str], case: str) -> None:
+    """By entry point: nobody imports the module. It may register itself, or be the entry."""
+    assert printed[case] == PRINTED
+
+
+def test_a_package_that_cannot_be_imported_is_named(printed: dict[str, str]) -> None:
+    said = printed["broken"]
+    assert said.startswith("0.2\nthe loss 'mine' of another package cannot be imported")
+    assert "no_such_module" in said
 
 
 def shapes() -> Registry[int]:

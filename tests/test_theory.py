@@ -67,6 +67,22 @@
 (9.2) The density ratio of two such views is 1 + pi pi' (P_r(mu.mu') - 1).
 (9.3) Under uniform directions the mean of log P_r is -KL(uniform || P_r), which is highest at r = 0
       and only there.
+(9.4) The mean of exp(s_pi) is 1 when the partner's direction is uniform
+(9.5) The law of the cosine of a pair identifies p = pi pi' and r = rho rho' wherever p r is above
+      0.
+(9.6) Under uniform directions the mean of s_pi is below 0 unless p r = 0
+(9.7) The posterior mean given two independent views with presences is
+      (pi pi' P_r m + pi (1 - pi') u + pi' (1 - pi) u') / (1 + pi pi' (P_r - 1)), where m is the
+      mean of (6.3).
+(9.8) The information E_q[log q] of the mixture is 0 at pi = 0, that of the kernel at pi = 1, and
+      convex in pi between them.
+(9.9) A conformal p-value of an image that is exchangeable with the n calibration images has
+      P(p <= a) <= a for every a.
+(9.10) The set of the labels whose score is at most the k-th smallest calibration score, with
+      k = ceil((n + 1)(1 - a)), contains the true label with probability at least 1 - a.
+(9.11) To first order in r the evidence of two mixtures is m pi pi' rho rho' c.
+(9.12) The mean of exp(s) over a gallery is the mean of the gallery's density under the view's
+      posterior
 
 The last tests read both documents: they list the same claims, and every section of the theory that
 the code cites exists.
@@ -908,6 +924,132 @@ def test_9_3_null_views_want_radius_zero(d: int) -> None:
     c = np.linspace(-0.9, 0.9, 7)
     slope = pair_log_kernel(np.arccos(c), 1e-6, d).numpy() / 1e-6
     np.testing.assert_allclose(slope, d * c, atol=1e-3 * d)
+
+
+def pair_of_mixtures(angle: object, r: float, p: float, m: float, d: int = 2) -> Tensor:
+    """Return the library's s_pi of two views at these angles with pi pi' = p and rho rho' = r."""
+    mu = in_plane(angle, d)
+    numbers = [f64(x).sqrt().expand(mu.shape[:-1]) for x in (r, p)]
+    one, other = (
+        Posterior(x, numbers[0], presence=numbers[1]) for x in (in_plane(0.0, d).expand_as(mu), mu)
+    )
+    return evidence(one, other, dimension=m)
+
+
+@pytest.mark.parametrize("d", [2, 3, 10])
+def test_9_4_mean_exp_evidence_of_mixtures_is_one(d: int) -> None:
+    for p, r in ((0.3, 0.5), (0.9, 0.7)):
+        mean = under_uniform(lambda t, p=p, r=r: pair_of_mixtures(t, r, p, d).exp().numpy(), d)
+        assert mean == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("d", [2, 3, 10])
+def test_9_5_presence_and_radius_are_identified(d: int) -> None:
+    pi, rho = (0.9, 0.6, 0.7), (0.8, 0.7, 0.9)
+    found = {}
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        p, r = pi[i] * pi[j], rho[i] * rho[j]
+
+        def moment(k: int, p: float = p, r: float = r) -> float:
+            def zonal(t: np.ndarray) -> np.ndarray:
+                c = np.cos(t)
+                return c if k == 1 else (d * c**2 - 1) / (d - 1)
+
+            return under_uniform(lambda t: pair_of_mixtures(t, r, p, d).exp().numpy() * zonal(t), d)
+
+        first, second = moment(1), moment(2)
+        found[i, j] = first**2 / second, second / first
+        assert found[i, j] == pytest.approx((p, r), abs=1e-6)
+    for number, truth in enumerate((pi[0], rho[0])):
+        single = found[0, 1][number] * found[0, 2][number] / found[1, 2][number]
+        assert math.sqrt(single) == pytest.approx(truth, abs=1e-6)
+
+
+@pytest.mark.parametrize("d", [2, 8])
+def test_9_6_null_views_want_no_presence_or_no_radius(d: int) -> None:
+    def score(p: float, r: float) -> float:
+        return under_uniform(lambda t: pair_of_mixtures(t, r, p, d).numpy(), d)
+
+    for x in (0.1, 0.5, 0.9):
+        assert abs(score(0.0, x)) < 1e-12 and abs(score(x, 0.0)) < 1e-12
+        falling = [score(x, r) for r in (0.1, 0.4, 0.8)], [score(p, x) for p in (0.1, 0.5, 1.0)]
+        assert all(values[0] < 0 and (np.diff(values) < 0).all() for values in falling)
+
+
+def test_9_7_mean_of_two_fused_mixtures() -> None:
+    (z, weight), pi, other, d = sphere(8), 0.7, 0.4, 8
+    x, y = point(d, 0.5, -0.4), point(d, -0.2, 0.6)
+    product_of_both = (pi * density(x, z) + 1 - pi) * (other * density(y, z) + 1 - other) * weight
+    mean = (product_of_both[:, None] * z).sum(0) / product_of_both.sum()
+    u, v, a, b = x.mean, y.mean, x.radius**2, y.radius**2
+    fused = ((1 - b) * u + (1 - a) * v) / (1 - a * b)
+    ratio = evidence(x, y).exp()
+    cases = pi * other * ratio * fused + pi * (1 - other) * u + other * (1 - pi) * v
+    formula = cases / (1 + pi * other * (ratio - 1))
+    torch.testing.assert_close(mean[:2], formula[:2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [2, 10])
+def test_9_8_information_of_the_mixture(d: int) -> None:
+    rho, steps = 0.6, np.linspace(0, 1, 11)
+    values = information(f64(rho).expand(11), d, presence=f64(steps)).numpy()
+    assert values[0] == 0 and values[-1] == information(f64(rho), d).item()
+    assert (np.diff(values, 2) > 0).all() and (values[1:-1] < steps[1:-1] * values[-1]).all()
+
+    def integrand(t: np.ndarray) -> np.ndarray:
+        q = 1 + 0.3 * (kernel_by_hand(np.cos(t), rho, d) - 1)
+        return q * np.log(q)
+
+    assert values[3] == pytest.approx(under_uniform(integrand, d), abs=1e-9)
+
+
+def test_9_9_conformal_p_values_are_valid() -> None:
+    draws = np.random.default_rng(0).normal(size=(20_000, 20))
+    for scores in (draws, np.round(draws)):  # without and with ties
+        p = (1 + (scores[:, 1:] >= scores[:, :1]).sum(1)) / 20
+        for a in (0.05, 0.1, 0.33, 0.5):
+            share = (p <= a).mean()
+            exact = math.floor(20 * a + 1e-9) / 20
+            assert share <= exact + 4.5 * math.sqrt(exact * (1 - exact) / len(p)) and exact <= a
+            if scores is draws:
+                assert share == pytest.approx(exact, abs=0.015)
+
+
+def test_9_10_prediction_sets_cover() -> None:
+    rng, n, classes = np.random.default_rng(0), 19, 4
+    labels = rng.integers(classes, size=(8_000, n + 1))
+    score = rng.gumbel(size=(8_000, n + 1, classes))  # a model that knows little
+    score[labels[..., None] == np.arange(classes)] -= 0.5
+    own = np.take_along_axis(score, labels[..., None], 2)[..., 0]
+    for a in (0.1, 0.2, 0.01):
+        k = math.ceil((n + 1) * (1 - a) - 1e-9)
+        limit = np.sort(own[:, :n], 1)[:, k - 1] if k <= n else np.full(len(own), np.inf)
+        sets = score[:, n] <= limit[:, None]
+        covered = sets[np.arange(len(sets)), labels[:, n]].mean()
+        assert covered >= 1 - a - 4.5 * math.sqrt(a * (1 - a) / len(sets))
+        assert covered == pytest.approx(k / (n + 1), abs=0.02)
+
+
+def test_9_11_lengths_soften_to_first_order() -> None:
+    angle, m, p, r = np.linspace(0.1, 3, 6), 8, 0.35, 1e-6
+    slope = pair_of_mixtures(angle, r, p, m, 8).numpy() / r
+    np.testing.assert_allclose(slope, m * p * np.cos(angle), atol=1e-3)
+    views = [Posterior(in_plane(t, 8), f64(1e-3), presence=f64(0.6)) for t in (0.0, 1.0)]
+    means = (views[0].mean * views[1].mean).sum().item()
+    assert evidence(*views).item() == pytest.approx(8 * means, rel=1e-4)
+
+
+def test_9_12_evidence_against_a_gallery() -> None:
+    z, weight = sphere(8)
+    gallery = [
+        Posterior(in_plane(angle, 8), f64(rho), presence=f64(pi))
+        for angle, rho, pi in ((0.2, 0.7, 0.9), (1.5, 0.4, 0.5), (2.5, 0.6, 1.0))
+    ]
+    view = Posterior(in_plane(0.5, 8), f64(0.65), presence=f64(0.8))
+    law = torch.stack([density(item, z) for item in gallery]).mean(0)
+    expected = (weight * density(view, z) * law).sum().item()
+    found = np.mean([evidence(view, item).exp().item() for item in gallery])
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 # Both documents

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         LearningResult,
         LinearResult,
         OodResult,
+        PredictionSets,
         Results,
         Sample,
         SensitivityResult,
@@ -316,8 +317,17 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
             f"  Mean information of a test image: {result.information.mean:.1f} nats (0: the model"
             " knows nothing of what it shows)."
         )
+    rows += [_sets(classifier, sets) for classifier, sets in (result.sets or {}).items()]
     return "\n".join(
         rows + [f"  not measured: {what}; {why}" for what, why in result.skipped.items()]
+    )
+
+
+def _sets(classifier: str, sets: "PredictionSets") -> str:
+    return (
+        f"  Sets of {classifier} that should contain the right class in {sets.coverage:g} of the"
+        f" images: observed {_with_interval(sets.observed, sets.interval)} of {sets.n_observed:,},"
+        f" mean size {sets.mean_size:.2f} of {sets.classes:,} classes."
     )
 
 

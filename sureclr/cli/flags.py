@@ -118,7 +118,12 @@ ImageFlags: Any = optional_flags(
         if field.name not in {option.name for option in fields(ReadOptions)}
     ),
 )
-NO_CONFIG, NO_VIEWS, NO_IMAGES = ConfigFlags(), ViewFlags(), ImageFlags()
+OF_NULLS = ("null_fraction", "null_kinds")
+NullFlags: Any = optional_flags(
+    PretrainConfig,
+    skip=tuple(field.name for field in fields(PretrainConfig) if field.name not in OF_NULLS),
+)
+NO_CONFIG, NO_VIEWS, NO_IMAGES, NO_NULLS = ConfigFlags(), ViewFlags(), ImageFlags(), NullFlags()
 
 
 def given_flags(values: Any) -> dict[str, Any]:

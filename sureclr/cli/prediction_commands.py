@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sureclr.evaluation.prediction_table import Predictions
     from sureclr.finetuning.store import Finetuned
 
+CLASSIFIERS = ("linear", "knn", "evidence", "finetuned")
 CLASSES_SHOWN = 20  # lines of the counts that are printed
 FILES_SHOWN = 5  # files that could not be read and are named
 FEW_LABELS = 1000  # with fewer, more labels are the next useful thing
@@ -61,8 +62,9 @@ def predict(
         Parameter(
             help=(
                 "linear: logistic regression on the frozen features, fitted once and kept. knn: the"
-                " vote of the 20 nearest labelled images. finetuned, or finetuned:NAME: what"
-                " `finetune` has saved."
+                " vote of the 20 nearest labelled images. evidence: the vote of all labelled images"
+                " by evidence (a loss with a radius). finetuned, or finetuned:NAME: what `finetune`"
+                " has saved."
             )
         ),
     ] = "linear",
@@ -87,6 +89,15 @@ def predict(
             )
         ),
     ] = 0.01,
+    coverage: Annotated[
+        float | None,
+        Parameter(
+            help=(
+                "How often the set of an image (column set) should contain the right class."
+                " Default: 0.9, and no sets where there are too few labelled test images."
+            )
+        ),
+    ] = None,
     overwrite: OverwriteFile = False,
     checkpoint: CheckpointName = "last",
     device: Device = "auto",
@@ -95,8 +106,9 @@ def predict(
 ) -> None:
     """Classify images: a class, a calibrated probability, and whether the image is familiar.
 
-    Each row names the three labelled images that are most similar. Images that are unlike the
-    training data keep their class and are marked.
+    Each row names the three labelled images that are most similar, and a set of classes that
+    contains the right one as often as asked. Images that are unlike the training data keep their
+    class and are marked.
     """
     from sureclr.evaluation.prediction import predict as predict_images
     from sureclr.evaluation.prediction_table import check_out
@@ -113,6 +125,7 @@ def predict(
         chosen,
         data=data,
         unfamiliar=unfamiliar,
+        coverage=coverage,
         checkpoint=checkpoint,
         device=device,
         root=root,
@@ -125,8 +138,8 @@ def predict(
 
 def _is_finetuned(classifier: str) -> bool:
     kind = classifier.partition(":")[0]
-    if kind not in ("linear", "knn", "finetuned") or (kind != classifier and kind != "finetuned"):
-        raise unknown("classifier", classifier, ("linear", "knn", "finetuned"))
+    if kind not in CLASSIFIERS or (kind != classifier and kind != "finetuned"):
+        raise unknown("classifier", classifier, CLASSIFIERS)
     return kind == "finetuned"
 
 
@@ -159,6 +172,11 @@ def _answer(answers: "Predictions", out: Path) -> dict[str, Any]:
         "unfamiliar": int(answers.unfamiliar.sum()),
         "unfamiliar_threshold": answers.threshold,
         "compared_with": {"images": answers.n_compared, "what": answers.compared_with},
+        "mean_evidence": (
+            None if answers.evidence is None else float(answers.evidence.double().mean())
+        ),
+        "sets": to_json(answers.coverage),
+        "no_sets": answers.no_sets,
         "learned_from": int(answers.learned_from.sum()),
         "errors": dict(answers.errors),
         "classifier": to_json(answers.classifier),
@@ -185,7 +203,8 @@ def _text(answers: "Predictions", out: Path) -> str:
         f"The mean probability of the answers is {float(answers.probability.mean()):.3f};"
         f" {facts.calibration}."
     )
-    lines += [_unfamiliar(answers), *_accuracies(answers), *_learned_from(answers)]
+    lines += [_unfamiliar(answers), *_accuracies(answers), *_sets(answers)]
+    lines += [*_expected(answers), *_learned_from(answers)]
     lines += _unreadable(answers)
     return "\n".join([*lines, f"All answers are in {out}, one row an image."])
 
@@ -206,6 +225,53 @@ def _unfamiliar(answers: "Predictions") -> str:
         f" the training data (p at most {answers.threshold:g}, compared with {m:,}"
         f" {answers.compared_with}){f'{marked} a guess' if number else ''}."
     )
+
+
+def _expected(answers: "Predictions") -> list[str]:
+    if answers.evidence is None:
+        return []
+    import numpy as np
+
+    low, middle, high = np.quantile(answers.evidence.double().numpy(), (0.25, 0.5, 0.75))
+    return [
+        f"The evidence of the images against {answers.n_evidence:,} training images is"
+        f" {middle:.1f} nats in the median (quarters: {low:.1f} and {high:.1f}); the lower it is,"
+        " the less probably an answer is right."
+    ]
+
+
+def _sets(answers: "Predictions") -> list[str]:
+    """Return what the sets are, and how often they were seen to hold the right class."""
+    found = answers.coverage
+    if found is None:
+        return [f"There is no column set: {answers.no_sets}"]
+    alone = (
+        "for all classes together"
+        if not found.own_thresholds
+        else "for each class by itself"
+        if found.own_thresholds == found.classes
+        else f"for {found.own_thresholds} of {found.classes} classes by themselves, and for the"
+        " others together"
+    )
+    lines = [
+        f"The column set contains the right class with a probability of {found.coverage:g}, {alone}"
+        f" ({found.note}), if the images are drawn as these test images were. A set has"
+        f" {found.mean_size:.2f} of {found.classes:,} classes in the mean; {found.empty:.1%} have"
+        f" none, and {found.full:.1%} have all."
+    ]
+    if found.observed is not None and found.interval is not None:
+        low, high = found.interval
+        strange = (
+            f"; {found.n_unknown:,} more are of classes that the classifier does not know"
+            if found.n_unknown
+            else ""
+        )
+        lines.append(
+            f"Observed: {found.observed:.3f} of {found.n_observed:,} labelled images that nobody"
+            f" learned from have their class in the set (95 % interval {low:.3f} to"
+            f" {high:.3f}){strange}."
+        )
+    return lines
 
 
 def _accuracies(answers: "Predictions") -> list[str]:

@@ -1,5 +1,6 @@
 """list and views: what there is to choose from, and what the augmentation does."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -7,8 +8,10 @@ from cyclopts import Parameter
 
 from sureclr.cli.flags import (
     NO_IMAGES,
+    NO_NULLS,
     NO_VIEWS,
     ImageFlags,
+    NullFlags,
     ViewFlags,
     as_words,
     given_flags,
@@ -83,31 +86,45 @@ def draw_views(
     json: Json = False,
     reading: Annotated[ImageFlags, Parameter(name="*")] = NO_IMAGES,
     given: Annotated[ViewFlags, Parameter(name="*")] = NO_VIEWS,
+    nothing: Annotated[NullFlags, Parameter(name="*")] = NO_NULLS,
 ) -> None:
-    """Draw some images, each next to two of its augmented views."""
+    """Draw some images, each next to two of its augmented views, and null views below."""
     from sureclr.data.sources import load_images
     from sureclr.reporting.figures import augmented_pairs
+    from sureclr.training.building import with_presence
+    from sureclr.training.step_views import nulls_of_run
 
     if count < 1:
         raise UserError(f"--count must be at least 1; got {count}.")
-    config = resolve(source, None, None, given_flags(reading), given_flags(given))
+    chosen = given_flags(reading) | given_flags(nothing)
+    config = with_presence(resolve(source, None, None, chosen, given_flags(given)))
     progress, options = CommandProgress(), config.read_options
     images = load_images(source, root=root, progress=progress, options=options).pretraining
     rows = _some_rows(images, count)
     import torch
 
     seeds, side = torch.arange(len(rows)) + seed * count, images.images.shape[-1]
+    kinds = config.null_kinds if config.null_fraction else ()
+
+    def nulls(number: int) -> "Tensor":
+        return nulls_of_run(replace(config, seed=seed), images, range(number), torch.device("cpu"))
+
     try:
-        augmented_pairs(images.for_views(rows), config.views, seeds, out, side)
+        shown = images.for_views(rows)
+        augmented_pairs(shown, config.views, seeds, out, side, nulls if kinds else None, kinds)
     except OSError as error:
         raise UserError(
             f"{out} cannot be written ({error.strerror or error}); give another --out."
         ) from error
+    below = (
+        f" Its last row has null views ({', '.join(kinds)}): images of nothing, from which a run"
+        " learns what it looks like when there is nothing to see."
+    )
     print_answer(
         json,
-        {"out": str(out), "images": len(rows)},
-        f"The picture is {out}.",
-        f"sureclr pretrain {quoted(source)}{as_words(given_flags(reading))}",
+        {"out": str(out), "images": len(rows), "null_kinds": list(kinds)},
+        f"The picture is {out}.{below if kinds else ''}",
+        f"sureclr pretrain {quoted(source)}{as_words(chosen)}",
     )
 
 

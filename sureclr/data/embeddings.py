@@ -95,9 +95,14 @@ class Embeddings:
         """
         if self.radius is None:
             return None
+        radii = self.radius.double().clamp(max=1 - SMALLEST_GAP)
+        pi = self.presence
+        rows = torch.arange(len(radii)).split(ROWS_AT_ONCE)
         parts = [
-            sphere.information(radii.double().clamp(max=1 - SMALLEST_GAP), self.direction.shape[1])
-            for radii in self.radius.split(ROWS_AT_ONCE)
+            sphere.information(
+                radii[at], self.direction.shape[1], presence=None if pi is None else pi[at].double()
+            )
+            for at in rows
         ]
         return torch.cat(parts).float()
 

@@ -1,11 +1,12 @@
-"""Null views: images of nothing, from which a loss learns what it looks like (theory 9).
+"""Images of nothing, of which null views are made: a loss learns from them what that looks like.
 
     noise    coloured noise of random smoothness, contrast, colour and mean
-    tiles    views of training images whose small square tiles are shuffled: every pixel of an
-             image, and none of its shapes
+    tiles    training images whose small square tiles are shuffled: every pixel of an image, and
+             none of its shapes
 
-Each null view is a function of its own seed, whose random numbers are drawn on the CPU, so that it
-is the same on every device.
+A null view is a random view of such an image, made as that of any other image, so that neither its
+crop nor its colours tell it from them (theory 9). Each image is a function of its own seed, whose
+random numbers are drawn on the CPU, so that it is the same on every device.
 """
 
 import math
@@ -23,35 +24,38 @@ TILES_ACROSS = 7  # in an image there are at least so many tiles in a row
 OF_NUMBERS, OF_PIXELS, OF_SIDES, OF_TILES = 0xC01, 0xC02, 0xC03, 0xC04  # random numbers
 
 
-def make_null_views(
+def images_of_nothing(
     kinds: tuple[str, ...],
     seeds: Tensor,
     channels: int,
     size: int,
     device: torch.device,
-    views: Callable[[Tensor], Tensor],
+    images: Callable[[Tensor], Tensor],
+    first: int = 0,
 ) -> Tensor:
-    """Return null views, (n, channels, size, size) float32 in [0, 1], on a device.
+    """Return images of nothing, (n, channels, size, size) uint8, on a device.
 
     Args:
-        kinds: null view i is of kind i modulo their number.
+        kinds: image i is of kind first + i modulo their number.
         seeds: (n,) int64 on the CPU.
         channels: of the images.
         size: side of the images in pixels.
         device: of the result.
-        views: maps the places (m,) int64 of some null views to views of as many training images,
-            (m, channels, size, size) float32, on the device.
+        images: maps the places (m,) int64 of some of them to as many training images,
+            (m, channels, size, size) uint8, on the device.
+        first: number of image 0.
     """
-    found = torch.empty(len(seeds), channels, size, size, device=device)
+    found = torch.empty(len(seeds), channels, size, size, dtype=torch.uint8, device=device)
     for number, kind in enumerate(kinds):
-        places = torch.arange(number, len(seeds), len(kinds))
+        places = torch.arange((number - first) % len(kinds), len(seeds), len(kinds))
         if len(places) == 0:
             continue
         if kind == "noise":
-            some = sent(coloured_noise(seeds[places], channels, size), device)
+            noise = coloured_noise(seeds[places], channels, size)
+            some = sent((255 * noise).round().byte(), device)
         else:
-            some = shuffled_tiles(views(places), seeds[places])
-        found[number :: len(kinds)] = some
+            some = shuffled_tiles(images(places), seeds[places])
+        found[places[0] :: len(kinds)] = some
     return found
 
 
@@ -100,7 +104,7 @@ def shuffled_tiles(images: Tensor, seeds: Tensor) -> Tensor:
     in a row (1, 2 or 4 pixels of 32), each equally likely.
 
     Args:
-        images: (n, c, s, s) float.
+        images: (n, c, s, s), of any type.
         seeds: (n,) int64 on the CPU.
     """
     n, c, size, _ = images.shape

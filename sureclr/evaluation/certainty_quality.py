@@ -120,6 +120,7 @@ def measure_uncertainty(
         ),
         skipped=reasons_for_gaps(clean, reference) | (GAPS_OF_TABLES if of_table else {}),
         sample=judged.sample,
+        sets=selective_prediction.observe_sets(clean.table, reference) if labelled else None,
     )
 
 
@@ -137,7 +138,7 @@ def reasons_for_gaps(clean: ScoredImages, reference: Reference) -> dict[str, str
     """Return what could not be measured, with the reason."""
     reasons = {}
     if reference.probe is None:
-        reasons["r_auroc, selective, negative_entropy, probe_calibration"] = (
+        reasons["r_auroc, selective, negative_entropy, probe_calibration, sets"] = (
             "these need labelled images of two classes"
         )
     if clean.table.certainty is None:
@@ -156,6 +157,7 @@ def summarise_information(table: Embeddings) -> InformationSummary | None:
     if table.radius is None:
         return None
     dimension = table.direction.shape[1]
-    nats = information(table.radius.double().clamp(max=1 - 1e-6), dimension)
+    presence = None if table.presence is None else table.presence.double()
+    nats = information(table.radius.double().clamp(max=1 - 1e-6), dimension, presence=presence)
     quantiles = nats.quantile(torch.tensor(QUANTILES, dtype=nats.dtype))
     return InformationSummary(dimension, float(nats.mean()), tuple(quantiles.tolist()))

@@ -1,8 +1,9 @@
 """Classifiers that give a class and a calibrated probability to new images.
 
 Two kinds learn from the frozen features of a run: the linear probe (L2 logistic regression), which
-is kept in the run folder, and the vote of the nearest labelled images. A fine-tuned network is a
-third kind; `finetuning.store` loads it.
+is kept in the run folder, and the vote of the nearest labelled images. The vote by evidence
+(evidence_vote.py) is a third kind, and a fine-tuned network, which `finetuning.store` loads, a
+fourth.
 
 The probabilities are calibrated by temperature scaling (Guo et al. 2017): the logits z become
 softmax(z / T), and one number T is chosen on labelled images that the logits were not fitted on.
@@ -14,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +29,6 @@ from sureclr.errors import UserError
 from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import linear_probe
 from sureclr.evaluation.results import Interval, Number, Provenance
-from sureclr.evaluation.session import Session
 from sureclr.files import (
     digest_of_bytes,
     json_bytes,
@@ -45,6 +45,9 @@ from sureclr.maths.inputs import rows_not_finite
 from sureclr.maths.metrics import wilson_interval
 from sureclr.maths.neighbours import PLAIN, Unit, top_k
 from sureclr.schema import from_json
+
+if TYPE_CHECKING:
+    from sureclr.evaluation.session import Session
 
 METHOD = "linear probe and temperature, 1"  # raise it when a kept classifier would be another one
 FOLDS = 5  # of the cross-validation
@@ -65,7 +68,7 @@ class ClassifierFacts:
     """What is known of a classifier.
 
     Attributes:
-        name: linear, knn or finetuned.
+        name: linear, knn, evidence or finetuned.
         classes: names of the classes that it can answer.
         n_train: labelled images that it learned from; 0 where that is not known.
         n_test: labelled test images, which it did not learn from.
@@ -76,6 +79,8 @@ class ClassifierFacts:
             from them.
         temperature: T of the probabilities, softmax(logits / T); 1 where it was not fitted.
         calibration: how the temperature was found, or why it was not, as a sentence.
+        evidence_temperature: by what the classifier `evidence` divides the evidence of each image;
+            None for the others.
     """
 
     name: str
@@ -88,6 +93,7 @@ class ClassifierFacts:
     held_out_accuracy: Number
     temperature: float
     calibration: str
+    evidence_temperature: Number = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +103,22 @@ class FittedClassifier:
     Attributes:
         logits: (n images, their n embeddings) -> (n, K) logits before the temperature.
         facts: what is known of it; `facts.classes` names the K columns.
+        tempered_on_test: whether the temperature was fitted on test images.
     """
 
     logits: Callable[[ImageSet, Embeddings], Tensor]
     facts: ClassifierFacts
+    tempered_on_test: bool = False
 
     def probabilities(self, images: ImageSet, table: Embeddings) -> Tensor:
         """Return the calibrated probability of each class, (n, K) float64."""
         return (self.logits(images, table).double() / self.facts.temperature).softmax(1)
+
+    def without_test_images(self, probabilities: Tensor) -> Tensor:
+        """Return these probabilities (n, K) as they are if nothing was fitted on test images."""
+        if not self.tempered_on_test:
+            return probabilities
+        return (probabilities.log() * self.facts.temperature).softmax(1)
 
 
 class Network(Protocol):
@@ -162,8 +176,8 @@ def _smoothed(target: Tensor, classes: int) -> Tensor:
     return (functional.one_hot(target, classes).double() * n + 1) / (n + classes)
 
 
-def _calibrated(logits: Tensor, target: Tensor, how: str) -> dict[str, Any]:
-    """Return the last four fields of `ClassifierFacts`.
+def calibration_facts(logits: Tensor, target: Tensor, how: str) -> dict[str, Any]:
+    """Return four fields of `ClassifierFacts`: what is known from held-out images.
 
     Args:
         logits: (n, K) of held-out images.
@@ -246,7 +260,7 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         UserError: there are no labelled images, or only one class.
     """
     rows = learning_rows(table)
-    _check_learning(table, rows, source)
+    check_learning(table, rows, source)
     labels = table.labels[torch.from_numpy(rows)]
 
     def features(which: Tensor) -> Tensor:
@@ -272,7 +286,7 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
             )
             logits.append(part.logits)
             target.append(target_of[out])
-    calibration = _calibrated(
+    calibration = calibration_facts(
         torch.cat(logits) if logits else torch.empty(0, len(probe.classes)),
         torch.cat(target) if target else target_of[:0],
         "a fifth of the labelled images, which was held out"
@@ -280,12 +294,12 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
         else "the labelled images, each held out once (cross-validation in five parts)",
     )
     parameters = torch.cat([probe.weight, probe.bias[None]])
-    tested = _tested_in_parts(
+    tested = tested_in_parts(
         table, lambda part: probe.classes[_linear_logits(part.features, parameters).argmax(1)]
     )
     facts = ClassifierFacts(
         "linear",
-        _names(table, probe.classes),
+        class_names(table, probe.classes),
         len(rows),
         **tested,
         **calibration,
@@ -293,8 +307,13 @@ def fit_linear(table: Embeddings, source: str, seed: int = 0) -> tuple[Tensor, C
     return parameters, facts
 
 
-def _tested_in_parts(table: Embeddings, answer: Callable[[Embeddings], Tensor]) -> dict[str, Any]:
-    """Return `_tested` of the labelled test images of a table, which are answered part by part."""
+def tested_in_parts(table: Embeddings, answer: Callable[[Embeddings], Tensor]) -> dict[str, Any]:
+    """Return `_tested` of the labelled test images of a table, which are answered part by part.
+
+    Args:
+        table: the embeddings.
+        answer: q of the images -> the class of each, (q,) int64 as in the table's labels.
+    """
     rows = table.labelled_rows("test")
     parts = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
     answers = [answer(table.select(part)) for part in parts]
@@ -326,7 +345,7 @@ def _folds(labels: Tensor, seed: int) -> Tensor:
     return fold
 
 
-def _check_learning(table: Embeddings, rows: NDArray[np.int64], source: str) -> None:
+def check_learning(table: Embeddings, rows: NDArray[np.int64], source: str) -> None:
     """Raise a UserError where no classifier can learn from the labelled images in these rows."""
     if len(rows) == 0:
         raise UserError(
@@ -347,7 +366,8 @@ def _check_learning(table: Embeddings, rows: NDArray[np.int64], source: str) -> 
         )
 
 
-def _names(table: Embeddings, classes: Tensor) -> tuple[str, ...]:
+def class_names(table: Embeddings, classes: Tensor) -> tuple[str, ...]:
+    """Return the names of some of the classes of a table."""
     return tuple(table.classes[k] for k in classes.tolist())
 
 
@@ -386,29 +406,35 @@ def knn_classifier(
     Raises:
         UserError: there are no labelled images, or only one class.
     """
-    _check_learning(table, learning_rows(table), source)
+    check_learning(table, learning_rows(table), source)
     train = (gallery or Gallery.of(table)).labelled
     present, target = train.labels.unique(return_inverse=True)
     k = min(VOTERS, len(train))
 
     def logits(images: ImageSet | None, queries: Embeddings) -> Tensor:
         similarity, rows = top_k(queries.features, train.features, k, unit=unit)
-        return _vote_logits(similarity, target[rows], len(present))
+        return vote_logits(similarity, target[rows], len(present))
 
     some = spread_rows(len(train))
     similarity, rows = neighbours_without(train.features[some], some, train.features, k, unit)
-    calibration = _calibrated(
-        _vote_logits(similarity, target[rows], len(present)),
+    calibration = calibration_facts(
+        vote_logits(similarity, target[rows], len(present)),
         target[some],
         "labelled images that did not vote on themselves",
     )
-    tested = _tested_in_parts(table, lambda part: present[logits(None, part).argmax(1)])
-    facts = ClassifierFacts("knn", _names(table, present), len(train), **tested, **calibration)
+    tested = tested_in_parts(table, lambda part: present[logits(None, part).argmax(1)])
+    facts = ClassifierFacts("knn", class_names(table, present), len(train), **tested, **calibration)
     return FittedClassifier(logits, facts)
 
 
-def _vote_logits(similarity: Tensor, classes_of_neighbours: Tensor, classes: int) -> Tensor:
-    """Return the logarithms of the shares of the votes, (n, classes) float64."""
+def vote_logits(similarity: Tensor, classes_of_neighbours: Tensor, classes: int) -> Tensor:
+    """Return the logarithms of the shares of the votes, (n, classes) float64, plus the floor.
+
+    Args:
+        similarity: (n, k) cosines.
+        classes_of_neighbours: (n, k) int64 in [0, classes).
+        classes: how many there are.
+    """
     if similarity.shape[1] == 0:
         return torch.zeros(len(similarity), classes, dtype=torch.float64)
     best = similarity.amax(1, keepdim=True)  # a factor common to a row, against overflow
@@ -445,11 +471,11 @@ def network_classifier(
         columns = torch.tensor([column.get(c, -1) for c in images.classes], dtype=torch.int64)
         scores, target = logits(test, table), columns[test.labels]
     tested = _tested(scores.argmax(1), target)
-    calibration = _calibrated(scores, target, "labelled test images")
+    calibration = calibration_facts(scores, target, "labelled test images")
     record = getattr(network, "record", None)
     learned = int(getattr(record, "n_labels", 0))
     facts = ClassifierFacts(name, tuple(network.classes), learned, **tested, **calibration)
-    return FittedClassifier(logits, facts)
+    return FittedClassifier(logits, facts, tempered_on_test=True)
 
 
 # --- Neighbours -----------------------------------------------------------------------
@@ -526,7 +552,7 @@ class KeptClassifier:
     provenance: Provenance
 
 
-def kept_linear(session: Session, *, again: bool = False) -> FittedClassifier:
+def kept_linear(session: "Session", *, again: bool = False) -> FittedClassifier:
     """Return the run's linear classifier: the kept one of the same origin, else a new one.
 
     It is kept as classifiers/linear-ORIGIN.json and .safetensors (one tensor `parameters`, weight
@@ -612,7 +638,7 @@ def _read_record(path: Path) -> KeptClassifier:
     return from_json(KeptClassifier, unsealed(read_json(path), path.name))
 
 
-def _delete_outdated(session: Session, checkpoint: str) -> None:
+def _delete_outdated(session: "Session", checkpoint: str) -> None:
     for old in (session.run.results_folder / "classifiers").glob("linear-*.json"):
         try:
             made = _read_record(old).provenance.checkpoint

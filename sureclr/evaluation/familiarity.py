@@ -18,8 +18,10 @@ from torch import Tensor
 from sureclr.data.embeddings import Embeddings
 from sureclr.errors import UserError
 from sureclr.evaluation.classifiers import spread_rows
+from sureclr.evaluation.neighbour_space import choose_space
 from sureclr.evaluation.session import Session
 from sureclr.files import why, write_atomically
+from sureclr.maths.neighbours import Unit
 from sureclr.maths.whitening import PrincipalAxes, principal_axes
 from sureclr.training.run import Run
 from sureclr.training.run_dir import checked_safetensors, read_checked_safetensors
@@ -68,6 +70,18 @@ class Familiarity:
             UserError: as for `distances`.
         """
         return conformal_p(self.distances(features), self.calibration)
+
+
+def neighbour_unit(table: Embeddings, compared: Familiarity) -> Unit:
+    """Return what maps features to rows of length 1 by whose cosines neighbours are looked up.
+
+    Its axes are those of the familiarity; `choose_space` chooses the exponent.
+
+    Args:
+        table: the images among which the neighbours are.
+        compared: of the same images.
+    """
+    return choose_space(table, compared.axes).unit
 
 
 def conformal_p(distances: Tensor, calibration: Tensor) -> Tensor:

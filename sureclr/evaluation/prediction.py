@@ -9,6 +9,7 @@ is unlike them keeps its class and is marked, because a classifier that knows te
 of the ten for anything at all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import UNLABELLED, ImageSet
 from sureclr.errors import UserError, unknown
-from sureclr.evaluation.classified_images import ClassifiedSource
+from sureclr.evaluation.calibrated_sets import HeldOutSets, asked_coverage, calibrate_on_test_images
+from sureclr.evaluation.classified_images import ClassifiedSource, Part
 from sureclr.evaluation.classifiers import (
     FittedClassifier,
     Gallery,
@@ -31,16 +32,17 @@ from sureclr.evaluation.classifiers import (
     neighbours_without,
     network_classifier,
 )
-from sureclr.evaluation.familiarity import Familiarity, kept_familiarity
-from sureclr.evaluation.neighbour_space import NeighbourSpace, choose_space
+from sureclr.evaluation.evidence_vote import EvidenceGallery, evidence_classifier
+from sureclr.evaluation.familiarity import Familiarity, kept_familiarity, neighbour_unit
 from sureclr.evaluation.prediction_table import NEIGHBOURS, Predictions, SourceAccuracy
 from sureclr.evaluation.run_images import Labels
 from sureclr.evaluation.session import Session
 from sureclr.progress import Progress, report_progress
 from sureclr.training.run import Run
 
+HIT, UNKNOWN, NOT_JUDGED = 1, -1, -2  # of a set: the right class is in it, or cannot be known
 UNFAMILIAR = 0.01  # p-value at or below which an image is marked
-CLASSIFIERS = ("linear", "knn")
+CLASSIFIERS = ("linear", "knn", "evidence")
 
 
 # --- The answers ----------------------------------------------------------------------
@@ -54,6 +56,7 @@ def predict(
     *,
     data: Any = None,
     unfamiliar: float = UNFAMILIAR,
+    coverage: float | None = None,
     checkpoint: str | int | None = None,
     device: str = "auto",
     root: Path | None = None,
@@ -67,6 +70,12 @@ def predict(
     the test images). With fewer than 20 such images T stays 1, the probabilities are those of the
     classifier alone, and `Predictions.classifier.calibration` says so.
 
+    The set of an image holds every class that is probable enough, and contains the right one with
+    the probability `coverage`, however wrong the probabilities are (split conformal prediction).
+    This needs images that are exchangeable with the calibration images: drawn alike. Those are the
+    labelled test images of the run that nobody learned from. An image that is one of them is judged
+    by thresholds from the other half of them.
+
     Images are embedded some thousand at a time, so that the memory does not grow with their number
     beyond the answers themselves.
 
@@ -78,13 +87,16 @@ def predict(
             file; None means the labels that the images have themselves.
         classifier: "linear", the logistic regression on the frozen features, which is kept in the
             run folder and used again while checkpoint, images and labels are the same; "knn", the
-            vote of the 20 nearest labelled images in whitened features (`neighbour_space`); or a
+            vote of the 20 nearest labelled images in whitened features (`neighbour_space`);
+            "evidence", the vote of all labelled images by evidence, for a loss with a radius; or a
             network that has learned already, such as `sureclr.load_finetuned(run)`: any object with
             the names `classes` and a function `probabilities(images)`.
         data: the images that the classifier learns from; None means those that the run was trained
             on. Those of the test split are not learned from; the accuracy is measured on them.
         unfamiliar: images whose p-value `familiar` is at most this are marked as unfamiliar: about
             this share of images that are like the training data.
+        coverage: how often a set contains the right class, above 0 and below 1. None: .9, and no
+            sets where there are too few labelled test images.
         checkpoint: "last", "best" or a number of steps; None: the last, or that of a `Run`.
         device: auto, cuda, mps or cpu; a `Run` stays where it is.
         root: the folder of downloaded data sets.
@@ -92,7 +104,8 @@ def predict(
 
     Raises:
         UserError: the run, the images or the labels cannot be used, there are labels of fewer than
-            two classes, or there is no such classifier.
+            two classes, there is no such classifier, or too few labelled test images for the asked
+            coverage.
         Stopped: SIGINT or SIGTERM came.
     """
     if isinstance(classifier, str) and classifier not in CLASSIFIERS:
@@ -106,44 +119,61 @@ def predict(
         raise UserError(
             f"unfamiliar must be a share of at least 0 and below 1, not {unfamiliar}; try 0.01."
         )
+    asked_coverage(coverage)
     with Session(
         run, data, labels, device=device, root=root, progress=progress, checkpoint=checkpoint
     ) as session:
         table = session.inputs.table
         gallery = Gallery.of(table)
         comparison = kept_familiarity(session)
-        space = choose_space(table, comparison.axes)
-        fitted = _fitted(session, classifier, gallery, space)
+        unit = neighbour_unit(table, comparison)
+        fitted = _fitted(session, classifier, gallery, unit)
+        sets = calibrate_on_test_images(session, fitted, coverage)
         source = ClassifiedSource.of(session, images, root)
-        answering = _Answering.of(session, fitted, comparison, gallery, space)
+        answering = _Answering.of(session, fitted, comparison, gallery, unit, sets)
         answers: list[dict[str, Any]] = []
         with report_progress(session.progress, "Classifying images", source.total) as update:
             for part, embedded in source.parts():
                 if len(part):
-                    answers.append(answering.answer(part, embedded))
+                    answers.append(answering.answer((part, embedded)))
                 update(min(source.total, sum(len(a["paths"]) for a in answers)))
     joined = {name: _join([answer[name] for answer in answers]) for name in answers[0]}
+    hits, itself = joined.pop("hits"), joined.pop("itself")
+    labelled = gallery.labelled
     return Predictions(
         **joined,
         errors=source.errors,
-        labelled_paths=answering.labelled.paths,
-        labelled_classes=[answering.labelled.classes[k] for k in answering.labelled.labels],
+        labelled_paths=labelled.paths,
+        labelled_classes=[labelled.classes[k] for k in labelled.labels],
         classifier=fitted.facts,
         accuracy=SourceAccuracy.of(joined, fitted.facts.classes),
         threshold=unfamiliar,
         n_compared=len(comparison.calibration),
         compared_with=comparison.compared_with,
+        n_evidence=len(answering.expecting.images),
+        coverage=None
+        if isinstance(sets, str)
+        else sets.calibration.summary(
+            joined["set_sizes"],
+            hits[hits >= 0] == HIT,
+            int((hits == UNKNOWN).sum()),
+            sets.note(bool(itself.any())),
+        ),
+        no_sets=sets if isinstance(sets, str) else "",
         note="; ".join(filter(None, source.notes)),
     )
 
 
 def _fitted(
-    session: Session, classifier: str | Network, gallery: Gallery, space: NeighbourSpace
+    session: Session, classifier: str | Network, gallery: Gallery, unit: Callable[[Tensor], Tensor]
 ) -> FittedClassifier:
     if classifier == "linear":
         return kept_linear(session)
     if isinstance(classifier, str):
-        return knn_classifier(session.inputs.table, session.catalogue.name, gallery, space.unit)
+        table, name = session.inputs.table, session.catalogue.name
+        if classifier == "evidence":
+            return evidence_classifier(table, name, gallery)
+        return knn_classifier(table, name, gallery, unit)
     return network_classifier(classifier, session.images, session.inputs.table)
 
 
@@ -153,8 +183,9 @@ class _Answering:
 
     Attributes:
         gallery: what new images are compared with.
-        space: in which their neighbours are looked up.
-        labelled: those of its images that the classifier learned from.
+        unit: features (q, f) to rows by whose cosines their neighbours are looked up.
+        sets: how sets are made, or why there are none.
+        expecting: images of the gallery with which others are compared by evidence.
         row_of: digest of an image's pixels -> its row in the gallery; None where these have no
             pixels any more.
     """
@@ -163,8 +194,9 @@ class _Answering:
     fitted: FittedClassifier
     comparison: Familiarity
     gallery: Gallery
-    space: NeighbourSpace
-    labelled: Embeddings
+    unit: Callable[[Tensor], Tensor]
+    sets: HeldOutSets | str
+    expecting: EvidenceGallery
     row_of: dict[bytes, int] | None
 
     @staticmethod
@@ -173,7 +205,8 @@ class _Answering:
         fitted: FittedClassifier,
         comparison: Familiarity,
         gallery: Gallery,
-        space: NeighbourSpace,
+        unit: Callable[[Tensor], Tensor],
+        sets: HeldOutSets | str,
     ) -> "_Answering":
         images = session.catalogue
         row_of: dict[bytes, int] | None = None
@@ -182,17 +215,23 @@ class _Answering:
             for row, index in enumerate(gallery.rows.tolist()):
                 # Of equal images, one with a label counts, and those come first
                 row_of.setdefault(_digest(images.images[index]), row)
-        return _Answering(session, fitted, comparison, gallery, space, gallery.labelled, row_of)
+        expecting = EvidenceGallery.of(gallery.others)
+        return _Answering(session, fitted, comparison, gallery, unit, sets, expecting, row_of)
 
-    def answer(self, images: ImageSet, table: Embeddings | None) -> dict[str, Any]:
-        """Return the columns of `Predictions` for some images."""
-        table = self.session.run.embed(images) if table is None else table
+    def answer(self, part: Part) -> dict[str, Any]:
+        """Return the columns of `Predictions` for some images, and two of what became of sets."""
+        images, embedded = part
+        table = self.session.run.embed(images) if embedded is None else embedded
         probabilities = self.fitted.probabilities(images, table)
         best, order = probabilities.topk(min(2, probabilities.shape[1]), dim=1)
         own = self._own(images, table.features)
         own_labelled = own.where(own < self.gallery.known, -1)
         cosine, nearest = neighbours_without(
-            table.features, own_labelled, self.labelled.features, NEIGHBOURS, self.space.unit
+            table.features,
+            own_labelled,
+            self.gallery.labelled.features,
+            NEIGHBOURS,
+            self.unit,
         )
         missing = NEIGHBOURS - nearest.shape[1]
         return {
@@ -207,9 +246,31 @@ class _Answering:
             "learned_from": own_labelled >= 0,
             "radius": table.radius,
             "certainty": table.certainty,
+            "evidence": self.expecting.evidence(table, own),
             "own_label": [
                 None if k == UNLABELLED else images.classes[k] for k in images.labels.tolist()
             ],
+            **self._sets(images, table.features, probabilities, own),
+        }
+
+    def _sets(
+        self, images: ImageSet, features: Tensor, probabilities: Tensor, own: Tensor
+    ) -> dict[str, Any]:
+        """Return the columns of the sets: their classes, whether they hit, and `itself`."""
+        if isinstance(self.sets, str):
+            return dict.fromkeys(("set_sizes", "set_members", "hits", "itself"))
+        contains, itself = self.sets.contains(probabilities, images, features)
+        order = probabilities.argsort(dim=1, descending=True, stable=True)
+        column = {name: k for k, name in enumerate(self.fitted.facts.classes)}
+        names = [column.get(name, UNKNOWN) for name in images.classes]
+        right = torch.tensor([*names, NOT_JUDGED])[images.labels.cpu()]
+        right = torch.where(own >= 0, NOT_JUDGED, right)
+        hit = contains.gather(1, right.clamp_min(0)[:, None])[:, 0]
+        return {
+            "set_sizes": contains.sum(1),
+            "set_members": order[contains.gather(1, order)],
+            "hits": torch.where(right >= 0, hit.long(), right),
+            "itself": itself,
         }
 
     def _own(self, images: ImageSet, features: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, full_like
 
 from sureclr.errors import UserError
 from sureclr.evaluation.classifiers import ClassifierFacts
-from sureclr.evaluation.results import Interval
+from sureclr.evaluation.results import Interval, PredictionSets
 from sureclr.files import as_cell, why, writing_atomically
 from sureclr.maths.metrics import wilson_interval
 
@@ -87,6 +87,12 @@ class Predictions:
             then says little about new images. The image does not count as its own neighbour.
         radius: (n,) float32 in [0, 1], how certain the encoder is; None for a loss without one.
         certainty: (n,) float32, larger is more certain, on no fixed scale; or None.
+        evidence: (n,) float32 nats, how much more often than under the uniform law the training
+            images expect this posterior; higher where an answer is more probably right. None for a
+            loss without a radius. See `tables.evidence_against`.
+        set_sizes: (n,) int64, number of classes in the set of each image; None without sets.
+        set_members: (sum of the sizes,) int64, these classes, image after image, the most probable
+            one first. `sets` gives them by name.
         own_label: n labels that the source itself has; None where an image has none.
         errors: path -> why this file could not be read.
         labelled_paths: names of the labelled images that the classifier learned from.
@@ -96,6 +102,10 @@ class Predictions:
         threshold: p-value at or below which an image counts as unfamiliar.
         n_compared: images whose distances `familiar` is compared with.
         compared_with: what these images are, in words.
+        n_evidence: training images that `evidence` rests on.
+        coverage: the numbers of the sets: their mean size, and how often they contain the right
+            class where that is known; None without sets.
+        no_sets: why there are no sets, as a sentence; or "".
         note: what a reader of the answers should know of how the source was read.
     """
 
@@ -110,6 +120,9 @@ class Predictions:
     learned_from: Tensor
     radius: Tensor | None
     certainty: Tensor | None
+    evidence: Tensor | None
+    set_sizes: Tensor | None
+    set_members: Tensor | None
     own_label: Sequence[str | None]
     errors: Mapping[str, str]
     labelled_paths: Sequence[str]
@@ -119,6 +132,9 @@ class Predictions:
     threshold: float
     n_compared: int
     compared_with: str
+    n_evidence: int
+    coverage: PredictionSets | None
+    no_sets: str
     note: str
 
     def __len__(self) -> int:
@@ -140,6 +156,14 @@ class Predictions:
         """The number of images of each predicted class, the most frequent first."""
         number = Counter(self.label.tolist())
         return {self.classes[k]: count for k, count in number.most_common()}
+
+    @property
+    def sets(self) -> list[tuple[str, ...]] | None:
+        """The set of each image: names of classes, the most probable one first; or None."""
+        if self.set_sizes is None or self.set_members is None:
+            return None
+        parts = self.set_members.split(self.set_sizes.tolist())
+        return [tuple(self.classes[k] for k in part.tolist()) for part in parts]
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield the table row by row: first the images, then the files that could not be read.
@@ -193,7 +217,7 @@ class Predictions:
         import pyarrow as pa
         from pyarrow import parquet
 
-        kinds = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+        kinds = {str: pa.string(), float: pa.float64(), bool: pa.bool_(), int: pa.int64()}
         schema = pa.schema([(name, kinds[kind]) for name, kind in self._kinds().items()])
         with parquet.ParquetWriter(file, schema) as writer:
             for columns in self._blocks():
@@ -204,8 +228,10 @@ class Predictions:
         """Return the columns of the table in order, each with the type of its values."""
         columns: dict[str, type] = {"path": str, "label": str, "probability": float}
         columns |= {"second_label": str, "second_probability": float}
+        columns |= {} if self.set_sizes is None else {"set": str, "set_size": int}
         columns |= {} if self.radius is None else {"radius": float}
         columns |= {} if self.certainty is None else {"certainty": float}
+        columns |= {} if self.evidence is None else {"evidence": float}
         columns |= {"familiar": float, "unfamiliar": bool}
         for i in range(1, NEIGHBOURS + 1):
             columns |= {
@@ -242,8 +268,10 @@ class Predictions:
             "probability": numbers(self.probability),
             "second_label": named(self.second[at], self.classes),
             "second_probability": numbers(self.second_probability),
+            **self._set_columns(at),
             "radius": numbers(self.radius),
             "certainty": numbers(self.certainty),
+            "evidence": numbers(self.evidence),
             "familiar": numbers(self.familiar),
             "unfamiliar": self.unfamiliar[at].tolist(),
             "learned_from": self.learned_from[at].tolist(),
@@ -259,6 +287,19 @@ class Predictions:
                 numbers(self.nearest_cosine[:, i]) if there else [None] * len(rows)
             )
         return columns
+
+    def _set_columns(self, at: slice) -> dict[str, list[Any]]:
+        """Return the columns of the sets: the classes of a set as one word, divided by `|`."""
+        if self.set_sizes is None or self.set_members is None:
+            return {}
+        names = [name.replace("\\", r"\\").replace("|", r"\|") for name in self.classes]
+        sizes = self.set_sizes[at].tolist()
+        first = int(self.set_sizes[: at.start].sum())
+        parts = self.set_members[first : first + sum(sizes)].split(sizes)
+        return {
+            "set": ["|".join(names[k] for k in part.tolist()) for part in parts],
+            "set_size": sizes,
+        }
 
     def __repr__(self) -> str:
         """Return one line."""

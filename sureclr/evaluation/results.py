@@ -487,6 +487,46 @@ class ProbeCalibration:
 
 
 @dataclass(frozen=True)
+class PredictionSets:
+    """Sets of classes that contain the right one with the asked probability (split conformal).
+
+    Attributes:
+        coverage: the probability that was asked for.
+        n_calibration: labelled images that the thresholds rest on; nobody learned from them.
+        own_thresholds: classes with enough of these images for a threshold of their own, so that
+            the coverage holds for the images of each of them alone.
+        classes: number of all classes.
+        n: images that have a set.
+        mean_size: number of classes in a set, mean over the n images.
+        empty: share of the sets that have no class.
+        full: share of the sets that have all classes.
+        n_observed: those images whose right class is known, that nobody learned from, and that are
+            judged by thresholds which do not rest on them.
+        observed: share of these whose set has the right class; None if there are none.
+        interval: Wilson's, of these images. The thresholds vary as well: by calibration, the
+            coverage has a standard deviation of about sqrt(coverage (1 - coverage) / n_calibration)
+            (Vovk 2012).
+        n_unknown: labelled images of a class that the classifier does not know. No set can have it,
+            and they are not counted in `n_observed`.
+        note: what the thresholds rest on, in words.
+    """
+
+    coverage: float
+    n_calibration: int
+    own_thresholds: int
+    classes: int
+    n: int
+    mean_size: float
+    empty: float
+    full: float
+    n_observed: int
+    observed: Number
+    interval: Interval | None
+    n_unknown: int
+    note: str
+
+
+@dataclass(frozen=True)
 class InformationSummary:
     """What the posteriors of the test images say of their latents, in nats (theory 6).
 
@@ -533,6 +573,8 @@ class UncertaintyResult:
             without labels.
         skipped: what could not be measured -> why.
         sample: how many test images were judged of how many; None if all were.
+        sets: by classifier ("knn", "linear"), the sets at a coverage of .9; None without labels, or
+            with fewer than 9 labelled test images in a half, or in a file of schema 5.
     """
 
     n_test: int
@@ -548,6 +590,7 @@ class UncertaintyResult:
     probe_calibration: dict[str, ProbeCalibration] | None
     skipped: dict[str, str]
     sample: Sample | None = None
+    sets: dict[str, PredictionSets] | None = None
 
 
 # --- ood ------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
-"""Classifiers that know when they are wrong: declining to answer, and calibrated probabilities."""
+"""Classifiers that know when they are wrong: declining, calibrated probabilities, and sets."""
 
 import torch
 from torch import Tensor
 
 from sureclr.data.embeddings import Embeddings
+from sureclr.evaluation.calibrated_sets import measure_sets
+from sureclr.evaluation.classifiers import vote_logits
 from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import ProbeResult
-from sureclr.evaluation.results import ProbeCalibration, SelectivePrediction
+from sureclr.evaluation.results import PredictionSets, ProbeCalibration, SelectivePrediction
 from sureclr.evaluation.scores import Reference, ScoredImages, Scores
 from sureclr.evaluation.tables import finite_by_score, finite_or_none
 from sureclr.maths import metrics
@@ -39,6 +41,32 @@ def columns(probe: ProbeResult, labels: Tensor) -> Tensor:
     """Return the probe's column of each label (m,); -1, which is always wrong, if it has none."""
     matches = labels[:, None] == probe.classes
     return torch.where(matches.any(1), matches.long().argmax(1), -1)
+
+
+def observe_sets(table: Embeddings, reference: Reference) -> dict[str, PredictionSets] | None:
+    """Measure the sets of kNN and of the linear probe at a coverage of .9 on labelled images.
+
+    The probabilities are those of the vote (`classifiers.vote_logits`) and of the probe, without a
+    temperature, which the coverage does not need.
+
+    Args:
+        table: test images.
+        reference: the training images and their probe.
+
+    Returns:
+        None if one half of the labelled images is too small (`measure_sets`).
+    """
+    assert reference.probe is not None
+    test, train, probe = table.labelled("test"), reference.train, reference.probe
+    similarity, index = top_k(test.features, train.features, min(VOTERS, len(train)))
+    votes = vote_logits(similarity, columns(probe, train.labels)[index], len(probe.classes))
+    logits = {"knn": votes, "linear": reference.logits(test)}
+    found = {
+        name: measure_sets(z.softmax(1), columns(probe, test.labels))
+        for name, z in logits.items()
+        if z is not None
+    }
+    return {name: sets for name, sets in found.items() if sets is not None} or None
 
 
 def predict_selectively(

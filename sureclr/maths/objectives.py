@@ -29,6 +29,7 @@ from sureclr.maths.inputs import (
 )
 from sureclr.maths.losses import (
     EMPIRICAL_PRIOR,
+    NULL_WEIGHT,
     PRESENCE,
     SOFTENING,
     TEMPERATURE,
@@ -317,8 +318,8 @@ class SureLoss(RadiusLoss):
         presence: "on": the posterior has a second number, pi, the probability that the view shows
             anything of the kind of the training images, and k is (n, 2): the logit of the radius,
             then that of pi less `PRESENCE_START`. "off": it has none, and k is (n,) (theory 9).
-        null_weight: of null views beside views, 0 or more: L_null counts lambda times this.
-            Default: their number over that of the images, so that a null view counts as an image.
+        null_weight: how much a null view counts beside an image, 0 or more: L_null counts lambda
+            times this, times the number of null views over that of the images.
         momentum: of the running mean of c^2, in [0, 1). A batch of n images has about 2 n^2 pairs,
             so a short memory (10 steps) is exact enough, and follows the directions as they spread.
 
@@ -339,7 +340,7 @@ class SureLoss(RadiusLoss):
         softening: Softening = SOFTENING,
         momentum: float = 0.9,
         presence: Switch = PRESENCE,
-        null_weight: float | None = None,
+        null_weight: float = NULL_WEIGHT,
     ) -> None:
         """Check the options and start the running mean."""
         super().__init__()
@@ -350,9 +351,7 @@ class SureLoss(RadiusLoss):
         self.softening: Softening = losses.checked_softening(softening)
         self.presence: Switch = losses.checked_presence(presence)
         self.numbers = 2 if presence == "on" else 1
-        self.null_weight = (
-            null_weight if null_weight is None else not_negative("null_weight", null_weight)
-        )
+        self.null_weight = not_negative("null_weight", null_weight)
         if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
             raise UserError(
                 f"momentum must lie in [0, 1), and is {momentum}; 0 uses each batch's own kernel"
@@ -398,7 +397,7 @@ class SureLoss(RadiusLoss):
     def null_loss(self, views: Posterior, nulls: Posterior) -> Tensor:
         """Return lambda times their weight times `losses.null_likelihood`."""
         m, images = self.kernel(views.direction), len(views.direction) / 2
-        weight = len(nulls.direction) / images if self.null_weight is None else self.null_weight
+        weight = self.null_weight * len(nulls.direction) / images
         likelihood: Tensor = losses.null_likelihood(views, nulls, m)
         return losses.pull(self.weight, m) * weight * likelihood
 

@@ -4,14 +4,19 @@ Every draw is made on the generator's own device and then moved, so one seed giv
 wherever it is used.
 """
 
-import math
-
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from sureclr.maths.inputs import check_dimension, check_finite, check_values
-from sureclr.maths.sphere import Posterior, radius_and_gap, unit_rows, wide
+from sureclr.maths.sphere import (
+    Posterior,
+    radius_and_gap,
+    rapidity_log_shape,
+    rapidity_mode,
+    unit_rows,
+    usable_presence,
+    wide,
+)
 
 
 def uniform_directions(
@@ -37,16 +42,23 @@ def uniform_directions(
 def sample(posterior: Posterior, generator: torch.Generator) -> Tensor:
     """Draw z ~ q(z | x), (..., d) unit vectors, one for each posterior.
 
-    The draw is exact in any d and has no gradient (theory 6).
+    The draw is exact in any d and has no gradient (theory 6). With a presence z is drawn from the
+    kernel with probability pi, and is otherwise uniform (theory 9).
 
     Raises:
-        UserError: the posterior has no radius, or a radius lies outside [0, 1).
+        UserError: the posterior has no radius, or a radius or a presence lies outside its range.
     """
     direction = posterior.direction.detach()
     radius, gap = (value.detach() for value in radius_and_gap(posterior))
     check_values({"radii": radius, "gaps": gap})
     h = _half_rapidity(radius, gap, direction.shape[-1], generator)
-    return around(direction, torch.tanh(h), 1 / torch.cosh(h), generator)
+    z = around(direction, torch.tanh(h), 1 / torch.cosh(h), generator)
+    presence = usable_presence(posterior.presence)
+    if presence is None:
+        return z
+    shows = uniform(presence.numel(), generator, presence).reshape(presence.shape) < presence
+    other = unit_rows(_normal(z.shape, generator, z)).to(z.dtype)
+    return torch.where(shows.unsqueeze(-1), z, other)
 
 
 def around(direction: Tensor, cosine: Tensor, sine: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,39 +126,3 @@ def _hat(n: int, generator: torch.Generator, like: Tensor) -> Tensor:
     length, side, tail = uniform(3 * n, generator, like).reshape(3, n)
     length = torch.where(tail < 0.5, length, 1 - torch.log1p(-length))
     return torch.where(side < 0.5, length, -length)
-
-
-def rapidity_log_shape(v: Tensor, shift: Tensor, d: int) -> Tensor:
-    """Return h(v), the log-density of v = 2 artanh(c) but for a constant, nats (theory 6).
-
-    h(v) = ((d-1)/2) v - ((d-2)/2) softplus(v) - (d/2) softplus(v - delta)
-
-    Args:
-        v: (...).
-        shift: delta = 4 artanh(rho), broadcast.
-        d: coordinates.
-    """
-    return (d - 1) / 2 * v - (d - 2) / 2 * softplus(v) - d / 2 * softplus(v - shift)
-
-
-def rapidity_mode(shift: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """Return the mode v0 of v = 2 artanh(c), and log f(v0), its log-density there (theory 6).
-
-    h'(v0) = 0 is q X^2 - X (1 - q)/(d - 1) - 1 = 0 with X = exp(v0) and q = exp(-delta); v0 is the
-    logarithm of its positive root.
-
-    Args:
-        shift: delta = 4 artanh(rho), (...).
-        d: coordinates.
-    """
-    mode = shift / 2 + torch.asinh(torch.sinh(shift / 2) / (d - 1))
-    ratio = shift / 2  # log((1 + rho) / (1 - rho))
-    log_one_plus_radius = math.log(2) - softplus(-ratio)
-    log_area = (
-        math.lgamma(d / 2)
-        - math.lgamma((d - 1) / 2)
-        - math.log(math.pi) / 2
-        + (d - 2) * math.log(2)
-    )
-    constant = log_area - ratio - (d - 2) * log_one_plus_radius
-    return mode, constant + rapidity_log_shape(mode, shift, d)

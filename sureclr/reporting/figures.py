@@ -1,6 +1,8 @@
 """The sheet of augmented views; matplotlib is imported when it is drawn."""
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,7 @@ _CELL, _GAP = 96, 8  # pixels: the least side of a drawn image, the gap between 
 _MARGIN, _TOP = 16, 84  # pixels: around the sheet, and above it for title and column heads
 _WIDTH = 560  # pixels, at least: title and settings fit
 _DPI = 100
+_OF_NULLS = 52  # pixels: above the row of null views for its title and heads
 _FRAME = 217  # light grey: white images end somewhere
 
 
@@ -34,8 +37,10 @@ def augmented_pairs(
     seeds: Tensor,
     path: Path,
     size: int | None = None,
+    nulls: Callable[[int], Tensor] | None = None,
+    kinds: Sequence[str] = (),
 ) -> None:
-    """Write a sheet of images with two random views of each.
+    """Write a sheet of images with two random views of each, and a row of null views below.
 
     Pixels are enlarged by a whole factor, without smoothing, so the sheet shows what the encoder
     sees. Whole pictures are shrunk to the size of a view, on white, because views are cropped from
@@ -48,6 +53,8 @@ def augmented_pairs(
         seeds: int64 (n,), of the views.
         path: of the PNG file.
         size: side of the views in pixels, see `views.one_view`.
+        nulls: returns so many null views, (m, c, h, w) float in [0, 1]; None: there is no such row.
+        kinds: of the null views, which take turns.
 
     Raises:
         UserError: the file cannot be written.
@@ -57,6 +64,14 @@ def augmented_pairs(
     views = two_views(images, seeds, config, size).mul(255).round().byte()
     shape = views.shape[1:]
     sheet, centres = _sheet(_triples(images, views))
+    under = 0  # pixels below the pairs
+    if nulls is not None:
+        cells = _framed(_shown(nulls(len(centres)).mul(255).round().byte()))
+        under = _OF_NULLS + cells.shape[1]
+        sheet = np.pad(sheet, ((0, under), (0, 0), (0, 0)), constant_values=255)
+        for cell, centre in zip(cells, centres, strict=True):
+            left = round(centre - cell.shape[1] / 2)
+            sheet[-cell.shape[0] :, left : left + cell.shape[1]] = cell
     height, width = sheet.shape[0] + _TOP + _MARGIN, max(sheet.shape[1] + 2 * _MARGIN, _WIDTH)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     figure.figimage(sheet, xo=_MARGIN, yo=_MARGIN)
@@ -76,24 +91,47 @@ def augmented_pairs(
         color="0.35",
         va="top",
     )
-    for centre, head in zip(centres, _HEADS * len(centres), strict=False):
+    if under:
         figure.text(
-            (_MARGIN + centre) / width,
-            1 - (_TOP - 6) / height,
-            head,
+            _MARGIN / width,
+            (_MARGIN + under - 6) / height,
+            "Null views, of which a model learns that they show nothing",
             fontsize=9,
-            ha="center",
-            va="bottom",
+            weight="bold",
+            va="top",
         )
+    heads = [(_HEADS, height - _TOP + 6), (kinds, _MARGIN + under - _OF_NULLS + 4)]
+    for words, bottom in heads[: 2 if under else 1]:
+        for centre, head in zip(centres, cycle(words), strict=False):
+            figure.text(
+                (_MARGIN + centre) / width,
+                bottom / height,
+                head,
+                fontsize=9,
+                ha="center",
+                va="bottom",
+            )
     _save(figure, path)
 
 
 def _triples(images: Tensor | Pictures, views: Tensor) -> NDArray[np.uint8]:
     """Image, view 0 and view 1 of each: (n, 3, h, w, 3)."""
     whole = torch.stack([_fitted(images[i], *views.shape[2:]) for i in range(len(images))])
-    parts = [part[:, : shown_bands(part.shape[1])] for part in (whole, *views.chunk(2))]
-    rows = np.stack([part.cpu().numpy() for part in parts], axis=1)
-    return np.broadcast_to(np.moveaxis(rows, 2, -1), (*rows.shape[:2], *rows.shape[3:], 3))
+    return np.stack([_shown(part) for part in (whole, *views.chunk(2))], axis=1)
+
+
+def _shown(images: Tensor) -> NDArray[np.uint8]:
+    """Images (n, c, h, w) uint8 with the bands that are drawn: (n, h, w, 3)."""
+    bands = images[:, : shown_bands(images.shape[1])].movedim(1, -1).cpu().numpy()
+    return np.broadcast_to(bands, (*bands.shape[:3], 3))
+
+
+def _framed(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images (..., h, w, 3), enlarged by a whole factor, each in a thin frame."""
+    factor = max(1, -(-_CELL // max(images.shape[-3:-1])))
+    cells = images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+    around = [(0, 0)] * (images.ndim - 3) + [(1, 1), (1, 1), (0, 0)]
+    return np.pad(cells, around, constant_values=_FRAME)
 
 
 def _fitted(image: Tensor, height: int, width: int) -> Tensor:
@@ -115,9 +153,7 @@ def _sheet(triples: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], list[float]]:
     Returns (height, width, 3), and the middle of each column in pixels.
     """
     n, per_row = len(triples), math.ceil((len(triples) / 3) ** 0.5)
-    factor = max(1, -(-_CELL // max(triples.shape[2:4])))
-    cells = triples.repeat(factor, axis=2).repeat(factor, axis=3)
-    cells = np.pad(cells, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=_FRAME)
+    cells = _framed(triples)
     h, w = cells.shape[2:4]
     stride = 3 * (w + _GAP) + 2 * _GAP  # a wider gap between triples
     sheet = np.full(

@@ -174,7 +174,8 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
     the encoder of an ONNX file as "onnx", which is frozen.
 
     Raises:
-        UserError: an argument has the wrong type.
+        UserError: an argument has the wrong type, or the loss does not take an option or has no use
+            for null views.
     """
     if config.of_table:
         if config.pretrained:
@@ -212,7 +213,25 @@ def recorded(config: PretrainConfig, encoder: nn.Module | None, loss: Any) -> Pr
             f"freeze {config.freeze} keeps the first weights of the encoder, and those of init"
             " random are worth nothing; add init timm, a run folder or a file of weights."
         )
+    if loss is not None or not is_own(config.loss):
+        _check_nulls(config, _loss(config, loss))
     return config
+
+
+def _check_nulls(config: PretrainConfig, loss: Objective) -> None:
+    """Raise a `UserError` if null views are wanted, and the loss or a table has no use for them."""
+    if not config.null_fraction:
+        return
+    if config.of_table:
+        raise UserError(
+            f"null_fraction is {config.null_fraction}, and a table of features has no images of"
+            " which null views are made; leave it out."
+        )
+    if type(loss).null_loss is Objective.null_loss:
+        raise UserError(
+            f"null_fraction is {config.null_fraction}, and the loss {config.loss} learns nothing"
+            " from null views; leave it out, or use the loss sure."
+        )
 
 
 def _with_onnx(config: PretrainConfig) -> PretrainConfig:
@@ -263,17 +282,9 @@ def with_presence(config: PretrainConfig) -> PretrainConfig:
 
     Null views have a part in the statistics of BN, so there are none by default where the features
     must be exactly SimCLR's.
-
-    Raises:
-        UserError: a table is to have null views, of which it has no features.
     """
     if config.presence is None and config.loss == "sure":
         config = replace(config, presence=PRESENCE)
-    if config.of_table and config.null_fraction:
-        raise UserError(
-            f"null_fraction is {config.null_fraction}, and a table of features has no images of"
-            " which null views are made; leave it out."
-        )
     if config.null_fraction is None:
         of_both = config.presence == "on" and config.certainty_gradient == "on"
         fraction = NULL_FRACTION if of_both and not config.of_table else 0.0

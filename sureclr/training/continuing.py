@@ -24,6 +24,8 @@ CHOSEN = (
     "presence",
     "null_fraction",
 )
+# What runs had before it was recorded
+BEFORE_RECORDS: dict[str, Any] = {"presence": "off", "null_fraction": 0.0}
 CHOSEN_FROM_AUTO = ("stem", "precision", "interpolation")  # and fields whose auto means that
 # Fields that decide the shapes of a checkpoint's tensors: no other value can continue from it.
 OF_THE_SHAPES = (
@@ -108,6 +110,11 @@ def completed(config: PretrainConfig, recorded: PretrainConfig) -> PretrainConfi
     """Return a configuration with what the run chose when it began, where it leaves that open."""
     values = {n: getattr(recorded, n) for n in CHOSEN if getattr(config, n) is None}
     values |= {n: getattr(recorded, n) for n in CHOSEN_FROM_AUTO if getattr(config, n) == "auto"}
+    values |= {
+        name: None
+        for name, value in BEFORE_RECORDS.items()
+        if getattr(recorded, name) is None and getattr(config, name) == value
+    }
     if config.of_table:  # whose views decide it; another number is another table
         values["cached_views"] = recorded.cached_views
     return replace(config, **values, extensions=config.extensions or recorded.extensions)
@@ -151,6 +158,8 @@ def _changes(before: PretrainConfig, now: PretrainConfig, when: str) -> dict[str
             old, new = getattr(before, name), getattr(now, name)
             if name == "extensions":
                 old, new = ("; ".join(map(str, parts)) or "none" for parts in (old, new))
+            elif old is None:
+                old = BEFORE_RECORDS.get(name)
             texts[name] = f"{name} was {old} and is {when} {new}"
     return texts
 

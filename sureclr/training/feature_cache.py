@@ -9,14 +9,14 @@ time; a run that goes on computes it again.
 """
 
 import json
+import math
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,9 +47,10 @@ from sureclr.models.embedding import batch_for, embed, evaluating
 from sureclr.models.simclr import SimCLR
 from sureclr.progress import Progress, report_progress
 from sureclr.stopping import stop_on_signals
-from sureclr.training.step_views import FeatureViews
+from sureclr.training.step_views import FeatureViews, nulls_of_run
 
 VALUES, MANIFEST, BLOCKS = "values.float16", "manifest.json", "blocks.jsonl"
+NULLS = "nulls"  # the folder of the features of null views, inside that of the others
 BLOCK_IMAGES = 64  # whose views are computed, and lost by an interruption, together
 LARGEST_BLOCKS = 1 << 30  # bytes of blocks.jsonl, of two billion images
 LARGEST_HALF = 65_504  # the largest float16
@@ -69,9 +70,12 @@ def computed_features(
 ) -> FeatureViews:
     """Return the features of `config.cached_views` views of each image, from the disk if they fit.
 
+    Where the run has null views, so many of these have features, too, that a step repeats them as
+    seldom as the views of images.
+
     Args:
         folder: of the features; it is made if it is not there. The run's lock is held.
-        config: names the seed, the number of views and their distributions.
+        config: names the seed, the number of views and their distributions, and the null views.
         images: the training images.
         model: whose encoder is frozen; it computes in evaluation mode, on its device.
         precision: in which the encoder computes.
@@ -84,40 +88,68 @@ def computed_features(
             float16.
         Stopped: SIGINT or SIGTERM; blocks that are done stay.
     """
-    shape = config.cached_views, len(images), model.encoder.num_features
-    about = json.loads(
-        json_bytes(
-            {
-                "format": FORMAT,
-                "shape": shape,
-                "block": BLOCK_IMAGES,
-                **digests,
-                "seed": config.seed,
-                "views": asdict(config.views),
-                "size": images.images.shape[-1],
-                "precision": str(precision).removeprefix("torch."),
-                "mean": model.mean.tolist(),
-                "std": model.std.tolist(),
-            }
-        )
-    )
+    views, count, width = config.cached_views, len(images), model.encoder.num_features
+    about = {
+        "format": FORMAT,
+        "shape": (views, count, width),
+        "block": BLOCK_IMAGES,
+        **digests,
+        "seed": config.seed,
+        "views": asdict(config.views),
+        "size": images.images.shape[-1],
+        "precision": str(precision).removeprefix("torch."),
+        "mean": model.mean.tolist(),
+        "std": model.std.tolist(),
+    }
+    nulls = math.ceil((config.null_fraction or 0) * count * views / 2)
+    parts = []
+    if nulls:
+        of_nulls = {"shape": (1, nulls, width), "null_kinds": config.null_kinds}
+        parts.append(_Part(folder / NULLS, about | of_nulls, partial(_null_features, config)))
+    parts.append(_Part(folder, about, partial(_features_of, config)))
     make_folder(folder)
-    _remove_others(folder, about, progress)
-    with _opened(folder, shape) as file, stop_on_signals(stopped):
-        done = _checked_blocks(folder, file, shape, progress)
-        missing = [b for b in range(-(-len(images) // BLOCK_IMAGES)) if b not in done]
-        if missing:
-            _announce(folder, file, shape, missing, progress)
-            write_atomically(folder / MANIFEST, json_bytes(sealed(about, "features")))
-            with evaluating(model), autocast(model.device, precision):
-                of_rows = partial(_features_of, config=config, images=images, model=model)
-                _compute(folder, file, shape, missing, of_rows, progress)
-    values = np.memmap(folder / VALUES, np.float16, "r", shape=shape)
+    with stop_on_signals(stopped):
+        stored = [part.values(images, model, precision, progress) for part in parts]
 
     def whole(rows: Tensor) -> Tensor:
         return embed(model, images.select(rows), precision=precision, progress=progress).features
 
-    return FeatureViews(values, whole)
+    return FeatureViews(stored[-1], whole, nulls=stored[0][0] if nulls else None)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Features in one folder: those of the views of images, or those of null views.
+
+    Attributes:
+        folder: where they are stored.
+        about: what the manifest says of them.
+        features_of: maps rows (m,) of images, or numbers of null views, with the images and the
+            model, to the features (k, m, f) of their views.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    features_of: Callable[[ImageSet, SimCLR, Tensor], NDArray[np.float16]]
+
+    def values(
+        self, images: ImageSet, model: SimCLR, precision: torch.dtype, progress: Progress
+    ) -> NDArray[np.float16]:
+        """Return the features (k, n, f), memory-mapped, after those that miss are computed."""
+        folder, shape = self.folder, self.about["shape"]
+        about = json.loads(json_bytes(self.about))
+        make_folder(folder)
+        _remove_others(folder, about, progress)
+        with _opened(folder, shape) as file:
+            done = _checked_blocks(folder, file, shape, progress)
+            missing = [b for b in range(-(-shape[1] // BLOCK_IMAGES)) if b not in done]
+            if missing:
+                _announce(folder, file, shape, missing, progress)
+                write_atomically(folder / MANIFEST, json_bytes(sealed(about, "features")))
+                with evaluating(model), autocast(model.device, precision):
+                    of_rows = partial(self.features_of, images, model)
+                    _compute(folder, file, shape, missing, of_rows, progress)
+        return np.memmap(folder / VALUES, np.float16, "r", shape=shape)
 
 
 def _remove_others(folder: Path, about: dict[str, Any], progress: Progress) -> None:
@@ -149,7 +181,7 @@ def _opened(folder: Path, shape: tuple[int, int, int]) -> Iterator[IO[bytes]]:
     path = folder / VALUES
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     flags |= getattr(os, "O_NONBLOCK", 0)
-    size = 2 * prod(shape)
+    size = 2 * math.prod(shape)
     try:
         with os.fdopen(os.open(path, flags, 0o666), "r+b") as file:
             if os.fstat(file.fileno()).st_size != size:
@@ -220,19 +252,25 @@ def _announce(
 ) -> None:
     """Say what will be computed and how many bytes it takes, after a look at the free ones."""
     views, images, _ = shape
-    size, free = 2 * prod(shape), free_bytes(folder)
+    size, free = 2 * math.prod(shape), free_bytes(folder)
     there = getattr(os.fstat(file.fileno()), "st_blocks", 0) * 512
+    nulls = folder.name == NULLS
     if free is not None and free < size - there:
+        what = f"{images:,} null views" if nulls else f"{views} views of {images:,} images"
+        field = "null_fraction" if nulls else "cached_views"
         raise UserError(
-            f"the features of {views} views of {images:,} images take {size:,} bytes in {folder},"
-            f" and {free:,} are free; free some space there, give another out=, or choose a smaller"
-            " cached_views."
+            f"the features of {what} take {size:,} bytes in {folder}, and {free:,} are free; free"
+            f" some space there, give another out=, or choose a smaller {field}."
         )
     count = _images_in(missing, images)
     rest = "" if count == images else f" (the other {images - count:,} are done)"
+    what = (
+        f"{count:,} null views once{rest}"
+        if nulls
+        else f"{views} views of each image once: {views * count:,} views of {count:,} images{rest}"
+    )
     progress.message(
-        f"The frozen encoder computes the features of {views} views of each image once:"
-        f" {views * count:,} views of {count:,} images{rest}. They take {size:,} bytes in {folder},"
+        f"The frozen encoder computes the features of {what}. They take {size:,} bytes in {folder},"
         " which may be deleted after the training."
     )
 
@@ -274,7 +312,7 @@ def _compute(
 
 
 def _features_of(
-    rows: Tensor, config: PretrainConfig, images: ImageSet, model: SimCLR
+    config: PretrainConfig, images: ImageSet, model: SimCLR, rows: Tensor
 ) -> NDArray[np.float16]:
     """Return the features (k, m, f) of the views of some images."""
     device, side = model.device, images.images.shape[-1]
@@ -289,13 +327,27 @@ def _features_of(
         views = torch.cat([one_view(pixels, seeds, v, config.views, side) for v in numbers])
         parts += [model.features(some).float() for some in views.split(batch)]
     found = torch.cat(parts).view(config.cached_views, len(rows), -1)
+    return _as_half(found, lambda row: f"a view of {images.paths[int(rows[row])]}")
+
+
+def _null_features(
+    config: PretrainConfig, images: ImageSet, model: SimCLR, numbers: Tensor
+) -> NDArray[np.float16]:
+    """Return the features (1, m, f) of the null views of some numbers, one after the other."""
+    wanted = range(int(numbers[0]), int(numbers[-1]) + 1)
+    views = nulls_of_run(config, images, wanted, model.device)
+    parts = [model.features(some).float() for some in views.split(batch_for(views.device, images))]
+    return _as_half(torch.cat(parts)[None], lambda row: f"null view {wanted[row]}")
+
+
+def _as_half(found: Tensor, name: Callable[[int], str]) -> NDArray[np.float16]:
+    """Return features (k, m, f) in float16, unless one is too large; `name` says what a row is."""
     largest = found.abs().amax((0, 2)).cpu()
     if not bool((largest <= LARGEST_HALF).all()):  # NaN is not <= either
         worst = int((~(largest <= LARGEST_HALF)).nonzero()[0])
         raise UserError(
-            f"the frozen encoder puts out a feature of {float(largest[worst])} for a view of"
-            f" {images.paths[int(rows[worst])]}, and features are stored in float16, up to"
-            f" {LARGEST_HALF:,}; check the weights, the pixel_mean and the pixel_std of the encoder"
-            " (a norm behind its last layer helps)."
+            f"the frozen encoder puts out a feature of {float(largest[worst])} for {name(worst)},"
+            f" and features are stored in float16, up to {LARGEST_HALF:,}; check the weights, the"
+            " pixel_mean and the pixel_std of the encoder (a norm behind its last layer helps)."
         )
     return found.half().cpu().numpy()

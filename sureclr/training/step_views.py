@@ -19,13 +19,13 @@ from sureclr.data.batches import batch, steps_per_epoch
 from sureclr.data.counter_rng import hashed, two_of
 from sureclr.data.feature_table import FeatureSet
 from sureclr.data.image_set import ImageSet
-from sureclr.data.null_views import make_null_views
+from sureclr.data.null_views import images_of_nothing
 from sureclr.data.pictures import Pictures, pinned, sent
 from sureclr.data.view_parameters import ViewForm, plan_views
 from sureclr.data.views import one_view, two_views, views_of
 from sureclr.training.accumulate import null_rows
 
-CHOICE = 0x5EED  # stream of the random numbers that choose among the views of an image
+CHOICE = 0x5EED  # stream of the random numbers that choose among stored features
 NULLS = 0x0DD5  # stream of the seeds of null views
 ViewsOf = Callable[[Tensor, Tensor, ViewForm], Tensor]  # as `views.views_of`
 
@@ -92,27 +92,45 @@ class FeatureViews:
         return torch.from_numpy(found)
 
 
-def _seeds_of_nulls(config: PretrainConfig, done: int) -> tuple[Tensor, Tensor]:
-    """Return the seeds (k,) of a step's null views, and as many random numbers, 0 or more."""
-    numbers = torch.arange(done * config.nulls, (done + 1) * config.nulls)
-    words = hashed(numbers + (config.seed << 40), NULLS, 2)
-    return words[:, 0], (words[:, 1] >> 1) & ((1 << 62) - 1)
-
-
-def _prepared_nulls(
-    config: PretrainConfig, images: ImageSet, done: int, device: torch.device
+def nulls_of_run(
+    config: PretrainConfig, images: ImageSet, numbers: range, device: torch.device
 ) -> Tensor:
-    """Return the null views (k, c, h, w) of a step."""
-    seeds, words = _seeds_of_nulls(config, done)
-    rows = words % len(images)
+    """Return the null views of these numbers, (m, c, h, w) float32 in [0, 1], on a device.
+
+    Each depends on the seed of the run and on its number alone.
+
+    Args:
+        config: names the seed, the kinds, and the distributions of the views.
+        images: the training images.
+        numbers: m numbers, one after the other.
+        device: on which they are wanted.
+    """
+    words = hashed(_seeds(config, numbers), NULLS, 2)
+    seeds, rows = words[:, 0], _remainder(words[:, 1], len(images))
     channels, size = images.images.shape[1], images.images.shape[-1]
 
-    def views(places: Tensor) -> Tensor:
-        pixels = images.for_views(pinned(rows[places], device))
-        pixels = pixels if device.type == "cpu" else _on_device(pixels, device)
-        return one_view(pixels, seeds[places], 0, config.views, size)
+    def squares(places: Tensor) -> Tensor:
+        return sent(images.images[rows[places]], device)
 
-    return make_null_views(config.null_kinds, seeds, channels, size, device, views)
+    pixels = images_of_nothing(
+        config.null_kinds, seeds, channels, size, device, squares, numbers.start
+    )
+    whole = pixels if device.type == "cpu" else Pictures.of_array(pixels)
+    return one_view(whole, seeds, 0, config.views, size)
+
+
+def _seeds(config: PretrainConfig, numbers: range) -> Tensor:
+    return torch.arange(numbers.start, numbers.stop) + (config.seed << 40)
+
+
+def _remainder(words: Tensor, count: int) -> Tensor:
+    """Return random numbers from 0 to count - 1."""
+    return ((words >> 1) & ((1 << 62) - 1)) % count
+
+
+def _numbers_of_nulls(config: PretrainConfig, done: int) -> range:
+    """Return the numbers of the null views of a step; no other step has them."""
+    return range(done * config.nulls, (done + 1) * config.nulls)
 
 
 def prepared_views(
@@ -134,7 +152,9 @@ def prepared_views(
     epoch, number = divmod(done, steps_per_epoch(len(images), config.batch_size))
     indices, seeds = batch(config.seed, epoch, number, len(images), config.batch_size)
     pixels, size = images.for_views(pinned(indices, device)), images.images.shape[-1]
-    nulls = _prepared_nulls(config, images, done, device) if config.nulls else None
+    nulls = None
+    if config.nulls:
+        nulls = nulls_of_run(config, images, _numbers_of_nulls(config, done), device)
     if device.type == "cpu":
 
         def on_cpu(part: slice) -> Tensor:
@@ -189,7 +209,8 @@ def prepared_features(
     found = features.rows(torch.cat(two_of(seeds, CHOICE, views)), indices.repeat(2))
     both, nulls = sent(found.view(2, -1, width), device), None
     if config.nulls and features.nulls is not None:
-        rows = _seeds_of_nulls(config, done)[1] % len(features.nulls)
+        words = hashed(_seeds(config, _numbers_of_nulls(config, done)), CHOICE, 1)[:, 0]
+        rows = _remainder(words, len(features.nulls))
         drawn = np.asarray(features.nulls[rows.numpy()], dtype=np.float32)
         nulls = sent(torch.from_numpy(drawn), device)
     of = _with_nulls(lambda part: both[:, part].flatten(0, 1), nulls, config)

@@ -66,6 +66,14 @@ def test_the_counts_the_file_and_the_next_command(
     assert f"{unfamiliar} images (" in text and "compared with 10 test images" in text
     accuracy = sureclr.evaluate(place / "run", "linear", device="cpu")["linear"].accuracy
     assert f"accuracy on 10 labelled test images is {accuracy:.3f}" in text
+    sizes = [int(row["set_size"]) for row in rows]
+    assert all(len(row["set"].split("|")) == int(row["set_size"]) for row in rows if row["set"])
+    assert "The column set contains the right class with a probability of 0.9, for all cl" in text
+    assert f"A set has {np.mean(sizes):.2f} of 2 classes in the mean" in text
+    held = np.mean([row["own_label"] in row["set"].split("|") for row in rows])
+    assert f"Observed: {held:.3f} of 12 labelled images that nobody learned from" in text
+    middle = np.median([float(row["evidence"]) for row in rows])
+    assert f"against 32 training images is {middle:.1f} nats in the median" in text
     assert f"All answers are in {out}" in text
     assert text.splitlines()[-1] == f"next: sureclr label-next {place / 'run'} --budget 100"
 
@@ -86,10 +94,14 @@ def test_one_json_object_with_the_same_numbers(
     assert round(answer["mean_probability"], 6) == rows[0]["probability"]
     assert answer["errors"] == {files[1]: rows[1]["error"]} and rows[1]["path"] == files[1]
     assert answer["classifier"]["name"] == "knn" and answer["out"] == str(out)
-    main([*words, "--overwrite"])
+    assert answer["sets"]["n_calibration"] == 10 and answer["sets"]["mean_size"] in (0, 1, 2)
+    assert rows[0]["set_size"] == answer["sets"]["mean_size"] and answer["no_sets"] == ""
+    assert abs(answer["mean_evidence"] - rows[0]["evidence"]) < 1e-5
+    main([*words, "--overwrite", "--coverage", "0.8", "--classifier", "evidence"])
     text = capsys.readouterr().out
     assert f"1 file could not be read and has a row with an error in the table: {files[1]}" in text
     assert "No image can be marked as unfamiliar at 0.01: with 10 images" in text
+    assert "by the evidence classifier" in text and "with a probability of 0.8, for all" in text
 
 
 def test_the_fine_tuned_classifier_of_the_run(
@@ -120,6 +132,7 @@ def test_the_fine_tuned_classifier_of_the_run(
         (["--classifier", "svm"], "unknown classifier 'svm'"),
         (["--classifier", "knn:5"], "unknown classifier 'knn:5'"),
         (["--unfamiliar", "2"], "must be a share of at least 0 and below 1, not 2"),
+        (["--coverage", "0"], "must be a share above 0 and below 1, and is 0"),
         (["--data", "nothing"], "unknown"),
     ],
 )

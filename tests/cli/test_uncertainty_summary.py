@@ -23,3 +23,16 @@ def test_a_sample_is_named_with_its_size_and_that_of_the_whole() -> None:
 
 def test_nothing_is_said_of_a_sample_where_all_images_are_judged() -> None:
     assert all("sample" not in text for text in words(None))
+
+
+def test_the_observed_coverage_of_sets_is_printed() -> None:
+    sets = r.PredictionSets(
+        0.9, 400, 10, 10, 400, 3.25, 0.0, 0.1, 400, 0.905, (0.872, 0.930), 0, ""
+    )
+    nothing = (None,) * 5
+    uncertainty = r.UncertaintyResult(
+        400, 9, (), None, {"crop": CROP}, PARTNER, *nothing, {}, sets={"knn": sets}
+    )
+    (text,) = summaries({"uncertainty": uncertainty})
+    assert "Sets of knn that should contain the right class in 0.9 of the images" in text
+    assert "observed 0.905 (0.872 to 0.930) of 400, mean size 3.25 of 10 classes" in text

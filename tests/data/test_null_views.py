@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from sureclr.data.null_views import coloured_noise, make_null_views, shuffled_tiles
+from sureclr.data.null_views import coloured_noise, images_of_nothing, shuffled_tiles
 
 N = 600
 
@@ -150,16 +150,16 @@ def test_sides_and_places_of_tiles_are_equally_likely() -> None:
 def test_kinds_take_turns_and_only_tiles_need_images() -> None:
     seeds, asked = torch.arange(5) + 100, []
 
-    def views(places: Tensor) -> Tensor:
+    def images(places: Tensor) -> Tensor:
         asked.append(places.tolist())
-        return places[:, None, None, None] * torch.ones(1, 1, 8, 8)
+        return (places[:, None, None, None] * torch.ones(1, 1, 8, 8)).byte()
 
     cpu = torch.device("cpu")
-    both = make_null_views(("noise", "tiles"), seeds, 1, 8, cpu, views)
-    assert asked == [[1, 3]]
-    assert torch.equal(both[::2], coloured_noise(seeds[::2], 1, 8))
-    assert torch.equal(both[1::2].flatten(1), torch.tensor([1.0, 3.0])[:, None].expand(2, 64))
-    alone = make_null_views(("tiles",), seeds, 1, 8, cpu, views)
-    assert asked[1:] == [[0, 1, 2, 3, 4]] and math.isclose(float(alone[4].mean()), 4)
-    assert len(make_null_views(("noise", "tiles"), seeds[:1], 1, 8, cpu, views)) == 1
+    both = images_of_nothing(("noise", "tiles"), seeds, 1, 8, cpu, images)
+    assert asked == [[1, 3]] and both.dtype == torch.uint8
+    assert torch.equal(both[::2], (255 * coloured_noise(seeds[::2], 1, 8)).round().byte())
+    assert torch.equal(both[1::2].flatten(1), torch.tensor([1, 3])[:, None].expand(2, 64).byte())
+    alone = images_of_nothing(("tiles",), seeds, 1, 8, cpu, images)
+    assert asked[1:] == [[0, 1, 2, 3, 4]] and math.isclose(float(alone[4].double().mean()), 4)
+    assert len(images_of_nothing(("noise", "tiles"), seeds[:1], 1, 8, cpu, images)) == 1
     assert len(asked) == 2

@@ -293,6 +293,25 @@ def test_the_sheet_shows_images_and_views_pixel_by_pixel(tmp_path: Path) -> None
         assert len(lefts) == 1 and lefts.pop() // 100 == place // 3
 
 
+def test_the_sheet_ends_with_a_row_of_null_views(tmp_path: Path) -> None:
+    """Six pictures are two columns of three, so six null views are asked for, and all are there."""
+    images, seeds = pictures(6), torch.arange(6)
+    plain, path = tmp_path / "plain.png", tmp_path / "sheet.png"
+    empty = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    augmented_pairs(images, ViewConfig(), seeds, plain)
+    augmented_pairs(images, ViewConfig(), seeds, path, nulls=lambda n: empty[:n], kinds=("a",))
+    sheet, before = (np.asarray(Image.open(file).convert("RGB")) for file in (path, plain))
+    assert sheet.shape[1] == before.shape[1] and sheet.shape[0] > before.shape[0] + 98
+    corners = []
+    for picture in empty.mul(255).round().byte():
+        cell = picture.permute(1, 2, 0).numpy().repeat(3, axis=0).repeat(3, axis=1)
+        found = np.argwhere((sheet[:-95, :-95] == cell[0, 0]).all(axis=2))
+        (corner,) = {(y, x) for y, x in found if (sheet[y : y + 96, x : x + 96] == cell).all()}
+        corners.append(corner)
+    assert len({y for y, _ in corners}) == 1 and corners == sorted(corners)
+    assert corners[0][0] > before.shape[0] - 16
+
+
 def test_a_sheet_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):

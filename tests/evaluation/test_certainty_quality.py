@@ -25,6 +25,7 @@ from sureclr.data.image_set import ImageSet
 from sureclr.data.views import one_view
 from sureclr.errors import UserError
 from sureclr.evaluation import scores
+from sureclr.evaluation.calibrated_sets import measure_sets
 from sureclr.evaluation.certainty_quality import (
     check_splits,
     measure_uncertainty,
@@ -49,6 +50,7 @@ from sureclr.evaluation.selective_prediction import (
     calibrate_probes,
     columns,
     decline_by_score,
+    observe_sets,
     predict_selectively,
     thin_curve,
 )
@@ -64,6 +66,7 @@ from sureclr.evaluation.view_pairs import (
     find_partners,
     log_loss,
 )
+from sureclr.maths.neighbours import top_k
 from sureclr.maths.sampling import sample, uniform_directions
 from sureclr.maths.sphere import Posterior
 
@@ -406,6 +409,26 @@ def test_selective_judges_both_classifiers_on_known_images() -> None:
     assert part["linear"].error == pytest.approx(float(wrong.double().mean()))
 
 
+def test_sets_are_measured_of_both_classifiers() -> None:
+    t = table()
+    reference = Reference.of(t)
+    assert reference.probe is not None
+    found = observe_sets(t, reference)
+    right = columns(reference.probe, t.labelled("test").labels)
+    assert found is not None
+    assert found["linear"] == measure_sets(reference.probe.probabilities, right)
+    train, test = reference.train, t.labelled("test")
+    similarity, index = top_k(test.features, train.features, 20)
+    votes = torch.full((len(test), CLASSES), 0.03).double()
+    for i, (cosines, rows) in enumerate(zip(similarity.double(), index.tolist(), strict=True)):
+        share = (cosines / 0.1).softmax(0)
+        for weight, row in zip(share, rows, strict=True):
+            votes[i, int(train.labels[row])] += weight
+    assert found["knn"] == measure_sets(votes / votes.sum(1, keepdim=True), right)
+    few = t.select(np.r_[0:TRAIN, TRAIN : TRAIN + 12])
+    assert observe_sets(few, Reference.of(few)) is None
+
+
 def test_ece_finds_the_probes_column_of_each_label() -> None:
     t = table()
     spaced = replace(t, labels=t.labels * 2 + 1, classes=tuple("abcdef"))
@@ -464,8 +487,8 @@ def test_everything_that_can_be_had_is_there_and_the_rest_is_explained(
     of_radius = (found.information, found.calibration, found.evidence)
     assert [part is not None for part in of_radius] == [radius] * 3
     assert ("certainty" in found.scores) == radius
-    of_labels = (found.selective, found.probe_calibration, found.clean)
-    assert [part is not None for part in of_labels] == [labelled] * 3
+    of_labels = (found.selective, found.probe_calibration, found.clean, found.sets)
+    assert [part is not None for part in of_labels] == [labelled] * 4
     assert (found.n_test, found.n_train) == (TEST, TRAIN)
     assert ("negative_entropy" in found.scores) == labelled
     assert set(found.corruptions) == set(CORRUPTIONS)

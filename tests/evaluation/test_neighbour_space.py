@@ -55,6 +55,15 @@ def test_the_exponent_is_that_of_a_leave_one_out_loop(loud: float) -> None:
     assert space.exponent == EXPONENTS[int(np.argmax(right))] and space.n_chosen_on == 180
 
 
+def test_an_image_does_not_vote_on_itself() -> None:
+    """Among many quiet columns of noise, whitening leaves an image alone with its own vote."""
+    table = hidden(240, 0, 0.2)
+    noise = 0.2 * torch.randn(240, 60, generator=torch.Generator().manual_seed(1))
+    table = replace(table, features=torch.cat([table.features, noise], 1))
+    right = [leave_one_out(table, exponent) for exponent in EXPONENTS]
+    assert choose_space(table).exponent == EXPONENTS[int(np.argmax(right))] < 0.5
+
+
 def test_test_images_take_no_part_in_the_choice() -> None:
     table = hidden(240, 0, 3.0)
     test = torch.from_numpy(table.split == "test")

@@ -31,6 +31,7 @@ from sureclr.errors import UserError
 from sureclr.evaluation import classified_images, classifiers, prediction, prediction_table
 from sureclr.evaluation.classifiers import (
     ONE_FOLD_FROM,
+    FittedClassifier,
     calibration_loss,
     fit_linear,
     fit_temperature,
@@ -38,6 +39,7 @@ from sureclr.evaluation.classifiers import (
     linear_classifier,
     neighbours_without,
 )
+from sureclr.evaluation.evidence_vote import TEMPERATURES
 from sureclr.evaluation.prediction import predict
 from sureclr.evaluation.prediction_table import Predictions
 from sureclr.evaluation.probes import linear_probe
@@ -326,6 +328,10 @@ def test_training_images_that_are_held_out_for_labels_are_not_compared_with(
     found = predict(place / "run", place / "more", labels=place / "labels.csv", **QUIET)
     assert found.classifier.n_test > 1
     assert found.n_compared == answers.n_compared == int((own.split == "test").sum())
+    assert found.sets is found.coverage is None and "set" not in next(found.rows())
+    assert "need 9 labelled images or more that neither the encoder nor" in found.no_sets
+    with pytest.raises(UserError, match="and there are 0; label test images, or ask for a lower"):
+        predict(place / "run", place / "more", labels=place / "labels.csv", coverage=0.9, **QUIET)
 
 
 def test_strange_images_are_marked_and_keep_their_class(place: Path) -> None:
@@ -335,6 +341,116 @@ def test_strange_images_are_marked_and_keep_their_class(place: Path) -> None:
     assert answers.unfamiliar.all() and (answers.label >= 0).all()
     assert float(answers.familiar.max()) == 1 / (answers.n_compared + 1)
     assert [row["unfamiliar"] for row in answers.rows()] == [True] * 4
+
+
+# --- Sets and evidence ----------------------------------------------------------------
+
+
+def loop_sets(p: Tensor, target: Tensor, new: Tensor, coverage: float) -> list[set[int]]:
+    """By the conformal p-value of each class, number by number, all classes together."""
+    right = [float(row[k]) for row, k in zip(p, target.tolist(), strict=True)]
+
+    def p_value(value: float) -> float:
+        return (1 + sum(other <= value + 1e-9 for other in right)) / (len(right) + 1)
+
+    return [
+        {k for k, value in enumerate(row.tolist()) if p_value(value) > 1 - coverage + 1e-9}
+        for row in new
+    ]
+
+
+def test_sets_are_those_of_a_loop_over_the_test_images(
+    answers: Predictions, tables: tuple[Embeddings, Embeddings]
+) -> None:
+    own, new = tables
+    fitted = linear_classifier(*fit_linear(own, "photos"))
+    test = own.labelled("test")
+    p, new_p = (fitted.probabilities(None, part) for part in (test, new))  # type: ignore[arg-type]
+    assert answers.sets is not None and answers.coverage is not None
+    wanted = loop_sets(p, test.labels, new_p, 0.9)
+    assert [{CLASSES.index(name) for name in names} for names in answers.sets] == wanted
+    for names, row in zip(answers.sets, new_p, strict=True):
+        chances = [float(row[CLASSES.index(name)]) for name in names]
+        assert chances == sorted(chances, reverse=True)
+    found, sizes = answers.coverage, [len(members) for members in wanted]
+    assert (found.coverage, found.n_calibration, found.n, found.classes) == (0.9, 24, 30, 3)
+    assert found.mean_size == np.mean(sizes) and found.full == np.mean(np.array(sizes) == 3)
+    assert found.empty == np.mean(np.array(sizes) == 0) and found.own_thresholds == 0
+    hits = [own in names for own, names in zip(answers.own_label, answers.sets, strict=True)]
+    assert found.n_observed == 30 and found.observed == np.mean(hits) and found.n_unknown == 0
+    rows = list(answers.rows())
+    assert [row["set"] for row in rows] == ["|".join(names) for names in answers.sets]
+    assert [row["set_size"] for row in rows] == sizes
+
+
+def test_calibration_images_are_judged_by_the_other_half_and_by_copies_alike(
+    place: Path, trained: Path
+) -> None:
+    own = predict(place / "run", coverage=0.5, **QUIET)
+    test = predict(place / "run", trained / "photos" / "test", coverage=0.5, **QUIET)
+    assert own.sets is not None and test.sets is not None and test.coverage is not None
+    rows = [i for i, row in enumerate(own.rows()) if not row["learned_from"]]
+    assert [own.sets[i] for i in rows] == test.sets  # found by their pixels
+    assert own.coverage is not None and own.coverage.n_observed == 24 == len(rows)
+    hits = [own.own_label[i] in own.sets[i] for i in rows]
+    assert own.coverage.observed == test.coverage.observed == np.mean(hits)
+    assert "these are judged half by half" in own.coverage.note == test.coverage.note
+    table = Embeddings.read(place / "run" / "embeddings.parquet")
+    p = linear_classifier(*fit_linear(table, "photos")).probabilities(
+        None,  # type: ignore[arg-type]
+        table.labelled("test"),
+    )
+    together = loop_sets(p, table.labelled("test").labels, p, 0.5)
+    assert [{CLASSES.index(name) for name in names} for names in test.sets] != together
+
+
+def test_a_class_name_may_contain_the_divider(place: Path, answers: Predictions) -> None:
+    facts = replace(answers.classifier, classes=("a|b", "c\\", "d"))
+    odd = replace(answers, classifier=facts, set_members=torch.tensor([0, 1, 2]))
+    odd = replace(odd, set_sizes=torch.tensor([2, 0, 1] + [0] * 27))
+    rows = list(odd.rows())
+    assert [row["set"] for row in rows[:3]] == ["a\\|b|c\\\\", "", "d"]
+    assert [row["set_size"] for row in rows[:3]] == [2, 0, 1]
+
+
+def test_evidence_is_the_log_mean_of_a_loop(
+    place: Path, answers: Predictions, tables: tuple[Embeddings, Embeddings]
+) -> None:
+    own, new = tables
+    gallery = own.select(own.split != "test")
+    m = own.kernel_dimension
+    assert m is not None and gallery.radius is not None and answers.evidence is not None
+
+    def evidence(table: Embeddings, i: int, without: int = -1) -> float:
+        assert table.radius is not None and gallery.radius is not None
+        terms = []
+        for j in range(len(gallery)):
+            r = float(table.radius[i]) * float(gallery.radius[j])
+            c = float(table.direction[i].double() @ gallery.direction[j].double())
+            if j != without:
+                terms.append((1 - r * r) / (1 - 2 * r * c + r * r) ** (m / 2))
+        return float(np.log(np.mean(terms)))
+
+    for i in range(0, 30, 6):
+        assert np.isclose(float(answers.evidence[i]), evidence(new, i), atol=1e-3)
+    assert answers.n_evidence == len(gallery) == 72
+    itself = predict(place / "run", classifier="evidence", **QUIET)
+    row = int(np.flatnonzero(own.split == "train")[5])
+    assert itself.evidence is not None
+    assert np.isclose(float(itself.evidence[row]), evidence(own, row, 5), atol=1e-3)
+    assert itself.classifier.name == "evidence" and itself.classifier.n_train == 72
+    assert itself.classifier.evidence_temperature in TEMPERATURES
+
+
+def test_a_temperature_that_saw_the_test_images_is_taken_out_of_sets() -> None:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double()
+    facts = replace(knn_classifier(made_up(60, 4, 1.0, 0), "made up").facts, temperature=3.0)
+    plain = FittedClassifier(lambda *_: z, facts)
+    p = plain.probabilities(None, None)  # type: ignore[arg-type]
+    assert torch.equal(plain.without_test_images(p), p)
+    assert torch.allclose(
+        replace(plain, tempered_on_test=True).without_test_images(p), z.softmax(1)
+    )
 
 
 # --- The run's own images ---------------------------------------------------------------
@@ -507,10 +623,7 @@ def test_all_formats_hold_the_same_rows(place: Path, trained: Path) -> None:
         read = list(csv.DictReader(file))
     words = {None: "", True: "true", False: "false"}
     assert read == [
-        {
-            name: words[v] if v in (None, True, False) and not isinstance(v, float) else str(v)
-            for name, v in row.items()
-        }
+        {name: words[v] if v is None or isinstance(v, bool) else str(v) for name, v in row.items()}
         for row in rows
     ]
 
@@ -602,6 +715,8 @@ def test_a_network_of_ones_own_classifies(place: Path, trained: Path) -> None:
         ({"classifier": "lienar"}, "unknown classifier 'lienar': did you mean linear"),
         ({"classifier": "finetuned"}, "pass classifier=sureclr.load_finetuned"),
         ({"unfamiliar": 1.5}, "unfamiliar must be a share of at least 0 and below 1, not 1.5"),
+        ({"coverage": 1.5}, "coverage must be a share above 0 and below 1, and is 1.5; try 0.9"),
+        ({"coverage": 0.99}, "0.99 need 99 labelled images or more .* there are 24; label test"),
         ({"labels": [-1] * 96}, "needs labelled images, and .* has none"),
         ({"labels": ["dark"] * 96}, "belong to the class 'dark'; label images of at least two"),
         ({"images": "nowhere"}, "unknown image file, folder or data source 'nowhere'"),

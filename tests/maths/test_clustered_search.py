@@ -11,6 +11,7 @@ from sureclr.maths import clustered_search
 from sureclr.maths.clustered_search import EXACT, find_neighbours
 from sureclr.maths.neighbours import top_k
 from sureclr.maths.sphere import unit_rows
+from sureclr.maths.whitening import principal_axes
 
 
 def clustered(n: int, seed: int, d: int = 16) -> Tensor:
@@ -50,6 +51,17 @@ def test_many_rows_are_found_as_by_the_exact_search(faiss: ModuleType, dtype: to
     assert (found.similarity.diff(dim=1) <= 0).all() and found.index.dtype == torch.int64
     again = find_neighbours(queries, keys, 10)
     assert torch.equal(again.index, found.index) and again.search == found.search
+
+
+def test_whitened_rows_are_found_as_if_they_had_been_whitened_before(faiss: ModuleType) -> None:
+    keys, queries = clustered(3000, 0), clustered(40, 1)
+    axes = principal_axes(keys)
+    found = find_neighbours(queries, keys, 5, unit=axes.whitening(0.5))
+    before = find_neighbours(axes.whitened(queries, 0.5), axes.whitened(keys, 0.5), 5)
+    assert found.search == before.search != EXACT
+    assert recall(found.index, before.index) >= 0.99
+    assert torch.allclose(found.similarity, before.similarity, atol=1e-5)
+    assert recall(found.index, find_neighbours(queries, keys, 5).index) < 0.99
 
 
 def test_equal_cosines_go_to_the_lowest_index(faiss: ModuleType) -> None:

@@ -14,12 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sureclr.errors import UserError
 from sureclr.maths.sampling import (
     check_finite,
-    rapidity_log_shape,
-    rapidity_mode,
     sample,
     uniform_directions,
 )
-from sureclr.maths.sphere import Posterior
+from sureclr.maths.sphere import Posterior, rapidity_log_shape, rapidity_mode
 
 CASES = [(d, rho) for d in (2, 3, 8, 128) for rho in (0.0, 0.3, 0.9, 0.999)]
 

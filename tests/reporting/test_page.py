@@ -485,6 +485,7 @@ def test_a_pretrained_backbone_is_no_untrained_encoder(files: RunFiles) -> None:
 def test_settings_are_written_in_words() -> None:
     assert setting_text((0.08, 1.0)) == "0.08 to 1"
     assert setting_text((0.485, 0.456, 0.406)) == "0.485, 0.456, 0.406"
+    assert setting_text(("noise", "tiles")) == "noise, tiles"
     assert setting_text({"path": "x.pth", "sha256": "ab"}) == "path x.pth, sha256 ab"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sureclr.errors import UserError
 from sureclr.maths.objectives import Objective, SureLoss, objective
 from sureclr.models.encoders import SmallResNet
 from sureclr.models.simclr import CertaintyHead, ProjectionHead, SimCLR, StandardisedEncoder
@@ -293,3 +294,80 @@ def test_statistics_are_free_again_after_an_error() -> None:
         and counter == 0
         and norm.running_mean.abs().max() == 0
     )
+
+
+# Null views
+
+
+def plain_model(loss: Objective) -> SimCLR:
+    """A network without BN, in which no view depends on another one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Tanh())
+        model = SimCLR(
+            StandardisedEncoder(encoder), nn.Linear(16, 6), nn.Linear(16, loss.numbers), loss.read
+        )
+    return model.double().train()
+
+
+@pytest.mark.parametrize("nulls", [1, 5, 12])
+@pytest.mark.parametrize("micro_batch", [1, 4, 5, IMAGES, None])
+def test_null_views_are_seen_once_and_their_gradient_is_that_of_the_whole_batch(
+    micro_batch: int | None, nulls: int
+) -> None:
+    """The witness: all views, then all null views, through the network, and the sum of the losses.
+
+    The first pixel of a null view is its number.
+    """
+    loss, both = SureLoss(presence="on"), pixels(torch.float64)
+    empty = torch.rand(nulls, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
+    empty[:, 0, 0, 0] = 100.0 + torch.arange(nulls)
+    model, batches = plain_model(loss), []
+    model.encoder.register_forward_pre_hook(
+        lambda _, inputs: batches.append(inputs[0][:, 0, 0, 0].tolist())
+    )
+
+    def views(part: slice) -> Tensor:
+        own = accumulate.null_rows(part, IMAGES, nulls)
+        return torch.cat([both[0, part], both[1, part], empty[own]])
+
+    value, posterior = backward(model, loss, views, IMAGES, micro_batch, nulls=nulls)
+    passes = 1 if micro_batch in (IMAGES, None) else 2
+    numbers = [[x for x in batch if x >= 100] for batch in batches]
+    assert sorted(itertools.chain(*numbers)) == sorted([100.0 + i for i in range(nulls)] * passes)
+    assert max(map(len, numbers)) - min(map(len, numbers)) <= 1 or micro_batch == 5
+    witness = plain_model(other := SureLoss(presence="on"))
+    _, seen = witness(torch.cat([both[0], both[1], empty]))
+    first, second = seen.part(slice(2 * IMAGES)), seen.part(slice(2 * IMAGES, None))
+    expected = other(first) + other.null_loss(first, second)
+    expected.backward()
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert furthest(model, witness) < 2e-6
+    for name in ("direction", "radius", "presence"):
+        assert torch.allclose(getattr(posterior, name), getattr(seen, name), atol=1e-6)
+    assert torch.equal(loss.m, other.m)  # which views alone decide
+
+
+def test_null_views_reach_the_certainty_and_no_direction() -> None:
+    """What they add to the gradient, alone (in the network, where they pass BN with the others,
+    they would also change the views).
+    """
+    both, found = pixels(torch.float64), []
+    empty = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(2)).double()
+    for weight in (0.0, 1.0):
+        loss = SureLoss(presence="on", null_weight=weight)
+        model = plain_model(loss)
+        views = torch.cat([both[0], both[1], empty])
+        value, _ = backward(model, loss, lambda part, views=views: views, IMAGES, nulls=6)
+        found.append((value.item(), gradients(model)))
+    (less, before), (more, after) = found
+    added = {name: (after[name] - before[name]).norm().item() for name in before}
+    assert more != less
+    assert all(size == 0 for name, size in added.items() if name.startswith("projection"))
+    assert all(size > 1e-4 for name, size in added.items() if not name.startswith("projection"))
+
+
+def test_a_loss_that_has_no_use_for_null_views_says_so() -> None:
+    loss = objective("nt-xent")
+    with pytest.raises(UserError, match="NTXentLoss learns nothing from null views"):
+        backward(model_for(loss), loss, lambda part: torch.rand(7, 1, 8, 8), 3, nulls=1)

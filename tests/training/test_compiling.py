@@ -39,9 +39,12 @@ def failing(function: Any, **options: Any) -> Compile:
     return network
 
 
-def test_a_traced_step_is_the_step_bit_by_bit(traced: None) -> None:
-    """Also where statistics are frozen in a first pass; the trial leaves no trace."""
-    ours, plain = (trainer(micro_batch=8) for _ in range(2))
+@pytest.mark.parametrize("nulls", [0.0, 0.2], ids=["", "null views"])
+def test_a_traced_step_is_the_step_bit_by_bit(traced: None, nulls: float) -> None:
+    """Also where statistics are frozen in a first pass, and where micro-batches differ in length,
+    as with 3 null views in two of them; the trial leaves no trace.
+    """
+    ours, plain = (trainer(micro_batch=8, null_fraction=nulls) for _ in range(2))
     compile_step(ours, Messages())
     assert ours.network is not None and plain.network is None
     for step in range(3):

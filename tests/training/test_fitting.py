@@ -74,6 +74,24 @@ def test_the_largest_half_that_fits_is_found_and_said(
     )
 
 
+def test_a_trial_has_the_null_views_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that holds so many rows, of which null views are some."""
+    from sureclr.models.simclr import SimCLR
+
+    real, holds = SimCLR.features, 36
+
+    def features(model: SimCLR, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > holds:
+            raise torch.OutOfMemoryError("pretended")
+        return real(model, images)
+
+    monkeypatch.setattr(SimCLR, "features", features)
+    for fraction, found in ((0.25, None), (0.26, None), (0.3125, 8), (1.0, 8)):
+        config = replace(CONFIG, loss="sure", presence="on", null_fraction=fraction)
+        made = fitting_trainer(config, IMAGES, CPU, SILENT, probe=True)
+        assert made.config.micro_batch == found and made.config.batch_size == 16
+
+
 def test_trying_leaves_no_trace(memory: dict[str, int]) -> None:
     """The weights, running statistics and the loss's own state are those of a trainer that nobody
     tried.

@@ -27,6 +27,7 @@ from sureclr.training.trainer import Trainer
 
 META = torch.device("meta")
 CONFIG = PretrainConfig("own", encoder="small-4", stem="cifar", batch_size=8, epochs=2)
+NULLS = {"presence": "on", "null_fraction": 0.5}
 # Beside the optimizer's; the views are 306 of 676, the loss 177 and the network, both ways, 193
 MOST_OPERATORS = 700
 
@@ -89,15 +90,20 @@ def on_meta(images: ImageSet, **changes: Any) -> StepLines:
 
 
 @pytest.mark.parametrize(
-    ("where", "changes"),
+    ("where", "changes", "copies"),
     [
-        ("sent", {}),
-        ("resident", {"optimizer": "sgd", "loss": "nt-xent"}),
-        ("pictures", {"optimizer": "lars", "kernel_dimension": "measured", "micro_batch": 4}),
+        ("sent", {}, 2),
+        ("resident", {"optimizer": "sgd", "loss": "nt-xent"}, 2),
+        ("pictures", {"optimizer": "lars", "kernel_dimension": "measured", "micro_batch": 4}, 2),
+        ("sent", NULLS, 6),
+        ("resident", {**NULLS, "null_kinds": ("tiles",)}, 5),
+        ("pictures", {**NULLS, "micro_batch": 4}, 6),
     ],
-    ids=["sent", "resident", "pictures-accumulated"],
+    ids=["sent", "resident", "pictures-accumulated", *("nulls", "tiles", "nulls-accumulated")],
 )
-def test_a_step_waits_for_nothing(pinned: set[int], where: str, changes: dict[str, Any]) -> None:
+def test_a_step_waits_for_nothing(
+    pinned: set[int], where: str, changes: dict[str, Any], copies: int
+) -> None:
     images = noise(40 if where == "pictures" else 24)
     lines = on_meta(images, **changes)
     if where == "resident":
@@ -105,8 +111,9 @@ def test_a_step_waits_for_nothing(pinned: set[int], where: str, changes: dict[st
     lines.step()  # which also prepares the second one
     with Watching() as seen:
         lines.step()
-    # Pixels (or their rows) and parameters go to the device, pinned, and nothing comes back
-    assert len(seen.crossing) == 2
+    # Pixels (or their rows) and parameters go to the device, pinned, and nothing comes back; for
+    # null views noise goes there, the same of the images for tiles, and the order of the tiles
+    assert len(seen.crossing) == copies
     for name, source, options in seen.crossing:
         assert name == "aten::_to_copy" and options["non_blocking"]
         assert source.device.type == "cpu" and source.data_ptr() in pinned

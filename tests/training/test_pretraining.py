@@ -32,6 +32,7 @@ from sureclr.maths.objectives import NTXentLoss, SureLoss
 from sureclr.progress import SILENT, SilentProgress
 from sureclr.stopping import Stopped
 from sureclr.training import records, setup
+from sureclr.training.building import with_presence
 from sureclr.training.monitor import Monitor
 from sureclr.training.pretraining import pretrain
 from sureclr.training.records import StepLines
@@ -118,7 +119,8 @@ def test_the_folder_is_complete(unbroken: Path) -> None:
         "training_images.parquet",
         "lock",
     }
-    assert from_dict(read_yaml(unbroken / "config.yaml")) == replace(CONFIG, size=8, channels=1)
+    resolved = replace(with_presence(CONFIG), size=8, channels=1)
+    assert from_dict(read_yaml(unbroken / "config.yaml")) == resolved
     assert json.loads((unbroken / "environment.json").read_text())["torch"] == torch.__version__
     assert {path.name for path in (unbroken / "snapshots").iterdir()} == {
         "epoch-00002.safetensors",

@@ -310,6 +310,8 @@ def setting_text(value: Any) -> str:
     if isinstance(value, tuple):
         if not value or isinstance(value[0], TrainingPart):
             return "; ".join(map(str, value)) or "none"
+        if isinstance(value[0], str):
+            return ", ".join(value)
         between = " to " if len(value) == 2 else ", "
         return between.join(f"{v:.4g}" for v in value)
     if isinstance(value, dict):
