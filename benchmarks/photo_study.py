@@ -1,6 +1,6 @@
 """Does certainty answer its three questions on photographs? The measurements of a stored run.
 
-    python -m benchmarks.photo_study RUN ... --folder DIR [--size 32] [--threads 1]
+    python -m benchmarks.photo_study RUN ... --folder DIR [--size 32] [--left-out CLASS ...]
 
 It prints a line for each run; `benchmarks.study --source photographs` trains runs and saves their
 lines. DIR has pictures in train/CLASS and test/CLASS. Every second test picture calibrates the
@@ -65,7 +65,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     images = load_images(f"folder:{options.folder}", size=options.size)
     for path in options.runs:
-        print(json.dumps(rounded({"run": path.name, **measure(load(path), images)})), flush=True)
+        numbers = measure(load(path), images, options.left_out)
+        print(json.dumps(rounded({"run": path.name, **numbers})), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -77,11 +78,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=32, help="side of the images, in pixels")
+    parser.add_argument("--left-out", nargs="*", default=[], help="classes that they have not seen")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-def measure(run: Run, images: ImageSet, left_out: tuple[str, ...] = ()) -> dict[str, Any]:
+def measure(run: Run, images: ImageSet, left_out: Sequence[str] = ()) -> dict[str, Any]:
     """Return the numbers of a run.
 
     Args:

@@ -83,11 +83,11 @@ OF_PRESENCE: dict[str, dict[str, Any]] = {
     "presence": {"presence": "on", "null_fraction": 0.0},
     "nulls": {"presence": "off", "null_fraction": 0.125},
     "presence+nulls-soft-off": {**BOTH, "softening": "off"},
-    "presence+nulls-w4": {**BOTH, "null_weight": 1.0},  # the default's is a quarter
-    "presence+nulls-w1/4": {**BOTH, "null_weight": 0.0625},
+    "presence+nulls-w1": {**BOTH, "null_weight": 1.0},  # the default's is a quarter
+    "presence+nulls-w1_16": {**BOTH, "null_weight": 0.0625},
     "presence+nulls-noise": {**BOTH, "null_kinds": ("noise",)},
     "presence+nulls-tiles": {**BOTH, "null_kinds": ("tiles",)},
-    "presence+nulls-1/4": {**BOTH, "null_fraction": 0.25},
+    "presence+nulls-f1_4": {**BOTH, "null_fraction": 0.25},
 }
 LEFT_OUT = ("cat", "truck")  # classes of CIFAR-10 that the next runs do not see
 WITHOUT_CLASSES: dict[str, dict[str, Any]] = {
@@ -230,7 +230,7 @@ def run_on_photographs(name: str, seed: int, images: ImageSet, runs: Path) -> di
         UserError: the folder has a run of another configuration.
     """
     left_out = LEFT_OUT if name in WITHOUT_CLASSES else ()
-    config, out = configuration(name, seed, PHOTOGRAPHS), runs / f"{name.replace('/', '')}-{seed}"
+    config, out = configuration(name, seed, PHOTOGRAPHS), runs / f"{name}-{seed}"
     start, trained = time.process_time(), None
     if out.is_dir():
         run = load(out)
@@ -248,13 +248,16 @@ def run_on_photographs(name: str, seed: int, images: ImageSet, runs: Path) -> di
 
 
 def different_fields(first: PretrainConfig, second: PretrainConfig) -> set[str]:
-    """Return the fields that decide what is learned and differ, source and precision aside."""
-    return {
-        field.name
-        for field in fields(first)
-        if getattr(first, field.name) != getattr(second, field.name)
-        and field.name not in NOT_COMPARED
-    }
+    """Return the fields that decide what is learned and differ."""
+    one, other = (
+        {
+            **{field.name: getattr(config, field.name) for field in fields(config)},
+            "presence": config.presence or "off",  # a run records what a default came to
+            "null_fraction": config.null_fraction or 0.0,
+        }
+        for config in (first, second)
+    )
+    return {name for name in one if one[name] != other[name] and name not in NOT_COMPARED}
 
 
 def about(name: str, seed: int, source: str, config: PretrainConfig) -> dict[str, Any]:
