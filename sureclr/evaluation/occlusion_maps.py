@@ -6,12 +6,12 @@ windows that cover it; a positive cell raises the score.
 
 A map may show the image rather than what was learned (Adebayo et al. 2018, section 3). So it must
 change if the weights are drawn anew, and much more than if it is measured again with another fill.
-And covering the best cells first must lower the score faster than covering cells at random.
+And covering the best cells first must lower the score faster than covering cells at random, by
+more than chance over the images explains.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import mean
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from sureclr.data.corruptions import to_uint8
 from sureclr.data.counter_rng import uniform_numbers
 from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
-from sureclr.evaluation.results import DeletionCurve, SanityCheck
+from sureclr.evaluation.results import DeletionCurve, Interval, SanityCheck
 from sureclr.evaluation.scores import Embed
 from sureclr.evaluation.tables import finite_or_none
 from sureclr.maths.metrics import spearman
@@ -30,6 +30,8 @@ Score = Callable[[Embeddings], Tensor]
 GRID = 8  # cells on a side, about
 WINDOW = 2  # cells on a side that are covered at once
 STEPS = 8  # points of the deletion curve after the whole image
+ORDERS = 3  # random orders of each image that the curve is compared with
+RESAMPLED = 2000  # times the images are drawn again for the interval
 # The correlation with randomised weights must be below this share of that with another fill
 SMALL_SHARE = 0.5
 ORDER = 3005  # stream of seeds
@@ -156,19 +158,19 @@ def check_maps(
         rank_correlation_randomised_sd=finite_or_none(randomised.std()),
         rank_correlation_repeat_sd=finite_or_none(repeat.std()),
         deletion=deletion,
-        passed=passes(float(randomised.mean()), float(repeat.mean()), deletion),
+        passed=passes(float(randomised.mean()), float(repeat.mean()), deletion.interval),
     )
 
 
-def passes(randomised: float, repeat: float, deletion: DeletionCurve) -> bool:
+def passes(randomised: float, repeat: float, interval: Interval | None) -> bool:
     """Return whether maps pass the check.
 
     The rank correlation with the maps of randomised weights must be, in size, below half of that
-    with the maps of another fill; and covering the best cells first must leave a lower mean score
-    than covering cells at random.
+    with the maps of another fill; and covering the best cells first must lower the score more than
+    covering cells at random: the interval of the difference lies above 0.
     """
     depends_on_weights = abs(randomised) < SMALL_SHARE * repeat
-    return depends_on_weights and mean(deletion.by_map) < mean(deletion.at_random)
+    return depends_on_weights and interval is not None and interval[0] > 0
 
 
 def rank_correlations(maps: list[Tensor], others: list[Tensor]) -> Tensor:
@@ -181,26 +183,43 @@ def rank_correlations(maps: list[Tensor], others: list[Tensor]) -> Tensor:
 def delete_cells(
     embed: Embed, questions: list[Question], maps: list[Tensor], grid: Grid, seed: int
 ) -> DeletionCurve:
-    """Return the mean score after covering a share of the cells, by two orders.
+    """Return the mean score after covering a share of the cells, by the map and at random.
 
-    One order begins with the cells that the map says raise the score; the other is random.
+    The map's order begins with the cells that it says raise the score. The curves meet where no
+    cell is covered and where all are.
     """
-    shares = torch.arange(STEPS + 1) / STEPS
-    chance = uniform_numbers(torch.arange(len(maps)) + (seed << 32), ORDER, maps[0].numel())
-
-    def curve(orders: list[Tensor]) -> tuple[float, ...]:
-        scores = []
-        for question, order in zip(questions, orders, strict=True):
-            masks = grid.pixels(best_cells(order, shares))
-            harmed = cover(question.image, mean_colour(question.image), masks)
-            scores.append(question.score(embed)(embed(harmed)))
-        return tuple(torch.stack(scores).mean(0).tolist())
-
+    shares, cells = torch.arange(STEPS + 1) / STEPS, maps[0].numel()
+    chance = uniform_numbers(torch.arange(len(maps)) + (seed << 32), ORDER, ORDERS * cells)
+    curves = []
+    for question, own, others in zip(questions, maps, chance, strict=True):
+        orders = [own, *others.view(ORDERS, *own.shape)]
+        masks = grid.pixels(torch.cat([best_cells(order, shares) for order in orders]))
+        harmed = cover(question.image, mean_colour(question.image), masks)
+        curves.append(question.score(embed)(embed(harmed)).view(1 + ORDERS, -1))
+    found = torch.stack(curves)  # (m, orders, shares)
+    by_map, at_random = found[:, 0], found[:, 1:].mean(1)
+    area, interval = mean_and_interval((at_random - by_map).mean(1), seed)
     return DeletionCurve(
         shares=tuple(shares.tolist()),
-        by_map=curve(maps),
-        at_random=curve(list(chance.view(-1, *maps[0].shape))),
+        by_map=tuple(by_map.mean(0).tolist()),
+        at_random=tuple(at_random.mean(0).tolist()),
+        area=finite_or_none(area),
+        interval=interval,
     )
+
+
+def mean_and_interval(values: Tensor, seed: int) -> tuple[float, Interval | None]:
+    """Return the mean of (m,) numbers, and its 95 % percentile interval by the bootstrap.
+
+    There is no interval for a single number. Efron and Tibshirani 1993, chapter 13.
+    """
+    mean = float(values.mean())
+    if len(values) < 2 or not values.isfinite().all():
+        return mean, None
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(values), (RESAMPLED, len(values)), generator=generator)
+    low, high = values.cpu().double()[drawn].mean(1).quantile(torch.tensor([0.025, 0.975]).double())
+    return mean, (float(low), float(high))
 
 
 def best_cells(m: Tensor, shares: Tensor) -> Tensor:

@@ -856,11 +856,22 @@ class SensitivityResult:
 
 @dataclass(frozen=True)
 class DeletionCurve:
-    """Mean score after covering a share of the cells, in the order of the map and at random."""
+    """Mean score after covering a share of the cells, in the order of the map and at random.
+
+    Attributes:
+        shares: of the cells that are covered.
+        by_map: the mean score over the images.
+        at_random: the mean over the images and some random orders.
+        area: by how much the score is lower by the map, a mean over shares and images; None in
+            results of older versions.
+        interval: its 95 % bootstrap interval over images; None with a single image.
+    """
 
     shares: tuple[float, ...]
     by_map: tuple[float, ...]
     at_random: tuple[float, ...]
+    area: Number = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -431,17 +431,24 @@ FOREIGN_SKIPPED = "These foreign images could not be used: {notes}."
 UNCERTAIN = Caption(
     "Why it is uncertain",
     "The maps show which parts of an image raise the certainty (blue) and which lower it (orange)."
-    " Trust them only if they pass the sanity check above them.",
+    " Trust them only if they pass the checks above them.",
 )
 SANITY = Caption(
     "Can the maps of the {score} be trusted?",
     "{verdict} Maps of the same network with random weights correlate with these by {randomised}"
     " (should be near 0); maps made with another filling of the covered patches by {repeat} (should"
-    " be near 1). If the maps are right, covering the patches that they name lowers the score"
-    " faster than covering random ones.",
+    " be near 1). {deletion}",
 )
-SANITY_PASSED = "They pass the sanity check ({n:,} maps)."
-SANITY_FAILED = "They do not pass the sanity check ({n:,} maps), so do not trust the maps below."
+SANITY_PASSED = "The maps explain this run: they pass both checks ({n:,} maps)."
+SANITY_FAILED = "The maps do not explain this run: they fail a check ({n:,} maps)."
+DELETION = (
+    "Covering the patches that the maps name lowers the score by {area} more than covering random"
+    " ones (95 % interval over images {low} to {high}; it should lie above 0)."
+)
+DELETION_WITHOUT_INTERVAL = (
+    "If the maps are right, covering the patches that they name lowers the score faster than"
+    " covering random ones."
+)
 RAISES, LOWERS = "raises the {score}", "lowers the {score}"
 CERTAINTY_MAPS = Caption(
     "Which parts raise the certainty",

@@ -22,7 +22,6 @@ from sureclr.errors import UserError
 from sureclr.evaluation import explanations as e
 from sureclr.evaluation import occlusion_maps as o
 from sureclr.evaluation.inputs import EvaluationInputs, randomised_run
-from sureclr.evaluation.results import DeletionCurve
 from sureclr.evaluation.scores import Embed
 from sureclr.maths.sphere import evidence
 
@@ -284,29 +283,48 @@ def test_maps_that_find_nothing_fail_however_well_they_repeat() -> None:
     assert o.check_maps(learned, other, questions, maps, GRID, 0).passed
     check = o.check_maps(learned, other, questions, maps, GRID, 0)
     numbers = (check.rank_correlation_randomised, check.rank_correlation_repeat)
-    assert o.passes(*numbers, check.deletion)
-    assert not o.passes(*numbers, curve((1, 0.6, 0), (1, 0.5, 0)))
+    assert o.passes(*numbers, check.deletion.interval)
+    wrong = o.check_maps(learned, other, questions, [-m for m in maps], GRID, 0)
+    assert wrong.deletion.interval[1] < 0 and not wrong.passed
 
 
-def curve(by_map: tuple[float, ...], at_random: tuple[float, ...]) -> DeletionCurve:
-    return DeletionCurve((0, 0.5, 1), by_map, at_random)
+def test_the_area_between_the_curves_is_a_mean_over_images_with_its_interval() -> None:
+    embed, questions = model(contrast_in(4, 8)), [sure(pictures(5).select([i])) for i in range(5)]
+    maps = [o.occlude(embed, question, GRID) for question in questions]
+    found = o.delete_cells(embed, questions, maps, GRID, 0)
+    alone = [o.delete_cells(embed, [q], [m], GRID, 0) for q, m in zip(questions, maps, strict=True)]
+    assert [one.interval for one in alone] == [None] * 5
+    by_hand = np.mean(np.subtract(found.at_random, found.by_map))
+    assert found.area == pytest.approx(by_hand) and found.area > 0
+    assert np.mean([one.by_map for one in alone], 0) == pytest.approx(found.by_map)
+    assert found.interval[0] < found.area < found.interval[1]
+
+
+def test_the_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    generator, hits = torch.Generator().manual_seed(0), 0
+    for seed in range(300):
+        _, (low, high) = o.mean_and_interval(torch.randn(30, generator=generator), seed)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.98  # the percentile interval of 30 numbers is a little narrow
 
 
 @pytest.mark.parametrize(
-    ("randomised", "repeat", "by_map", "passed"),
+    ("randomised", "repeat", "lowest", "passed"),
     [
-        (0.39, 0.8, 0.4, True),
-        (-0.39, 0.8, 0.4, True),
-        (0.4, 0.8, 0.4, False),  # half of the other is not below half
-        (-0.41, 0.8, 0.4, False),  # maps that are turned round depend on the image as well
-        (0.0, 0.0, 0.4, False),
-        (0.39, 0.8, 0.5, False),  # as fast as at random is not faster
+        (0.39, 0.8, 0.1, True),
+        (-0.39, 0.8, 0.1, True),
+        (0.4, 0.8, 0.1, False),  # half of the other is not below half
+        (-0.41, 0.8, 0.1, False),  # maps that are turned round depend on the image as well
+        (0.0, 0.0, 0.1, False),
+        (0.39, 0.8, 0.0, False),  # as fast as at random is not faster
+        (0.39, 0.8, -0.1, False),
     ],
 )
 def test_maps_pass_by_both_rules(
-    randomised: float, repeat: float, by_map: float, passed: bool
+    randomised: float, repeat: float, lowest: float, passed: bool
 ) -> None:
-    assert o.passes(randomised, repeat, curve((1, by_map, 0), (1, 0.5, 0))) == passed
+    assert o.passes(randomised, repeat, (lowest, 0.5)) == passed
+    assert not o.passes(randomised, repeat, None)
 
 
 def test_without_radius_pairs_go_by_the_cosine_and_without_certainty_it_says_so() -> None:

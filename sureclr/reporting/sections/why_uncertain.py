@@ -47,13 +47,17 @@ def _explanation(run: RunFiles, result: ExplanationResult) -> list[Block]:
 
 def _sanity(key: str, check: SanityCheck, score: str) -> Figure:
     verdict = captions.SANITY_PASSED if check.passed else captions.SANITY_FAILED
+    curve, deletion = check.deletion, captions.DELETION_WITHOUT_INTERVAL
+    if curve.interval is not None:
+        low, high = map(number_text, curve.interval)
+        deletion = captions.DELETION.format(area=number_text(curve.area), low=low, high=high)
     caption = captions.SANITY.fill(
         score=score,
         verdict=verdict.format(n=check.n),
         randomised=number_text(check.rank_correlation_randomised),
         repeat=number_text(check.rank_correlation_repeat),
+        deletion=deletion,
     )
-    curve = check.deletion
     series = [
         Series(name, curve.shares, values, style)
         for (name, style), values in zip(ORDERS, (curve.by_map, curve.at_random), strict=True)
