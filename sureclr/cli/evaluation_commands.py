@@ -317,6 +317,21 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
             f"  Mean information of a test image: {result.information.mean:.1f} nats (0: the model"
             " knows nothing of what it shows)."
         )
+    if result.evidence:
+        raw, prior = result.evidence.raw.log_loss, result.evidence.log_loss_prior
+        worse = ": too sharp to bet on" if raw > prior else ""
+        rows.append(
+            f"  Log loss of raw evidence as odds: {raw:.4f} nats; of a constant, how rare a match"
+            f" is: {prior:.4f}{worse}."
+        )
+    if shown := {name: value for name, value in result.follows.items() if value is not None}:
+        first = max(shown, key=lambda name: abs(shown[name]))
+        rows.append(
+            f"  In this run the certainty follows the {first} of a picture most: rank correlation"
+            f" {shown[first]:+.2f} ("
+            + ", ".join(f"{name} {value:+.2f}" for name, value in shown.items() if name != first)
+            + ")."
+        )
     rows += [_sets(classifier, sets) for classifier, sets in (result.sets or {}).items()]
     return "\n".join(
         rows + [f"  not measured: {what}; {why}" for what, why in result.skipped.items()]
@@ -334,21 +349,22 @@ def _sets(classifier: str, sets: "PredictionSets") -> str:
 def _sampled(sample: "Sample") -> str:
     return (
         f"  These numbers are of {sample.n:,} of the {sample.of:,} test images, in a sample that is"
-        " always the same; each is compared with all training images."
+        " always the same; their neighbours are searched among all training images."
     )
 
 
 def _ood(name: str, result: "OodResult") -> str:
-    """A row for each kind of foreign images, a column for each score."""
+    """A row for each score, a column for each kind of foreign images."""
     measured = {kind: images for kind, images in result.kinds.items() if not images.skipped}
     scores = list(next(iter(measured.values())).auroc) if measured else []
     rows = [
-        "foreign images told from test images (AUROC)"
-        + "".join(f"{score:>22s}" for score in scores)
+        "foreign images told from test images (AUROC: 1 is perfect, 0.5 is chance)",
+        " " * 24 + "".join(f"{kind:>15s}" for kind in measured),
     ]
     rows += [
-        f"  {kind:42s}" + "".join(f"{_number(images.auroc[score]):>22s}" for score in scores)
-        for kind, images in measured.items()
+        f"  {score:22s}"
+        + "".join(f"{_number(images.auroc[score]):>15s}" for images in measured.values())
+        for score in scores
     ]
     if result.sample:
         rows.append(_sampled(result.sample))

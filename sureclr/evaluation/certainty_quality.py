@@ -14,7 +14,7 @@ from sureclr.data.embeddings import Embeddings
 from sureclr.data.image_set import ImageSet
 from sureclr.errors import UserError
 from sureclr.evaluation import selective_prediction, view_pairs
-from sureclr.evaluation.corrupted_images import measure_corruptions, rank
+from sureclr.evaluation.corrupted_images import certainty_follows, measure_corruptions, rank
 from sureclr.evaluation.drawn_views import embed_view_pairs
 from sureclr.evaluation.results import InformationSummary, UncertaintyResult
 from sureclr.evaluation.scores import JUDGED, Embed, Judged, Reference, ScoredImages, score_images
@@ -107,6 +107,7 @@ def measure_uncertainty(
         ),
         skipped=reasons_for_gaps(clean, reference) | (GAPS_OF_TABLES if of_table else {}),
         sample=judged.sample,
+        follows={} if of_table else certainty_follows(images, clean, rows),
         sets=selective_prediction.observe_sets(clean.table, reference) if labelled else None,
     )
 

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from sureclr.data.corruptions import CORRUPTIONS, Corruption
 from sureclr.data.image_set import ImageSet
+from sureclr.evaluation.picture_properties import followed_properties
 from sureclr.evaluation.results import (
+    ByScore,
     CorruptionLevel,
     CorruptionResult,
     HarmedImages,
@@ -60,6 +62,20 @@ def measure_corruptions(
         name: measure_corruption(embed, images, rows, corruption, clean, reference, seed, levels)
         for name, corruption in CORRUPTIONS.items()
     }
+
+
+def certainty_follows(images: ImageSet, clean: ScoredImages, rows: NDArray[np.int64]) -> ByScore:
+    """Return the correlations of the certainty of whole images with properties of their pixels.
+
+    Args:
+        images: whole images.
+        clean: the scores of those in the rows.
+        rows: (m,).
+    """
+    if not images.has_pixels or "certainty" not in clean.scores:
+        return {}
+    pixels = torch.as_tensor(images.images[torch.from_numpy(rows)])
+    return finite_by_score(followed_properties(clean.scores["certainty"], pixels))
 
 
 def measure_corruption(

@@ -69,6 +69,7 @@ def measure_heads(
     none = torch.full((len(judged.rows),), -1)  # no test image is a training image
     if (evidence := evidence_against(clean.table, reference.train, none)) is not None:
         scores["evidence"] = evidence
+    ranked = scores | clean.scores | scores  # evidence is that of all, and stands first
     return HeadsResult(
         n_train=features.n_train,
         n_test=len(features.predictions),
@@ -77,9 +78,7 @@ def measure_heads(
         knn_directions=VoteAccuracy(directions.accuracy, directions.interval),
         n_judged=len(judged.rows),
         recall_at_1=float(clean.correct.double().mean()),
-        r_auroc={
-            name: _ranking(score, clean.correct) for name, score in (scores | clean.scores).items()
-        },
+        r_auroc={name: _ranking(score, clean.correct) for name, score in ranked.items()},
         sample=judged.sample,
     )
 

@@ -575,6 +575,8 @@ class UncertaintyResult:
         sample: how many test images were judged of how many; None if all were.
         sets: by classifier ("knn", "linear"), the sets at a coverage of .9; None without labels, or
             with fewer than 9 labelled test images in a half, or in a file of schema 5.
+        follows: Spearman's correlation of the certainty of the whole images with properties of
+            their pixels (evaluation/picture_properties.py); empty without pixels or a certainty.
     """
 
     n_test: int
@@ -591,6 +593,7 @@ class UncertaintyResult:
     skipped: dict[str, str]
     sample: Sample | None = None
     sets: dict[str, PredictionSets] | None = None
+    follows: dict[str, Number] = field(default_factory=dict)
 
 
 # --- ood ------------------------------------------------------------------------------

@@ -231,8 +231,7 @@ RANK_OF_DIRECTIONS = (
 )
 CLASS_CERTAINTY = Caption(
     "Certainty over time, by class{which}",
-    "Each line is the mean certainty of the whole training images of one class. Classes whose"
-    " images resemble each other, or those of another class, stay low.",
+    "Each line is the mean certainty of the whole training images of one class.",
 )
 MOST_CERTAIN_CLASSES = ": the most certain classes"
 LEAST_CERTAIN_CLASSES = ": the least certain classes"
@@ -330,13 +329,16 @@ NOT_MEASURED = "These changes were not measured: {changes}."
 
 CERTAIN = Caption(
     "How certain it is, and whether that is right",
-    "The learned certainty is the blue circle in every chart. The other scores come with any"
-    " encoder at no extra cost, so the learned certainty should do better than they do.",
+    "The learned certainty is the blue circle in every chart. Familiarity, the similarities and the"
+    " norm come with any encoder at no extra cost; where they do better, use them.",
 )
 EXTREMES = Caption(
     "The most and the least certain images",
-    "{which} images are sorted by certainty; label and certainty stand below each image. The least"
-    " certain images should look hard, cut off or unusual to you, too.",
+    "{which} images are sorted by certainty; label and certainty stand below each image.{follows}",
+)
+FOLLOWS = (
+    " In this run the certainty follows the {name} of a picture most (rank correlation {value};"
+    " {others})."
 )
 MOST_CERTAIN, LEAST_CERTAIN = "Most certain", "Least certain"
 NO_TABLE = "There is no table of embeddings yet. Run `sureclr evaluate {run}`."
@@ -360,15 +362,16 @@ SCORES = Caption(
 )
 SAMPLED = (
     "The numbers below are of {n:,} of the {of:,} test images, in a sample that is always the same."
-    " Each of them is compared with all training images."
+    " Their neighbours are searched among all training images, and evidence is against at most"
+    " 5,000 of these."
 )
 PREDICTS_MISTAKES = "Does it predict mistakes?"
 FALLS_WITH_CORRUPTION = "Does it fall as corruption grows?"
 MEAN_CERTAINTY = Caption(
     "Certainty under four corruptions",
     "The charts show the mean certainty of test images that were cropped, blurred, made noisy or"
-    " occluded. It should fall from left to right. For crops it should rise, because their strength"
-    " is the area that remains.",
+    " occluded. If it notices them, it falls from left to right; for crops it rises, because their"
+    " strength is the area that remains.",
 )
 LESS_CERTAIN = Caption(
     "Is a corrupted image less certain than the original?",

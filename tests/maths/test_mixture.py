@@ -17,7 +17,7 @@ from sureclr.errors import UserError
 from sureclr.maths import losses, tiles
 from sureclr.maths.objectives import SureLoss
 from sureclr.maths.sampling import sample, uniform_directions
-from sureclr.maths.sphere import Posterior, evidence_matrix, information
+from sureclr.maths.sphere import Posterior, evidence_matrix, expected_cosine, information
 
 
 def f64(x: object) -> Tensor:
@@ -248,3 +248,51 @@ def test_samples_of_a_mixture(d: int) -> None:
         assert abs(value.mean() - expected) < 4.5 * value.std() / math.sqrt(n)
     nothing = Posterior(mu[:500], f64(0.999).expand(500), presence=f64(0.0).expand(500))
     assert (sample(nothing, seeded()) * mu[:500]).sum(1).mean().abs() < 0.2
+
+
+# --- What reaches the loss, and what is predicted ---------------------------------------
+
+
+def test_the_expected_cosine_is_the_mean_cosine_of_samples() -> None:
+    """Two views of one latent: mu' comes from the mixture of both about mu (theory 9)."""
+    n, mu = 40_000, f64([1.0, 0, 0, 0])
+    a = Posterior(mu, f64(0.9), presence=f64(0.8))
+    b = Posterior(mu, f64(0.7), presence=f64(0.5))
+    both = Posterior(mu.expand(n, 4), f64(0.63).expand(n), presence=f64(0.4).expand(n))
+    cosine = (sample(both, seeded()) @ mu).mean()
+    assert float(expected_cosine(a, b)) == pytest.approx(0.8 * 0.5 * 0.9 * 0.7)
+    assert float(cosine) == pytest.approx(float(expected_cosine(a, b)), abs=0.01)
+    assert float(expected_cosine(a, Posterior(mu, f64(0.7)))) == pytest.approx(0.8 * 0.63)
+
+
+def test_the_empirical_prior_knows_of_presences() -> None:
+    mu, rho, pi = views(6)
+    found = losses.certainty_loss(mu, rho, 4.0, empirical_prior=0.5, presences=pi)
+    likelihood = losses.radius_likelihood(mu, rho, 4.0, presences=pi)
+    base = losses.log_base_rate(mu, rho, 4.0, presences=pi)
+    assert float(found) == pytest.approx(float(likelihood + 0.5 * base))
+    assert float(base) != pytest.approx(float(losses.log_base_rate(mu, rho, 4.0)))
+
+
+def test_training_starts_with_a_presence_of_seven_eighths() -> None:
+    loss, k = SureLoss(presence="on"), torch.zeros(6, 2)
+    found = loss.read(torch.eye(6), k)
+    assert found.presence is not None and found.radius is not None
+    assert found.presence.tolist() == pytest.approx([0.87] * 6, abs=0.01)
+    assert found.radius.tolist() == pytest.approx([0.5] * 6)
+    k[:, 1] = torch.tensor([-100.0, -2, -1, 0, 1, 100])
+    presence = loss.read(torch.eye(6), k).presence
+    assert presence is not None and bool((presence.diff() > 0).all())
+    assert 0.001 < float(presence[0]) < 0.002 and 0.998 < float(presence[-1]) < 0.9991
+
+
+@pytest.mark.parametrize("weight", [0.25, 2.0])
+def test_a_null_view_counts_beside_an_image(weight: float) -> None:
+    mu, rho, pi = views(8)
+    both = Posterior(mu, rho, presence=pi)
+    seen, nulls = both.part(slice(10)), both.part(slice(10, 13))
+    loss = SureLoss(presence="on", weight=3.0, null_weight=weight, dimension=4.0)
+    likelihood = losses.null_likelihood(seen, nulls, 4.0)
+    assert float(loss.null_loss(seen, nulls)) == pytest.approx(
+        3 * weight * 3 / 5 * float(likelihood)  # three null views beside five images
+    )

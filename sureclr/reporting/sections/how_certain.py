@@ -69,8 +69,20 @@ def extremes(run: RunFiles) -> Block:
         (name, [picture(run, int(row), number_text(float(certainty[row]))) for row in end[:SHOWN]])
         for name, end in ends
     ]
-    caption = captions.EXTREMES.fill(which="Test" if len(test) else "All")
+    caption = captions.EXTREMES.fill(which="Test" if len(test) else "All", follows=_follows(run))
     return Gallery("embeddings", caption, shown)
+
+
+def _follows(run: RunFiles) -> str:
+    """Say which property of pictures the certainty follows in this run; "" if not measured."""
+    result = run.results.get("uncertainty")
+    measured = result.follows if isinstance(result, UncertaintyResult) else {}
+    shown = {name: value for name, value in measured.items() if value is not None}
+    if not shown:
+        return ""
+    first = max(shown, key=lambda name: abs(shown[name]))
+    others = ", ".join(f"{name} {value:+.2f}" for name, value in shown.items() if name != first)
+    return captions.FOLLOWS.format(name=first, value=f"{shown[first]:+.2f}", others=others)
 
 
 def _uncertainty(run: RunFiles, result: UncertaintyResult) -> list[Block]:
