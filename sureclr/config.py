@@ -719,13 +719,15 @@ class PretrainConfig:
         None stands for the loss's own default.
         """
         simclr = self.softening is None and self.loss == "sure" and self.certainty_gradient == "off"
+        # Off is what every other loss has, too
+        presence = "on" if self.presence == "on" else "off" if self.loss == "sure" else None
         return {
             "temperature": self.temperature,
             "weight": self.certainty_weight,
             "dimension": self.kernel_dimension,
             "empirical_prior": self.empirical_prior,
             "softening": "off" if simclr else self.softening,
-            "presence": "off" if self.presence is None and self.loss == "sure" else self.presence,
+            "presence": presence,
             "null_weight": self.null_weight,
             "samples": self.samples,
         }

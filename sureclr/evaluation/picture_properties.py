@@ -18,7 +18,7 @@ AT_ONCE = 512  # images that are measured together
 LEVELS = 4  # of a channel, for `colours`
 
 
-def picture_properties(images: Tensor) -> dict[str, Tensor]:
+def measure_properties(images: Tensor) -> dict[str, Tensor]:
     """Return each property of each image, (n,) float64 by name.
 
     Args:
@@ -35,7 +35,7 @@ def followed_properties(score: Tensor, images: Tensor) -> dict[str, float]:
     """
     found = {
         name: spearman(score.cpu().double(), values)
-        for name, values in picture_properties(images).items()
+        for name, values in measure_properties(images).items()
         if bool((values != values[0]).any())
     }
     return {name: value for name, value in found.items() if value == value}  # NaN: a flat score

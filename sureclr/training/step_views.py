@@ -110,7 +110,8 @@ def nulls_of_run(
     channels, size = images.images.shape[1], images.images.shape[-1]
 
     def squares(places: Tensor) -> Tensor:
-        return sent(images.images[rows[places]], device)
+        index = sent(rows[places], images.images.device)
+        return sent(images.images[index], device)
 
     pixels = images_of_nothing(
         config.null_kinds, seeds, channels, size, device, squares, numbers.start

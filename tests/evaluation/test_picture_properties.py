@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sureclr.evaluation.picture_properties import followed_properties, picture_properties
+from sureclr.evaluation.picture_properties import followed_properties, measure_properties
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -15,7 +15,7 @@ def test_properties_are_their_loops(channels: int) -> None:
     g = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, channels, 6, 7), generator=g, dtype=torch.uint8)
     images[0] = 200  # one colour
-    found = picture_properties(images)
+    found = measure_properties(images)
     for k, image in enumerate(images.tolist()):
         pixel = [[[band[i][j] / 255 for band in image] for j in range(7)] for i in range(6)]
         grey = [[sum(p) / channels for p in row] for row in pixel]
@@ -45,10 +45,10 @@ def test_a_score_follows_what_it_was_made_of() -> None:
     g = torch.Generator().manual_seed(1)
     scale = torch.rand(700, 1, 1, 1, generator=g)
     images = (255 * scale * torch.rand(700, 3, 8, 8, generator=g)).byte()
-    score = picture_properties(images)["contrast"] ** 3  # any increasing function
+    score = measure_properties(images)["contrast"] ** 3  # any increasing function
     found = followed_properties(score, images)
     assert found["contrast"] == pytest.approx(1) and max(found, key=found.__getitem__) == "contrast"
-    truth = stats.spearmanr(score, picture_properties(images)["brightness"]).statistic
+    truth = stats.spearmanr(score, measure_properties(images)["brightness"]).statistic
     assert found["brightness"] == pytest.approx(truth)
     grey = images[:, :1]
     assert "saturation" not in followed_properties(score, grey)  # the same in all: no order

@@ -288,7 +288,7 @@ def test_training_starts_with_a_presence_of_seven_eighths() -> None:
 
 @pytest.mark.parametrize("weight", [0.25, 2.0])
 def test_a_null_view_counts_beside_an_image(weight: float) -> None:
-    mu, rho, pi = views(8)
+    mu, rho, pi = views(13)
     both = Posterior(mu, rho, presence=pi)
     seen, nulls = both.part(slice(10)), both.part(slice(10, 13))
     loss = SureLoss(presence="on", weight=3.0, null_weight=weight, dimension=4.0)

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_what_is_loaded_is_what_was_trained(run: Run) -> None:
     opened = load(run.path, "cpu")
     assert (
-        opened.config == replace(CONFIG, size=8, channels=1)
+        opened.config == replace(CONFIG, size=8, channels=1, presence="off", null_fraction=0.0)
         and (opened.size, opened.channels) == (8, 1)
         and not opened.model.training
     )
