@@ -75,7 +75,7 @@ LEVELS = slice(1, None, 2)  # the strengths that are measured, of each corruptio
 # views and batch size.) The order is that of the runs: the two that decide come first, then the
 # published losses, then the factors.
 AS_IT_WAS: dict[str, Any] = {"presence": "off", "null_fraction": 0.0}
-BOTH: dict[str, Any] = {"presence": "on", "null_fraction": 0.125}
+BOTH: dict[str, Any] = {"presence": "on", "null_fraction": 0.125, "null_weight": 1.0}
 DECIDING: dict[str, dict[str, Any]] = {"sure": AS_IT_WAS, "nt-xent": {"loss": "nt-xent"}}
 # Two numbers, and images of nothing (theory 9)
 OF_PRESENCE: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ OF_PRESENCE: dict[str, dict[str, Any]] = {
     "presence": {"presence": "on", "null_fraction": 0.0},
     "nulls": {"presence": "off", "null_fraction": 0.125},
     "presence+nulls-soft-off": {**BOTH, "softening": "off"},
-    "presence+nulls-w1": {**BOTH, "null_weight": 1.0},  # the default's is a quarter
+    "presence+nulls-w1_4": {**BOTH, "null_weight": 0.25},
     "presence+nulls-w1_16": {**BOTH, "null_weight": 0.0625},
     "presence+nulls-noise": {**BOTH, "null_kinds": ("noise",)},
     "presence+nulls-tiles": {**BOTH, "null_kinds": ("tiles",)},

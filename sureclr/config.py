@@ -386,7 +386,7 @@ class PretrainConfig:
     """
     null_weight: float | None = None
     """How much a null view counts beside an image, in what teaches certainty. With more, certainty
-    tells images of nothing better and crops from whole images worse. Default: 0.25.
+    tells images of nothing better and crops from whole images worse. Default: 1.
     """
     samples: int | None = None
     """Monte Carlo samples a view; only for the loss mc-infonce. More are slower and less noisy.

@@ -31,6 +31,11 @@ GAPS_OF_TABLES = {
         " has, and the heads were trained on these"
     ),
 }
+NO_SETS = "prediction sets"
+TOO_FEW_FOR_SETS = (
+    "one half of the labelled test images calibrates the sets on which the other half is judged,"
+    " and has fewer than the 9 that a coverage of .9 needs"
+)
 VIEWS = 2001  # stream of seeds
 
 
@@ -87,6 +92,7 @@ def measure_uncertainty(
         calibration = view_pairs.calibrate_radius(pairs, training)
         evidence = view_pairs.calibrate_evidence(pairs, training)
     labelled = reference.probe is not None
+    sets = selective_prediction.observe_sets(clean.table, reference) if labelled else None
     return UncertaintyResult(
         n_test=len(rows),
         n_train=len(reference.train),
@@ -105,10 +111,12 @@ def measure_uncertainty(
         probe_calibration=(
             selective_prediction.calibrate_probes(table, reference) if labelled else None
         ),
-        skipped=reasons_for_gaps(clean, reference) | (GAPS_OF_TABLES if of_table else {}),
+        skipped=reasons_for_gaps(clean, reference)
+        | ({NO_SETS: TOO_FEW_FOR_SETS} if labelled and sets is None else {})
+        | (GAPS_OF_TABLES if of_table else {}),
         sample=judged.sample,
         follows={} if of_table else certainty_follows(images, clean, rows),
-        sets=selective_prediction.observe_sets(clean.table, reference) if labelled else None,
+        sets=sets,
     )
 
 

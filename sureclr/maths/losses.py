@@ -54,7 +54,7 @@ PULL = 28.0  # lambda * m of SURE: its pull on the encoder grows with this produ
 EMPIRICAL_PRIOR = 0.0  # beta of SURE
 SOFTENING: Softening = "anchors"  # of SURE
 PRESENCE: Switch = "off"  # of SURE: whether the posterior has a second number, pi
-NULL_WEIGHT = 0.25  # of SURE: how much a null view counts beside an image
+NULL_WEIGHT = 1.0  # of SURE: how much a null view counts beside an image
 GROUP = 128  # images that `log_base_rate` compares with each other
 NULL_PAIRS = (
     1 << 20

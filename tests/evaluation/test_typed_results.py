@@ -79,8 +79,10 @@ def test_what_a_loss_lacks_is_none_and_the_reason_is_there(
         if type(None) in get_args(hint) and getattr(uncertainty, name) is None
     ]
     without_radius = [] if has_radius else ["information", "calibration", "evidence"]
-    assert optional == [*without_radius, "sample"]  # all test images are judged
-    assert len(uncertainty.skipped) == (0 if has_radius else 2)
+    # All test images are judged, and half of them are too few to calibrate sets
+    assert optional == [*without_radius, "sample", "sets"]
+    assert len(uncertainty.skipped) == (1 if has_radius else 3)
+    assert "fewer than the 9" in uncertainty.skipped["prediction sets"]
     assert (uncertainty.partner.instance_match_by_evidence is not None) == has_radius
     explanation: ExplanationResult = results["explanation"]
     assert (explanation.score, explanation.sanity is not None) == (
