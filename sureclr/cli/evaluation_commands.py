@@ -310,7 +310,7 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
     if result.calibration:
         rows.append(
             f"  Calibration error of the radius: {_number(result.calibration.raw.error)} (0 is"
-            " perfect: the product of two radii is then the mean cosine of the two views)."
+            " perfect: the product of two certainties is then the mean cosine of the two views)."
         )
     if result.information:
         rows.append(

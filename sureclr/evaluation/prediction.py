@@ -246,6 +246,7 @@ class _Answering:
             "learned_from": own_labelled >= 0,
             "radius": table.radius,
             "certainty": table.certainty,
+            "presence": table.presence,
             "evidence": self.expecting.evidence(table, own),
             "own_label": [
                 None if k == UNLABELLED else images.classes[k] for k in images.labels.tolist()

@@ -102,6 +102,8 @@ class Predictions:
         threshold: p-value at or below which an image counts as unfamiliar.
         n_compared: images whose distances `familiar` is compared with.
         compared_with: what these images are, in words.
+        presence: (n,) float32 in [0, 1], the probability that an image shows anything of the kind
+            of the training images; None for a loss without one.
         n_evidence: training images that `evidence` rests on.
         coverage: the numbers of the sets: their mean size, and how often they contain the right
             class where that is known; None without sets.
@@ -136,6 +138,7 @@ class Predictions:
     coverage: PredictionSets | None
     no_sets: str
     note: str
+    presence: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of images that have an answer."""
@@ -231,6 +234,7 @@ class Predictions:
         columns |= {} if self.set_sizes is None else {"set": str, "set_size": int}
         columns |= {} if self.radius is None else {"radius": float}
         columns |= {} if self.certainty is None else {"certainty": float}
+        columns |= {} if self.presence is None else {"presence": float}
         columns |= {} if self.evidence is None else {"evidence": float}
         columns |= {"familiar": float, "unfamiliar": bool}
         for i in range(1, NEIGHBOURS + 1):
@@ -271,6 +275,7 @@ class Predictions:
             **self._set_columns(at),
             "radius": numbers(self.radius),
             "certainty": numbers(self.certainty),
+            "presence": numbers(self.presence),
             "evidence": numbers(self.evidence),
             "familiar": numbers(self.familiar),
             "unfamiliar": self.unfamiliar[at].tolist(),

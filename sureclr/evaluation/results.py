@@ -415,14 +415,16 @@ class ProbabilityDiagram(Diagram):
 
 @dataclass(frozen=True)
 class RadiusCalibration:
-    """Does the product of two radii predict the cosine of two views of one image (theory 2)?
+    """Does the product of two certainties predict the cosine of two views (theory 2 and 9)?
+
+    A certainty is a radius here, or with a presence pi times the radius.
 
     Attributes:
         n: test images whose views were compared.
         n_map: training images whose views the monotone map was fitted on.
-        raw: the diagram of the radii as they are.
+        raw: the diagram of the certainties as they are.
         mapped: the diagram after the map.
-        mean_r: mean product of two radii.
+        mean_r: mean product of two certainties.
         mean_cosine: mean cosine of two views of one image.
         mean_cosine_different: mean cosine of views of different images.
     """

@@ -217,7 +217,7 @@ def _risk(title: str, result: SelectivePrediction, scores: Sequence[str]) -> Cha
 def _calibration(result: UncertaintyResult) -> list[Block]:
     charts, tiles, notes = [], [], list[Block]()
     if (radius := result.calibration) is not None:
-        axes = Axis("predicted: product of two radii"), Axis("observed: cosine of two views")
+        axes = Axis("predicted: product of two certainties"), Axis("observed: cosine of two views")
         title = captions.RADIUS_CALIBRATION
         charts.append((title, _reliability(title, (radius.raw, radius.mapped), *axes)))
         tiles += _error_tiles("calibration", "radius", (radius.raw, radius.mapped))
