@@ -292,10 +292,13 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 def _uncertainty(name: str, result: "UncertaintyResult") -> str:
     """A row for each score, the learned certainty first."""
     rows = [
-        "uncertainty: does a score predict that the nearest training image has the right class?",
-        f"  {'(AUROC: 1 is perfect, 0.5 is chance)':40s}{'whole images':>14s}{'crops':>9s}"
-        f"{'crops scored lower':>20s}",
+        "uncertainty: does a score predict that an answer is right? The answers are those of the"
+        " nearest training image, of the vote of 20, and of the linear probe.",
+        f"  {'(AUROC: 1 is perfect, 0.5 is chance)':40s}{'nearest':>9s}{'vote':>9s}{'probe':>9s}"
+        f"{'nearest, of crops':>19s}{'crops scored lower':>20s}",
     ]
+    votes = {} if result.selective is None else result.selective
+    others = [votes[name].r_auroc if name in votes else {} for name in ("knn", "linear")]
     crop: CorruptionResult | None = result.corruptions.get("crop")  # None: there are no pixels
     for score in result.scores:
         clean = result.clean.r_auroc.get(score) if result.clean else None
@@ -303,7 +306,9 @@ def _uncertainty(name: str, result: "UncertaintyResult") -> str:
         cropped = ranking.r_auroc.get(score) if ranking else None
         lower = crop.random.less_certain[score] if crop else None
         rows.append(
-            f"  {score:40s}{_number(clean):>14s}{_number(cropped):>9s}{_number(lower):>20s}"
+            f"  {score:40s}{_number(clean):>9s}"
+            + "".join(f"{_number(each.get(score)):>9s}" for each in others)
+            + f"{_number(cropped):>19s}{_number(lower):>20s}"
         )
     if result.sample:
         rows.append(_sampled(result.sample))

@@ -472,12 +472,15 @@ class SelectivePrediction:
         aurc: area under the risk-coverage curve; `random` and `best` bound what a score can reach.
         coverage: shares of images that are answered.
         risk: error rate among them, for each score.
+        r_auroc: each score's AUROC for telling the images that the classifier gets right from the
+            others; empty in files of schema 5.
     """
 
     error: float
     aurc: ByScore
     coverage: tuple[float, ...]
     risk: dict[str, tuple[float, ...]]
+    r_auroc: ByScore = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

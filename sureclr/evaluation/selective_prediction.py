@@ -9,7 +9,7 @@ from sureclr.evaluation.classifiers import vote_logits
 from sureclr.evaluation.neighbour_vote import VOTERS
 from sureclr.evaluation.probes import ProbeResult
 from sureclr.evaluation.results import PredictionSets, ProbeCalibration, SelectivePrediction
-from sureclr.evaluation.scores import Reference, ScoredImages, Scores
+from sureclr.evaluation.scores import Reference, ScoredImages, Scores, auroc_by_score
 from sureclr.evaluation.tables import finite_by_score, finite_or_none
 from sureclr.maths import metrics
 from sureclr.maths.neighbours import top_k, vote
@@ -93,7 +93,7 @@ def correct_predictions(table: Embeddings, reference: Reference) -> dict[str, Te
 
 
 def decline_by_score(correct: Tensor, scores: Scores) -> SelectivePrediction:
-    """Measure the error rate, the area under the risk-coverage curve and 20 points of the curve.
+    """Measure the error rate, R-AUROC, and the area and 20 points of the risk-coverage curve.
 
     Besides the scores, `random` is the error rate itself, and `best` has every error last; a useful
     score lies between the two.
@@ -110,6 +110,7 @@ def decline_by_score(correct: Tensor, scores: Scores) -> SelectivePrediction:
             name: thin_curve(metrics.risk_coverage(score, correct)[1])
             for name, score in scores.items()
         },
+        r_auroc=auroc_by_score(scores, correct),
     )
 
 

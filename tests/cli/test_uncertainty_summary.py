@@ -36,3 +36,19 @@ def test_the_observed_coverage_of_sets_is_printed() -> None:
     (text,) = summaries({"uncertainty": uncertainty})
     assert "Sets of knn that should contain the right class in 0.9 of the images" in text
     assert "observed 0.905 (0.872 to 0.930) of 400, mean size 3.25 of 10 classes" in text
+
+
+def test_each_score_has_a_column_for_each_answer() -> None:
+    knn, linear = (
+        r.SelectivePrediction(0.5, {}, (), {}, {"certainty": value}) for value in (0.61, 0.72)
+    )
+    nothing = (None,) * 3
+    uncertainty = r.UncertaintyResult(
+        *(400, 9, ("certainty",), None, {}, PARTNER, *nothing),
+        selective={"knn": knn, "linear": linear},
+        probe_calibration=None,
+        skipped={},
+    )
+    (text,) = summaries({"uncertainty": uncertainty})
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("  certainty"))
+    assert row == ["certainty", "-", "0.610", "0.720", "-", "-"]

@@ -368,6 +368,8 @@ def test_abstaining_is_the_error_among_the_surest() -> None:
     right = torch.rand(200, generator=random()) < 0.7
     score = right * 0.3 + torch.rand(200, generator=torch.Generator().manual_seed(1))
     found = decline_by_score(right, {"score": score, "constant": torch.zeros(200)})
+    assert found.r_auroc["score"] == pytest.approx(roc_auc_score(right, score))
+    assert found.r_auroc["constant"] == 0.5
     order = sorted(range(200), key=lambda i: -float(score[i]))
     risks = [1 - np.mean([bool(right[i]) for i in order[: k + 1]]) for k in range(200)]
     assert found.aurc["score"] == pytest.approx(np.mean(risks))
